@@ -1,0 +1,60 @@
+"""diffusion_var: the reverse covariance of diffusion models. Measure it once, sample and score with it.
+
+Names are imported when first used, so that `import diffusion_var` and the command line's `--help` are quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import metrics as metrics
+    from .errors import DiffusionVarWarning as DiffusionVarWarning
+    from .errors import InputError as InputError
+    from .errors import NumericalError as NumericalError
+    from .models import oracles as oracles
+    from .models.denoiser import Denoiser as Denoiser
+    from .models.denoiser import Posterior as Posterior
+    from .process import steps as steps
+    from .process.kernel import ReverseKernel as ReverseKernel
+    from .process.schedule import NoiseSchedule as NoiseSchedule
+    from .sampling.sampler import Sampler as Sampler
+    from .variance.covariance import Analytic as Analytic
+    from .variance.covariance import FixedLarge as FixedLarge
+    from .variance.covariance import FixedSmall as FixedSmall
+    from .variance.estimate import estimate as estimate
+    from .variance.table import VarianceTable as VarianceTable
+
+_HOMES = {
+    "Analytic": "variance.covariance",
+    "Denoiser": "models.denoiser",
+    "DiffusionVarWarning": "errors",
+    "FixedLarge": "variance.covariance",
+    "FixedSmall": "variance.covariance",
+    "InputError": "errors",
+    "NoiseSchedule": "process.schedule",
+    "NumericalError": "errors",
+    "Posterior": "models.denoiser",
+    "ReverseKernel": "process.kernel",
+    "Sampler": "sampling.sampler",
+    "VarianceTable": "variance.table",
+    "estimate": "variance.estimate",
+}
+_MODULES = {"metrics": "metrics", "oracles": "models.oracles", "steps": "process.steps"}
+
+__all__ = [*sorted(_HOMES), *sorted(_MODULES), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("diffusion-var")
+    if name in _MODULES:
+        return import_module(f".{_MODULES[name]}", __name__)
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,66 @@
+"""Atomic writing: a file is either the old one or the whole new one, never half of it.
+
+Write to a temporary file beside the target, flush and fsync it, then rename it over the target. The temporary
+file is removed on any failure, a full disk included, so that nothing is written and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from .errors import InputError
+
+
+def write_atomic(path: str | os.PathLike[str], content: bytes | Callable[[IO[bytes]], None]) -> None:
+    """Write `content` (bytes, or a function that writes to an open binary file) to `path` atomically.
+
+    The new file gets the permissions that `open` would give (0666 less the umask).
+    Raises InputError, with the reason, where the operating system refuses (no folder, no permission, no space).
+    """
+    target = Path(path)
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        with os.fdopen(handle, "wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+        temporary = None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"could not write {target}: {reason}; nothing was changed there.") from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _umask() -> int:
+    # The umask can only be read by setting it.
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def require_empty_folder(path: str | os.PathLike[str], overwrite: bool) -> Path:
+    """The folder `path`, made if absent; refused if it holds anything, unless `overwrite`."""
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"the output {folder} is a file, but a folder is needed; choose another path.")
+    if folder.is_dir() and not overwrite and any(folder.iterdir()):
+        raise InputError(f"the output folder {folder} is not empty; choose another one or pass --overwrite.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"could not make the output folder {folder}: {error.strerror}; choose another path."
+        ) from error
+    return folder

@@ -1,0 +1,57 @@
+"""The FID harness: images, features, their statistics and the distance. It uses nothing of the rest of the package."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .distances import frechet_distance
+    from .features import load_features
+    from .fid import Score, feature_statistics, fid
+    from .images import read_images
+    from .statistics import FeatureStatistics
+
+__all__ = [
+    "FeatureStatistics",
+    "Score",
+    "feature_statistics",
+    "fid",
+    "frechet_distance",
+    "load_features",
+    "read_images",
+]
+
+_HOME = {
+    "FeatureStatistics": "statistics",
+    "Score": "fid",
+    "feature_statistics": "fid",
+    "fid": "fid",
+    "frechet_distance": "distances",
+    "load_features": "features",
+    "read_images": "images",
+}
+
+
+class _Metrics(ModuleType):
+    """This module: names are imported when first used (PEP 562), and `fid` is always the function."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+        self.__dict__[name] = value
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Importing the file fid.py would bind `fid` here to that file, over the function of the same name.
+        if not (name == "fid" and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Metrics

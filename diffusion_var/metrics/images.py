@@ -1,0 +1,137 @@
+"""Images from files and images to files: what the FID harness scores and what the samplers write.
+
+*Number format.* Published FIDs are computed on 8-bit images (what a PNG holds), so floats in the data range [a, b] are
+rounded before scoring:  u = clamp(round(255 (x − a)/(b − a)), 0, 255),  ties to even; back, x = a + (b − a) u/255.
+The round trip uint8 -> float32 -> uint8 is exact. Which files are read, and in which order, is in `sources.py`.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import InputError
+from ..files import write_atomic
+from .sources import ArrayImages, FolderImages, ImageSource, ZipImages
+
+__all__ = ["ImageSource", "read_images", "save_images", "save_npz", "to_float", "to_uint8"]
+
+ARRAY_KEYS = ("images", "arr_0", "samples", "x")
+
+
+def read_images(path: str | os.PathLike[str], channels: int | None = None) -> ImageSource:
+    """The images at `path`: a folder, `.zip`, `.npy` or `.npz` (its `images`, `arr_0`, `samples`, `x` or only array).
+
+    `channels` 1 converts to grey, 3 to RGB (an alpha channel is dropped). None: grey files keep one channel, all others
+    become RGB; arrays stay as they are. Items are (C, H, W): uint8, or float32 for arrays of floats.
+    Raises InputError where the source is missing, empty, unreadable, unsafe or of mixed shapes.
+    """
+    path = Path(path)
+    if channels not in (None, 1, 3):
+        raise InputError(f"channels is {channels!r}; expected 1 (grey), 3 (RGB) or None (as stored).")
+    if not path.exists():
+        raise InputError(f"there is no file or folder {path}; expected images there: check the path.")
+    if path.is_dir():
+        return FolderImages(path, channels)
+    suffix = path.suffix.lower()
+    if suffix == ".zip":
+        return ZipImages(path, channels)
+    if suffix in (".npy", ".npz"):
+        return ArrayImages(path, _read_array(path), channels)
+    raise InputError(f"{path} is not a folder, .zip, .npy or .npz; put the images into one of these.")
+
+
+def _read_array(path: Path) -> npt.NDArray[Any]:
+    try:
+        # Memory mapping keeps a large .npy out of memory; .npz members are compressed and cannot be mapped.
+        content = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return content
+        with content:
+            keys = list(content.files)
+            known = [key for key in ARRAY_KEYS if key in keys] or keys * (len(keys) == 1)
+            if known:
+                return np.asarray(content[known[0]])
+    except Exception as error:  # numpy raises OSError, ValueError, EOFError, BadZipFile, zlib.error, ...
+        raise InputError(
+            f"{path} cannot be read as a numpy array ({str(error).rstrip('.')}); write it again."
+        ) from error
+    advice = "; these are feature statistics, not images" if {"mu", "sigma"} <= set(keys) else ""
+    raise InputError(
+        f"{path} holds the arrays {keys}{advice}; expected one named {', '.join(ARRAY_KEYS)}, or a single array."
+    )
+
+
+def to_uint8(images: Tensor, data_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
+    """8-bit images from floats in the data range, rounded (ties to even) and clamped; uint8 passes unchanged.
+
+    Raises InputError for NaN or Inf, for other integers, and for an empty range.
+    """
+    low, high = _checked_range(data_range)
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise InputError(
+            f"images are {images.dtype}; expected uint8 (0..255) or floats in the data range: convert them."
+        )
+    if not bool(torch.isfinite(images).all()):
+        raise InputError("images hold NaN or Inf; expected finite numbers in the data range: look at what made them.")
+    return ((images.double() - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def to_float(images: Tensor, data_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
+    """Inverse of `to_uint8`: float32 images in the data range [a, b] from uint8, a + (b − a) u/255."""
+    low, high = _checked_range(data_range)
+    if images.dtype != torch.uint8:
+        raise InputError(f"images are {images.dtype}; expected uint8: floats need no conversion.")
+    return (images.double() / 255 * (high - low) + low).float()
+
+
+def _checked_range(data_range: tuple[float, float]) -> tuple[float, float]:
+    low, high = (float(end) for end in data_range)
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise InputError(f"data_range is ({low}, {high}); expected two finite numbers, the lower one first.")
+    return low, high
+
+
+def _checked_pixels(images: Tensor) -> npt.NDArray[np.uint8]:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise InputError(
+            f"images are {images.dtype} of shape {tuple(images.shape)}; expected uint8 (B, C, H, W), 1 or 3 channels: "
+            "convert with to_uint8, or save latents as an array of your own."
+        )
+    pixels: npt.NDArray[np.uint8] = images.detach().cpu().contiguous().numpy()
+    return pixels
+
+
+def save_images(images: Tensor, folder: str | os.PathLike[str], start: int = 0) -> None:
+    """Write uint8 images (B, C, H, W), C = 1 or 3, as `000000.png`, ... from number `start`, each file atomically."""
+    pixels = _checked_pixels(images)
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"could not make the folder {target}: {error.strerror}; choose another path.") from error
+    for number, image in enumerate(pixels, start):
+        buffer = io.BytesIO()
+        Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))).save(
+            buffer, "PNG"
+        )
+        write_atomic(target / f"{number:06d}.png", buffer.getvalue())
+
+
+def save_npz(images: Tensor, path: str | os.PathLike[str]) -> None:
+    """Write uint8 images (N, C, H, W), C = 1 or 3, as one `.npz` under the key `images`, atomically."""
+    pixels = _checked_pixels(images)
+    if Path(path).suffix.lower() != ".npz":
+        raise InputError(f"{path} does not end in .npz; give the file that suffix, so that it can be read again.")
+    write_atomic(path, lambda file: np.savez(file, images=pixels))

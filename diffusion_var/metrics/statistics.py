@@ -1,0 +1,165 @@
+"""Mean and covariance of features, in one pass, constant memory and float64.
+
+Batches are merged pairwise (Chan, Golub & LeVeque 1979): with counts n, m, means a, b, δ = b − a and centred scatter
+matrices M = Σ (x − mean)(x − mean)ᵀ,
+
+    mean = a + δ m/(n + m),      M = M_a + M_b + δ δᵀ n m/(n + m),      covariance = M/(n + m − 1).
+
+Sums of squares are never formed, so features far from zero lose nothing, and the result does not depend on how the
+images were cut into batches or on their order (to rounding). The file is pytorch-fid's: an `.npz` with `mu` and
+`sigma` (covariance with ddof = 1, as `numpy.cov`), to which `count` is added; other programs ignore it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from ..errors import InputError
+from ..files import write_atomic
+
+Array = npt.NDArray[np.float64]
+
+
+class FeatureStatistics:
+    """Running mean (D,) and covariance (D, D) of feature vectors. `count` is None where a file did not say it."""
+
+    def __init__(self, dimension: int) -> None:
+        if dimension < 1:
+            raise InputError(f"the feature dimension is {dimension}; expected at least 1.")
+        self.dimension = int(dimension)
+        self.count: int | None = 0
+        self._mean: Array = np.zeros(self.dimension)
+        self._scatter: Array = np.zeros((self.dimension, self.dimension))  # M; the covariance itself if count is None
+
+    def __repr__(self) -> str:
+        return f"FeatureStatistics(dimension={self.dimension}, count={self.count})"
+
+    @classmethod
+    def from_moments(
+        cls, mu: npt.ArrayLike, sigma: npt.ArrayLike, count: int | None = None, *, source: str = "the statistics"
+    ) -> FeatureStatistics:
+        """Statistics from a mean (D,) and a covariance (D, D); `source` names them in messages.
+
+        Raises InputError for shapes that do not fit, NaN or Inf, an asymmetric covariance or a count below 2.
+        """
+        try:
+            mean, covariance = np.array(mu, dtype=np.float64), np.array(sigma, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{source}: mu and sigma are not arrays of numbers; compute them again.") from error
+        if mean.ndim != 1 or mean.size == 0 or covariance.shape != (mean.size, mean.size):
+            raise InputError(
+                f"{source}: mu has shape {mean.shape} and sigma {covariance.shape}; expected (D,) and (D, D): "
+                "compute them again."
+            )
+        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+            raise InputError(f"{source}: mu or sigma holds NaN or Inf; compute them again from finite features.")
+        # Files written from float32 are symmetric to about 1e-7 of the variances only.
+        variances = np.diagonal(covariance)
+        if variances.min() < 0 or np.abs(covariance - covariance.T).max() > 1e-5 * variances.max():
+            raise InputError(
+                f"{source}: sigma is not a covariance (asymmetric, or a negative variance); compute it again."
+            )
+        if count is not None and count < 2:
+            raise InputError(f"{source}: count is {count}; a covariance needs at least 2 images.")
+        statistics = cls(mean.size)
+        statistics.count, statistics._mean = count, mean
+        statistics._scatter = 0.5 * (covariance + covariance.T) * (1 if count is None else count - 1)
+        return statistics
+
+    @property
+    def mean(self) -> Array:
+        """The mean, (D,) float64. Raises InputError where no features were seen."""
+        if self.count == 0:
+            raise InputError("no features were seen, so they have no mean; pass at least 2 images.")
+        return self._mean.copy()
+
+    @property
+    def covariance(self) -> Array:
+        """The covariance with ddof = 1, (D, D) float64. Raises InputError for fewer than 2 images."""
+        if self.count is None:
+            return self._scatter.copy()
+        if self.count < 2:
+            raise InputError(f"a covariance needs at least 2 images, but there are {self.count}; pass more images.")
+        return self._scatter / (self.count - 1)
+
+    def update(self, features: Tensor | npt.NDArray[Any]) -> FeatureStatistics:
+        """Add feature vectors (B, D); returns self. Raises InputError for another dimension, or for NaN or Inf."""
+        if isinstance(features, Tensor):
+            features = features.detach().cpu().double().numpy()
+        batch = np.asarray(features, dtype=np.float64)
+        if batch.ndim != 2 or batch.shape[1] != self.dimension:
+            raise InputError(f"features have shape {batch.shape}; expected (B, {self.dimension}): check the network.")
+        if not np.isfinite(batch).all():
+            raise InputError("features hold NaN or Inf; expected finite numbers: look at the images and the network.")
+        if len(batch) == 0:
+            return self
+        mean = batch.mean(axis=0)
+        centred = batch - mean
+        return self._absorb(len(batch), mean, centred.T @ centred)
+
+    def merge(self, other: FeatureStatistics) -> FeatureStatistics:
+        """Add all that `other` has seen; returns self. Raises InputError for another dimension or an unknown count."""
+        if other.dimension != self.dimension:
+            raise InputError(
+                f"the statistics have dimensions {self.dimension} and {other.dimension}; "
+                "merge those of one network only."
+            )
+        if other.count is None:
+            raise InputError(
+                "the other statistics do not say how many images they are of; compute them again to merge."
+            )
+        return self if other.count == 0 else self._absorb(other.count, other._mean, other._scatter)
+
+    def _absorb(self, count: int, mean: Array, scatter: Array) -> FeatureStatistics:
+        if self.count is None:
+            raise InputError(
+                "these statistics do not say how many images they are of; compute them again to add images."
+            )
+        total = self.count + count
+        delta = mean - self._mean
+        self._scatter += scatter  # in place: for Inception one copy is 32 MB
+        self._scatter += np.outer(delta * (self.count * count / total), delta)
+        self._mean = self._mean + delta * (count / total)
+        self.count = total
+        return self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `mu`, `sigma` and, where known, `count` to an `.npz` that pytorch-fid reads too; atomic."""
+        if Path(path).suffix.lower() != ".npz":
+            raise InputError(
+                f"{path} does not end in .npz; give the file that suffix, so that it is known as statistics."
+            )
+        arrays: dict[str, Any] = {"mu": self.mean, "sigma": self.covariance}
+        if self.count is not None:
+            arrays["count"] = np.int64(self.count)
+        write_atomic(path, lambda file: np.savez(file, **arrays))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> FeatureStatistics:
+        """Read an `.npz` written by `save`, or by pytorch-fid (then `count` is None).
+
+        Raises InputError where the file is missing, unreadable or incomplete, or holds no valid mean and covariance.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as content:
+                if missing := [key for key in ("mu", "sigma") if key not in content]:
+                    raise InputError(
+                        f"{path} lacks {' and '.join(missing)} and holds {list(content)}; expected feature statistics "
+                        "with mu and sigma."
+                    )
+                mu, sigma = content["mu"], content["sigma"]
+                count = int(content["count"]) if "count" in content else None
+        except InputError:
+            raise
+        except FileNotFoundError as error:
+            raise InputError(f"there is no file {path}; expected feature statistics (.npz): check the path.") from error
+        except Exception as error:  # numpy raises OSError, ValueError, EOFError, BadZipFile, zlib.error, ...
+            reason = str(error).rstrip(".")
+            raise InputError(f"{path} cannot be read as feature statistics ({reason}); compute it again.") from error
+        return cls.from_moments(mu, sigma, count, source=str(path))

@@ -1,0 +1,233 @@
+"""A denoiser: any pretrained network seen as an estimate of E[x_0|x_t].
+
+Foreign networks become a `Denoiser` here and only here: what the network predicts, what it is told as its timestep,
+clipping and the second half of a 2C-channel output are settled once, and the rest of the package sees a `Posterior`.
+
+    epsilon:       x̂_0 = (x_t − σ_t ε̂)/α_t
+    sample:        ε̂   = (x_t − α_t x̂_0)/σ_t
+    v_prediction:  v = α ε − σ x_0,  so  x̂_0 = (α_t x_t − σ_t v̂)/(α_t² + σ_t²),  ε̂ = (σ_t x_t + α_t v̂)/(α_t² + σ_t²)
+
+Clipping bounds x̂_0 and leaves ε̂ as the network gave it; which ε̂ a step then uses is the step's business
+(`ReverseKernel.clipped_eps`). v-prediction: Salimans and Ho, arXiv:2202.00512.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..process.schedule import NoiseSchedule
+
+Prediction = Literal["epsilon", "sample", "v_prediction"]
+Range = tuple[float, float]
+Network = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What is known of x_0 given x_t; tensors of shape (B, C, H, W).
+
+    Attributes:
+        mean: the (clipped) estimate of E[x_0|x_t].
+        eps: the network's own ε̂.
+        range: the raw second half of a 2C-channel network, or None.
+        features: the trunk's last activations where a head asks for them, or None.
+    """
+
+    mean: torch.Tensor
+    eps: torch.Tensor
+    range: torch.Tensor | None = None
+    features: torch.Tensor | None = None
+
+
+class Denoiser:
+    """A network, its schedule and its conventions.
+
+    Args:
+        network: any callable (x_t (B, C, H, W), timestep (B,)) -> tensor (B, C or 2C, H, W), or an object with a
+            `.sample` attribute holding it; with a condition it is called with that as third argument.
+        schedule: the noise schedule that the network was trained with.
+        prediction: "epsilon", "sample" or "v_prediction".
+        shape: (C, H, W) of one image.
+        clip: bounds for x̂_0, or None for no clipping.
+        data_range: the range of the data: "clip" (same as `clip`), a pair, or None for unbounded data
+            (no range check, no range bound on the variance, no conversion from uint8).
+        device: where the network runs; None: where its parameters are, else the CPU.
+        autocast: torch.bfloat16 or torch.float16 to run the network under autocast; everything else stays float32.
+
+    Raises InputError for arguments that do not fit together.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        schedule: NoiseSchedule,
+        prediction: Prediction = "epsilon",
+        shape: Sequence[int] = (3, 32, 32),
+        clip: Range | None = (-1.0, 1.0),
+        data_range: Range | None | Literal["clip"] = "clip",
+        *,
+        device: torch.device | str | None = None,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        if prediction not in get_args(Prediction):
+            raise InputError(f"prediction={prediction!r} is not known; use one of {', '.join(get_args(Prediction))}.")
+        if prediction == "epsilon" and schedule.zero_terminal_snr:
+            raise InputError(
+                "the schedule has zero terminal SNR (alpha[N] = 0), where an epsilon prediction says nothing about x_0; "
+                "use a v_prediction or sample network, or a schedule that ends before."
+            )
+        if len(shape) != 3 or any(int(n) != n or n < 1 for n in shape):
+            raise InputError(f"shape must be (C, H, W) with positive integers, but it is {tuple(shape)}.")
+        self.network = network
+        self.schedule = schedule
+        self.prediction: Prediction = prediction
+        self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
+        self.clip = _check_range("clip", clip)
+        self.data_range = self.clip if data_range == "clip" else _check_range("data_range", data_range)
+        self.autocast = autocast
+        self.device = torch.device(device) if device is not None else _device_of(network)
+        if isinstance(network, torch.nn.Module):
+            network.to(self.device)
+        timestep = schedule.timestep[1:]
+        # Networks with an embedding table want integers; all others take them as well.
+        self._timestep_dtype = torch.int64 if np.array_equal(timestep, timestep.round()) else torch.float32
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options: Any) -> Denoiser:
+        """A diffusers pipeline, or UNet and scheduler, in a folder or on the hub. See `models.pretrained.load`."""
+        from .pretrained import load
+
+        return load(path, **options)
+
+    # ---- the posterior ----------------------------------------------------------------------------------------
+
+    def __call__(self, x_t: torch.Tensor, n: int | torch.Tensor, condition: Any = None) -> Posterior:
+        """The posterior at x_t.
+
+        Args:
+            x_t: (B, C, H, W) on the denoiser's device.
+            n: one index in 1…N for the batch, or a (B,) integer tensor (on the CPU) of them.
+            condition: passed on to the network as its third argument, unless None.
+        """
+        if tuple(x_t.shape[1:]) != self.shape:
+            raise InputError(
+                f"x_t has shape {tuple(x_t.shape)}, but this denoiser takes (B, {', '.join(map(str, self.shape))})."
+            )
+        alpha, sigma = self.coefficients(n, x_t)
+        prediction, extra = self._predict(x_t, n, condition)
+        if self.prediction == "epsilon":
+            eps, mean = prediction, (x_t - sigma * prediction) / alpha
+        elif self.prediction == "sample":
+            mean, eps = prediction, (x_t - alpha * prediction) / sigma
+        else:
+            scale = 1.0 / (alpha * alpha + sigma * sigma)
+            mean = (alpha * x_t - sigma * prediction) * scale
+            eps = (sigma * x_t + alpha * prediction) * scale
+        if self.clip is not None:
+            mean = mean.clamp(*self.clip)
+        return Posterior(mean, eps, extra)
+
+    def coefficients(self, n: int | torch.Tensor, x_t: torch.Tensor) -> tuple[Any, Any]:
+        """(α_n, σ_n), floats for one index, else tensors (B, 1, 1, 1) like x_t; float64 until this cast."""
+        if not isinstance(n, torch.Tensor):
+            n = self.schedule.check_index(n)
+            return float(self.schedule.alpha[n]), float(self.schedule.sigma[n])
+        indices = self._check_indices(n)
+        return tuple(
+            torch.from_numpy(array[indices]).to(x_t.device, x_t.dtype)[:, None, None, None]
+            for array in (self.schedule.alpha, self.schedule.sigma)
+        )  # type: ignore[return-value]
+
+    def _check_indices(self, n: torch.Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
+        indices = n.cpu().numpy()
+        if (
+            indices.ndim != 1
+            or indices.dtype.kind not in "iu"
+            or indices.min() < 1
+            or indices.max() > self.schedule.num_steps
+        ):
+            raise InputError(
+                f"n must be an integer or a (B,) tensor of integers from 1 to {self.schedule.num_steps}, but it is {n}."
+            )
+        return indices
+
+    def _predict(
+        self, x_t: torch.Tensor, n: int | torch.Tensor, condition: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The network's raw prediction and, for 2C channels, its second half. Exact denoisers override this."""
+        if isinstance(n, torch.Tensor):
+            timestep = torch.from_numpy(self.schedule.timestep[self._check_indices(n)]).to(
+                x_t.device, self._timestep_dtype
+            )
+        else:
+            timestep = torch.full((len(x_t),), float(self.schedule.timestep[n]), device=x_t.device).to(
+                self._timestep_dtype
+            )
+        autocast = (
+            contextlib.nullcontext() if self.autocast is None else torch.autocast(x_t.device.type, dtype=self.autocast)
+        )
+        with autocast:
+            out = self.network(x_t, timestep) if condition is None else self.network(x_t, timestep, condition)
+        out = getattr(out, "sample", out)
+        if not isinstance(out, torch.Tensor) or out.shape[:1] + out.shape[2:] != x_t.shape[:1] + x_t.shape[2:]:
+            found = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+            raise InputError(
+                f"the network returned {found} for x_t of shape {tuple(x_t.shape)}; expected the same batch, height and width."
+            )
+        out = out.to(x_t.dtype)
+        channels = self.shape[0]
+        if out.shape[1] == channels:
+            return out, None
+        if out.shape[1] == 2 * channels:
+            return out[:, :channels], out[:, channels:]
+        raise InputError(
+            f"the network returned {out.shape[1]} channels, but images have {channels}; expected {channels} or {2 * channels}."
+        )
+
+    # ---- what a table remembers of it -------------------------------------------------------------------------
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """SHA-256 over the network's weights (names, shapes, float values), or None where it has none to read."""
+        return weights_fingerprint(self.network) if isinstance(self.network, torch.nn.Module) else None
+
+
+def weights_fingerprint(module: torch.nn.Module) -> str:
+    """SHA-256 over a module's state dict, sorted by name; the same on every device."""
+    content = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        array = tensor.detach().cpu()
+        array = array.float() if array.is_floating_point() else array
+        content.update(f"{name}{tuple(array.shape)}".encode())
+        content.update(array.contiguous().numpy().tobytes())
+    return content.hexdigest()
+
+
+def _check_range(name: str, bounds: Range | None) -> Range | None:
+    if bounds is None:
+        return None
+    try:
+        low, high = (float(bound) for bound in bounds)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise InputError(f"{name}={bounds!r} must be a pair of finite numbers, low < high, or None.")
+    return low, high
+
+
+def _device_of(network: Network) -> torch.device:
+    if isinstance(network, torch.nn.Module):
+        for parameter in network.parameters():
+            return parameter.device
+    return torch.device("cpu")

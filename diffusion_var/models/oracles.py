@@ -1,0 +1,195 @@
+"""Exact denoisers: data distributions whose E[x_0|x_t] is known in closed form.
+
+    Gaussian  x_0 ~ N(μ, Bᵀ diag(l) B):  x̂_0 = μ + Bᵀ κ B (x_t − α μ),  κ = α l/(α² l + σ²),  Cov = Bᵀ diag(l σ²/(α² l + σ²)) B
+    mixture   Σ_j w_j N(m_j, l_j I):     responsibilities r_j(x_t), then the Gaussians' own formulas
+    finite set of images:                r_j ∝ exp(−‖x_t − α x_j‖²/2σ²), x̂_0 = Σ_j r_j x_j
+
+They are what the estimator, the samplers and the likelihood are tested against, and what a user tries an idea on.
+Parameters are kept in float64; results have the dtype of x_t. None of them clips.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..errors import InputError
+from ..process.schedule import NoiseSchedule
+from ..process.structure import make_structure
+from ..randomness import generator
+from .denoiser import Denoiser
+
+
+class ExactDenoiser(Denoiser):
+    """A denoiser computed from the data's distribution; subclasses give `exact_mean` and `sample`."""
+
+    def __init__(self, schedule: NoiseSchedule, shape: Sequence[int], device: torch.device | str | None = None) -> None:
+        super().__init__(self._no_network, schedule, "sample", shape, clip=None, device=device)
+        self._parameters: dict[str, torch.Tensor] = {}
+
+    @staticmethod
+    def _no_network(*_: Any) -> torch.Tensor:
+        raise NotImplementedError("an exact denoiser has no network")
+
+    def _keep(self, name: str, values: npt.ArrayLike | torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+        try:
+            tensor = torch.from_numpy(np.broadcast_to(array.astype(np.float64), shape).copy()).to(self.device)
+        except ValueError:
+            raise InputError(f"{name} has shape {array.shape}, but {shape} is needed.") from None
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{name} must hold finite numbers only.")
+        self._parameters[name] = tensor
+        return tensor
+
+    @abstractmethod
+    def exact_mean(self, x_t: torch.Tensor, alpha: Any, sigma: Any) -> torch.Tensor:
+        """E[x_0|x_t] in float64; alpha and sigma are floats or (B, 1, 1, 1) tensors."""
+
+    @abstractmethod
+    def sample(self, count: int, seed: int = 0) -> torch.Tensor:
+        """`count` images of the data distribution, (count, C, H, W) float32, on the CPU."""
+
+    def _predict(self, x_t: torch.Tensor, n: int | torch.Tensor, condition: Any) -> tuple[torch.Tensor, None]:
+        x = x_t.double()
+        return self.exact_mean(x, *self.coefficients(n, x)).to(x_t.dtype), None
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        content = hashlib.sha256(type(self).__name__.encode())
+        for name, tensor in sorted(self._parameters.items()):
+            content.update(f"{name}{tuple(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes())
+        return content.hexdigest()
+
+
+class GaussianDenoiser(ExactDenoiser):
+    """Gaussian data with a diagonal covariance in the pixel or the dct basis.
+
+    Args:
+        mean: broadcastable to (C, H, W), in pixels.
+        variance: broadcastable to (C, H, W), at least 0, in the basis.
+        shape: (C, H, W); None: the shape of `variance`.
+        basis: "pixel" or "dct".
+    """
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        mean: npt.ArrayLike | torch.Tensor,
+        variance: npt.ArrayLike | torch.Tensor,
+        shape: Sequence[int] | None = None,
+        basis: Literal["pixel", "dct"] = "pixel",
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(schedule, tuple(np.shape(variance)) if shape is None else shape, device)
+        if basis not in ("pixel", "dct"):
+            raise InputError(f"basis={basis!r} is not known; use 'pixel' or 'dct'.")
+        self.structure = make_structure(basis, self.shape)
+        self.mean = self._keep("mean", mean, self.shape)
+        self.variance = self._keep("variance", variance, self.shape)
+        if (self.variance < 0).any():
+            raise InputError("variance must be at least 0 everywhere.")
+        self._parameters["basis"] = torch.tensor([float(basis == "dct")])
+
+    def exact_mean(self, x_t: torch.Tensor, alpha: Any, sigma: Any) -> torch.Tensor:
+        weight = alpha * self.variance / (alpha**2 * self.variance + sigma**2)
+        return self.mean + self.structure.inverse(weight * self.structure.forward(x_t - alpha * self.mean))
+
+    def posterior_variance(self, n: int) -> npt.NDArray[np.float64]:
+        """Var[x_0|x_n] per element of the basis, (C, H, W): l σ²/(α² l + σ²)."""
+        n = self.schedule.check_index(n)
+        alpha, sigma, l = self.schedule.alpha[n], self.schedule.sigma[n], self.variance.cpu().numpy()
+        return np.asarray(l * sigma**2 / (alpha**2 * l + sigma**2))
+
+    def sample(self, count: int, seed: int = 0) -> torch.Tensor:
+        noise = torch.from_numpy(generator(seed, "gaussian data").standard_normal((count, *self.shape)))
+        images: torch.Tensor = self.mean.cpu() + self.structure.colour(self.variance.cpu(), noise)
+        return images.float()
+
+
+class MixtureDenoiser(ExactDenoiser):
+    """A mixture of J isotropic Gaussians.
+
+    Args:
+        means: (J, C, H, W).
+        variances: (J,) or one number, at least 0.
+        weights: (J,) positive, normalised here; None: equal.
+    """
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        means: npt.ArrayLike | torch.Tensor,
+        variances: npt.ArrayLike | torch.Tensor,
+        weights: npt.ArrayLike | torch.Tensor | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        shape = tuple(np.shape(means))
+        if len(shape) != 4:
+            raise InputError(f"means must have shape (J, C, H, W), but it has {shape}.")
+        super().__init__(schedule, shape[1:], device)
+        count = shape[0]
+        self.means = self._keep("means", means, shape)
+        self.variances = self._keep("variances", variances, (count,))
+        raw = self._keep("weights", np.ones(count) if weights is None else weights, (count,))
+        if (self.variances < 0).any() or (raw <= 0).any():
+            raise InputError("variances must be at least 0 and weights positive.")
+        self.log_weights = (raw / raw.sum()).log()
+
+    def responsibilities(self, x_t: torch.Tensor, alpha: Any, sigma: Any) -> torch.Tensor:
+        """P(component j | x_t), (B, J), from log-densities (no underflow)."""
+        alpha, sigma = (torch.as_tensor(a, dtype=x_t.dtype, device=x_t.device).reshape(-1, 1) for a in (alpha, sigma))
+        total = alpha**2 * self.variances + sigma**2
+        x, m = x_t.flatten(1), self.means.flatten(1)
+        # ‖x − α m‖² expanded: memory B × J instead of B × J × d
+        distance = x.square().sum(1, keepdim=True) - 2 * alpha * (x @ m.T) + alpha**2 * m.square().sum(1)
+        logits = self.log_weights - 0.5 * distance / total - 0.5 * math.prod(self.shape) * total.log()
+        return logits.softmax(dim=1)
+
+    def _component_weight(self, alpha: Any, sigma: Any) -> torch.Tensor:
+        alpha, sigma = (
+            torch.as_tensor(a, dtype=torch.float64, device=self.device).reshape(-1, 1) for a in (alpha, sigma)
+        )
+        return alpha * self.variances / (alpha**2 * self.variances + sigma**2)
+
+    def exact_mean(self, x_t: torch.Tensor, alpha: Any, sigma: Any) -> torch.Tensor:
+        r = self.responsibilities(x_t, alpha, sigma)
+        k = self._component_weight(alpha, sigma)
+        a = torch.as_tensor(alpha, dtype=x_t.dtype, device=x_t.device).reshape(-1, 1)
+        # Σ_j r_j (m_j + k_j (x_t − α m_j))
+        centre = (r * (1 - k * a)) @ self.means.flatten(1)
+        return (centre + (r * k).sum(1, keepdim=True) * x_t.flatten(1)).view_as(x_t)
+
+    def posterior_variance(self, x_t: torch.Tensor, n: int) -> torch.Tensor:
+        """diag Cov[x_0|x_t], (B, C, H, W) float64."""
+        x = x_t.double()
+        alpha, sigma = self.coefficients(n, x)
+        r, k = self.responsibilities(x, alpha, sigma), self._component_weight(alpha, sigma)
+        within = (r * k * sigma**2 / alpha).sum(1) if alpha else (r * self.variances).sum(1)
+        each = self.means.flatten(1)[None] * (1 - k * alpha)[..., None] + k[..., None] * x.flatten(1)[:, None]
+        mean = self.exact_mean(x, alpha, sigma).flatten(1)
+        between = (r[..., None] * (each - mean[:, None]).square()).sum(1)
+        return (within[:, None] + between).view_as(x)
+
+    def sample(self, count: int, seed: int = 0) -> torch.Tensor:
+        stream = generator(seed, "mixture data")
+        j = torch.from_numpy(stream.choice(len(self.means), size=count, p=self.log_weights.exp().cpu().numpy()))
+        noise = torch.from_numpy(stream.standard_normal((count, *self.shape)))
+        return (self.means.cpu()[j] + self.variances.cpu()[j].sqrt()[:, None, None, None] * noise).float()
+
+
+class EmpiricalDenoiser(MixtureDenoiser):
+    """The ideal denoiser of a finite set of images (M, C, H, W): a mixture of points of equal weight."""
+
+    def __init__(
+        self, schedule: NoiseSchedule, images: npt.ArrayLike | torch.Tensor, device: torch.device | str | None = None
+    ) -> None:
+        super().__init__(schedule, images, 0.0, device=device)

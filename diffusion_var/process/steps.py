@@ -1,0 +1,100 @@
+"""Step lists: which K of the N indices a sampler visits, ascending.
+
+`linspace` is even from 1 to N (Improved DDPM), `leading` and `trailing` are diffusers' two other spacings, and
+`quadratic` is DDIM's (arXiv:2010.02502, appendix D.2). A diffusers timestep is an index less one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError
+from .schedule import NoiseSchedule
+
+
+def _check(schedule: NoiseSchedule | int, steps: int) -> int:
+    N = schedule.num_steps if isinstance(schedule, NoiseSchedule) else int(schedule)
+    if isinstance(steps, bool) or int(steps) != steps or not 1 <= steps <= N:
+        raise InputError(f"steps={steps} is not a usable number of steps; expected an integer from 1 to {N}.")
+    return N
+
+
+def linspace(schedule: NoiseSchedule | int, steps: int) -> list[int]:
+    """K indices evenly spaced from 1 to N, both included; K = 1 is [N]. `schedule`: a NoiseSchedule, or N."""
+    N = _check(schedule, steps)
+    return [N] if steps == 1 else [int(n) for n in np.linspace(1, N, steps).round()]
+
+
+def leading(schedule: NoiseSchedule | int, steps: int) -> list[int]:
+    """1, 1 + N//K, 1 + 2 (N//K), …: diffusers' "leading" spacing (with steps_offset 0). Does not reach N."""
+    N = _check(schedule, steps)
+    return [1 + k * (N // steps) for k in range(steps)]
+
+
+def trailing(schedule: NoiseSchedule | int, steps: int) -> list[int]:
+    """N, N − N/K, N − 2N/K, …, rounded: diffusers' "trailing" spacing. Does not reach 1."""
+    N = _check(schedule, steps)
+    return sorted(int(n) for n in np.arange(N, 0, -N / steps).round()[:steps])
+
+
+def quadratic(schedule: NoiseSchedule | int, steps: int) -> list[int]:
+    """DDIM's quadratic spacing: 1 + ⌊(k √(0.8 N)/(K−1))²⌋, dense near the data; K = 1 is [⌊0.8 N⌋ + 1].
+
+    Where DDIM's list repeats small indices, each repetition is moved up to the next free index.
+    """
+    N = _check(schedule, steps)
+    grid = np.linspace(0, np.sqrt(0.8 * N), steps) if steps > 1 else np.sqrt([0.8 * N])
+    # The tolerance keeps the end point, the square of a rounded root, from falling just short of its integer.
+    return _without_repeats(np.floor(grid**2 + 1e-9) + 1, N)
+
+
+def log_snr(schedule: NoiseSchedule, steps: int) -> list[int]:
+    """K indices evenly spaced in log-SNR, 1 and N included; K = 1 is [N]. Where indices are scarcer than the spacing
+    (near n = 1), repetitions are moved up to the next free index."""
+    N = _check(schedule, steps)
+    if steps == 1:
+        return [N]
+    levels = schedule.log_snr[1:]
+    finite = int(np.isfinite(levels).sum())  # zero terminal SNR: space evenly up to N - 1, then N
+    wanted = np.linspace(levels[0], levels[finite - 1], steps - (N - finite))
+    indices = np.interp(-wanted, -levels[:finite], np.arange(1, finite + 1)).round()
+    return _without_repeats(np.append(indices, np.arange(finite, N) + 1), N)
+
+
+def _without_repeats(wanted: npt.NDArray[np.float64], N: int) -> list[int]:
+    """The nearest strictly ascending list at or above `wanted` that stays within 1…N."""
+    out: list[int] = []
+    for k, n in enumerate(wanted):
+        lowest = out[-1] + 1 if out else 1
+        out.append(min(max(int(n), lowest), N - (len(wanted) - 1 - k)))
+    return out
+
+
+def explicit(schedule: NoiseSchedule | int, indices: Sequence[int]) -> list[int]:
+    """The given indices, checked: integers, strictly ascending, all in 1…N."""
+    N = _check(schedule, 1)
+    if len(indices) == 0:
+        raise InputError("the step list is empty; give at least one index.")
+    out = [int(n) for n in indices]
+    if any(a != b for a, b in zip(out, indices, strict=True)) or out[0] < 1 or max(out) > N:
+        raise InputError(f"the step list {_brief(indices)} holds something other than integers from 1 to {N}.")
+    if any(b <= a for a, b in zip(out, out[1:], strict=False)):
+        raise InputError(f"the step list {_brief(indices)} must rise strictly (no repeats); sort it and drop repeats.")
+    return out
+
+
+def resolve(schedule: NoiseSchedule | int, steps: int | Sequence[int]) -> list[int]:
+    """A step list from a number of steps (even spacing) or from explicit indices."""
+    if isinstance(steps, (int, np.integer)):
+        return linspace(schedule, int(steps))
+    if isinstance(steps, (str, float)):
+        raise InputError(f"steps={steps!r} is neither a number of steps nor a list of indices.")
+    return explicit(schedule, list(steps))
+
+
+def _brief(indices: Sequence[int]) -> str:
+    shown = ", ".join(str(n) for n in indices[:8])
+    return f"[{shown}{', …' if len(indices) > 8 else ''}]"

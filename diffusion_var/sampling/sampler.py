@@ -1,0 +1,161 @@
+"""The sampler: from noise to images in K reverse steps, with any reverse covariance and any 0 ≤ η ≤ 1.
+
+    x_N ~ N(0, prior_std² I)
+    for t → s in the step list, then the smallest index → 0:
+        x_s = mean of eq. (1) at the posterior  +  Σ^{1/2} noise     (no noise in the step to s = 0)
+
+At the smallest s > 0 the noise may be capped so that E|noise| ≤ y/255 of the data range (Analytic-DPM, arXiv:2201.06503,
+appendix F.2). η = 1 with β̃ or β is DDPM, η = 0 with no covariance is DDIM; the network may run under autocast, the
+state is float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..errors import InputError, NumericalError
+from ..models.denoiser import Denoiser, Posterior
+from ..process.kernel import ClippedEps, ReverseKernel, check_clipped_eps, check_eta
+from ..process.steps import resolve
+from ..variance.covariance import ReverseCovariance, StructuredCovariance
+from .noise import ImageNoise
+
+_CACHE_BYTES = 256 * 1024**2
+
+
+def noise_cap_variance(cap: float, data_range: tuple[float, float]) -> float:
+    """The largest variance with E|noise| ≤ cap/255 of the data range: E|N(0, σ²)| = σ √(2/π)."""
+    return math.pi / 2 * (cap / 255.0 * (data_range[1] - data_range[0])) ** 2
+
+
+class Sampler:
+    """Draws images from a denoiser.
+
+    Args:
+        denoiser: the model.
+        covariance: `FixedSmall()`, `FixedLarge()`, `Analytic(table, …)`, or another `ReverseCovariance`.
+        steps: number of steps K (even from 1 to N; K = 1 is [N]), or the indices themselves, ascending.
+        eta: 1 is DDPM, 0 is DDIM.
+        final_noise_cap: y of "E|noise| ≤ y/255 of the data range" at the smallest s > 0; None: no cap. Published: 2 for
+            DDPM on CIFAR10 (linear schedule) and CelebA, 1 elsewhere. Helps imperfect networks, harms near-exact ones.
+        clipped_eps: see `ReverseKernel`.
+
+    Raises InputError for unusable steps, η or cap, and for a covariance that does not fit the model or the steps.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        covariance: ReverseCovariance,
+        steps: int | Sequence[int],
+        eta: float = 1.0,
+        final_noise_cap: float | None = None,
+        clipped_eps: ClippedEps | None = None,
+    ) -> None:
+        check_eta(eta)
+        check_clipped_eps(clipped_eps)
+        self.denoiser, self.covariance, self.eta = denoiser, covariance, eta
+        self.steps = resolve(denoiser.schedule, steps)
+        self.kernels = [
+            ReverseKernel(denoiser.schedule, t, s, eta, clipped_eps)
+            for s, t in zip([0, *self.steps[:-1]], self.steps, strict=True)
+        ][::-1]
+        self.cap_variance = self._cap(final_noise_cap)
+        covariance.check(denoiser, self.kernels[:-1])
+        self._cache: dict[int, StructuredCovariance | None] = {}
+        self._caches = (
+            not covariance.depends_on_image and 4 * len(self.steps) * math.prod(denoiser.shape) <= _CACHE_BYTES
+        )
+
+    def _cap(self, cap: float | None) -> float | None:
+        if cap is None:
+            return None
+        if not (math.isfinite(cap) and cap > 0):
+            raise InputError(f"final_noise_cap={cap} must be a positive number of 255ths of the data range, or None.")
+        if self.denoiser.data_range is None:
+            raise InputError(
+                "final_noise_cap needs the denoiser's data_range, which is None (unbounded data); pass final_noise_cap=None."
+            )
+        return noise_cap_variance(cap, self.denoiser.data_range)
+
+    # ---- images -----------------------------------------------------------------------------------------------
+
+    def sample(
+        self, count: int, seed: int = 0, batch_size: int = 64, conditions: Any = None, progress: bool = False
+    ) -> torch.Tensor:
+        """`count` images, (count, C, H, W) float32 in the data range, on the CPU. See `stream`."""
+        if count < 1:
+            raise InputError(f"the number of images is {count}, but it must be at least 1.")
+        return torch.cat(list(self.stream(range(count), seed, batch_size, conditions, progress)))
+
+    def stream(
+        self,
+        images: Sequence[int],
+        seed: int = 0,
+        batch_size: int = 64,
+        conditions: Any = None,
+        progress: bool = False,
+    ) -> Iterator[torch.Tensor]:
+        """Images in batches, in constant memory; index ranges are how machines share work.
+
+        Args:
+            images: indices of the images to make, e.g. `range(0, 50000)`. Image i of a seed is the same (to float
+                tolerance) whatever the batch size and the range it is made in.
+            seed: of every random number.
+            batch_size: images at once.
+            conditions: None, or one condition per image of `images`, passed to the network.
+            progress: a progress bar over network evaluations.
+
+        Yields: (B, C, H, W) float32 on the CPU, in the data range. Raises NumericalError for NaN or Inf.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size} must be at least 1.")
+        if conditions is not None and len(conditions) != len(images):
+            raise InputError(f"conditions has {len(conditions)} entries for {len(images)} images; give one for each.")
+        with tqdm(total=len(images) * len(self.steps), unit="eval", desc="sample", disable=not progress) as bar:
+            for start in range(0, len(images), batch_size):
+                part = images[start : start + batch_size]
+                condition = None if conditions is None else conditions[start : start + batch_size]
+                yield self._batch(part, seed, condition, bar)
+
+    @torch.inference_mode()
+    def _batch(self, images: Sequence[int], seed: int, condition: Any, bar: Any) -> torch.Tensor:
+        denoiser = self.denoiser
+        noise = ImageNoise(seed, images, denoiser.shape, denoiser.device)
+        x = denoiser.schedule.prior_std * noise.prior()
+        checks = []
+        for k, kernel in enumerate(self.kernels):
+            posterior = denoiser(x, kernel.t, condition)
+            x = kernel.mean(x, posterior)
+            # The sum of ε̂ is finite only if all of it is; looked at after the last step, so that no step waits for it.
+            checks.append(posterior.eps.sum(dtype=torch.float32))
+            if kernel.s > 0 and (covariance := self._covariance(k, posterior)) is not None:
+                x = x + covariance.colour(noise.next())
+            bar.update(len(images))
+        self._refuse_nan(torch.stack(checks), images)
+        if denoiser.data_range is not None:
+            x = x.clamp(*denoiser.data_range)
+        return x.float().cpu().clone()
+
+    def _covariance(self, k: int, posterior: Posterior) -> StructuredCovariance | None:
+        if k in self._cache:
+            return self._cache[k]
+        covariance = self.covariance(posterior, self.kernels[k])
+        if covariance is not None and self.cap_variance is not None and k == len(self.kernels) - 2:
+            covariance = covariance.capped(self.cap_variance)
+        if self._caches:
+            self._cache[k] = covariance
+        return covariance
+
+    def _refuse_nan(self, checks: torch.Tensor, images: Sequence[int]) -> None:
+        bad = (~torch.isfinite(checks)).nonzero()
+        if len(bad):
+            raise NumericalError(
+                f"the network gave NaN or infinite values at index n={self.kernels[int(bad[0])].t}, in the batch of images "
+                f"{images[0]} to {images[-1]}; check its weights and precision."
+            )

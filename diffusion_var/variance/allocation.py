@@ -1,0 +1,77 @@
+"""How many draws each index gets: decided at round boundaries, from merged sums alone.
+
+Round 0 is a pilot of 64 draws, round 1 completes the least number, 256. After that every index whose relative error is
+above its tolerance is given what the error predicts it needs (error ∝ M^(−1/2)), but at most as much again as it
+has, so that an unlucky first estimate cannot waste a budget. DESIGN §2.6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError
+from ..process import steps
+from ..process.schedule import NoiseSchedule
+from .moments import SHARD
+
+PILOT_DRAWS = 64
+LEAST_DRAWS = 256
+DEFAULT_INDICES = 64
+ELEMENTWISE_FACTOR = 5.0
+_MARGIN = 1.05
+
+Int64Array = npt.NDArray[np.int64]
+
+
+def default_indices(schedule: NoiseSchedule) -> list[int]:
+    """64 indices (or all N) evenly spaced in log-SNR, 1 and N among them."""
+    return steps.log_snr(schedule, min(DEFAULT_INDICES, schedule.num_steps))
+
+
+def needed_draws(counts: Int64Array, error: npt.NDArray[np.float64]) -> Int64Array:
+    """Draws at which each index is expected to meet its tolerance; `error` is in units of the tolerance."""
+    wanted = np.where(error > 1.0, counts * np.minimum(error, 1e6) ** 2 * _MARGIN, counts)
+    return _whole_shards(np.maximum(wanted, LEAST_DRAWS))
+
+
+def next_targets(
+    round_number: int, counts: Int64Array, error: npt.NDArray[np.float64], max_evaluations: int | None
+) -> Int64Array:
+    """Total draws that each index shall have after the next round; equal to `counts` when all is done.
+
+    Args:
+        counts: (I,) draws so far.
+        error: (I,) relative error in units of the tolerance, ignored in the first two rounds.
+        max_evaluations: bound on the sum of all draws, or None.
+    """
+    if round_number < 2:
+        return np.full_like(counts, PILOT_DRAWS if round_number == 0 else LEAST_DRAWS)
+    targets = np.minimum(needed_draws(counts, error), 2 * counts)
+    if max_evaluations is not None and targets.sum() > max_evaluations:
+        extra, left = targets - counts, max_evaluations - int(counts.sum())
+        # Everyone short gets the same share of what they asked for, in whole shards; the rest goes in order.
+        share = (extra * left // max(int(extra.sum()), 1)) // SHARD * SHARD
+        spare = (left - int(share.sum())) // SHARD
+        for i in np.nonzero(share < extra)[0][:spare]:
+            share[i] += SHARD
+        targets = counts + share
+    return np.asarray(targets, dtype=np.int64)
+
+
+def check_budget(tolerance: float, max_evaluations: int | None, indices: Sequence[int]) -> None:
+    """Refuse a tolerance or a budget that no run can have."""
+    if not (tolerance > 0 and np.isfinite(tolerance)):
+        raise InputError(f"tolerance={tolerance} must be a positive number, e.g. 0.01 for one percent.")
+    least = LEAST_DRAWS * len(indices)
+    if max_evaluations is not None and max_evaluations < least:
+        raise InputError(
+            f"max_evaluations={max_evaluations} is too small: {len(indices)} indices at {LEAST_DRAWS} draws each, the least "
+            f"that gives an error bar, need {least}; raise it or ask for fewer indices."
+        )
+
+
+def _whole_shards(draws: npt.NDArray[np.float64]) -> Int64Array:
+    return (np.ceil(draws / SHARD) * SHARD).astype(np.int64)

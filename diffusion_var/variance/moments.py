@@ -1,0 +1,206 @@
+"""The eight moments of one Monte Carlo draw, their sums over shards, and the control-variate regression.
+
+For x_t = α x_0 + σ ε, with r = x_0 − x̂_0 (as used, clipped) and δ = ε̂ − (x_t − α x̂_0)/σ (what clipping changes in ε̂;
+zero where nothing is clipped), every element of a structure's basis yields
+
+    targets    ε̂²,  (x̂_0 − μ)²,  r²,  r δ,  δ²
+    controls   ε²,   (x_0 − μ)²,   e²      with known expectations  1,  l,  l σ²/(α² l + σ²)
+
+where e is the error of the linear denoiser. All estimators, structures and clipping conventions follow from their
+means. δ stands for DESIGN §2.3's r_u = r + (σ/α) δ: the error of a step's mean is α_s r − b r_u = γ r − c δ, and
+its second moment needs no cancelling differences.
+
+Random draws come in shards of 16. A shard's covariance about its own mean is unbiased, so that the covariance of
+the eight, pooled over elements, is kept as one 8 × 8 matrix per index and structure whatever the number of elements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..models.denoiser import Posterior
+from ..process.structure import Structure
+from .bounds import linear_mmse
+from .population import DataStatistics
+
+SHARD = 16
+TARGETS = ("eps_square", "mean_square", "error_square", "error_clipping", "clipping_square")
+CONTROLS = ("noise_square", "data_square", "linear_error_square")
+NUM_MOMENTS = len(TARGETS) + len(CONTROLS)
+Float64Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """One batch of draws on the device: x_0, ε, x_t and the posterior, (B, C, H, W); α, σ are (B, 1, 1, 1)."""
+
+    x_0: torch.Tensor
+    eps: torch.Tensor
+    x_t: torch.Tensor
+    alpha: torch.Tensor
+    sigma: torch.Tensor
+    posterior: Posterior
+    clipped: bool
+
+
+class MomentMaps:
+    """Turns draws into the eight maps, in the pixel basis and, if a structure needs it, in the dct basis."""
+
+    def __init__(self, draws: Draws, mean: torch.Tensor, variances: dict[str, torch.Tensor]) -> None:
+        self.draws, self.variances = draws, variances
+        posterior = draws.posterior
+        rederived = (draws.x_t - draws.alpha * posterior.mean) / draws.sigma if draws.clipped else None
+        shift = posterior.eps - rederived if rederived is not None else torch.zeros_like(draws.x_0)
+        self.fields = (
+            posterior.eps,
+            posterior.mean - mean,
+            draws.x_0 - posterior.mean,
+            shift,
+            draws.eps,
+            draws.x_0 - mean,
+        )
+
+    def linear_error(self, basis: Structure, eps: torch.Tensor, centred: torch.Tensor, key: str) -> torch.Tensor:
+        """(1 − κα)(x_0 − μ) − κσ ε, with κ = α l/(α² l + σ²), in coefficients of the basis."""
+        alpha, sigma, l = self.draws.alpha, self.draws.sigma, self.variances[key]
+        kappa = alpha * l / (alpha * alpha * l + sigma * sigma)
+        return (1 - kappa * alpha) * centred - kappa * sigma * eps
+
+    def elementwise(self, structure: Structure) -> torch.Tensor:
+        """(B, 8, C, H, W): the maps in the structure's own basis."""
+        eps_hat, mean, error, shift, eps, centred = (structure.forward(field) for field in self.fields)
+        key = "spectrum" if structure.name == "dct" else "pixel"
+        return _products(eps_hat, mean, error, shift, eps, centred, self.linear_error(structure, eps, centred, key))
+
+    def isotropic(self, dct: Structure) -> torch.Tensor:
+        """(B, 8): their means over all elements; only the linear denoiser's error needs the dct basis."""
+        eps_hat, mean, error, shift, eps, centred = self.fields
+        linear = self.linear_error(dct, dct.forward(eps), dct.forward(centred), "spectrum")
+        return _products(eps_hat, mean, error, shift, eps, centred, linear).mean((-3, -2, -1), dtype=torch.float64)
+
+
+def _products(
+    eps_hat: torch.Tensor,
+    mean: torch.Tensor,
+    error: torch.Tensor,
+    shift: torch.Tensor,
+    eps: torch.Tensor,
+    centred: torch.Tensor,
+    linear: torch.Tensor,
+) -> torch.Tensor:
+    left = torch.stack([eps_hat, mean, error, error, shift, eps, centred, linear], 1)
+    right = torch.stack([eps_hat, mean, error, shift, shift, eps, centred, linear], 1)
+    return left * right
+
+
+def shard_sums(values: torch.Tensor, weights: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums and pooled covariances of each shard.
+
+    Args:
+        values: (S·16, 8, *v), the moments of S whole shards.
+        weights: (S, *v) weight of each element in the pooled covariance, or None for ones.
+
+    Returns:
+        sums (S, 8, *v) over the shard's draws; covariances (S, 8, 8): the weighted mean over elements of the unbiased
+        covariance about the shard's own mean. Both float64, on the CPU.
+    """
+    grouped = values.double().unflatten(0, (-1, SHARD))
+    sums = grouped.sum(1)
+    centred = (
+        (grouped - sums[:, None] / SHARD).flatten(3)
+        if grouped.ndim > 3
+        else (grouped - sums[:, None] / SHARD)[..., None]
+    )
+    if weights is not None:
+        centred = centred * weights.double().flatten(1)[:, None, None].sqrt()
+    rows = centred.transpose(1, 2).flatten(2)
+    elements = centred.shape[-1]
+    covariances = rows @ rows.transpose(1, 2) / ((SHARD - 1) * elements)
+    return sums.cpu(), covariances.cpu()
+
+
+class MomentSums:
+    """Running sums for one structure over all indices (float64, NumPy).
+
+    Attributes: `sums` (I, 8, *v); `counts` (I,) draws; `covariance_sums` (I, 8, 8) and `covariance_shards` (I,);
+    `weights` (I, *v), 1/v² about the latest estimate, or None for the isotropic structure.
+    """
+
+    def __init__(self, structure: Structure, indices: int) -> None:
+        self.structure = structure
+        shape = structure.variance_shape
+        self.sums = np.zeros((indices, NUM_MOMENTS, *shape))
+        self.counts = np.zeros(indices, dtype=np.int64)
+        self.covariance_sums = np.zeros((indices, NUM_MOMENTS, NUM_MOMENTS))
+        self.covariance_shards = np.zeros(indices, dtype=np.int64)
+        self.weights: Float64Array | None = np.ones((indices, *shape)) if shape else None
+
+    def add(self, i: int, sums: npt.NDArray[Any], covariance: npt.NDArray[Any]) -> None:
+        """Merge one shard of index position i."""
+        self.sums[i] += sums
+        self.counts[i] += SHARD
+        self.covariance_sums[i] += covariance
+        self.covariance_shards[i] += 1
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """All state, for a checkpoint."""
+        out: dict[str, npt.NDArray[Any]] = {
+            "sums": self.sums,
+            "counts": self.counts,
+            "covariance_sums": self.covariance_sums,
+            "covariance_shards": self.covariance_shards,
+        }
+        if self.weights is not None:
+            out["weights"] = self.weights
+        return out
+
+    def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
+        """The state that `arrays` gave."""
+        for name, mine in self.arrays().items():
+            mine[...] = arrays[name]
+
+    def means(self) -> Float64Array:
+        """(I, 8, *v) means over the draws."""
+        counts = np.maximum(self.counts, 1).reshape(-1, *[1] * (self.sums.ndim - 1))
+        return np.asarray(self.sums / counts)
+
+    def covariances(self) -> Float64Array:
+        """(I, 8, 8) covariance of one draw, (weighted) mean over elements."""
+        return np.asarray(self.covariance_sums / np.maximum(self.covariance_shards, 1)[:, None, None])
+
+
+def control_expectations(data: DataStatistics, structure: Structure, alpha: float, sigma: float) -> Float64Array:
+    """(3, *v): the exact expectations of ε², (x_0 − μ)² and e² for a structure (DESIGN §2.6)."""
+    l = data.element_variance(structure.name)
+    maps = (np.ones_like(l), l, linear_mmse(l, alpha, sigma))
+    return np.stack([np.asarray(structure.pool(m)) for m in maps])
+
+
+def regression(covariance: Float64Array) -> Float64Array:
+    """(5, 3): regression of the targets on the controls, from their 8 × 8 covariance.
+
+    Collinear controls (at high noise the linear denoiser's error tends to the data itself) share their weight.
+    """
+    k = len(TARGETS)
+    scale = np.sqrt(np.diag(covariance)[k:])
+    scale = np.where(scale > 0, scale, 1.0)
+    controls = covariance[k:, k:] / np.outer(scale, scale)
+    return np.asarray(covariance[:k, k:] / scale @ np.linalg.pinv(controls, rcond=1e-9, hermitian=True) / scale)
+
+
+def adjusted_means(means: Float64Array, covariance: Float64Array, expected: Float64Array) -> Float64Array:
+    """(5, *v): the targets' means less what the controls explain; means (8, *v), expected (3, *v)."""
+    k = len(TARGETS)
+    return np.asarray(means[:k] - np.tensordot(regression(covariance), means[k:] - expected, axes=1))
+
+
+def adjusted_covariance(covariance: Float64Array, count: int) -> Float64Array:
+    """(5, 5): covariance of the adjusted means over `count` draws, with the loss due to the fitted regression."""
+    k, p = len(TARGETS), len(CONTROLS)
+    left = covariance[:k, :k] - regression(covariance) @ covariance[k:, :k]
+    return np.asarray(left * ((count - 2) / (count - p - 2)) / count)

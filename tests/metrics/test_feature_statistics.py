@@ -1,0 +1,175 @@
+"""Streaming mean and covariance against numpy, and the statistics file."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion_var.errors import InputError
+from diffusion_var.metrics.statistics import FeatureStatistics
+
+
+def offset_features(count=400, dimension=6, offset=1e4, seed=0):
+    """Correlated features far from zero: E[x²] − E[x]² in float64 would be wrong at 1e-8, in float32 meaningless."""
+    rng = np.random.default_rng(seed)
+    return offset + rng.normal(size=(count, dimension)) @ (np.eye(dimension) + 0.5 * rng.normal(size=(dimension,) * 2))
+
+
+def streamed(batches, dimension):
+    statistics = FeatureStatistics(dimension)
+    for batch in batches:
+        statistics.update(batch)
+    return statistics
+
+
+def assert_same(statistics, features):
+    np.testing.assert_allclose(statistics.mean, features.mean(axis=0), rtol=1e-13)
+    expected = np.cov(features, rowvar=False)
+    assert np.abs(statistics.covariance - expected).max() < 1e-10 * np.abs(expected).max()
+    assert statistics.count == len(features)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, -1e6])
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 64, 400])
+def test_equals_numpy_for_every_batch_size(offset, batch_size):
+    features = offset_features(offset=offset)
+    assert_same(streamed(np.array_split(features, range(batch_size, 400, batch_size)), 6), features)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(cuts=st.lists(st.integers(0, 120), max_size=12), order=st.randoms(use_true_random=False))
+def test_does_not_depend_on_cuts_or_order(cuts, order):
+    features = offset_features(120)
+    batches = np.split(features, sorted(cuts))  # empty batches included
+    order.shuffle(batches)
+    assert_same(streamed(batches, 6), features)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(cuts=st.lists(st.integers(0, 60), min_size=1, max_size=5), order=st.randoms(use_true_random=False))
+def test_merges_in_any_grouping(cuts, order):
+    features = offset_features(60)
+    parts = [streamed([part], 6) for part in np.split(features, sorted(cuts))]
+    while len(parts) > 1:
+        order.shuffle(parts)
+        parts.append(parts.pop().merge(parts.pop()))
+    assert_same(parts[0], features)
+
+
+def test_merging_with_itself_counts_everything_twice():
+    features = offset_features(30)
+    statistics = streamed([features], 6)
+    assert_same(statistics.merge(statistics), np.concatenate([features, features]))
+
+
+def test_merging_leaves_the_other_alone():
+    a, b = offset_features(30), offset_features(20, seed=1)
+    first, second = streamed([a], 6), streamed([b], 6)
+    first.merge(second).update(a)
+    assert_same(second, b)
+
+
+def test_takes_tensors_of_any_float_type_and_sums_in_float64():
+    features = offset_features(200).astype(np.float32)
+    assert_same(streamed(torch.from_numpy(features).split(9), 6), features.astype(np.float64))
+
+
+def test_saves_and_loads(tmp_path):
+    statistics = streamed([offset_features()], 6)
+    statistics.save(tmp_path / "s.npz")
+    loaded = FeatureStatistics.load(tmp_path / "s.npz")
+    assert loaded.count == 400
+    np.testing.assert_array_equal(loaded.mean, statistics.mean)
+    np.testing.assert_allclose(loaded.covariance, statistics.covariance, rtol=1e-15)
+    more = offset_features(50, seed=2)
+    assert_same(loaded.update(more), np.concatenate([offset_features(), more]))
+    with np.load(tmp_path / "s.npz") as content:  # what pytorch-fid reads
+        assert content["mu"].shape == (6,)
+        np.testing.assert_array_equal(content["sigma"], statistics.covariance)
+
+
+def test_loads_files_of_pytorch_fid(tmp_path):
+    features = offset_features()
+    sigma = np.cov(features, rowvar=False)
+    np.savez(tmp_path / "theirs.npz", mu=features.mean(axis=0), sigma=sigma)
+    loaded = FeatureStatistics.load(tmp_path / "theirs.npz")
+    assert loaded.count is None
+    np.testing.assert_array_equal(loaded.covariance, 0.5 * (sigma + sigma.T))
+    with pytest.raises(InputError, match="how many images"):
+        loaded.update(features)
+    with pytest.raises(InputError, match="how many images"):
+        loaded.merge(streamed([features], 6))
+    with pytest.raises(InputError, match="how many images"):
+        streamed([features], 6).merge(loaded)
+    loaded.save(tmp_path / "again.npz")
+    with np.load(tmp_path / "again.npz") as content:
+        assert sorted(content.files) == ["mu", "sigma"]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"mu": np.zeros(3)}, "lacks sigma"),
+        ({"images": np.zeros(3)}, "lacks mu and sigma"),
+        ({"mu": np.zeros(3), "sigma": np.zeros((3, 4))}, r"\(3, 4\)"),
+        ({"mu": np.zeros(2), "sigma": np.eye(3)}, r"\(2,\)"),
+        ({"mu": np.zeros((1, 3)), "sigma": np.eye(3)}, r"\(1, 3\)"),
+        ({"mu": np.zeros(2), "sigma": np.array([[1.0, 0.5], [0.1, 1.0]])}, "not a covariance"),
+        ({"mu": np.zeros(2), "sigma": np.diag([1.0, -1.0])}, "not a covariance"),
+        ({"mu": np.zeros(2), "sigma": np.array([[1.0, np.nan], [np.nan, 1.0]])}, "NaN"),
+        ({"mu": np.array([0.0, np.inf]), "sigma": np.eye(2)}, "NaN or Inf"),
+        ({"mu": np.array(["a", "b"]), "sigma": np.eye(2)}, "numbers"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "count": 1}, "count is 1"),
+    ],
+)
+def test_loading_refuses_what_is_no_statistics(tmp_path, arrays, message):
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(InputError, match=rf"bad\.npz.*{message}"):
+        FeatureStatistics.load(tmp_path / "bad.npz")
+
+
+def test_loading_refuses_unreadable_files(tmp_path):
+    streamed([offset_features()], 6).save(tmp_path / "s.npz")
+    content = (tmp_path / "s.npz").read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 0xFF
+    for damaged in (b"", content[:40], content[: len(content) // 2], bytes(flipped), b"not an npz"):
+        (tmp_path / "bad.npz").write_bytes(damaged)
+        with pytest.raises(InputError, match=r"bad\.npz cannot be read"):
+            FeatureStatistics.load(tmp_path / "bad.npz")
+    with pytest.raises(InputError, match="no file"):
+        FeatureStatistics.load(tmp_path / "missing.npz")
+    np.savez(tmp_path / "pickled.npz", mu=np.array([{}], dtype=object), sigma=np.eye(1))
+    with pytest.raises(InputError, match=r"pickled\.npz cannot be read"):
+        FeatureStatistics.load(tmp_path / "pickled.npz")
+
+
+def test_refuses_bad_features():
+    statistics = FeatureStatistics(3)
+    for bad in (np.zeros((2, 4)), np.zeros(3), np.zeros((2, 3, 1))):
+        with pytest.raises(InputError, match=r"expected \(B, 3\)"):
+            statistics.update(bad)
+    for number in (np.nan, np.inf):
+        with pytest.raises(InputError, match="NaN or Inf"):
+            statistics.update(np.array([[0.0, 1.0, number]]))
+    assert statistics.count == 0
+    with pytest.raises(InputError, match="dimensions 3 and 4"):
+        statistics.merge(FeatureStatistics(4))
+    with pytest.raises(InputError, match="dimension is 0"):
+        FeatureStatistics(0)
+
+
+def test_needs_two_images(tmp_path):
+    statistics = FeatureStatistics(3)
+    with pytest.raises(InputError, match="no features"):
+        _ = statistics.mean
+    statistics.update(np.ones((1, 3)))
+    np.testing.assert_array_equal(statistics.mean, np.ones(3))
+    with pytest.raises(InputError, match="at least 2"):
+        _ = statistics.covariance
+    with pytest.raises(InputError, match="at least 2"):
+        statistics.save(tmp_path / "s.npz")
+    with pytest.raises(InputError, match=r"\.npz"):
+        statistics.update(np.zeros((1, 3))).save(tmp_path / "s.bin")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,117 @@
+"""The Fréchet distance against independent computations, over sizes, ranks and conditioning."""
+
+import numpy as np
+import pytest
+from scipy.linalg import sqrtm, svdvals
+
+from diffusion_var.errors import InputError
+from diffusion_var.metrics.distances import factor, frechet_distance
+from diffusion_var.metrics.statistics import FeatureStatistics
+
+
+def features(count, dimension, seed):
+    rng = np.random.default_rng(seed)
+    return (
+        rng.normal(size=(count, dimension)) @ (np.eye(dimension) + 0.4 * rng.normal(size=(dimension,) * 2))
+        + rng.normal()
+    )
+
+
+def moments(x):
+    return x.mean(axis=0), np.atleast_2d(np.cov(x, rowvar=False))
+
+
+def by_data(x, y):
+    """The distance from the data themselves: the nuclear norm of the product of the centred data, no covariance."""
+    a, b = ((z - z.mean(axis=0)) / np.sqrt(len(z) - 1) for z in (x, y))
+    return np.square(x.mean(axis=0) - y.mean(axis=0)).sum() + (a**2).sum() + (b**2).sum() - 2 * svdvals(a @ b.T).sum()
+
+
+def total(*pairs):
+    return sum(np.trace(sigma) for _, sigma in pairs)
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 7, 30, 90])
+@pytest.mark.parametrize("ratio", ["2", "half", "d-1", "d", "d+1", "d+2", "5d"])
+@pytest.mark.parametrize("spread", [0.0, 3.0])
+def test_equals_the_distance_from_the_data_at_every_rank(dimension, ratio, spread):
+    count = {
+        "2": 2, "half": dimension // 2 + 2, "d-1": dimension - 1, "d": dimension, "d+1": dimension + 1,
+        "d+2": dimension + 2, "5d": 5 * dimension,
+    }[ratio]  # fmt: skip
+    count = max(count, 2)
+    scale = np.exp(spread * np.random.default_rng(9).normal(size=dimension))  # features in very different units
+    x, y = scale * features(count, dimension, 1), scale * features(count + 5, dimension, 2)
+    a, b = moments(x), moments(y)
+    assert frechet_distance(a, b) == pytest.approx(by_data(x, y), abs=1e-12 * total(a, b), rel=1e-12)
+    assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b), abs=1e-12 * total(a, b), rel=1e-12)
+
+
+@pytest.mark.parametrize("dimension", [2, 10, 64, 200])
+def test_equals_the_matrix_square_root_where_that_is_accurate(dimension):
+    (mean_a, a), (mean_b, b) = (moments(features(10 * dimension, dimension, seed)) for seed in (3, 4))
+    expected = np.square(mean_a - mean_b).sum() + np.trace(a + b - 2 * sqrtm(a @ b).real)
+    assert frechet_distance((mean_a, a), (mean_b, b)) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("exponent", [0, 3, 9])
+def test_closed_form_for_diagonal_covariances_in_any_units(exponent):
+    rng = np.random.default_rng(5)
+    a, b = 10.0 ** rng.uniform(-2 * exponent, exponent, (2, 40))
+    mean_a, mean_b = rng.normal(size=(2, 40))
+    expected = np.square(mean_a - mean_b).sum() + np.square(np.sqrt(a) - np.sqrt(b)).sum()
+    assert frechet_distance((mean_a, np.diag(a)), (mean_b, np.diag(b))) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("decades", [4, 8, 10])
+def test_ill_conditioned_covariances_with_a_common_basis(decades):
+    rng = np.random.default_rng(6)
+    basis = np.linalg.qr(rng.normal(size=(20, 20)))[0]
+    a, b = np.logspace(0, -decades, 20), rng.permutation(np.logspace(0, -decades, 20))
+    pair = [(np.zeros(20), basis * values @ basis.T) for values in (a, b)]
+    assert frechet_distance(*pair) == pytest.approx(np.square(np.sqrt(a) - np.sqrt(b)).sum(), rel=1e-9)
+
+
+def test_constant_and_repeated_features():
+    x, y = features(50, 4, 1), features(60, 4, 2)
+    x, y = (np.column_stack([z, np.full(len(z), 2.0), z[:, 0], z[:, 1] - z[:, 2]]) for z in (x, y))
+    a, b = moments(x), moments(y)
+    assert frechet_distance(a, b) == pytest.approx(by_data(x, y), rel=1e-12)
+    still = (np.zeros(7), np.zeros((7, 7)))
+    assert frechet_distance(still, a) == pytest.approx(np.square(a[0]).sum() + np.trace(a[1]), rel=1e-12)
+    assert frechet_distance(still, (np.full(7, 3.0), np.zeros((7, 7)))) == 63.0
+
+
+def test_factors_have_the_numerical_rank():
+    for count, rank in ((5, 4), (20, 19), (21, 20), (100, 20)):
+        _, sigma = moments(features(count, 20, 7))
+        root = factor(sigma)
+        assert root.shape == (20, rank)
+        np.testing.assert_allclose(root @ root.T, sigma, atol=1e-13 * np.trace(sigma))
+
+
+def test_zero_for_equals_and_never_negative():
+    for count in (3, 200):
+        mean, sigma = moments(features(count, 10, 8))
+        assert frechet_distance((mean, sigma), (mean.copy(), sigma.copy())) == 0.0
+        almost = sigma * (1 + 1e-15)
+        assert 0 <= frechet_distance((mean, sigma), (mean, almost)) < 1e-12 * np.trace(sigma)
+        assert frechet_distance((mean, sigma), (mean + 1, sigma)) == pytest.approx(10, rel=1e-12)
+
+
+def test_takes_statistics_and_pairs():
+    x, y = features(40, 5, 1), features(50, 5, 2)
+    statistics = [FeatureStatistics(5).update(z) for z in (x, y)]
+    assert frechet_distance(*statistics) == pytest.approx(by_data(x, y), rel=1e-12)
+    assert frechet_distance(statistics[0], moments(y)) == pytest.approx(by_data(x, y), rel=1e-12)
+
+
+def test_refuses_what_cannot_be_compared():
+    with pytest.raises(InputError, match="dimensions 2 and 3"):
+        frechet_distance((np.zeros(2), np.eye(2)), (np.zeros(3), np.eye(3)))
+    with pytest.raises(InputError, match=r"second statistics.*\(3, 3\)"):
+        frechet_distance((np.zeros(2), np.eye(2)), (np.zeros(2), np.eye(3)))
+    with pytest.raises(InputError, match="negative eigenvalue"):
+        frechet_distance((np.zeros(2), np.array([[1.0, 2.0], [2.0, 1.0]])), (np.zeros(2), np.eye(2)))
+    with pytest.raises(InputError, match="at least 2"):
+        frechet_distance(FeatureStatistics(2).update(np.zeros((1, 2))), (np.zeros(2), np.eye(2)))

@@ -1,0 +1,67 @@
+"""Conversion between uint8 and the data range, and writing images."""
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion_var.errors import InputError
+from diffusion_var.metrics.images import read_images, save_images, save_npz, to_float, to_uint8
+
+LEVELS = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+
+
+@pytest.mark.parametrize("data_range", [(-1.0, 1.0), (0.0, 1.0), (0.0, 255.0), (-3.7, 0.3), (1000.0, 1001.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_uint8_survives_the_round_trip(data_range, dtype):
+    floats = to_float(LEVELS, data_range)
+    assert floats.dtype == torch.float32
+    assert float(floats.min()) == pytest.approx(data_range[0])
+    assert float(floats.max()) == pytest.approx(data_range[1])
+    assert torch.equal(to_uint8(floats.to(dtype), data_range), LEVELS)
+
+
+def test_rounds_to_nearest_and_clamps():
+    step = 2 / 255
+    values = torch.tensor([-7.0, -1.0, -1 + 0.49 * step, -1 + 0.51 * step, -1 + 100.4 * step, 1 - 0.4 * step, 1.0, 9.0])
+    assert to_uint8(values.double()).tolist() == [0, 0, 0, 1, 100, 255, 255, 255]
+    assert to_uint8(LEVELS, (-1, 1)) is LEVELS
+
+
+def test_refuses_bad_numbers():
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        with pytest.raises(InputError, match="NaN or Inf"):
+            to_uint8(torch.tensor([0.0, bad]))
+    with pytest.raises(InputError, match=r"torch\.int64"):
+        to_uint8(torch.zeros(3, dtype=torch.int64))
+    for data_range in ((1.0, 1.0), (1.0, -1.0), (0.0, float("nan"))):
+        with pytest.raises(InputError, match="data_range"):
+            to_uint8(torch.zeros(3), data_range)
+    with pytest.raises(InputError, match="expected uint8"):
+        to_float(torch.zeros(3))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_png_and_npz_give_back_the_same_bytes(tmp_path, channels):
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (7, channels, 5, 6), dtype=np.uint8))
+    save_images(images[:4], tmp_path / "new" / "folder")
+    save_images(images[4:], tmp_path / "new" / "folder", start=4)
+    save_npz(images, tmp_path / "images.npz")
+    assert sorted(file.name for file in (tmp_path / "new" / "folder").iterdir()) == [f"{n:06d}.png" for n in range(7)]
+    for path in (tmp_path / "new", tmp_path / "images.npz"):
+        assert torch.equal(torch.stack(list(read_images(path))), images)
+    with np.load(tmp_path / "images.npz") as content:
+        assert content["images"].shape == images.shape
+
+
+def test_writing_refuses_what_it_cannot_write_faithfully(tmp_path):
+    for bad in (torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.uint8), torch.zeros(2, 4, 8, 8).byte()):
+        with pytest.raises(InputError, match="expected uint8"):
+            save_images(bad, tmp_path / "folder")
+        with pytest.raises(InputError, match="expected uint8"):
+            save_npz(bad, tmp_path / "images.npz")
+    with pytest.raises(InputError, match=r"\.npz"):
+        save_npz(LEVELS, tmp_path / "images.bin")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="could not make the folder"):
+        save_images(LEVELS, tmp_path / "file")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
