@@ -12,10 +12,10 @@ root, once for each such direction. `scipy.linalg.sqrtm` of Σ_a Σ_b, the usual
 imaginary part besides.
 
 *Which factor.* Rounding perturbs an entry of a covariance by about ε √(Σ_ii Σ_jj), so "numerically singular" is a
-property of the correlation matrix C = D^{-1/2} Σ D^{-1/2}, D = diag Σ, and not of the units of single features. Where
-the pivots of C's Cholesky factor L are well above rounding, A = D^{1/2} L. Else (fewer images than features, constant
-or repeated features) C = V Λ Vᵀ; eigenvalues at or below the rounding level d ε λ_max are set to 0, for their roots
-would be noise of size √ε; and A = D^{1/2} V Λ^{1/2} keeps the other columns only.
+property of the correlation matrix C = D^{-1/2} Σ D^{-1/2}, D = diag Σ, and not of the units of single features. Where C
+is well conditioned (by LAPACK's estimate from its Cholesky factor L; the pivots of L alone do not tell), A = D^{1/2} L.
+Else (fewer images than features, constant or repeated features) C = V Λ Vᵀ; eigenvalues at or below the rounding level
+d ε λ_max are set to 0, for their roots would be noise of size √ε; and A = D^{1/2} V Λ^{1/2} keeps the other columns.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from .statistics import Array, FeatureStatistics
+
+# The reciprocal condition number above which Cholesky is taken; rounding is below 1e-12 even for 2,048 features.
+WELL_CONDITIONED = 1e-10
 
 Moments = FeatureStatistics | tuple[npt.ArrayLike, npt.ArrayLike]
 
@@ -53,14 +56,15 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 def factor(covariance: Array) -> Array:
     """A (D, r) with A Aᵀ = Σ (D, D), r the numerical rank; see the module docstring."""
     from scipy.linalg import LinAlgError, cholesky, eigh
+    from scipy.linalg.lapack import dpocon
 
     scale = np.sqrt(np.diagonal(covariance))
     inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
     correlation = covariance * inverse * inverse[:, None]
-    rounding = len(scale) * np.finfo(np.float64).eps
     try:
         lower: Array = cholesky(correlation, lower=True)
-        if np.square(np.diagonal(lower)).min() > 10 * rounding:
+        condition, _ = dpocon(lower, np.abs(correlation).sum(axis=0).max(), uplo="L")
+        if condition > WELL_CONDITIONED:
             return scale[:, None] * lower
     except LinAlgError:
         pass
@@ -71,7 +75,7 @@ def factor(covariance: Array) -> Array:
             f"a covariance has a negative eigenvalue ({values[0]:.3g} after scaling to unit variances); expected a "
             "positive semi-definite one: compute the statistics again."
         )
-    keep = values > rounding * values[-1]
+    keep = values > len(values) * np.finfo(np.float64).eps * values[-1]
     return np.asarray(scale[:, None] * vectors[:, keep] * np.sqrt(values[keep]))
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..process.schedule import NoiseSchedule
+from ..process.schedule import NoiseSchedule, is_whole
 
 Prediction = Literal["epsilon", "sample", "v_prediction"]
 Range = tuple[float, float]
@@ -75,7 +75,7 @@ class Denoiser:
         prediction: Prediction = "epsilon",
         shape: Sequence[int] = (3, 32, 32),
         clip: Range | None = (-1.0, 1.0),
-        data_range: Range | None | Literal["clip"] = "clip",
+        data_range: Range | Literal["clip"] | None = "clip",
         *,
         device: torch.device | str | None = None,
         autocast: torch.dtype | None = None,
@@ -84,10 +84,10 @@ class Denoiser:
             raise InputError(f"prediction={prediction!r} is not known; use one of {', '.join(get_args(Prediction))}.")
         if prediction == "epsilon" and schedule.zero_terminal_snr:
             raise InputError(
-                "the schedule has zero terminal SNR (alpha[N] = 0), where an epsilon prediction says nothing about x_0; "
-                "use a v_prediction or sample network, or a schedule that ends before."
+                "the schedule has zero terminal SNR (alpha[N] = 0), where an epsilon prediction says nothing about "
+                "x_0; use a v_prediction or sample network, or a schedule that ends before."
             )
-        if len(shape) != 3 or any(int(n) != n or n < 1 for n in shape):
+        if len(shape) != 3 or any(not is_whole(n) or n < 1 for n in shape):
             raise InputError(f"shape must be (C, H, W) with positive integers, but it is {tuple(shape)}.")
         self.network = network
         self.schedule = schedule
@@ -143,22 +143,24 @@ class Denoiser:
         if not isinstance(n, torch.Tensor):
             n = self.schedule.check_index(n)
             return float(self.schedule.alpha[n]), float(self.schedule.sigma[n])
-        indices = self._check_indices(n)
-        return tuple(
+        indices = self._check_indices(n, len(x_t))
+        alpha, sigma = (
             torch.from_numpy(array[indices]).to(x_t.device, x_t.dtype)[:, None, None, None]
             for array in (self.schedule.alpha, self.schedule.sigma)
-        )  # type: ignore[return-value]
+        )
+        return alpha, sigma
 
-    def _check_indices(self, n: torch.Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def _check_indices(self, n: torch.Tensor, batch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         indices = n.cpu().numpy()
         if (
-            indices.ndim != 1
+            indices.shape != (batch,)
             or indices.dtype.kind not in "iu"
-            or indices.min() < 1
-            or indices.max() > self.schedule.num_steps
+            or (indices < 1).any()
+            or (indices > self.schedule.num_steps).any()
         ):
             raise InputError(
-                f"n must be an integer or a (B,) tensor of integers from 1 to {self.schedule.num_steps}, but it is {n}."
+                f"n must be an integer or a ({batch},) tensor of integers from 1 to {self.schedule.num_steps}, "
+                f"but it is {n}."
             )
         return indices
 
@@ -167,7 +169,7 @@ class Denoiser:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The network's raw prediction and, for 2C channels, its second half. Exact denoisers override this."""
         if isinstance(n, torch.Tensor):
-            timestep = torch.from_numpy(self.schedule.timestep[self._check_indices(n)]).to(
+            timestep = torch.from_numpy(self.schedule.timestep[self._check_indices(n, len(x_t))]).to(
                 x_t.device, self._timestep_dtype
             )
         else:
@@ -183,7 +185,8 @@ class Denoiser:
         if not isinstance(out, torch.Tensor) or out.shape[:1] + out.shape[2:] != x_t.shape[:1] + x_t.shape[2:]:
             found = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
             raise InputError(
-                f"the network returned {found} for x_t of shape {tuple(x_t.shape)}; expected the same batch, height and width."
+                f"the network returned {found} for x_t of shape {tuple(x_t.shape)}; expected the same batch, height "
+                "and width."
             )
         out = out.to(x_t.dtype)
         channels = self.shape[0]
@@ -192,7 +195,8 @@ class Denoiser:
         if out.shape[1] == 2 * channels:
             return out[:, :channels], out[:, channels:]
         raise InputError(
-            f"the network returned {out.shape[1]} channels, but images have {channels}; expected {channels} or {2 * channels}."
+            f"the network returned {out.shape[1]} channels, but images have {channels}; expected {channels} or "
+            f"{2 * channels}."
         )
 
     # ---- what a table remembers of it -------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Exact denoisers: data distributions whose E[x_0|x_t] is known in closed form.
 
-    Gaussian  x_0 ~ N(μ, Bᵀ diag(l) B):  x̂_0 = μ + Bᵀ κ B (x_t − α μ),  κ = α l/(α² l + σ²),  Cov = Bᵀ diag(l σ²/(α² l + σ²)) B
+    Gaussian  x_0 ~ N(μ, Bᵀ diag(l) B):  x̂_0 = μ + Bᵀ κ B (x_t − α μ),  κ = α l/(α² l + σ²),
+                                         Cov = Bᵀ diag(l σ²/(α² l + σ²)) B
     mixture   Σ_j w_j N(m_j, l_j I):     responsibilities r_j(x_t), then the Gaussians' own formulas
     finite set of images:                r_j ∝ exp(−‖x_t − α x_j‖²/2σ²), x̂_0 = Σ_j r_j x_j
 
@@ -146,38 +147,40 @@ class MixtureDenoiser(ExactDenoiser):
 
     def responsibilities(self, x_t: torch.Tensor, alpha: Any, sigma: Any) -> torch.Tensor:
         """P(component j | x_t), (B, J), from log-densities (no underflow)."""
-        alpha, sigma = (torch.as_tensor(a, dtype=x_t.dtype, device=x_t.device).reshape(-1, 1) for a in (alpha, sigma))
+        alpha, sigma = self._columns(alpha, sigma)
         total = alpha**2 * self.variances + sigma**2
         x, m = x_t.flatten(1), self.means.flatten(1)
         # ‖x − α m‖² expanded: memory B × J instead of B × J × d
         distance = x.square().sum(1, keepdim=True) - 2 * alpha * (x @ m.T) + alpha**2 * m.square().sum(1)
         logits = self.log_weights - 0.5 * distance / total - 0.5 * math.prod(self.shape) * total.log()
-        return logits.softmax(dim=1)
+        r: torch.Tensor = logits.softmax(dim=1)
+        return r
 
-    def _component_weight(self, alpha: Any, sigma: Any) -> torch.Tensor:
-        alpha, sigma = (
-            torch.as_tensor(a, dtype=torch.float64, device=self.device).reshape(-1, 1) for a in (alpha, sigma)
-        )
-        return alpha * self.variances / (alpha**2 * self.variances + sigma**2)
+    def _columns(self, *values: Any) -> list[torch.Tensor]:
+        """Floats or (B, 1, 1, 1) tensors as float64 columns, to meet the (B, J) of the components."""
+        return [torch.as_tensor(a, dtype=torch.float64, device=self.device).reshape(-1, 1) for a in values]
 
     def exact_mean(self, x_t: torch.Tensor, alpha: Any, sigma: Any) -> torch.Tensor:
         r = self.responsibilities(x_t, alpha, sigma)
-        k = self._component_weight(alpha, sigma)
-        a = torch.as_tensor(alpha, dtype=x_t.dtype, device=x_t.device).reshape(-1, 1)
+        alpha, sigma = self._columns(alpha, sigma)
+        k = alpha * self.variances / (alpha**2 * self.variances + sigma**2)
         # Σ_j r_j (m_j + k_j (x_t − α m_j))
-        centre = (r * (1 - k * a)) @ self.means.flatten(1)
-        return (centre + (r * k).sum(1, keepdim=True) * x_t.flatten(1)).view_as(x_t)
+        centre = (r * (1 - k * alpha)) @ self.means.flatten(1)
+        mean: torch.Tensor = centre + (r * k).sum(1, keepdim=True) * x_t.flatten(1)
+        return mean.view_as(x_t)
 
     def posterior_variance(self, x_t: torch.Tensor, n: int) -> torch.Tensor:
-        """diag Cov[x_0|x_t], (B, C, H, W) float64."""
+        """diag Cov[x_0|x_t], (B, C, H, W) float64: Σ_j r_j (variance within j + (mean of j − x̂_0)²)."""
         x = x_t.double()
         alpha, sigma = self.coefficients(n, x)
-        r, k = self.responsibilities(x, alpha, sigma), self._component_weight(alpha, sigma)
-        within = (r * k * sigma**2 / alpha).sum(1) if alpha else (r * self.variances).sum(1)
-        each = self.means.flatten(1)[None] * (1 - k * alpha)[..., None] + k[..., None] * x.flatten(1)[:, None]
+        r, total = self.responsibilities(x, alpha, sigma), alpha**2 * self.variances + sigma**2
+        within = r @ (self.variances * sigma**2 / total)
+        k, m = (alpha * self.variances / total)[:, None], self.means.flatten(1)
+        each = m + k * (x.flatten(1)[:, None] - alpha * m)
         mean = self.exact_mean(x, alpha, sigma).flatten(1)
         between = (r[..., None] * (each - mean[:, None]).square()).sum(1)
-        return (within[:, None] + between).view_as(x)
+        variance: torch.Tensor = within[:, None] + between
+        return variance.view_as(x)
 
     def sample(self, count: int, seed: int = 0) -> torch.Tensor:
         stream = generator(seed, "mixture data")

@@ -89,27 +89,33 @@ class ReverseKernel:
     gain: float = field(init=False)
 
     def __post_init__(self) -> None:
-        schedule, put = self.schedule, lambda name, value: object.__setattr__(self, name, value)
-        t, s = schedule.check_index(self.t, "t"), schedule.check_index(self.s, "s", lowest=0)
+        t, s = self.schedule.check_index(self.t, "t"), self.schedule.check_index(self.s, "s", lowest=0)
         if s >= t:
             raise InputError(f"a reverse step goes from t to s < t, but t={t} and s={s}; swap them.")
         check_eta(self.eta)
         check_clipped_eps(self.clipped_eps)
-        put("t", t)
-        put("s", s)
-        for name, array, n in (
-            ("alpha_t", schedule.alpha, t),
-            ("sigma_t", schedule.sigma, t),
-            ("alpha_s", schedule.alpha, s),
-            ("sigma_s", schedule.sigma, s),
-        ):
-            put(name, float(array[n]))
-        log_snr = float(schedule.log_snr[t]), float(schedule.log_snr[s])
-        put("beta", beta(self.sigma_t, *log_snr))
-        put("beta_tilde", beta_tilde(self.beta, self.sigma_t, self.sigma_s))
-        put("lambda2", lambda2(self.beta_tilde, self.eta))
-        put("eps_gain", eps_gain(self.sigma_s, *log_snr, self.eta))
-        put("gain", gain(self.alpha_t, self.sigma_t, self.alpha_s, self.eps_gain, self.beta, self.lambda2))
+        alpha, sigma, log_snr = (
+            (float(array[t]), float(array[s]))
+            for array in (self.schedule.alpha, self.schedule.sigma, self.schedule.log_snr)
+        )
+        beta_ts = beta(sigma[0], *log_snr)
+        beta_tilde_ts = beta_tilde(beta_ts, *sigma)
+        l2, c = lambda2(beta_tilde_ts, self.eta), eps_gain(sigma[1], *log_snr, self.eta)
+        values = {
+            "t": t,
+            "s": s,
+            "alpha_t": alpha[0],
+            "sigma_t": sigma[0],
+            "alpha_s": alpha[1],
+            "sigma_s": sigma[1],
+            "beta": beta_ts,
+            "beta_tilde": beta_tilde_ts,
+            "lambda2": l2,
+            "eps_gain": c,
+            "gain": gain(alpha[0], sigma[0], alpha[1], c, beta_ts, l2),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)  # the class is frozen
 
     @property
     def rederives_eps(self) -> bool:

@@ -50,20 +50,22 @@ class NoiseSchedule:
         prior_std: float | None = None,
     ) -> None:
         self.alpha = _vector("alpha", alpha)
-        self.sigma = _vector("sigma", sigma)
+        self.sigma = _vector("sigma", sigma) + 0.0  # -0.0 becomes 0.0: equal arrays have equal bytes
         self.timestep = _vector("timestep", timestep)
         self.timestep[0] = np.nan
         self._validate()
         with np.errstate(divide="ignore"):
             self.log_snr: Float64Array = 2.0 * (np.log(self.alpha) - np.log(self.sigma))
-        rise = np.nonzero(~(np.diff(self.log_snr) < 0))[0]
+        rise = np.flatnonzero(~(self.log_snr[1:] < self.log_snr[:-1]))
         if rise.size:
             n = int(rise[0]) + 1
             raise InputError(
-                f"the schedule's signal-to-noise ratio must fall at every index, but log SNR is {self.log_snr[n - 1]:.6g} "
-                f"at n={n - 1} and {self.log_snr[n]:.6g} at n={n}; check alpha and sigma."
+                f"the schedule's signal-to-noise ratio must fall at every index, but log SNR is "
+                f"{self.log_snr[n - 1]:.6g} at n={n - 1} and {self.log_snr[n]:.6g} at n={n}; check alpha and sigma."
             )
         self.prior_std = max(1.0, float(self.sigma[-1])) if prior_std is None else float(prior_std)
+        if not (math.isfinite(self.prior_std) and self.prior_std > 0):
+            raise InputError(f"prior_std={prior_std!r} must be finite and positive, or None.")
         for array in (self.alpha, self.sigma, self.timestep, self.log_snr):
             array.setflags(write=False)
 
@@ -76,19 +78,17 @@ class NoiseSchedule:
         if self.alpha[0] != 1.0 or self.sigma[0] != 0.0:
             raise InputError(
                 f"index 0 of a schedule is clean data, so alpha[0] must be 1 and sigma[0] must be 0, but they are "
-                f"{self.alpha[0]!r} and {self.sigma[0]!r}; prepend the clean index."
+                f"{self.alpha[0]} and {self.sigma[0]}; prepend the clean index."
             )
-        for name, array, bad in (
-            ("alpha", self.alpha, ~(np.isfinite(self.alpha) & (self.alpha >= 0))),
-            ("sigma", self.sigma, ~(np.isfinite(self.sigma) & (np.arange(len(self.sigma)) == 0) | (self.sigma > 0))),
-            ("timestep", self.timestep, ~np.isfinite(np.concatenate([[0.0], self.timestep[1:]]))),
+        for name, array, in_range, expected in (
+            ("alpha", self.alpha, self.alpha >= 0, "finite and at least 0"),
+            ("sigma", self.sigma, self.sigma > 0, "finite and positive"),
+            ("timestep", self.timestep, True, "finite"),
         ):
-            if bad.any() or not np.isfinite(array[1:]).all():
-                n = int(np.nonzero(bad | ~np.isfinite(np.concatenate([[0.0], array[1:]])))[0][0])
-                raise InputError(
-                    f"{name}[{n}] is {array[n]!r}, but alpha must be finite and at least 0, sigma positive after "
-                    f"index 0, and timestep finite after index 0."
-                )
+            bad = np.flatnonzero(~(np.isfinite(array) & in_range)[1:])
+            if bad.size:
+                n = int(bad[0]) + 1
+                raise InputError(f"{name}[{n}] is {array[n]}, but after index 0 {name} must be {expected}.")
 
     # ---- what it is -------------------------------------------------------------------------------------------
 
@@ -124,7 +124,7 @@ class NoiseSchedule:
 
     def check_index(self, n: int, name: str = "n", lowest: int = 1) -> int:
         """`n` as an int, refused unless lowest ≤ n ≤ N."""
-        if int(n) != n or not lowest <= n <= self.num_steps:
+        if not is_whole(n) or not lowest <= n <= self.num_steps:
             raise InputError(
                 f"{name}={n} is not an index of this schedule; expected an integer from {lowest} to {self.num_steps}."
             )
@@ -140,7 +140,7 @@ class NoiseSchedule:
         bad[-1] = not 0 < beta[-1] <= 1
         if bad.any():
             n = int(np.nonzero(bad)[0][0])
-            raise InputError(f"betas[{n}] is {beta[n]!r}, but every beta must lie in (0, 1) (the last may be 1).")
+            raise InputError(f"betas[{n}] is {beta[n]}, but every beta must lie in (0, 1) (the last may be 1).")
         with np.errstate(divide="ignore"):
             log_alpha_bar = np.concatenate([[0.0], np.cumsum(np.log1p(-beta))])
         return cls._variance_preserving(log_alpha_bar, np.arange(-1.0, len(beta)))
@@ -181,19 +181,22 @@ class NoiseSchedule:
         Supported: the discrete variance-preserving family (DDPM, DDIM, PNDM, …) with beta_schedule linear,
         scaled_linear or squaredcos_cap_v2, or trained_betas. The betas are recomputed in float64.
         """
-        config: Mapping[str, Any] = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", None)  # type: ignore[assignment]
+        config = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", None)
         if not isinstance(config, Mapping) or "num_train_timesteps" not in config:
             raise InputError(
-                f"from_diffusers needs a diffusers scheduler or its config with num_train_timesteps, but got {type(scheduler).__name__}."
+                "from_diffusers needs a diffusers scheduler or its config with num_train_timesteps, but got "
+                f"{type(scheduler).__name__}."
             )
-        if config.get("rescale_betas_zero_snr"):
-            raise InputError(
-                "the scheduler has rescale_betas_zero_snr=true, which is not supported yet; build the NoiseSchedule by hand."
-            )
+        for flag in ("rescale_betas_zero_snr", "use_flow_sigmas"):
+            if config.get(flag):
+                raise InputError(
+                    f"the scheduler has {flag}=true, which is not supported yet; build the NoiseSchedule by hand."
+                )
         betas: Sequence[float] | None = config.get("trained_betas")
         if betas is not None:
             return cls.from_betas(np.asarray(betas, dtype=np.float64))
-        steps, name = int(config["num_train_timesteps"]), config.get("beta_schedule", "linear")
+        # No default for the name: a flow-matching, EDM or SDE scheduler has none, and must not pass for linear.
+        steps, name = int(config["num_train_timesteps"]), config.get("beta_schedule")
         ends = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
         if name == "linear":
             return cls.linear(steps, *ends)
@@ -207,6 +210,14 @@ class NoiseSchedule:
         )
 
 
+def is_whole(n: Any) -> bool:
+    """Whether `n` is a whole number (of any type: 3, 3.0, numpy's)."""
+    try:
+        return bool(int(n) == n)
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
 def _vector(name: str, values: npt.ArrayLike) -> Float64Array:
     array = np.array(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
@@ -215,6 +226,6 @@ def _vector(name: str, values: npt.ArrayLike) -> Float64Array:
 
 
 def _count(N: int) -> int:
-    if int(N) != N or N < 1:
+    if not is_whole(N) or N < 1:
         raise InputError(f"N={N} is not a number of noise levels; expected an integer of at least 1.")
     return int(N)

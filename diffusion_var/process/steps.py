@@ -6,37 +6,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from .schedule import NoiseSchedule
+from .schedule import NoiseSchedule, is_whole
 
 
-def _check(schedule: NoiseSchedule | int, steps: int) -> int:
+def _check(schedule: NoiseSchedule | int, steps: Any) -> tuple[int, int]:
+    """N and K, checked."""
     N = schedule.num_steps if isinstance(schedule, NoiseSchedule) else int(schedule)
-    if isinstance(steps, bool) or int(steps) != steps or not 1 <= steps <= N:
+    if isinstance(steps, bool) or not is_whole(steps) or not 1 <= steps <= N:
         raise InputError(f"steps={steps} is not a usable number of steps; expected an integer from 1 to {N}.")
-    return N
+    return N, int(steps)
 
 
 def linspace(schedule: NoiseSchedule | int, steps: int) -> list[int]:
     """K indices evenly spaced from 1 to N, both included; K = 1 is [N]. `schedule`: a NoiseSchedule, or N."""
-    N = _check(schedule, steps)
+    N, steps = _check(schedule, steps)
     return [N] if steps == 1 else [int(n) for n in np.linspace(1, N, steps).round()]
 
 
 def leading(schedule: NoiseSchedule | int, steps: int) -> list[int]:
     """1, 1 + N//K, 1 + 2 (N//K), …: diffusers' "leading" spacing (with steps_offset 0). Does not reach N."""
-    N = _check(schedule, steps)
+    N, steps = _check(schedule, steps)
     return [1 + k * (N // steps) for k in range(steps)]
 
 
 def trailing(schedule: NoiseSchedule | int, steps: int) -> list[int]:
     """N, N − N/K, N − 2N/K, …, rounded: diffusers' "trailing" spacing. Does not reach 1."""
-    N = _check(schedule, steps)
+    N, steps = _check(schedule, steps)
     return sorted(int(n) for n in np.arange(N, 0, -N / steps).round()[:steps])
 
 
@@ -45,7 +48,7 @@ def quadratic(schedule: NoiseSchedule | int, steps: int) -> list[int]:
 
     Where DDIM's list repeats small indices, each repetition is moved up to the next free index.
     """
-    N = _check(schedule, steps)
+    N, steps = _check(schedule, steps)
     grid = np.linspace(0, np.sqrt(0.8 * N), steps) if steps > 1 else np.sqrt([0.8 * N])
     # The tolerance keeps the end point, the square of a rounded root, from falling just short of its integer.
     return _without_repeats(np.floor(grid**2 + 1e-9) + 1, N)
@@ -54,7 +57,7 @@ def quadratic(schedule: NoiseSchedule | int, steps: int) -> list[int]:
 def log_snr(schedule: NoiseSchedule, steps: int) -> list[int]:
     """K indices evenly spaced in log-SNR, 1 and N included; K = 1 is [N]. Where indices are scarcer than the spacing
     (near n = 1), repetitions are moved up to the next free index."""
-    N = _check(schedule, steps)
+    N, steps = _check(schedule, steps)
     if steps == 1:
         return [N]
     levels = schedule.log_snr[1:]
@@ -75,22 +78,22 @@ def _without_repeats(wanted: npt.NDArray[np.float64], N: int) -> list[int]:
 
 def explicit(schedule: NoiseSchedule | int, indices: Sequence[int]) -> list[int]:
     """The given indices, checked: integers, strictly ascending, all in 1…N."""
-    N = _check(schedule, 1)
+    N, _ = _check(schedule, 1)
     if len(indices) == 0:
         raise InputError("the step list is empty; give at least one index.")
-    out = [int(n) for n in indices]
-    if any(a != b for a, b in zip(out, indices, strict=True)) or out[0] < 1 or max(out) > N:
+    if not all(is_whole(n) and 1 <= n <= N for n in indices):
         raise InputError(f"the step list {_brief(indices)} holds something other than integers from 1 to {N}.")
-    if any(b <= a for a, b in zip(out, out[1:], strict=False)):
+    out = [int(n) for n in indices]
+    if any(b <= a for a, b in pairwise(out)):
         raise InputError(f"the step list {_brief(indices)} must rise strictly (no repeats); sort it and drop repeats.")
     return out
 
 
-def resolve(schedule: NoiseSchedule | int, steps: int | Sequence[int]) -> list[int]:
+def resolve(schedule: NoiseSchedule | int, steps: int | Iterable[int]) -> list[int]:
     """A step list from a number of steps (even spacing) or from explicit indices."""
-    if isinstance(steps, (int, np.integer)):
-        return linspace(schedule, int(steps))
-    if isinstance(steps, (str, float)):
+    if isinstance(steps, int | np.integer):
+        return linspace(schedule, steps)
+    if not isinstance(steps, Iterable):
         raise InputError(f"steps={steps!r} is neither a number of steps nor a list of indices.")
     return explicit(schedule, list(steps))
 

@@ -11,8 +11,8 @@ elements in that basis:
 The DCT basis is the orthonormal 2-D DCT-II in space times an orthonormal rotation of the channels. For one and three
 channels the rotation is the DCT-II too (for RGB: about the opponent colours), so that the whole is
 `scipy.fft.dctn(x, axes=(C, H, W), norm="ortho")`; for others it is given, e.g. the eigenvectors of the data's channel
-covariance. Sampler and likelihood need three things of a structure and never ask which one it is: √Σ times noise
-(the symmetric root, so that equal variances give the isotropic noise itself), the log-determinant, and the quadratic form.
+covariance. Sampler and likelihood need three things of a structure and never ask which one it is: √Σ times noise (the
+symmetric root, so that equal variances give the isotropic noise itself), the log-determinant, and the quadratic form.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ import numpy.typing as npt
 import torch
 
 from ..errors import InputError
+from .schedule import Float64Array, is_whole
 
 Shape = tuple[int, int, int]
 STRUCTURE_NAMES = ("isotropic", "channel", "pixel", "dct")
 
 
-def dct_matrix(size: int) -> npt.NDArray[np.float64]:
+def dct_matrix(size: int) -> Float64Array:
     """The orthonormal DCT-II matrix D (size × size): D x = scipy.fft.dct(x, norm="ortho")."""
     k, i = np.arange(size)[:, None], np.arange(size)[None, :]
-    matrix = np.sqrt(2.0 / size) * np.cos(np.pi * (2 * i + 1) * k / (2 * size))
+    matrix: Float64Array = math.sqrt(2.0 / size) * np.cos(np.pi * (2 * i + 1) * k / (2 * size))
     matrix[0] /= math.sqrt(2.0)
     return matrix
 
@@ -46,7 +47,7 @@ class Structure(ABC):
     name: str
 
     def __init__(self, shape: Sequence[int]) -> None:
-        if len(shape) != 3 or any(int(n) != n or n < 1 for n in shape):
+        if len(shape) != 3 or any(not is_whole(n) or n < 1 for n in shape):
             raise InputError(f"an image shape is (C, H, W) with positive integers, but got {tuple(shape)}.")
         self.shape: Shape = (int(shape[0]), int(shape[1]), int(shape[2]))
 
@@ -171,7 +172,7 @@ class Dct(Structure):
 def _rotate(rotation: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     if rotation.shape[0] == 1:
         return rotation[0, 0] * x
-    return (rotation @ x.flatten(-2)).unflatten(-1, x.shape[-2:])
+    return (rotation @ x.flatten(-2)).reshape(x.shape)
 
 
 def make_structure(name: str, shape: Sequence[int], rotation: npt.ArrayLike | None = None) -> Structure:
@@ -184,7 +185,7 @@ def make_structure(name: str, shape: Sequence[int], rotation: npt.ArrayLike | No
     return plain[name](shape)
 
 
-def channel_rotation(channel_covariance: npt.ArrayLike) -> npt.NDArray[np.float64]:
+def channel_rotation(channel_covariance: npt.ArrayLike) -> Float64Array:
     """The rotation of DESIGN §2.4: the DCT-II for 1 and 3 channels, else the eigenvectors of the data's channel
     covariance (C, C), largest first, each with its largest entry positive (so that it is unique)."""
     covariance = np.asarray(channel_covariance, dtype=np.float64)

@@ -4,9 +4,9 @@
     for t → s in the step list, then the smallest index → 0:
         x_s = mean of eq. (1) at the posterior  +  Σ^{1/2} noise     (no noise in the step to s = 0)
 
-At the smallest s > 0 the noise may be capped so that E|noise| ≤ y/255 of the data range (Analytic-DPM, arXiv:2201.06503,
-appendix F.2). η = 1 with β̃ or β is DDPM, η = 0 with no covariance is DDIM; the network may run under autocast, the
-state is float32.
+At the smallest s > 0 the noise may be capped so that E|noise| ≤ y/255 of the data range (Analytic-DPM,
+arXiv:2201.06503, appendix F.2). η = 1 with β̃ or β is DDPM, η = 0 with no covariance is DDIM; the network may run
+under autocast, the state is float32.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class Sampler:
             raise InputError(f"final_noise_cap={cap} must be a positive number of 255ths of the data range, or None.")
         if self.denoiser.data_range is None:
             raise InputError(
-                "final_noise_cap needs the denoiser's data_range, which is None (unbounded data); pass final_noise_cap=None."
+                "final_noise_cap needs the denoiser's data_range, which is None (unbounded data); "
+                "pass final_noise_cap=None."
             )
         return noise_cap_variance(cap, self.denoiser.data_range)
 
@@ -121,7 +122,10 @@ class Sampler:
             for start in range(0, len(images), batch_size):
                 part = images[start : start + batch_size]
                 condition = None if conditions is None else conditions[start : start + batch_size]
-                yield self._batch(part, seed, condition, bar)
+                if isinstance(condition, torch.Tensor):
+                    condition = condition.to(self.denoiser.device)
+                # The copy is made outside inference mode, so that the user may change it and differentiate through it.
+                yield self._batch(part, seed, condition, bar).clone()
 
     @torch.inference_mode()
     def _batch(self, images: Sequence[int], seed: int, condition: Any, bar: Any) -> torch.Tensor:
@@ -140,7 +144,7 @@ class Sampler:
         self._refuse_nan(torch.stack(checks), images)
         if denoiser.data_range is not None:
             x = x.clamp(*denoiser.data_range)
-        return x.float().cpu().clone()
+        return x.float().cpu()
 
     def _covariance(self, k: int, posterior: Posterior) -> StructuredCovariance | None:
         if k in self._cache:
@@ -156,6 +160,6 @@ class Sampler:
         bad = (~torch.isfinite(checks)).nonzero()
         if len(bad):
             raise NumericalError(
-                f"the network gave NaN or infinite values at index n={self.kernels[int(bad[0])].t}, in the batch of images "
-                f"{images[0]} to {images[-1]}; check its weights and precision."
+                f"the network gave NaN or infinite values at index n={self.kernels[int(bad[0])].t}, in the batch of "
+                f"images {images[0]} to {images[-1]}; check its weights and precision."
             )

@@ -31,6 +31,13 @@ def default_indices(schedule: NoiseSchedule) -> list[int]:
     return steps.log_snr(schedule, min(DEFAULT_INDICES, schedule.num_steps))
 
 
+def merge_indices(schedule: NoiseSchedule, indices: Sequence[int]) -> list[int]:
+    """Indices asked for, checked, sorted and without repeats."""
+    if len(indices) == 0:
+        raise InputError("indices is empty; give at least one index, or None for the default 64.")
+    return sorted({schedule.check_index(n, "indices") for n in indices})
+
+
 def needed_draws(counts: Int64Array, error: npt.NDArray[np.float64]) -> Int64Array:
     """Draws at which each index is expected to meet its tolerance; `error` is in units of the tolerance."""
     wanted = np.where(error > 1.0, counts * np.minimum(error, 1e6) ** 2 * _MARGIN, counts)
@@ -51,7 +58,8 @@ def next_targets(
         return np.full_like(counts, PILOT_DRAWS if round_number == 0 else LEAST_DRAWS)
     targets = np.minimum(needed_draws(counts, error), 2 * counts)
     if max_evaluations is not None and targets.sum() > max_evaluations:
-        extra, left = targets - counts, max_evaluations - int(counts.sum())
+        # A resumed run may already have spent more than a smaller budget.
+        extra, left = targets - counts, max(max_evaluations - int(counts.sum()), 0)
         # Everyone short gets the same share of what they asked for, in whole shards; the rest goes in order.
         share = (extra * left // max(int(extra.sum()), 1)) // SHARD * SHARD
         spare = (left - int(share.sum())) // SHARD
@@ -68,8 +76,8 @@ def check_budget(tolerance: float, max_evaluations: int | None, indices: Sequenc
     least = LEAST_DRAWS * len(indices)
     if max_evaluations is not None and max_evaluations < least:
         raise InputError(
-            f"max_evaluations={max_evaluations} is too small: {len(indices)} indices at {LEAST_DRAWS} draws each, the least "
-            f"that gives an error bar, need {least}; raise it or ask for fewer indices."
+            f"max_evaluations={max_evaluations} is too small: {len(indices)} indices at {LEAST_DRAWS} draws each, the "
+            f"least that gives an error bar, need {least}; raise it or ask for fewer indices."
         )
 
 

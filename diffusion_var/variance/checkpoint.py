@@ -36,7 +36,8 @@ class Checkpoint:
         different = [key for key, value in self.identity.items() if metadata["identity"].get(key) != value]
         if different:
             raise InputError(
-                f"the checkpoint {self.path} belongs to another run (different {', '.join(different)}); delete it or choose another path."
+                f"the checkpoint {self.path} belongs to another run (different {', '.join(different)}); "
+                "delete it or choose another path."
             )
         for name, sums in run.sums.items():
             sums.restore({key: arrays[f"{name}.{key}"] for key in sums.arrays()})

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ import torch
 from ..errors import InputError
 from ..models.denoiser import Denoiser, Posterior
 from ..process.kernel import ReverseKernel
-from ..process.structure import Isotropic, Structure
+from ..process.structure import Isotropic, Shape, Structure
 from .bounds import Estimator
 from .table import VarianceTable
 
@@ -74,13 +74,13 @@ class ReverseCovariance(ABC):
     def name(self) -> str:
         """A short name for tables and plots."""
 
-    def check(self, denoiser: Denoiser, kernels: list[ReverseKernel]) -> None:  # noqa: B027 (nothing to check is a valid answer)
+    def check(self, denoiser: Denoiser, kernels: list[ReverseKernel]) -> None:  # noqa: B027 (nothing to check is fine)
         """Refuse, with InputError, a denoiser or steps that this covariance does not fit."""
 
     @abstractmethod
     def __call__(self, posterior: Posterior | None, kernel: ReverseKernel) -> StructuredCovariance | None:
         """The covariance of x_s given x_t, or None where it is exactly zero. Float32 on the posterior's device, or the
-        CPU without one (allowed where `depends_on_image` is false)."""
+        CPU without one (allowed where `depends_on_image` is false; then only `colour` is sure to know the shape)."""
 
 
 class _Fixed(ReverseCovariance):
@@ -90,11 +90,9 @@ class _Fixed(ReverseCovariance):
 
     def __call__(self, posterior: Posterior | None, kernel: ReverseKernel) -> StructuredCovariance | None:
         variance = self.variance(kernel)
-        return (
-            None
-            if variance == 0.0
-            else StructuredCovariance(Isotropic((1, 1, 1)), _tensor(np.asarray(variance), posterior))
-        )
+        if variance == 0.0:
+            return None
+        return StructuredCovariance(Isotropic(_shape(posterior)), _tensor(np.asarray(variance), posterior))
 
 
 class FixedSmall(_Fixed):
@@ -122,7 +120,8 @@ class FixedLarge(_Fixed):
     def variance(self, kernel: ReverseKernel) -> float:
         if kernel.eta != 1.0:
             raise InputError(
-                f"FixedLarge (variance beta) is defined for eta=1 only, but eta={kernel.eta}; use FixedSmall or Analytic, or eta=1."
+                f"FixedLarge (variance beta) is defined for eta=1 only, but eta={kernel.eta}; "
+                "use FixedSmall or Analytic, or eta=1."
             )
         return kernel.beta
 
@@ -146,7 +145,8 @@ class Analytic(ReverseCovariance):
     ) -> None:
         if not isinstance(table, VarianceTable):
             raise InputError(
-                f"Analytic needs a VarianceTable, but got {type(table).__name__}; load one with VarianceTable.load(path)."
+                f"Analytic needs a VarianceTable, but got {type(table).__name__}; "
+                "load one with VarianceTable.load(path)."
             )
         table.posterior_variance(int(table.indices[0]), estimator, structure, bounded)  # refuses unknown names now
         self.table, self.estimator, self.structure, self.bounded = table, estimator, structure, bounded
@@ -171,7 +171,15 @@ class Analytic(ReverseCovariance):
         return np.asarray(kernel.lambda2 + kernel.gain**2 * v)
 
     def __call__(self, posterior: Posterior | None, kernel: ReverseKernel) -> StructuredCovariance:
-        return StructuredCovariance(self.table.structure(self.structure), _tensor(self.variance(kernel), posterior))
+        # Published arrays do not know the shape of an image; the posterior does.
+        known = self.table.shape is not None
+        structure = self.table.structure(self.structure) if known else Isotropic(_shape(posterior))
+        return StructuredCovariance(structure, _tensor(self.variance(kernel), posterior))
+
+
+def _shape(posterior: Posterior | None) -> Shape:
+    """(C, H, W) of an image; without a posterior (1, 1, 1), which is enough to colour noise but not for log_det."""
+    return (1, 1, 1) if posterior is None else cast(Shape, tuple(posterior.mean.shape[-3:]))
 
 
 def _tensor(variance: Float64Array, posterior: Posterior | None) -> torch.Tensor:

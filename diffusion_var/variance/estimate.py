@@ -11,6 +11,7 @@ under an imperfect mean; control variates and allocation are DESIGN §2.6's.
 
 from __future__ import annotations
 
+import hashlib
 import time
 import warnings
 from collections.abc import Sequence
@@ -22,15 +23,15 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from ..errors import DiffusionVarWarning, InputError, NumericalError
+from ..errors import DiffusionVarWarning, InputError
 from ..models.denoiser import Denoiser
 from ..process.structure import STRUCTURE_NAMES, make_structure
-from ..randomness import generator
 from . import allocation
 from .checkpoint import Checkpoint
-from .moments import SHARD, TARGETS, Draws, MomentMaps, MomentSums, shard_sums
+from .draws import ShardEvaluator
+from .moments import SHARD, TARGETS, MomentSums
 from .population import Population
-from .table import StructureMoments, VarianceTable, merge_indices
+from .table import StructureMoments, VarianceTable
 
 _CHECKPOINT_SECONDS = 30.0
 
@@ -68,63 +69,47 @@ def estimate(
     Returns: a `VarianceTable`.
     Raises InputError for unusable arguments or images, NumericalError where the network gives NaN or Inf.
     """
-    names = ["isotropic", *(name for name in STRUCTURE_NAMES[1:] if name in structures)]
-    unknown = [name for name in structures if name not in STRUCTURE_NAMES]
-    if unknown or isinstance(structures, str):
-        raise InputError(f"structures={structures!r} must be a list of {', '.join(STRUCTURE_NAMES)}.")
+    names = _structure_names(structures)
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size} must be at least 1.")
-    wanted = (
-        allocation.default_indices(denoiser.schedule) if indices is None else merge_indices(denoiser.schedule, indices)
-    )
+    schedule = denoiser.schedule
+    wanted = allocation.default_indices(schedule) if indices is None else allocation.merge_indices(schedule, indices)
     allocation.check_budget(tolerance, max_evaluations, wanted)
     population = Population(images, denoiser.shape, denoiser.data_range)
-    if conditions is not None:
-        conditions = torch.as_tensor(conditions)
-        if len(conditions) != len(population):
-            raise InputError(
-                f"conditions has {len(conditions)} entries for {len(population)} images; give one for each."
-            )
-    run = _Run(denoiser, population, names, wanted, tolerance, seed, conditions, max_evaluations, batch_size)
+    conditions = None if conditions is None else torch.as_tensor(conditions).cpu()
+    if conditions is not None and len(conditions) != len(population):
+        raise InputError(f"conditions has {len(conditions)} entries for {len(population)} images; give one for each.")
+    rotation = population.statistics.rotation
+    kinds = {name: make_structure(name, denoiser.shape, rotation if name == "dct" else None) for name in names}
+    evaluator = ShardEvaluator(denoiser, population, conditions, int(seed), batch_size, kinds)
+    run = _Run(evaluator, wanted, float(tolerance), max_evaluations)
     run.finish(None if checkpoint is None else Checkpoint(checkpoint, run.identity()), progress)
     return run.table()
+
+
+def _structure_names(structures: Sequence[str]) -> list[str]:
+    if isinstance(structures, str) or any(name not in STRUCTURE_NAMES for name in structures):
+        raise InputError(f"structures={structures!r} must be a list of {', '.join(STRUCTURE_NAMES)}.")
+    return [name for name in STRUCTURE_NAMES if name == "isotropic" or name in structures]
 
 
 class _Run:
     """The state of one pass: sums per structure, and the place reached in the current round."""
 
     def __init__(
-        self,
-        denoiser: Denoiser,
-        population: Population,
-        names: list[str],
-        indices: list[int],
-        tolerance: float,
-        seed: int,
-        conditions: torch.Tensor | None,
-        max_evaluations: int | None,
-        batch_size: int,
+        self, evaluator: ShardEvaluator, indices: list[int], tolerance: float, max_evaluations: int | None
     ) -> None:
-        self.denoiser, self.population, self.conditions = denoiser, population, conditions
-        self.indices, self.tolerance, self.seed, self.max_evaluations = indices, tolerance, seed, max_evaluations
-        self.batch_size = batch_size
-        data, device = population.statistics, denoiser.device
-        self.dct = make_structure("dct", denoiser.shape, data.rotation)
-        self.sums = {
-            name: MomentSums(self.dct if name == "dct" else make_structure(name, denoiser.shape), len(indices))
-            for name in names
-        }
-        self.mean = torch.from_numpy(data.mean).to(device, torch.float32)
-        self.variances = {
-            "spectrum": torch.from_numpy(data.spectrum).to(device, torch.float32),
-            "pixel": torch.from_numpy(data.pixel_variance).to(device, torch.float32),
-        }
+        self.evaluator, self.indices = evaluator, indices
+        self.tolerance, self.max_evaluations = tolerance, max_evaluations
+        self.sums = {name: MomentSums(kind, len(indices)) for name, kind in evaluator.structures.items()}
         # Where we are: the round, the draws planned for its end, and the shards of its queue already merged.
         self.round_number = -1
         self.targets = np.zeros(len(indices), dtype=np.int64)
         self.start_counts = np.zeros(len(indices), dtype=np.int64)
         self.done_in_round = 0
-        self._merging = False
+        # While the state is half changed, an interruption must not save it.
+        self._changing = False
+        self._saved = time.monotonic()
 
     # ---- the loop ---------------------------------------------------------------------------------------------
 
@@ -137,16 +122,15 @@ class _Run:
         ) as bar:
             if progress:
                 size = sum(s.sums.size * (8 if s.weights is None else 4) for s in self.sums.values()) / 1e6
-                bar.write(
-                    f"{len(self.indices)} indices, structures {', '.join(self.sums)}: the table will take about {size:.2g} MB"
-                )
+                names = ", ".join(self.sums)
+                bar.write(f"{len(self.indices)} indices, structures {names}: the table will take about {size:.2g} MB")
             try:
                 self._run_round(checkpoint, bar)
                 while self._plan_next(bar):
                     self._run_round(checkpoint, bar)
             finally:
-                # Whatever stopped us, everything merged so far is kept; a stop within a merge keeps the last file.
-                if checkpoint is not None and not self._merging:
+                # Whatever stopped us, everything merged so far is kept; a stop within a change keeps the last file.
+                if checkpoint is not None and not self._changing:
                     checkpoint.save(self)
 
     @property
@@ -161,14 +145,19 @@ class _Run:
 
     def _queue(self) -> list[tuple[int, int]]:
         """The round's shards, (index position, shard number), in the order in which they are merged."""
-        return [
+        queue = [
             (i, shard)
             for i, (start, end) in enumerate(zip(self.start_counts, self.targets, strict=True))
             for shard in range(int(start) // SHARD, int(end) // SHARD)
         ]
+        if self.max_evaluations is None:
+            return queue
+        # Plans keep to the budget, but a checkpoint's plan may have been made with a larger one.
+        return queue[: max(self.max_evaluations - int(self.start_counts.sum()), 0) // SHARD]
 
     def _plan_next(self, bar: Any) -> bool:
         """At a round boundary: plan the next round; False when there is nothing left to do."""
+        self._changing = True
         if self.round_number >= 0:
             self._reweigh()
         error = np.full(len(self.indices), np.inf)
@@ -177,11 +166,12 @@ class _Run:
             bar.total = max(self._expected(error), self.evaluations)
             bar.set_postfix_str(f"worst error {error.max():.2f} tolerances")
         targets = allocation.next_targets(self.round_number + 1, self.counts, error, self.max_evaluations)
-        if np.array_equal(targets, self.counts):
-            return False
-        self.round_number += 1
-        self.start_counts, self.targets, self.done_in_round = self.counts.copy(), targets, 0
-        return True
+        more = not np.array_equal(targets, self.counts)
+        if more:
+            self.round_number += 1
+            self.start_counts, self.targets, self.done_in_round = self.counts.copy(), targets, 0
+        self._changing = False
+        return more
 
     def _expected(self, error: npt.NDArray[np.float64] | None = None) -> int:
         draws = (
@@ -192,78 +182,24 @@ class _Run:
         return draws if self.max_evaluations is None else min(draws, self.max_evaluations)
 
     def _run_round(self, checkpoint: Checkpoint | None, bar: Any) -> None:
-        queue, saved = self._queue(), time.monotonic()
-        per_batch = max(1, self.batch_size // SHARD)
+        queue = self._queue()
+        per_batch = max(1, self.evaluator.batch_size // SHARD)
         while self.done_in_round < len(queue):
             batch = queue[self.done_in_round : self.done_in_round + per_batch]
-            sums = self._evaluate(batch)
-            self._merging = True
-            for name, (values, covariances) in sums.items():
-                for (i, _), value, covariance in zip(batch, values, covariances, strict=True):
+            positions = [i for i, _ in batch]
+            weights = {name: None if s.weights is None else s.weights[positions] for name, s in self.sums.items()}
+            shards = [(self.indices[i], shard) for i, shard in batch]
+            merged = self.evaluator.sums(shards, weights, self.evaluations)
+            self._changing = True
+            for name, (values, covariances) in merged.items():
+                for i, value, covariance in zip(positions, values, covariances, strict=True):
                     self.sums[name].add(i, value, covariance)
             self.done_in_round += len(batch)
-            self._merging = False
+            self._changing = False
             bar.update(len(batch) * SHARD)
-            if checkpoint is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+            if checkpoint is not None and time.monotonic() - self._saved > _CHECKPOINT_SECONDS:
                 checkpoint.save(self)
-                saved = time.monotonic()
-
-    # ---- one batch --------------------------------------------------------------------------------------------
-
-    @torch.inference_mode()
-    def _evaluate(self, batch: list[tuple[int, int]]) -> dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-        """Draw a batch of shards, run the network, and sum each shard for each structure."""
-        draws = self._draw(batch)
-        maps = MomentMaps(draws, self.mean, self.variances)
-        positions = np.array([i for i, _ in batch])
-        out = {}
-        pixel: torch.Tensor | None = None
-        for name, sums in self.sums.items():
-            if name == "isotropic":
-                values = maps.isotropic(self.dct)
-            elif name == "dct":
-                values = maps.elementwise(self.dct)
-            else:
-                pixel = maps.elementwise(sums.structure) if pixel is None else pixel
-                values = sums.structure.pool(pixel)
-            weights = None if sums.weights is None else torch.from_numpy(sums.weights[positions]).to(values.device)
-            total, covariances = shard_sums(values, weights)
-            out[name] = total.numpy(), covariances.numpy()
-            if not torch.isfinite(total).all():
-                shard = int((~torch.isfinite(total.flatten(1)).all(1)).nonzero()[0])
-                raise NumericalError(
-                    f"the network gave NaN or infinite values at index n={self.indices[batch[shard][0]]}, in the batch of "
-                    f"evaluations {self.evaluations} to {self.evaluations + len(batch) * SHARD}; check its weights and precision."
-                )
-        return out
-
-    def _draw(self, batch: list[tuple[int, int]]) -> Draws:
-        shape, device = self.denoiser.shape, self.denoiser.device
-        picks = np.empty(len(batch) * SHARD, dtype=np.int64)
-        noise = np.empty((len(picks), *shape), dtype=np.float32)
-        for k, (i, shard) in enumerate(batch):
-            stream, part = generator(self.seed, "estimate", self.indices[i], shard), slice(k * SHARD, (k + 1) * SHARD)
-            picks[part] = stream.integers(len(self.population), size=SHARD)
-            stream.standard_normal(out=noise[part], dtype=np.float32)
-        n = torch.tensor([self.indices[i] for i, _ in batch]).repeat_interleave(SHARD)
-        x_0, eps = self.population.take(picks).to(device), torch.from_numpy(noise).to(device)
-        alpha, sigma = self.denoiser.coefficients(n, x_0)
-        x_t = alpha * x_0 + sigma * eps
-        condition = None if self.conditions is None else self.conditions[torch.from_numpy(picks)].to(device)
-        if self.batch_size >= SHARD:
-            posterior = self.denoiser(x_t, n, condition)
-        else:
-            posterior = self._in_pieces(x_t, n, condition)
-        return Draws(x_0, eps, x_t, alpha, sigma, posterior, self.denoiser.clip is not None)
-
-    def _in_pieces(self, x_t: torch.Tensor, n: torch.Tensor, condition: torch.Tensor | None) -> Any:
-        from ..models.denoiser import Posterior
-
-        pieces = [
-            self.denoiser(x_t[part], n[part], None if condition is None else condition[part])
-            for part in (slice(k, k + self.batch_size) for k in range(0, len(x_t), self.batch_size))
-        ]
-        return Posterior(torch.cat([p.mean for p in pieces]), torch.cat([p.eps for p in pieces]))
+                self._saved = time.monotonic()
 
     # ---- between rounds ---------------------------------------------------------------------------------------
 
@@ -297,22 +233,26 @@ class _Run:
     # ---- what it is and what it gives -------------------------------------------------------------------------
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree on."""
+        """What a checkpoint must agree on. Tolerance and budget may change: a finished run can be taken further."""
+        evaluator, denoiser = self.evaluator, self.evaluator.denoiser
+        conditions = evaluator.conditions
         return {
-            "seed": self.seed,
+            "seed": evaluator.seed,
             "indices": self.indices,
             "structures": list(self.sums),
-            "schedule": self.denoiser.schedule.digest,
-            "shape": list(self.denoiser.shape),
-            "prediction": self.denoiser.prediction,
-            "clip": None if self.denoiser.clip is None else list(self.denoiser.clip),
-            "network": self.denoiser.fingerprint,
-            "data": self.population.statistics.fingerprint,
+            "schedule": denoiser.schedule.digest,
+            "shape": list(denoiser.shape),
+            "prediction": denoiser.prediction,
+            "clip": None if denoiser.clip is None else list(denoiser.clip),
+            "data_range": None if denoiser.data_range is None else list(denoiser.data_range),
+            "network": denoiser.fingerprint,
+            "data": evaluator.population.statistics.fingerprint,
+            "conditions": None if conditions is None else hashlib.sha256(conditions.numpy().tobytes()).hexdigest(),
         }
 
     def table(self, announce: bool = True) -> VarianceTable:
         """The table of what has been merged; says which indices fall short of the tolerance."""
-        denoiser = self.denoiser
+        evaluator, denoiser = self.evaluator, self.evaluator.denoiser
         moments = {
             name: StructureMoments(
                 sums.means().astype(np.float64 if sums.weights is None else np.float32), sums.covariances()
@@ -329,8 +269,8 @@ class _Run:
             clip=denoiser.clip,
             data_range=denoiser.data_range,
             network=denoiser.fingerprint,
-            data=self.population.statistics,
-            seed=self.seed,
+            data=evaluator.population.statistics,
+            seed=evaluator.seed,
             tolerance=self.tolerance,
             evaluations=self.evaluations,
         )

@@ -109,13 +109,9 @@ def shard_sums(values: torch.Tensor, weights: torch.Tensor | None) -> tuple[torc
         sums (S, 8, *v) over the shard's draws; covariances (S, 8, 8): the weighted mean over elements of the unbiased
         covariance about the shard's own mean. Both float64, on the CPU.
     """
-    grouped = values.double().unflatten(0, (-1, SHARD))
+    grouped = values.double().reshape(-1, SHARD, *values.shape[1:])
     sums = grouped.sum(1)
-    centred = (
-        (grouped - sums[:, None] / SHARD).flatten(3)
-        if grouped.ndim > 3
-        else (grouped - sums[:, None] / SHARD)[..., None]
-    )
+    centred = (grouped - sums[:, None] / SHARD).reshape(*grouped.shape[:3], -1)
     if weights is not None:
         centred = centred * weights.double().flatten(1)[:, None, None].sqrt()
     rows = centred.transpose(1, 2).flatten(2)

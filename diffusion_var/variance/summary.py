@@ -28,12 +28,14 @@ def summarise(table: VarianceTable, lines: int = 12) -> str:
     for i in positions:
         n = int(table.indices[i])
         v = table.posterior_variance(n)
-        others = [table.posterior_variance(n, e) for e in ("score_norm", "data_variance")]  # type: ignore[arg-type]
+        others = [table.posterior_variance(n, "score_norm"), table.posterior_variance(n, "data_variance")]
         spread = max(abs(o - v) for o in others) / v if v > 0 else float("nan")
         rows.append(
-            f"{n:6d} {table.counts[i]:7,} {v:10.4g} {table.relative_error(n):9.2%}  {others[0]:11.4g}  {others[1]:13.4g}  {spread:11.1%}"
+            f"{n:6d} {table.counts[i]:7,} {v:10.4g} {table.relative_error(n):9.2%}  "
+            f"{others[0]:11.4g}  {others[1]:13.4g}  {spread:11.1%}"
         )
     rows.append(
-        "disagreement: largest difference of the other two estimators from residual; it measures how imperfect the mean is."
+        "disagreement: largest difference of the other two estimators from residual; it measures how imperfect the "
+        "mean is."
     )
     return "\n".join(head + rows)

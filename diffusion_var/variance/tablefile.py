@@ -55,7 +55,8 @@ def read_document(path: str | Path, form: str, version: int, noun: str) -> tuple
         raise InputError(f"{path} is a safetensors file but not a {noun}; check the path.")
     if not isinstance(metadata.get("format_version"), int) or metadata["format_version"] > version:
         raise InputError(
-            f"{path} has format version {metadata.get('format_version')}, but this version of diffusion_var reads up to {version}; update diffusion_var."
+            f"{path} has format version {metadata.get('format_version')}, but this version of diffusion_var reads up "
+            f"to {version}; update diffusion_var."
         )
     if metadata.pop("digest", None) != _digest(arrays, metadata):
         raise InputError(
@@ -116,10 +117,9 @@ def read_table(path: str | Path) -> VarianceTable:
     )
     data = None
     if meta["data"] is not None:
-        data = DataStatistics(
-            **{name: arrays[f"data.{name}"] for name in ("mean", "pixel_variance", "spectrum", "rotation")},
-            **meta["data"],
-        )
+        names = ("mean", "pixel_variance", "spectrum", "rotation")
+        known: dict[str, Any] = {name: arrays[f"data.{name}"] for name in names} | meta["data"]
+        data = DataStatistics(**known)
 
     def pair(name: str) -> Any:
         return None if meta[name] is None else tuple(meta[name])

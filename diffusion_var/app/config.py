@@ -1,0 +1,67 @@
+"""From flags and a YAML file to validated options: all problems are listed at once, each with its path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import InputError
+
+T = TypeVar("T")
+
+
+def load_options(kind: type[T], flags: Mapping[str, Any], config: Path | None = None) -> T:
+    """An option set from a YAML file (if any) and flags, which win.
+
+    Raises InputError that lists every unknown key, missing option and wrong value with its path.
+    """
+    import pydantic
+
+    values = {} if config is None else read_yaml(config)
+    values.update({name: value for name, value in flags.items() if value is not None})
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(values)
+    except pydantic.ValidationError as error:
+        problems = _readable(error, flags, config)
+        count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
+        where = f"the options in {config}" if config is not None else "the options"
+        raise InputError(f"{where} have {count}:\n" + "\n".join(f"  {p}" for p in problems)) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from a file; InputError if it is anything else."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"the config {path} could not be read: {error.strerror}; check the path.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"the config {path} is not valid YAML ({' '.join(str(error).split())}); mend it.") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise InputError(f"the config {path} must be a mapping of option names to values, but it holds {type(content).__name__}.")
+    return content
+
+
+def _readable(error: Any, flags: Mapping[str, Any], config: Path | None) -> list[str]:
+    """One line per option: pydantic reports a union's alternatives separately, and they are joined here."""
+    lines: dict[str, list[str]] = {}
+    for item in error.errors():
+        location = [str(part) for part in item["loc"]]
+        top = location[0] if location else ""
+        # A union adds the alternative's name to the path ("steps.int", "steps.list[int]"): leave that out.
+        path = ".".join(part for part in location if part.isidentifier() or part.isdigit())
+        path = top if item["type"] in ("int_parsing", "list_type", "int_type") and top == "steps" else path
+        kind = item["type"]
+        if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+            text = "unknown option; remove it or check its spelling"
+        elif kind in ("missing", "missing_argument"):
+            text = "is missing; give it as " + (f"--{top.replace('_', '-')} or in the config" if config is not None else f"--{top.replace('_', '-')}")
+        else:
+            text = f"{item['msg'][0].lower()}{item['msg'][1:]}, but got {item['input']!r}"
+        name = f"--{top.replace('_', '-')}" if flags.get(top) is not None and path == top else path
+        lines.setdefault(name, []).append(text)
+    return [f"{name}: {' or '.join(dict.fromkeys(texts))}" for name, texts in lines.items()]
