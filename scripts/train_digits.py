@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +76,9 @@ def train_model(folder: Path, steps: int, seed: int) -> list[tuple[int, float, f
         seed=seed,
     )
     DDPMPipeline(result.network.half(), scheduler).save_pretrained(folder / "digits", safe_serialization=True)
+    # safetensors writes files that only their owner can read; these are to be shipped.
+    for weights in (folder / "digits").rglob("*.safetensors"):
+        weights.chmod(0o644)
     return result.curve
 
 
@@ -119,6 +121,11 @@ def gate(folder: Path, seeds: int, steps: int) -> dict[str, Any]:
     }
 
 
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Keep what was done and measured beside the weights."""
+    write_atomic(path, (json.dumps(record, indent=2) + "\n").encode())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=4000, help="training steps of the UNet")
@@ -138,8 +145,9 @@ def main() -> None:
             "command": f"python scripts/train_digits.py --steps {args.steps} --seed {args.seed}",
             "loss_curve": [{"step": s, "train": round(a, 5), "table split": round(b, 5)} for s, a, b in curve],
         }
+        write_record(record_path, record)
     record["gate"] = gate(ASSETS, args.gate_seeds, args.gate_steps)
-    write_atomic(record_path, (json.dumps(record, indent=2) + os.linesep).encode())
+    write_record(record_path, record)
     print(json.dumps(record["gate"], indent=2))
 
 

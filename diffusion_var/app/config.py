@@ -42,7 +42,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise InputError(f"the config {path} must be a mapping of option names to values, but it holds {type(content).__name__}.")
+        raise InputError(
+            f"the config {path} must be a mapping of option names to values, but it holds {type(content).__name__}."
+        )
     return content
 
 
@@ -59,7 +61,9 @@ def _readable(error: Any, flags: Mapping[str, Any], config: Path | None) -> list
         if kind in ("unexpected_keyword_argument", "extra_forbidden"):
             text = "unknown option; remove it or check its spelling"
         elif kind in ("missing", "missing_argument"):
-            text = "is missing; give it as " + (f"--{top.replace('_', '-')} or in the config" if config is not None else f"--{top.replace('_', '-')}")
+            text = "is missing; give it as " + (
+                f"--{top.replace('_', '-')} or in the config" if config is not None else f"--{top.replace('_', '-')}"
+            )
         else:
             text = f"{item['msg'][0].lower()}{item['msg'][1:]}, but got {item['input']!r}"
         name = f"--{top.replace('_', '-')}" if flags.get(top) is not None and path == top else path

@@ -52,7 +52,10 @@ class TorchvisionImages(Dataset[torch.Tensor]):
 
         name, _, split = name.partition(":")
         if name not in _TORCHVISION or split not in ("", "train", "test"):
-            raise InputError(f"torchvision:{name}{':' + split if split else ''} is not known; use torchvision:NAME[:train|test] with NAME one of {', '.join(_TORCHVISION)}.")
+            raise InputError(
+                f"torchvision:{name}{':' + split if split else ''} is not known; use "
+                f"torchvision:NAME[:train|test] with NAME one of {', '.join(_TORCHVISION)}."
+            )
         root = Path(os.environ.get("DIFFUSION_VAR_DATA", Path.home() / ".cache" / "diffusion_var"))
         try:
             self._dataset = getattr(datasets, name)(str(root), train=split != "test", download=download)

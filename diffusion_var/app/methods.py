@@ -19,7 +19,9 @@ def make_covariance(options: Method | SampleOptions, table: VarianceTable | None
     if options.covariance == "beta_tilde":
         return FixedSmall()
     if table is None:
-        raise InputError("the analytic covariance needs a variance table; give one with --table (made by `diffusion-var estimate`).")
+        raise InputError(
+            "the analytic covariance needs a variance table; give one with --table (made by `diffusion-var estimate`)."
+        )
     return Analytic(table, options.estimator, options.structure)
 
 

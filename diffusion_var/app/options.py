@@ -55,7 +55,9 @@ class ShowOptions(Options):
     """Show a variance table, as text and as a plot."""
 
     table: Annotated[Path, "variance table"]
-    plot: Annotated[Path | None, "picture to write (png, pdf or svg): β, β̃ and the optimal variance with its error"] = None
+    plot: Annotated[Path | None, "picture to write (png, pdf or svg): β, β̃ and the optimal variance with its error"] = (
+        None
+    )
     steps: Annotated[int | None, "number of sampling steps that the plot is for; by default N"] = None
     overwrite: Annotated[bool, "replace an existing picture"] = False
 
@@ -75,7 +77,9 @@ class SampleOptions(Options):
     table: Annotated[Path | None, "variance table, for the analytic covariance"] = None
     structure: Annotated[Structures, "structure of the analytic covariance"] = "isotropic"
     estimator: Annotated[Estimators, "estimator of the analytic covariance"] = "residual"
-    final_noise_cap: Annotated[float | None, "cap of the last noise, in 255ths of the data range; none by default"] = None
+    final_noise_cap: Annotated[float | None, "cap of the last noise, in 255ths of the data range; none by default"] = (
+        None
+    )
     clipped_eps: Annotated[Literal["network", "rederived"] | None, "which ε̂ a step uses where x̂_0 is clipped"] = None
     batch_size: Annotated[int, "images at once"] = 64
     seed: Annotated[int, "seed of every random number"] = 0
@@ -131,7 +135,7 @@ def _demo_methods() -> list[Method]:
         for structure in ("isotropic", "pixel", "dct")
         for cap in (None, 1.0)
     ]
-    return fixed + analytic  # type: ignore[operator]
+    return fixed + analytic
 
 
 @dataclass

@@ -29,7 +29,7 @@ from ..process.structure import STRUCTURE_NAMES, make_structure
 from . import allocation
 from .checkpoint import Checkpoint
 from .draws import ShardEvaluator
-from .moments import SHARD, TARGETS, MomentSums
+from .moments import CONTROLS, SHARD, MomentSums, control_expectations
 from .population import Population
 from .table import StructureMoments, VarianceTable
 
@@ -204,20 +204,14 @@ class _Run:
     # ---- between rounds ---------------------------------------------------------------------------------------
 
     def _reweigh(self) -> None:
-        """Weigh elements by 1/v², v the latest residual, for the draws to come; after the pilot, forget its covariance.
-
-        Elements that (almost) never vary are weighted as if they had a hundredth of the mean standard deviation.
-        """
-        k = TARGETS.index("error_square")
+        """Weigh elements by the latest 1/v² for the draws to come; after the pilot, forget its weighted covariances."""
+        data, schedule = self.evaluator.population.statistics, self.evaluator.denoiser.schedule
         for sums in self.sums.values():
-            if sums.weights is None:
-                continue
-            v = sums.means()[:, k]
-            mean = v.mean(axis=tuple(range(1, v.ndim)), keepdims=True)
-            sums.weights[...] = 1.0 / np.maximum(np.maximum(v, 1e-4 * mean), 1e-150) ** 2
+            for i, n in enumerate(self.indices):
+                expected = control_expectations(data, sums.structure, schedule.alpha[n], schedule.sigma[n])
+                sums.reweigh(i, expected[CONTROLS.index("linear_error_square")])
             if self.round_number == 0:
-                sums.covariance_sums[...] = 0.0
-                sums.covariance_shards[...] = 0
+                sums.forget_weighted_covariances()
 
     def errors(self) -> npt.NDArray[np.float64]:
         """(I,) worst relative error over structures, in units of the tolerance."""

@@ -34,6 +34,10 @@ CONTROLS = ("noise_square", "data_square", "linear_error_square")
 NUM_MOMENTS = len(TARGETS) + len(CONTROLS)
 Float64Array = npt.NDArray[np.float64]
 
+#: Relative errors are relative to v, or to this share of its linear-MMSE value where v is less: where the mean (almost)
+#: never errs, v is a rare event, and no number of draws would settle its own relative error.
+RELATIVE_FLOOR = 1e-3
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -143,6 +147,24 @@ class MomentSums:
         self.covariance_sums[i] += covariance
         self.covariance_shards[i] += 1
 
+    def reweigh(self, i: int, linear: Float64Array) -> None:
+        """Weigh the elements of index position i by 1/v², v the latest residual, for the draws to come.
+
+        Elements that (almost) never err are weighted as if they had a hundredth of the mean standard deviation, or
+        `RELATIVE_FLOOR` of their linear-MMSE value `linear`, (*v).
+        """
+        if self.weights is None:
+            return
+        v = self.sums[i, TARGETS.index("error_square")] / max(int(self.counts[i]), 1)
+        floor = max(1e-4 * float(v.mean()), 1e-150)
+        self.weights[i] = 1.0 / np.maximum(np.maximum(v, floor), RELATIVE_FLOOR * linear) ** 2
+
+    def forget_weighted_covariances(self) -> None:
+        """Start the covariances of an elementwise structure anew, e.g. after the pilot's first weights."""
+        if self.weights is not None:
+            self.covariance_sums[...] = 0.0
+            self.covariance_shards[...] = 0
+
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """All state, for a checkpoint."""
         out: dict[str, npt.NDArray[Any]] = {
@@ -196,7 +218,11 @@ def adjusted_means(means: Float64Array, covariance: Float64Array, expected: Floa
 
 
 def adjusted_covariance(covariance: Float64Array, count: int) -> Float64Array:
-    """(5, 5): covariance of the adjusted means over `count` draws, with the loss due to the fitted regression."""
-    k, p = len(TARGETS), len(CONTROLS)
+    """(5, 5): covariance of the adjusted means over `count` draws, with the two losses due to the fitted regression.
+
+    With ν = 15/16 count degrees of freedom within shards and p controls, what the controls leave unexplained is seen
+    (ν − p)/ν times too small, and the noise of the fit adds the factor (ν − 1)/(ν − p − 1).
+    """
+    k, p, freedom = len(TARGETS), len(CONTROLS), count * (SHARD - 1) / SHARD
     left = covariance[:k, :k] - regression(covariance) @ covariance[k:, :k]
-    return np.asarray(left * ((count - 2) / (count - p - 2)) / count)
+    return np.asarray(left * (freedom / (freedom - p)) * ((freedom - 1) / (freedom - p - 1)) / count)

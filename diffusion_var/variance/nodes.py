@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from .bounds import Estimator, linear_mmse, score_norm
-from .moments import TARGETS, adjusted_covariance, adjusted_means, control_expectations
+from .moments import RELATIVE_FLOOR, TARGETS, adjusted_covariance, adjusted_means, control_expectations
 
 if TYPE_CHECKING:
     from .table import VarianceTable
@@ -128,7 +128,8 @@ class Nodes:
         return worst * float(self._unit(estimator, "isotropic", n))
 
     def relative_error(self, structure: str, n: int) -> float:
-        """Of the residual value at index n; between nodes the larger of the two neighbours'. nan without data."""
+        """Of the residual value at index n (no less than `RELATIVE_FLOOR` of its linear-MMSE value); between nodes the
+        larger of the two neighbours'. nan without data."""
         low, high, _ = self._bracket(n)
         return max(self._relative_error_at(i, structure) for i in (low, high))
 
@@ -151,5 +152,5 @@ class Nodes:
         error = math.sqrt(self._variance_at(i, "error_square", structure))
         if structure != "isotropic":
             return error
-        value = float(self._adjusted(i, structure)[TARGETS.index("error_square")])
-        return error / value if value > 0 else (0.0 if error == 0 else math.inf)
+        floor = RELATIVE_FLOOR * float(self._unit("residual", structure, int(self.table.indices[i])))
+        return error / max(float(self._at(i, "residual", structure)), floor)

@@ -177,7 +177,8 @@ class VarianceTable:
 
     def relative_error(self, n: int, structure: str = "isotropic") -> float:
         """Relative standard error of the residual value at index n: of the number for isotropic, else the
-        root-mean-square over elements. Between measured indices, the larger of the two neighbours'."""
+        root-mean-square over elements. Between measured indices, the larger of the two neighbours'. Values below a
+        thousandth of their linear-MMSE value count as that."""
         self._check_request("residual", structure)
         return self._nodes.relative_error(structure, self.schedule.check_index(n))
 

@@ -1,0 +1,161 @@
+"""What the commands estimate, show, sample and fid do, once their options are checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..files import require_empty_folder, write_atomic
+from ..variance.table import VarianceTable
+from .data import open_images, open_model
+from .methods import make_sampler, make_steps
+from .options import EstimateOptions, FidOptions, SampleOptions, ShowOptions
+
+_SETTINGS = "sampling.json"
+
+
+def run_estimate(options: EstimateOptions) -> None:
+    """Measure a table and write it; a checkpoint beside it lets an interrupted run go on."""
+    from ..variance.estimate import estimate
+
+    require_new_file(options.out, options.overwrite)
+    denoiser = open_model(options.model, options.device, options.dtype)
+    images = open_images(options.images, denoiser.shape[0], options.download)
+    checkpoint = options.checkpoint or options.out.with_name(options.out.name + ".partial")
+    table = estimate(
+        denoiser,
+        images,
+        tolerance=options.tolerance,
+        seed=options.seed,
+        indices=options.indices,
+        structures=options.structures,
+        max_evaluations=options.max_evaluations,
+        batch_size=options.batch_size,
+        checkpoint=checkpoint,
+    )
+    table.save(options.out)
+    checkpoint.unlink(missing_ok=True)
+    print(table.summary())
+    print(f"\nwritten: {options.out} ({options.out.stat().st_size / 1e6:.2g} MB)")
+
+
+def run_show(options: ShowOptions) -> None:
+    """Print a table's summary and, if asked, write its plot."""
+    table = VarianceTable.load(options.table)
+    print(table.summary())
+    if options.plot is None:
+        return
+    from . import plots
+
+    require_new_file(options.plot, options.overwrite)
+    kind = options.plot.suffix.lstrip(".").lower()
+    if kind not in ("png", "pdf", "svg"):
+        raise InputError(f"the plot {options.plot} must end in .png, .pdf or .svg.")
+    figure = plots.variance_curves(table, options.steps)
+    write_atomic(options.plot, lambda file: figure.savefig(file, format=kind))
+    print(f"\nwritten: {options.plot}")
+
+
+def run_sample(options: SampleOptions) -> None:
+    """Draw images into a folder of PNG files, or one npz; an interrupted folder is completed by the same command."""
+    if options.count < 1 or options.first < 0:
+        raise InputError(f"count={options.count} must be at least 1 and first={options.first} at least 0.")
+    table = None if options.table is None else VarianceTable.load(options.table)
+    denoiser = open_model(options.model, options.device, options.dtype)
+    if denoiser.data_range is None:
+        raise InputError(
+            "the model has no data range, so its samples cannot be written as pictures; use the Python API."
+        )
+    sampler = make_sampler(denoiser, options, make_steps(denoiser.schedule, options.steps, options.spacing), table)
+    wanted = list(range(options.first, options.first + options.count))
+    if options.out.suffix == ".npz":
+        _sample_npz(sampler, wanted, options)
+    else:
+        _sample_folder(sampler, wanted, options)
+
+
+def _sample_npz(sampler: Any, wanted: list[int], options: SampleOptions) -> None:
+    import torch
+
+    from ..metrics.images import save_npz, to_uint8
+
+    require_new_file(options.out, options.overwrite)
+    data_range = sampler.denoiser.data_range
+    batches = sampler.stream(wanted, options.seed, options.batch_size, progress=True)
+    save_npz(torch.cat([to_uint8(batch, data_range) for batch in batches]), options.out)
+    print(f"written: {len(wanted)} images in {options.out}")
+
+
+def _sample_folder(sampler: Any, wanted: list[int], options: SampleOptions) -> None:
+    from ..metrics.images import save_images, to_uint8
+
+    settings = _settings(sampler, options)
+    folder = options.out
+    continues = (folder / _SETTINGS).is_file() and _read_settings(folder / _SETTINGS) == settings
+    require_empty_folder(folder, options.overwrite or continues)
+    write_atomic(folder / _SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
+    missing = [i for i in wanted if not continues or not (folder / f"{i:06d}.png").exists()]
+    if len(missing) < len(wanted):
+        print(f"{len(wanted) - len(missing)} of {len(wanted)} images are there already")
+    done = 0
+    for batch in sampler.stream(missing, options.seed, options.batch_size, progress=True):
+        for i, image in zip(missing[done:], to_uint8(batch, sampler.denoiser.data_range), strict=False):
+            save_images(image[None], folder, start=i)
+        done += len(batch)
+    print(f"written: {len(wanted)} images in {folder}")
+
+
+def _settings(sampler: Any, options: SampleOptions) -> dict[str, Any]:
+    """What decides the images: kept beside them, and compared when a run is continued."""
+    different = ("out", "count", "first", "batch_size", "device", "overwrite", "table", "model")
+    chosen = {key: value for key, value in asdict(options).items() if key not in different}
+    table = None if options.table is None else hashlib.sha256(options.table.read_bytes()).hexdigest()
+    return {
+        **chosen,
+        "steps": sampler.steps,
+        "network": sampler.denoiser.fingerprint,
+        "schedule": sampler.denoiser.schedule.digest,
+        "table": table,
+    }
+
+
+def _read_settings(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def run_fid(options: FidOptions) -> None:
+    """Print the Fréchet distance of two sets of images, with its protocol."""
+    from ..metrics.features import load_features
+    from ..metrics.fid import fid
+
+    features = load_features(options.features)
+    images, reference = (_side(name, features, options.download) for name in (options.images, options.reference))
+    score = fid(images, reference, features, batch_size=options.batch_size, device=options.device)
+    if options.json:
+        print(json.dumps({"value": score.value, "protocol": score.protocol}))
+        return
+    print(f"Fréchet distance: {score.value:.6g}")
+    for key, value in score.protocol.items():
+        print(f"  {key}: {value}")
+
+
+def _side(name: str, features: Any, download: bool) -> Any:
+    """Statistics files are read by the harness; pictures are converted to the channels the features want."""
+    return name if name.endswith(".npz") else open_images(name, getattr(features, "channels", None), download)
+
+
+def require_new_file(path: Path, overwrite: bool) -> None:
+    """Refuse a file that exists (unless `overwrite`), and a path whose folder is missing."""
+    if path.is_dir():
+        raise InputError(f"the output {path} is a folder, but a file is needed; add a file name.")
+    if path.exists() and not overwrite:
+        raise InputError(f"the output {path} exists already; choose another name or pass --overwrite.")
+    if not path.parent.is_dir():
+        raise InputError(f"the folder {path.parent} of the output does not exist; make it first.")

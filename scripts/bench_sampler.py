@@ -1,0 +1,82 @@
+"""Benchmark of the sampler: its wall time over that of diffusers' pipelines, in alternating pairs of one run.
+
+    python scripts/bench_sampler.py
+
+The same UNet, steps, batch, dtype, η and fixed variance; `output_type="np"`, progress bars off, both in inference mode.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+import diffusion_var as dv
+from diffusion_var.app.data import open_images, open_model
+
+
+def timed(function: Callable[[], object]) -> float:
+    """Seconds of one call, the device idle before and after."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
+    from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="digits")
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--pairs", type=int, default=21)
+    args = parser.parse_args()
+    denoiser = open_model(args.model)
+    images = open_images("digits:table") if args.model == "digits" else None
+    steps = dv.steps.leading(denoiser.schedule, args.steps)
+    ddim = DDIMPipeline(denoiser.network, DDIMScheduler(clip_sample=denoiser.clip is not None))
+    ddpm = DDPMPipeline(denoiser.network, DDPMScheduler(clip_sample=denoiser.clip is not None))
+    for pipeline in (ddim, ddpm):
+        pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    common = {
+        "batch_size": args.batch_size,
+        "num_inference_steps": args.steps,
+        "generator": generator,
+        "output_type": "np",
+    }
+
+    def ours(covariance: dv.FixedSmall | dv.Analytic, eta: float) -> Callable[[], object]:
+        sampler = dv.Sampler(denoiser, covariance, steps, eta)
+        return lambda: sampler.sample(args.batch_size, batch_size=args.batch_size).permute(0, 2, 3, 1).numpy()
+
+    rows = [
+        ("β̃, η = 1 / DDPMPipeline", ours(dv.FixedSmall(), 1.0), lambda: ddpm(**common)),
+        ("η = 0 / DDIMPipeline", ours(dv.FixedSmall(), 0.0), lambda: ddim(eta=0.0, **common)),
+        ("η = 0.5 / DDIMPipeline", ours(dv.FixedSmall(), 0.5), lambda: ddim(eta=0.5, **common)),
+    ]
+    if images is not None:
+        indices = sorted({1, denoiser.schedule.num_steps, *steps})
+        table = dv.estimate(denoiser, images, tolerance=1e9, indices=indices, progress=False)
+        analytic = dv.Analytic(table, structure="dct")
+        rows.append(("analytic dct, η = 1 / DDPMPipeline", ours(analytic, 1.0), lambda: ddpm(**common)))
+    print(f"K = {args.steps}, batch {args.batch_size}, median of {args.pairs} alternating pairs")
+    for label, mine, theirs in rows:
+        with torch.inference_mode():
+            pairs = [(timed(mine), timed(theirs)) for _ in range(args.pairs + 2)][2:]
+        ratio = statistics.median(a / b for a, b in pairs)
+        print(f"{label:<38s} {ratio:.3f}   ({statistics.median(a for a, _ in pairs) * 1e3:.0f} ms)")
+
+
+if __name__ == "__main__":
+    main()
