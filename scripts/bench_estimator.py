@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=11)
     args = parser.parse_args()
     denoiser = open_model(args.model)
-    images = open_images(args.images, denoiser.shape[0])
+    images = open_images(args.images)
     evaluations_needed(denoiser, images, args.indices, args.tolerance)
     cost_per_evaluation(denoiser, images, args.batch_size, args.repeats)
 

@@ -3,7 +3,7 @@
     python scripts/train_digits.py                        # train both into diffusion_var/assets, then the gate
     python scripts/train_digits.py --gate-only            # measure the weights that are there
 
-The gate, over three seeds of 1000-step DDPM samples (as many as there are training images):
+The gate, over three seeds of 1000-step DDPM samples (variance β̃, as many as there are training images):
   1. Fréchet distance to the score split at most 1.5 times that of the training images to the score split;
   2. feature accuracy on the score split at least 97 %;
   3. no copying: the median distance of a sample to its nearest training image at least 0.8 of the held-out
@@ -95,7 +95,7 @@ def gate(folder: Path, seeds: int, steps: int) -> dict[str, Any]:
     features = dv.metrics.load_features("digits")
     baseline = float(dv.metrics.fid(train, score, features))
     held_out_distance = nearest_distance(score, train)
-    sampler = dv.Sampler(dv.Denoiser.from_pretrained(folder / "digits", device="cpu"), dv.FixedLarge(), steps)
+    sampler = dv.Sampler(dv.Denoiser.from_pretrained(folder / "digits", device="cpu"), dv.FixedSmall(), steps)
     rows = []
     for seed in range(seeds):
         images = to_uint8(sampler.sample(len(train), seed=seed, batch_size=250, progress=True))

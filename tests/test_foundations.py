@@ -117,7 +117,7 @@ def test_require_empty_folder(tmp_path: Path) -> None:
     for overwrite in (False, True):
         with pytest.raises(InputError, match="is a file, but a folder is needed"):
             require_empty_folder(new / "image.png", overwrite)
-        with pytest.raises(InputError, match="could not make the output folder .* Not a directory"):
+        with pytest.raises(InputError, match=r"could not make the output folder .*: Not a directory"):
             require_empty_folder(new / "image.png" / "below", overwrite)
 
 

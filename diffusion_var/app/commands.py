@@ -24,7 +24,7 @@ def run_estimate(options: EstimateOptions) -> None:
 
     require_new_file(options.out, options.overwrite)
     denoiser = open_model(options.model, options.device, options.dtype)
-    images = open_images(options.images, denoiser.shape[0], options.download)
+    images = open_images(options.images, options.download)
     checkpoint = options.checkpoint or options.out.with_name(options.out.name + ".partial")
     table = estimate(
         denoiser,
@@ -136,7 +136,7 @@ def run_fid(options: FidOptions) -> None:
     from ..metrics.fid import fid
 
     features = load_features(options.features)
-    images, reference = (_side(name, features, options.download) for name in (options.images, options.reference))
+    images, reference = (_side(name, options.download) for name in (options.images, options.reference))
     score = fid(images, reference, features, batch_size=options.batch_size, device=options.device)
     if options.json:
         print(json.dumps({"value": score.value, "protocol": score.protocol}))
@@ -146,9 +146,9 @@ def run_fid(options: FidOptions) -> None:
         print(f"  {key}: {value}")
 
 
-def _side(name: str, features: Any, download: bool) -> Any:
-    """Statistics files are read by the harness; pictures are converted to the channels the features want."""
-    return name if name.endswith(".npz") else open_images(name, getattr(features, "channels", None), download)
+def _side(name: str, download: bool) -> Any:
+    """An npz goes to the harness by name, since it may hold statistics instead of images."""
+    return name if name.endswith(".npz") else open_images(name, download)
 
 
 def require_new_file(path: Path, overwrite: bool) -> None:

@@ -89,13 +89,12 @@ def compare(options: CompareOptions, folder: Path, announce: Callable[[str], Non
         raise InputError(f"count={options.count} is too small for a Fréchet distance; use hundreds of images.")
     denoiser = open_model(options.model, options.device, options.dtype)
     features = load_features(options.features)
-    channels = denoiser.shape[0]
-    reference = feature_statistics(open_images(options.reference, channels, options.download), features)
+    reference = feature_statistics(open_images(options.reference, options.download), features)
     step_lists = {k: make_steps(denoiser.schedule, k) for k in options.steps}
     announce(f"1/3 measuring the variance table of {options.model} on {options.table_images}")
     table = estimate(
         denoiser,
-        open_images(options.table_images, channels, options.download),
+        open_images(options.table_images, options.download),
         tolerance=options.tolerance,
         max_evaluations=options.max_evaluations,
         checkpoint=folder / "table.partial",
@@ -122,7 +121,7 @@ def compare(options: CompareOptions, folder: Path, announce: Callable[[str], Non
                 result.protocol = score.protocol
                 bar.update(k * options.count)
             result.cells.append(Cell(options.methods[i], k, scores, grid))
-    result.baseline = _baseline(options, features, reference, channels)
+    result.baseline = _baseline(options, features, reference)
     return result
 
 
@@ -143,13 +142,11 @@ def _statistics(
     return statistics, first
 
 
-def _baseline(
-    options: CompareOptions, features: FeatureNetwork, reference: FeatureStatistics, channels: int
-) -> list[float]:
+def _baseline(options: CompareOptions, features: FeatureNetwork, reference: FeatureStatistics) -> list[float]:
     """Scores of disjoint groups of `count` real images (or of all of them, if they are fewer)."""
     if options.baseline is None:
         return []
-    images = open_images(options.baseline, channels, options.download)
+    images = open_images(options.baseline, options.download)
     size = min(options.count, len(images))
     groups = min(max(len(images) // size, 1), len(options.seeds))
     return [

@@ -19,12 +19,11 @@ _TORCHVISION = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST")
 BUNDLED_MODEL = "digits"
 
 
-def open_images(name: str, channels: int | None = None, download: bool = False) -> Any:
+def open_images(name: str, download: bool = False) -> Any:
     """Images by name: a tensor (M, C, H, W) or a Dataset of (C, H, W) tensors, uint8 or floats.
 
     Args:
         name: a folder, zip, npz or npy; "torchvision:NAME[:train|test]"; or "digits:train|table|score".
-        channels: 1 or 3 to convert pictures to that; None: as they are.
         download: whether torchvision may download the data set.
     """
     kind, _, rest = name.partition(":")
@@ -36,7 +35,7 @@ def open_images(name: str, channels: int | None = None, download: bool = False) 
         return getattr(digits_splits(), rest).images
     if kind == "torchvision":
         return TorchvisionImages(rest, download)
-    return read_images(name, channels)
+    return read_images(name)
 
 
 class TorchvisionImages(Dataset[torch.Tensor]):

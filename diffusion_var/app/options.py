@@ -58,7 +58,7 @@ class ShowOptions(Options):
     plot: Annotated[Path | None, "picture to write (png, pdf or svg): β, β̃ and the optimal variance with its error"] = (
         None
     )
-    steps: Annotated[int | None, "number of sampling steps that the plot is for; by default N"] = None
+    steps: Annotated[int, "number of sampling steps that the plot is for"] = 25
     overwrite: Annotated[bool, "replace an existing picture"] = False
 
 

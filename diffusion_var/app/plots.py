@@ -30,14 +30,14 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
     return figure, figure.subplots(rows, columns)
 
 
-def variance_curves(table: VarianceTable, num_steps: int | None = None) -> Figure:
-    """β, β̃ and the optimal isotropic variance of each reverse step, with its 95 % band, and both against β̃.
+def variance_curves(table: VarianceTable, num_steps: int = 25) -> Figure:
+    """β, β̃ and the optimal isotropic variance (η = 1) with its 95 % band: left as they are, right divided by β̃.
 
     Args:
-        num_steps: K of an even trajectory from 1 to N; None: all steps between the measured indices' range.
+        num_steps: K of the even trajectory from 1 to N whose steps are shown (those within the measured indices).
     """
     N = table.schedule.num_steps
-    inside = [n for n in step_lists.linspace(N, num_steps or N) if table.indices[0] <= n <= table.indices[-1]]
+    inside = [n for n in step_lists.linspace(N, min(num_steps, N)) if table.indices[0] <= n <= table.indices[-1]]
     kernels = [ReverseKernel(table.schedule, t, s) for s, t in pairwise(inside)]
     t = np.array([k.t for k in kernels])
     estimator: Estimator = "residual" if table.data is not None else "score_norm"
@@ -47,16 +47,16 @@ def variance_curves(table: VarianceTable, num_steps: int | None = None) -> Figur
     error = np.array([k.gain**2 * table.standard_error(k.t, estimator) for k in kernels])
     figure, (left, right) = new_figure(11, 4.2, columns=2)
     for axes, scale in ((left, np.ones_like(small)), (right, small)):
-        axes.plot(t, large / scale, label="β (upper choice)", color="#d55e00", linewidth=1.5)
-        axes.plot(t, small / scale, label="β̃ (lower choice)", color="#0072b2", linewidth=1.5)
-        axes.plot(t, optimal / scale, label="optimal, measured", color="black", linewidth=1.5)
+        axes.plot(t, large / scale, ".-", label="β (upper choice)", color="#d55e00", linewidth=1.2)
+        axes.plot(t, small / scale, ".-", label="β̃ (lower choice)", color="#0072b2", linewidth=1.2)
+        axes.plot(t, optimal / scale, ".-", label="optimal, measured", color="black", linewidth=1.2)
         low, high = (optimal - _BAND * error) / scale, (optimal + _BAND * error) / scale
         axes.fill_between(t, low, high, color="black", alpha=0.25, label="its 95 % band")
         axes.set_xlabel("index t of the step t → s")
+        axes.set_xscale("log")
         axes.set_yscale("log")
         axes.grid(alpha=0.3, which="both")
-    what = f"{len(inside)} even steps" if num_steps else f"N={N} steps"
-    left.set_title(f"reverse variance at η = 1, {what}")
+    left.set_title(f"reverse variance at η = 1, K = {num_steps} even steps")
     right.set_title("the same, divided by β̃")
     left.set_ylabel("variance")
     right.legend(frameon=False)
@@ -78,10 +78,12 @@ def score_curves(result: Comparison) -> Figure:
         "dct": "#009e73",
     }
     for eta, panel in zip(etas, np.atleast_1d(axes), strict=True):
-        for method in (m for m in result.options.methods if m.eta == eta):
+        methods = [m for m in result.options.methods if m.eta == eta]
+        # Side by side, so that error bars do not hide each other.
+        for shift, method in zip(np.geomspace(0.96, 1.04, len(methods)), methods, strict=True):
             cells = [result.cell(method, k) for k in result.options.steps]
             panel.errorbar(
-                [c.steps for c in cells],
+                [c.steps * shift for c in cells],
                 [c.mean for c in cells],
                 yerr=None if len(result.options.seeds) < 2 else [c.spread for c in cells],
                 label=method.label,
@@ -105,7 +107,7 @@ def score_curves(result: Comparison) -> Figure:
         panel.set_xlabel("steps K")
         panel.set_title("DDPM (η = 1)" if eta == 1 else "DDIM (η = 0)" if eta == 0 else f"η = {eta:g}")
         panel.grid(alpha=0.3, which="both")
-        panel.legend(frameon=False, fontsize=8)
+        panel.legend(frameon=False, fontsize=8, loc="upper right")
     np.atleast_1d(axes)[0].set_ylabel("Fréchet distance (lower is better)")
     return figure
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -28,7 +29,10 @@ def write_report(result: Comparison, folder: Path) -> None:
     rows = score_rows(result)
     write_atomic(folder / "results.json", (json.dumps(as_json(result), indent=2, ensure_ascii=False) + "\n").encode())
     write_atomic(folder / "results.csv", _csv(result).encode())
-    figures = {"variance": plots.variance_curves(result.table), "scores": plots.score_curves(result)}
+    figures = {
+        "variance": plots.variance_curves(result.table, max(result.options.steps)),
+        "scores": plots.score_curves(result),
+    }
     figures |= {f"samples_{k}": plots.sample_grid(result, k) for k in result.options.steps}
     pictures = {name: _png(figure) for name, figure in figures.items()}
     for name, picture in pictures.items():
@@ -90,77 +94,69 @@ def score_rows(result: Comparison) -> list[tuple[str, list[tuple[str, bool]]]]:
 
 
 def findings(result: Comparison) -> list[str]:
-    """Sentences that say who wins at each number of steps, and where the analytic variance does not help."""
+    """Sentences that say who wins at each number of steps, and where the analytic variance does not help.
+
+    All methods start from the same noise, so that two of them are compared by the differences of their scores seed by
+    seed: one is better if the mean difference is larger than the differences' own standard deviation over the seeds.
+    """
     return [*(_winner(result, k) for k in result.options.steps), *_family_findings(result), *_cap_findings(result)]
+
+
+def verdict(a: Cell, b: Cell) -> int:
+    """-1: a is better (lower) than b; 1: worse; 0: the seeds do not tell."""
+    difference = np.subtract(a.scores, b.scores)
+    spread = float(np.std(difference, ddof=1)) if len(difference) > 1 else 0.0
+    return 0 if abs(difference.mean()) <= spread else int(np.sign(difference.mean()))
 
 
 def _winner(result: Comparison, steps: int) -> str:
     ranked = sorted((c for c in result.cells if c.steps == steps), key=lambda c: c.mean)
     first = ranked[0]
-    near = [c.method.label for c in ranked[1:] if c.mean - first.mean <= _noise(c, first)]
-    tie = f"; within the spread of it: {', '.join(near)}" if near else "; no other method is within the spread of it"
+    near = [c.method.label for c in ranked[1:] if verdict(c, first) == 0]
+    tie = f"not told apart from it: {', '.join(near)}" if near else "every other method is worse beyond the spread"
     fixed = [c for c in ranked if c.method.covariance != "analytic"]
     who = ""
-    if fixed and first.method.covariance != "analytic" and len(fixed) < len(ranked):
-        who = " Here a fixed variance wins: the measured one does not help."
-    elif fixed and fixed[0] is not first:
+    if fixed and fixed[0] is first:
+        who = " A fixed variance wins here: the measured one does not help."
+    elif fixed:
         who = f" The best fixed choice is {fixed[0].method.label} with {_score_text(fixed[0].scores)}."
-    return f"K = {steps}: {first.method.label} wins with {_score_text(first.scores)}{tie}.{who}"
+    return f"K = {steps}: {first.method.label} has the lowest score, {_score_text(first.scores)}; {tie}.{who}"
 
 
 def _family_findings(result: Comparison) -> list[str]:
-    """Within one η, each analytic row against the best fixed row."""
+    """Within one η and number of steps, each analytic row against the best fixed row."""
     out = []
     for eta in sorted({m.eta for m in result.options.methods}, reverse=True):
         methods = [m for m in result.options.methods if m.eta == eta]
         fixed = [m for m in methods if m.covariance != "analytic"]
-        losses, comparisons = [], 0
-        for k in result.options.steps if fixed else []:
-            reference = min((result.cell(m, k) for m in fixed), key=lambda c: c.mean)
-            for cell in (result.cell(m, k) for m in methods if m.covariance == "analytic"):
-                comparisons += 1
-                if cell.mean > reference.mean:
-                    losses.append(f"{cell.method.label} at K = {k} ({cell.mean:.2f} against {reference.mean:.2f})")
-        if comparisons:
+        analytic = [m for m in methods if m.covariance == "analytic"]
+        for k in result.options.steps if fixed and analytic else []:
+            best = min((result.cell(m, k) for m in fixed), key=lambda c: c.mean)
+            cells = [result.cell(m, k) for m in analytic]
+            counts = [sum(verdict(c, best) == sign for c in cells) for sign in (-1, 0, 1)]
+            worse = [f"{c.method.label} ({_score_text(c.scores)})" for c in cells if verdict(c, best) == 1]
             family = "DDPM" if eta == 1 else "DDIM" if eta == 0 else f"η = {eta:g}"
-            won = comparisons - len(losses)
             text = (
-                f"{family}: {won} of {comparisons} analytic cells are better than the best fixed variance of the same η"
+                f"{family}, K = {k}: against {best.method.label} ({_score_text(best.scores)}), {counts[0]} of "
+                f"{len(cells)} analytic rows are better, {counts[1]} not told apart, {counts[2]} worse"
             )
-            out.append(f"{text}; worse are {', '.join(losses)}." if losses else f"{text}.")
+            out.append(f"{text}: {', '.join(worse)}." if worse else f"{text}.")
     return out
 
 
 def _cap_findings(result: Comparison) -> list[str]:
     """Where the last-step noise cap helps and where it harms."""
-    helped = harmed = undecided = 0
-    for method in result.options.methods:
-        if method.final_noise_cap is None:
-            continue
-        twins = [
-            m
-            for m in result.options.methods
-            if m.final_noise_cap is None
-            and (m.covariance, m.eta, m.estimator, m.structure)
-            == (method.covariance, method.eta, method.estimator, method.structure)
-        ]
-        for k in result.options.steps if twins else []:
-            with_cap, without = result.cell(method, k), result.cell(twins[0], k)
-            if abs(with_cap.mean - without.mean) <= _noise(with_cap, without):
-                undecided += 1
-            elif with_cap.mean < without.mean:
-                helped += 1
-            else:
-                harmed += 1
-    if not helped + harmed + undecided:
+    verdicts = []
+    for method in (m for m in result.options.methods if m.final_noise_cap is not None):
+        twin = dataclasses.replace(method, final_noise_cap=None)
+        if twin in result.options.methods:
+            verdicts += [verdict(result.cell(method, k), result.cell(twin, k)) for k in result.options.steps]
+    if not verdicts:
         return []
-    text = f"The cap on the last noise helps in {helped} cells and harms in {harmed}"
-    return [f"{text}; {undecided} are within the spread."]
-
-
-def _noise(a: Cell, b: Cell) -> float:
-    spreads = [0.0 if math.isnan(c.spread) else c.spread for c in (a, b)]
-    return math.hypot(*spreads)
+    helped, undecided, harmed = (verdicts.count(sign) for sign in (-1, 0, 1))
+    return [
+        f"The cap on the last noise helps in {helped} cells, harms in {harmed}; in {undecided} the seeds do not tell."
+    ]
 
 
 def _score_text(scores: list[float]) -> str:
@@ -181,7 +177,7 @@ def _csv(result: Comparison) -> str:
 
 def _png(figure: Figure) -> bytes:
     out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
+    figure.savefig(out, format="png", metadata={"Software": None}, bbox_inches="tight")
     return out.getvalue()
 
 

@@ -55,7 +55,8 @@ class Denoiser:
 
     Args:
         network: any callable (x_t (B, C, H, W), timestep (B,)) -> tensor (B, C or 2C, H, W), or an object with a
-            `.sample` attribute holding it; with a condition it is called with that as third argument.
+            `.sample` attribute holding it; with a condition it is called with that as third argument. A module is
+            moved to `device` and put into evaluation mode.
         schedule: the noise schedule that the network was trained with.
         prediction: "epsilon", "sample" or "v_prediction".
         shape: (C, H, W) of one image.
@@ -98,7 +99,7 @@ class Denoiser:
         self.autocast = autocast
         self.device = torch.device(device) if device is not None else _device_of(network)
         if isinstance(network, torch.nn.Module):
-            network.to(self.device)
+            network.to(self.device).eval()  # dropout would make the posterior random
         timestep = schedule.timestep[1:]
         # Networks with an embedding table want integers; all others take them as well.
         self._timestep_dtype = torch.int64 if np.array_equal(timestep, timestep.round()) else torch.float32

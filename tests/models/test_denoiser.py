@@ -41,19 +41,14 @@ class Recorder:
         return arguments[0]
 
 
-def conv(seed: int = 0, channels: int = 3) -> torch.nn.Module:
-    network = torch.nn.Conv2d(channels, channels, 3, padding=1)
-    stream = np.random.default_rng(seed)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.copy_(torch.from_numpy(stream.standard_normal(parameter.shape)))
-    return network
-
-
 class Untimed(torch.nn.Module):
+    """A convolution with seeded weights."""
+
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
-        self.conv = conv(seed)
+        self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)
+        for k, parameter in enumerate(self.parameters()):
+            parameter.data = normal(*parameter.shape, seed=10 * seed + k)
 
     def forward(self, x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.conv(x_t)

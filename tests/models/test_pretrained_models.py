@@ -8,14 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    DDIMPipeline,
-    DDIMScheduler,
-    DDPMPipeline,
-    DDPMScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    UNet2DModel,
-)
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler as FlowScheduler
 from safetensors.torch import load_file, save_file
 
 from diffusion_var import Denoiser, InputError, NoiseSchedule
@@ -156,6 +150,7 @@ def offline_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "hub"
 
 
+@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument")
 @pytest.mark.parametrize("kind", ["ddpm", "first pipelines"])
 def test_loads_from_the_hubs_cache(kind: str, saved: dict[str, Path], offline_hub: Path, unet: UNet2DModel) -> None:
     repository = offline_hub / "models--someone--ddpm"
@@ -167,6 +162,7 @@ def test_loads_from_the_hubs_cache(kind: str, saved: dict[str, Path], offline_hu
     assert denoiser.fingerprint == Denoiser(unet, denoiser.schedule, shape=(3, 8, 8)).fingerprint
 
 
+@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument")
 @pytest.mark.usefixtures("offline_hub")
 def test_unreachable_hub_is_one_sentence() -> None:
     message = one_sentence("someone/ddpm")
@@ -296,5 +292,5 @@ def test_unsupported_scheduler_options(changes: dict[str, Any], message: str, br
 
 
 def test_unsupported_scheduler(broken: Path) -> None:
-    FlowMatchEulerDiscreteScheduler().save_pretrained(broken / "scheduler")
+    FlowScheduler().save_pretrained(broken / "scheduler")
     assert "beta_schedule is None" in one_sentence(broken)

@@ -83,7 +83,11 @@ def test_form_of_every_constructor(name: str, N: int) -> None:
     assert schedule.sigma[0] == 0.0
     assert np.isnan(schedule.timestep[0])
     np.testing.assert_allclose(schedule.alpha**2 + schedule.sigma**2, 1.0, rtol=1e-14)
-    assert (np.diff(schedule.log_snr) < 0).all()
+    assert schedule.log_snr[0] == np.inf
+    np.testing.assert_allclose(
+        schedule.log_snr[1:], np.log(schedule.alpha[1:] ** 2 / schedule.sigma[1:] ** 2), atol=1e-12
+    )
+    assert (schedule.log_snr[1:] < schedule.log_snr[:-1]).all()
     assert schedule.prior_std == 1.0
     assert not schedule.zero_terminal_snr
 
@@ -175,9 +179,9 @@ def test_equality_ignores_the_clean_timestep_and_the_sign_of_zero() -> None:
     for first in (np.nan, -1.0, 5.0):
         timestep[0] = first
         assert NoiseSchedule(alpha, sigma, timestep) == NoiseSchedule(*arrays())
-    rebuilt = NoiseSchedule.vp_sde(10)
-    assert NoiseSchedule([1.0, *rebuilt.alpha[1:]], [0.0, *rebuilt.sigma[1:]], rebuilt.timestep) == rebuilt
-    assert not np.signbit(rebuilt.sigma[0])
+    for made in (NoiseSchedule.linear(10), NoiseSchedule.vp_sde(10)):
+        assert NoiseSchedule([1.0, *made.alpha[1:]], [0.0, *made.sigma[1:]], made.timestep) == made
+    assert NoiseSchedule(alpha, -sigma * np.array([1.0, -1.0, -1.0]), timestep) == NoiseSchedule(*arrays())
 
 
 def test_digest_does_not_depend_on_the_dtype_given() -> None:
