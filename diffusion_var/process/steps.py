@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,33 +17,45 @@ from ..errors import InputError
 from .schedule import NoiseSchedule, is_whole
 
 
-def _check(schedule: NoiseSchedule | int, steps: Any) -> tuple[int, int]:
+class HasSchedule(Protocol):
+    """A denoiser or a variance table, say."""
+
+    @property
+    def schedule(self) -> NoiseSchedule: ...
+
+
+#: What steps are counted in: a schedule, something that has one, or N.
+Grid = NoiseSchedule | HasSchedule | int
+
+
+def _check(schedule: Grid, steps: Any) -> tuple[int, int]:
     """N and K, checked."""
-    N = schedule.num_steps if isinstance(schedule, NoiseSchedule) else int(schedule)
+    held: Any = getattr(schedule, "schedule", schedule)
+    N: int = held.num_steps if isinstance(held, NoiseSchedule) else int(held)
     if isinstance(steps, bool) or not is_whole(steps) or not 1 <= steps <= N:
         raise InputError(f"steps={steps} is not a usable number of steps; expected an integer from 1 to {N}.")
     return N, int(steps)
 
 
-def linspace(schedule: NoiseSchedule | int, steps: int) -> list[int]:
-    """K indices evenly spaced from 1 to N, both included; K = 1 is [N]. `schedule`: a NoiseSchedule, or N."""
+def linspace(schedule: Grid, steps: int) -> list[int]:
+    """K indices evenly spaced from 1 to N, both included; K = 1 is [N]. `schedule`: one, what holds one, or N."""
     N, steps = _check(schedule, steps)
     return [N] if steps == 1 else [int(n) for n in np.linspace(1, N, steps).round()]
 
 
-def leading(schedule: NoiseSchedule | int, steps: int) -> list[int]:
+def leading(schedule: Grid, steps: int) -> list[int]:
     """1, 1 + N//K, 1 + 2 (N//K), …: diffusers' "leading" spacing (with steps_offset 0). Does not reach N."""
     N, steps = _check(schedule, steps)
     return [1 + k * (N // steps) for k in range(steps)]
 
 
-def trailing(schedule: NoiseSchedule | int, steps: int) -> list[int]:
+def trailing(schedule: Grid, steps: int) -> list[int]:
     """N, N − N/K, N − 2N/K, …, rounded: diffusers' "trailing" spacing. Does not reach 1."""
     N, steps = _check(schedule, steps)
     return sorted(int(n) for n in np.arange(N, 0, -N / steps).round()[:steps])
 
 
-def quadratic(schedule: NoiseSchedule | int, steps: int) -> list[int]:
+def quadratic(schedule: Grid, steps: int) -> list[int]:
     """DDIM's quadratic spacing: 1 + ⌊(k √(0.8 N)/(K−1))²⌋, dense near the data; K = 1 is [⌊0.8 N⌋ + 1].
 
     Where DDIM's list repeats small indices, each repetition is moved up to the next free index.
@@ -76,7 +88,7 @@ def _without_repeats(wanted: npt.NDArray[np.float64], N: int) -> list[int]:
     return out
 
 
-def explicit(schedule: NoiseSchedule | int, indices: Sequence[int]) -> list[int]:
+def explicit(schedule: Grid, indices: Sequence[int]) -> list[int]:
     """The given indices, checked: integers, strictly ascending, all in 1…N."""
     N, _ = _check(schedule, 1)
     if len(indices) == 0:
@@ -89,7 +101,7 @@ def explicit(schedule: NoiseSchedule | int, indices: Sequence[int]) -> list[int]
     return out
 
 
-def resolve(schedule: NoiseSchedule | int, steps: int | Iterable[int]) -> list[int]:
+def resolve(schedule: Grid, steps: int | Iterable[int]) -> list[int]:
     """A step list from a number of steps (even spacing) or from explicit indices."""
     if isinstance(steps, int | np.integer):
         return linspace(schedule, steps)

@@ -170,3 +170,12 @@ def test_bad_lists_are_refused(given: object, message: str) -> None:
 def test_bad_numbers_of_steps_are_refused(name: str, K: object) -> None:
     with pytest.raises(InputError, match="is not a usable number of steps"):
         getattr(steps, name)(LINEAR, K)
+
+
+def test_anything_with_a_schedule_will_do() -> None:
+    """A denoiser or a table may stand for its schedule."""
+
+    class Holder:
+        schedule = NoiseSchedule.linear(100)
+
+    assert steps.linspace(Holder(), 7) == steps.linspace(Holder.schedule, 7) == steps.linspace(100, 7)

@@ -1,6 +1,6 @@
 """A tiny imperfect network whose expectations are known to float precision: for tests of the estimator's statistics.
 
-It is neither linear (or the control variates would remove all noise) nor the exact mean (or the estimators would agree).
+It is neither linear (or the control variates would remove all noise) nor exact (or the estimators would agree).
 """
 
 import numpy as np

@@ -1,0 +1,298 @@
+"""What a sampler promises: images that depend on (seed, image index) alone, a capped last noise, and clear refusals."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import diffusion_var as dv
+from diffusion_var.process.structure import make_structure
+from diffusion_var.randomness import generator
+from diffusion_var.sampling.noise import ImageNoise
+from diffusion_var.sampling.sampler import noise_cap_variance
+from diffusion_var.variance.covariance import ReverseCovariance, StructuredCovariance
+
+N, SHAPE = 100, (3, 4, 4)
+SCHEDULE = dv.NoiseSchedule.linear(N)
+
+
+def network(x_t, timestep):
+    return torch.tanh(1.4 * x_t) * (0.7 + 0.003 * timestep[:, None, None, None]) + 0.1 * x_t.flip(-1)
+
+
+def denoiser(net=network, **options):
+    return dv.Denoiser(net, SCHEDULE, **{"shape": SHAPE, **options})
+
+
+@pytest.fixture(scope="module")
+def table():
+    images = np.tanh(generator(1, "images").normal(size=(50, *SHAPE)))
+    return dv.estimate(denoiser(), images, 1e3, indices=range(1, 101, 3), progress=False)
+
+
+class PerImage(ReverseCovariance):
+    """A state-dependent covariance: one variance per image, from its own posterior."""
+
+    depends_on_image = True
+    name = "per-image"
+
+    def __call__(self, posterior, kernel):
+        variance = 0.1 * posterior.mean.square().mean((1, 2, 3), keepdim=True)
+        return StructuredCovariance(make_structure("isotropic", SHAPE), variance)
+
+
+def covariances(table):
+    return [dv.FixedSmall(), dv.FixedLarge(), *(dv.Analytic(table, structure=s) for s in table.structures), PerImage()]
+
+
+# ---- one image, one stream ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", range(7))
+def test_image_i_depends_on_seed_and_i_alone(table, which):
+    covariance = covariances(table)[which]
+    sampler = dv.Sampler(denoiser(), covariance, [1, 10, 40, 79, 100], 1.0, final_noise_cap=1.0)
+    images = sampler.sample(10, seed=3, batch_size=10)
+    assert images.shape == (10, *SHAPE)
+    assert images.dtype == torch.float32
+    for batch_size in (1, 3, 7, 64):
+        assert float((sampler.sample(10, seed=3, batch_size=batch_size) - images).abs().max()) <= 1e-5
+    for part in (range(4, 9), [9, 2, 2], range(0, 10, 3)):
+        found = torch.cat(list(sampler.stream(part, seed=3, batch_size=2)))
+        assert float((found - images[list(part)]).abs().max()) <= 1e-5
+    # images and seeds differ from one another
+    pairs = torch.cdist(images.flatten(1), images.flatten(1)) + 10 * torch.eye(10)
+    assert float(pairs.min()) > 0.1
+    assert float((sampler.sample(10, seed=4, batch_size=10) - images).abs().amax((1, 2, 3)).min()) > 0.05
+
+
+def test_more_steps_than_a_block_of_noise(table):
+    sampler = dv.Sampler(denoiser(), dv.FixedLarge(), 60, 1.0)
+    images = sampler.sample(5, seed=1, batch_size=5)
+    assert float((sampler.sample(5, seed=1, batch_size=2) - images).abs().max()) <= 1e-5
+
+
+def test_noise_is_normal_and_never_repeats():
+    noise = ImageNoise(0, range(50), SHAPE, torch.device("cpu"))
+    drawn = torch.stack([noise.prior(), *(noise.next().clone() for _ in range(40))]).flatten(2)
+    assert drawn.mean().abs() < 4 / math.sqrt(drawn.numel())
+    assert abs(float(drawn.var()) - 1) < 4 * math.sqrt(2 / drawn.numel())
+    assert len(torch.unique(drawn[:, :, 0])) == 41 * 50
+    correlation = torch.corrcoef(drawn.reshape(41, -1)) - torch.eye(41)
+    assert float(correlation.abs().max()) < 5 / math.sqrt(50 * 48)
+    assert torch.equal(noise.prior().flatten(1), drawn[0])
+    again = ImageNoise(0, [7], SHAPE, torch.device("cpu"))
+    for k in range(1, 41):
+        assert torch.equal(again.next()[0].flatten(), drawn[k, 7])
+
+
+def test_stream_works_in_batches_and_yields_ordinary_tensors():
+    sampler = dv.Sampler(denoiser(), dv.FixedSmall(), 4)
+    batches = list(sampler.stream(range(100, 107), batch_size=3))
+    assert [len(b) for b in batches] == [3, 3, 1]
+    for batch in batches:
+        batch.add_(1.0)  # not an inference tensor
+        batch.requires_grad_().square().sum().backward()
+        assert torch.equal(batch.grad, 2 * batch.detach())
+
+
+def test_stream_is_lazy():
+    calls = []
+    sampler = dv.Sampler(denoiser(lambda x, t: calls.append(len(x)) or x), dv.FixedSmall(), 4)
+    stream = sampler.stream(range(10**9), batch_size=2)
+    assert calls == []
+    next(stream)
+    assert calls == [2] * 4
+
+
+def test_no_global_random_numbers_are_read_or_written():
+    sampler = dv.Sampler(denoiser(), dv.FixedLarge(), 5)
+    np.random.seed(0)  # noqa: NPY002 (the global generator is what is tested)
+    torch.manual_seed(0)
+    before = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    images = sampler.sample(3, seed=1)
+    assert np.array_equal(before[0], np.random.get_state()[1])  # noqa: NPY002
+    assert torch.equal(before[1], torch.get_rng_state())
+    torch.manual_seed(1)
+    assert torch.equal(sampler.sample(3, seed=1), images)
+
+
+def test_images_lie_in_the_data_range():
+    wild = denoiser(lambda x, t: 3 * x.flip(-1), clip=None, data_range=(-0.5, 2.0))
+    images = dv.Sampler(wild, dv.FixedLarge(), 5).sample(4)
+    assert (float(images.min()), float(images.max())) == (-0.5, 2.0)
+    unbounded = dv.Sampler(denoiser(lambda x, t: 3 * x.flip(-1), clip=None), dv.FixedLarge(), 5).sample(4)
+    assert float(unbounded.max()) > 2.0
+
+
+def test_conditions_go_with_their_image():
+    def told(x_t, timestep, condition):
+        return condition[:, None, None, None].to(x_t.dtype).expand_as(x_t)
+
+    sampler = dv.Sampler(denoiser(told, prediction="sample"), dv.FixedSmall(), 3)
+    wanted = torch.linspace(-0.9, 0.9, 7)
+    images = sampler.sample(7, batch_size=3, conditions=wanted)
+    assert float((images - wanted[:, None, None, None]).abs().max()) < 1e-6
+    with pytest.raises(dv.InputError, match="conditions has 7 entries for 6 images"):
+        sampler.sample(6, conditions=wanted)
+
+
+# ---- the last steps -----------------------------------------------------------------------------------------------
+
+
+def test_one_step_is_the_mean_at_the_noisiest_index():
+    model = denoiser()
+    images = dv.Sampler(model, dv.FixedLarge(), 1).sample(4, seed=2)
+    prior = ImageNoise(2, range(4), SHAPE, torch.device("cpu")).prior()
+    assert torch.equal(images, model(prior, N).mean)
+    edm = dv.NoiseSchedule(np.ones(4), np.array([0.0, 0.1, 1.0, 20.0]), np.arange(4.0))
+    model = dv.Denoiser(lambda x, t: 0.9 * x / 20, edm, shape=SHAPE, clip=None)
+    images = dv.Sampler(model, dv.FixedLarge(), 1).sample(4, seed=2)
+    assert float((images - 20 * prior * 0.1).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("cap", [None, 1.0, 2.0])
+@pytest.mark.parametrize("steps", [[1, 100], [1, 34, 100], [13, 34, 67, 100]])
+def test_the_cap_acts_at_the_smallest_s_alone_and_the_last_step_adds_nothing(steps, cap):
+    """The whole loop written out, for a network whose mean is x_t itself."""
+    model = denoiser(lambda x, t: x, prediction="sample", clip=None, data_range=(-1.0, 1.0))
+    sampler = dv.Sampler(model, dv.FixedLarge(), steps, 1.0, final_noise_cap=cap)
+    noise = ImageNoise(7, range(6), SHAPE, torch.device("cpu"))
+    x, acted = noise.prior(), []
+    for t, s in zip(steps[:0:-1], steps[-2::-1], strict=True):
+        kernel = dv.ReverseKernel(SCHEDULE, t, s)
+        variance = kernel.beta
+        if cap is not None and s == steps[0]:
+            variance = min(variance, {1.0: 9.66272250239075e-05, 2.0: 0.00038650890009563}[cap])
+        acted.append(variance != kernel.beta)
+        x = kernel.gain * x + kernel.eps_gain / kernel.sigma_t * x + math.sqrt(variance) * noise.next()
+    assert acted == [False] * (len(acted) - 1) + [cap is not None]
+    assert float((sampler.sample(6, seed=7) - x.clamp(-1, 1)).abs().max()) < 1e-5
+
+
+def test_the_cap_in_numbers():
+    assert noise_cap_variance(1.0, (-1.0, 1.0)) == pytest.approx(9.66272250239075e-05, rel=1e-12)
+    assert noise_cap_variance(2.0, (-1.0, 1.0)) == pytest.approx(0.00038650890009563, rel=1e-12)
+    assert noise_cap_variance(2.0, (0.0, 1.0)) == pytest.approx(0.00038650890009563 / 4, rel=1e-12)
+    # E|noise| is y/255 of the range
+    noise = generator(1, "cap").normal(size=400_000) * math.sqrt(noise_cap_variance(2.0, (-3.0, 3.0)))
+    assert np.abs(noise).mean() == pytest.approx(2 / 255 * 6, rel=0.01)
+
+
+def test_the_cap_bounds_every_direction_of_a_structure(table):
+    sampler = dv.Sampler(denoiser(), dv.Analytic(table, structure="dct"), [10, 40, 100], final_noise_cap=1.0)
+    model, limit = sampler.denoiser, noise_cap_variance(1.0, (-1.0, 1.0))
+    posterior = model(torch.zeros(1, *SHAPE), 40)
+    for k, bounded in ((0, False), (1, True)):
+        free = sampler.covariance(posterior, sampler.kernels[k]).variance
+        assert float(free.max()) > limit
+        found = sampler._covariance(k, posterior).variance
+        assert torch.equal(found, free.clamp(max=limit) if bounded else free)
+
+
+def test_eta_zero_with_no_covariance_draws_only_the_prior():
+    images = dv.Sampler(denoiser(), dv.FixedSmall(), 10, 0.0).sample(2, seed=1)
+    model, x = denoiser(), ImageNoise(1, range(2), SHAPE, torch.device("cpu")).prior()
+    for kernel in dv.Sampler(model, dv.FixedSmall(), 10, 0.0).kernels:
+        x = kernel.mean(x, model(x, kernel.t))
+    assert torch.equal(images, x.clamp(-1, 1))
+
+
+# ---- faults and refusals ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("clip", [(-1.0, 1.0), None])
+def test_nan_names_the_index_and_the_images(bad, clip):
+    calls = []
+
+    def sick(x_t, timestep):
+        calls.append(int(timestep[0]) + 1)
+        out = network(x_t, timestep)
+        if len(calls) == 5 + 3:  # second batch, third step
+            out[1, 2, 3, 0] = bad
+        return out
+
+    stream = dv.Sampler(denoiser(sick, clip=clip), dv.FixedSmall(), [1, 20, 50, 70, 100]).stream(range(30, 40), 0, 4)
+    assert torch.isfinite(next(stream)).all()
+    with pytest.raises(dv.NumericalError, match="at index n=50, in the batch of images 34 to 37;"):
+        next(stream)
+
+
+def test_bf16_autocast_runs_and_is_close():
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            stream = torch.Generator().manual_seed(1)
+            self.weight = torch.nn.Parameter(0.2 * torch.randn(3, 3, 3, 3, generator=stream))
+            self.seen = set()
+
+        def forward(self, x_t, timestep):
+            out = torch.nn.functional.conv2d(torch.tanh(x_t), self.weight, padding=1)
+            self.seen.add(out.dtype)
+            return out
+
+    net = Network()
+    images = []
+    for autocast in (None, torch.bfloat16):
+        net.seen.clear()
+        sampler = dv.Sampler(denoiser(net, autocast=autocast), dv.FixedSmall(), 10)
+        images.append(sampler.sample(6, seed=1))
+        assert net.seen == {autocast or torch.float32}
+    assert images[1].dtype == torch.float32
+    gap = float((images[0] - images[1]).abs().max())
+    assert 1e-5 < gap < 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps=0 is not a usable number of steps; expected an integer from 1 to 100"),
+        ({"steps": 101}, "steps=101 is not a usable"),
+        ({"steps": []}, "the step list is empty"),
+        ({"steps": [1, 5, 5, 9]}, "must rise strictly"),
+        ({"steps": [9, 5, 1]}, "must rise strictly"),
+        ({"steps": [0, 5]}, "other than integers from 1 to 100"),
+        ({"steps": [1, 101]}, "other than integers from 1 to 100"),
+        ({"steps": [1, 2.5]}, "other than integers"),
+        ({"steps": "linspace"}, "step.*linspace|step list"),
+        ({"steps": 2.5}, "steps=2.5 is neither"),
+        ({"eta": -0.1}, r"eta=-0.1 is outside \[0, 1\]"),
+        ({"eta": 1.1}, r"eta=1.1 is outside \[0, 1\]"),
+        ({"eta": float("nan")}, "eta=nan is outside"),
+        ({"clipped_eps": "both"}, "clipped_eps='both' is not known"),
+        ({"covariance": dv.FixedLarge(), "eta": 0.5}, "eta=1 only, but eta=0.5"),
+        ({"final_noise_cap": 0.0}, "final_noise_cap=0.0 must be a positive number"),
+        ({"final_noise_cap": -1.0}, "final_noise_cap=-1.0 must be"),
+        ({"final_noise_cap": float("nan")}, "final_noise_cap=nan must be"),
+        ({"denoiser": denoiser(clip=None), "final_noise_cap": 1.0}, "final_noise_cap needs the denoiser's data_range"),
+    ],
+)
+def test_impossible_requests_are_refused(options, message):
+    with pytest.raises(dv.InputError, match=message):
+        dv.Sampler(**{"denoiser": denoiser(), "covariance": dv.FixedSmall(), "steps": 5, **options})
+
+
+def test_bad_counts_are_refused():
+    sampler = dv.Sampler(denoiser(), dv.FixedSmall(), 2)
+    with pytest.raises(dv.InputError, match="the number of images is 0"):
+        sampler.sample(0)
+    with pytest.raises(dv.InputError, match="batch_size=0"):
+        sampler.sample(3, batch_size=0)
+
+
+def test_a_table_that_does_not_fit_is_refused(table):
+    analytic = dv.Analytic(table)
+    dv.Sampler(denoiser(), analytic, [1, 50, 100])
+    other = dv.Denoiser(network, dv.NoiseSchedule.cosine(N), shape=SHAPE)
+    with pytest.raises(dv.InputError, match="another model \\(schedule"):
+        dv.Sampler(other, analytic, [1, 50, 100])
+    with pytest.raises(dv.InputError, match="another model \\(clipping"):
+        dv.Sampler(denoiser(clip=None), analytic, [1, 50, 100])
+    narrow = np.tanh(generator(1, "images").normal(size=(50, *SHAPE)))
+    narrow = dv.estimate(denoiser(), narrow, 1e3, indices=[20, 80], progress=False)
+    with pytest.raises(dv.InputError, match="index 100 is outside the measured indices 20 to 80"):
+        dv.Sampler(denoiser(), dv.Analytic(narrow), [1, 50, 100])
+    # the last step needs no covariance, so the smallest index need not be measured
+    dv.Sampler(denoiser(), dv.Analytic(narrow), [1, 50, 80]).sample(1)
