@@ -65,7 +65,8 @@ def train_unet(
 
     if steps < 1 or batch_size < 1 or len(images) == 0:
         raise InputError(
-            f"training needs images, steps and a batch size of at least 1, but got {len(images)} images, steps={steps}, batch_size={batch_size}."
+            f"training needs images, steps and a batch size of at least 1, but got {len(images)} images, "
+            f"steps={steps}, batch_size={batch_size}."
         )
     optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=weight_decay)
     rate = torch.optim.lr_scheduler.LambdaLR(

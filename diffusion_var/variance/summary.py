@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .bounds import Estimator
+
 if TYPE_CHECKING:
     from .table import VarianceTable
+
+_OTHERS: tuple[Estimator, ...] = ("score_norm", "data_variance")
 
 
 def summarise(table: VarianceTable, lines: int = 12) -> str:
@@ -23,19 +28,25 @@ def summarise(table: VarianceTable, lines: int = 12) -> str:
     head.append(f"data: {table.data.count:,} images, fingerprint {table.data.fingerprint[:12]}, seed {table.seed}")
     for text in table.details.get("shortfall", []):
         head.append(f"short of its tolerance: {text}")
-    rows = ["     n   draws   residual  ± rel.err   score_norm  data_variance  disagreement"]
+    rows = ["     n   draws   residual ± rel.err    score_norm data_variance disagreement"]
     positions = sorted({int(i) for i in np.linspace(0, len(table.indices) - 1, lines).round()})
     for i in positions:
         n = int(table.indices[i])
-        v = table.posterior_variance(n)
-        others = [table.posterior_variance(n, "score_norm"), table.posterior_variance(n, "data_variance")]
-        spread = max(abs(o - v) for o in others) / v if v > 0 else float("nan")
-        rows.append(
-            f"{n:6d} {table.counts[i]:7,} {v:10.4g} {table.relative_error(n):9.2%}  "
-            f"{others[0]:11.4g}  {others[1]:13.4g}  {spread:11.1%}"
-        )
+        v, error = table.posterior_variance(n), table.relative_error(n)
+        others = [f"{table.posterior_variance(n, estimator):13.4g}" for estimator in _OTHERS]
+        rows.append(f"{n:6d} {table.counts[i]:7,} {v:10.4g} {error:9.2%} {''.join(others)}  {_disagreement(table, n)}")
     rows.append(
-        "disagreement: largest difference of the other two estimators from residual; it measures how imperfect the "
-        "mean is."
+        "disagreement: the larger difference of the two other estimators from residual, where it is more than two\n"
+        "standard errors; it measures how imperfect the network's mean is."
     )
     return "\n".join(head + rows)
+
+
+def _disagreement(table: VarianceTable, n: int) -> str:
+    v, error = table.posterior_variance(n), table.standard_error(n)
+    found = []
+    for estimator in _OTHERS:
+        raw = abs(table.posterior_variance(n, estimator, bounded=False) - v)
+        if raw > 2 * math.hypot(error, table.standard_error(n, estimator)):
+            found.append(abs(table.posterior_variance(n, estimator) - v))
+    return f"{max(found) / v:11.1%}" if found and v > 0 else f"{'none seen':>11s}"

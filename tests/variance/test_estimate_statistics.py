@@ -144,6 +144,21 @@ def test_adjusted_means_vary_less_and_as_said(structure_name):
     assert adjusted.var(0, ddof=1).mean() == pytest.approx(np.mean(said), rel=0.2 if raw.ndim > 1 else 0.35)
 
 
+def test_the_cost_of_fitting_the_regression_is_counted():
+    # Two shards only, where it is 24 %: Gaussian moments, of which the first depends on the controls.
+    repeats, shards = 4000, 2
+    draws = generator(6, "regression").standard_normal((repeats, shards, SHARD, 8))
+    draws[..., 0] += draws[..., 5] - 0.5 * draws[..., 6]
+    centred = draws - draws.mean(2, keepdims=True)
+    covariances = np.einsum("rsik,rsil->rkl", centred, centred) / ((SHARD - 1) * shards)
+    means = draws.mean((1, 2))
+    adjusted = [adjusted_means(m, c, np.zeros(3))[0] for m, c in zip(means, covariances, strict=True)]
+    said = [adjusted_covariance(c, SHARD * shards)[0, 0] for c in covariances]
+    # The ratio is known to √(2/4000) = 2.2 %.
+    assert np.var(adjusted) / np.mean(said) == pytest.approx(1.0, abs=0.08)
+    assert np.var(adjusted) * SHARD * shards == pytest.approx(29 / 26, abs=0.08)
+
+
 def test_shard_covariances_are_unbiased_and_weighted():
     values = generator(1, "shards").standard_normal((4 * SHARD, 8, 1, 2, 3)) * np.arange(1, 7).reshape(1, 1, 1, 2, 3)
     weights = generator(2, "weights").uniform(0.5, 2.0, (4, 1, 2, 3))

@@ -112,9 +112,8 @@ def test_flipped_bits(table, path):
         path.write_bytes(damaged)
         try:
             loaded = dv.VarianceTable.load(path)
-        except dv.InputError as error:
+        except dv.InputError:
             refused += 1
-            assert str(error).endswith(".")
         else:  # e.g. the e of 1e-05 and E are one number: nothing was damaged then
             assert same(loaded, table)
     assert len(positions) > 300
@@ -200,7 +199,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(table, path, monkeypat
 
 
 def test_no_folder_to_write_to(table, tmp_path):
-    with pytest.raises(dv.InputError, match="could not write .*nowhere"):
+    with pytest.raises(dv.InputError, match=r"could not write .*nowhere"):
         table.save(tmp_path / "nowhere" / "t")
 
 

@@ -85,12 +85,31 @@ def test_interpolation_is_linear_in_log_snr_and_continuous(crooked):
             assert crooked._nodes.value(estimator, "isotropic", n) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("structure", ["isotropic", "pixel"])
+def test_clipping_moments_between_nodes(structure):
+    model = crooked_denoiser(clip=(-0.5, 0.5), data_range=None)
+    table = dv.estimate(model, IMAGES, 0.05, indices=[300, 700], structures=(structure,), progress=False)
+    low, here, high = SCHEDULE.log_snr[[300, 480, 700]]
+    weight = (low - here) / (low - high)
+    (error, cross, shift), ends = (
+        table.clipping_moments(480, structure),
+        [table.clipping_moments(n, structure) for n in (300, 700)],
+    )
+    units = [table._nodes.linear(structure, n) for n in (300, 700, 480)]
+    for power, value, left, right in ((1.0, error, *[e[0] for e in ends]), (0.5, cross, *[e[1] for e in ends])):
+        expected = ((1 - weight) * left / units[0] ** power + weight * right / units[1] ** power) * units[2] ** power
+        assert np.abs(value / expected - 1).max() < 1e-12
+    assert np.abs(shift / ((1 - weight) * ends[0][2] + weight * ends[1][2]) - 1).max() < 1e-12
+    assert np.abs(cross).min() > 0
+    # Cauchy-Schwarz at the nodes: they are moments of one pair
+    for squared, product, other in ends:
+        assert (np.asarray(product) ** 2 < 1.05 * np.asarray(squared) * other).all()
+
+
 def test_errors_between_nodes_are_the_larger_neighbours(crooked):
     for estimator in ("residual", "score_norm", "data_variance"):
-        between, ends = (
-            crooked.standard_error(500, estimator),
-            [crooked.standard_error(n, estimator) for n in (300, 700)],
-        )
+        between = crooked.standard_error(500, estimator)
+        ends = [crooked.standard_error(n, estimator) for n in (300, 700)]
         units = [crooked._nodes.linear("isotropic", n) for n in (300, 700, 500)]
         assert between == pytest.approx(max(ends[0] / units[0], ends[1] / units[1]) * units[2], rel=1e-12)
         assert between > 0
@@ -192,7 +211,7 @@ def test_check_compares_networks_where_both_are_known():
     one, other = (dv.oracles.GaussianDenoiser(SCHEDULE, 0.0, l * np.ones(SHAPE)) for l in (1.0, 2.0))
     table = dv.estimate(one, IMAGES, 1e3, indices=[5], progress=False)
     table.check(one)
-    with pytest.raises(dv.InputError, match="network fingerprint: the table has [0-9a-f]{12}, the denoiser"):
+    with pytest.raises(dv.InputError, match=r"network fingerprint: the table has [0-9a-f]{12}, the denoiser"):
         table.check(other)
     table.check(dv.Denoiser(network, SCHEDULE, prediction="sample", shape=SHAPE, clip=None))  # a bare function
     clipped = dv.estimate(crooked_denoiser(clip=(-1, 1)), np.clip(IMAGES, -1, 1), 1e3, indices=[5], progress=False)
