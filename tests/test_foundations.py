@@ -14,7 +14,7 @@ import torch
 import diffusion_var
 from diffusion_var import InputError
 from diffusion_var.files import require_empty_folder, write_atomic
-from diffusion_var.randomness import generator, normal
+from diffusion_var.randomness import Streams, generator, normal
 
 ROOT = Path(__file__).parents[1]
 
@@ -141,6 +141,15 @@ def test_streams_are_told_apart_by_seed_purpose_and_index_alone() -> None:
     assert len(set(draws.values())) == len(names)
     for name in reversed(names):  # the order of work does not matter
         assert tuple(generator(*name).standard_normal(4)) == draws[name]
+
+
+def test_a_moved_generator_gives_the_numbers_of_fresh_ones() -> None:
+    """Also when it was left in the middle of a draw, with half of a 64-bit word unused."""
+    streams = Streams()
+    for name in ((0, "a", 1), (0, "a", 2), (5, "b"), (0, "a", 1)):
+        moved, fresh = streams.at(*name), generator(*name)
+        assert np.array_equal(moved.integers(0, 7, 5, dtype=np.int32), fresh.integers(0, 7, 5, dtype=np.int32))
+        assert np.array_equal(moved.standard_normal(9, dtype=np.float32), fresh.standard_normal(9, dtype=np.float32))
 
 
 def test_streams_look_independent() -> None:

@@ -1,4 +1,4 @@
-"""The noise of a batch of images: each image has streams of its own, keyed by (seed, purpose, image index)."""
+"""The noise of a batch of images: every image has streams of its own, keyed by (seed, purpose, image index, block)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..randomness import generator
+from ..randomness import Streams
 
-#: Steps drawn at once for an image. Part of the stream's definition: another value gives other (equally good) images.
-_BLOCK = 16
+#: Steps drawn at once for an image. Part of the streams' definition: another value gives other (equally good) images.
+_BLOCK = 8
 
 
 class ImageNoise:
@@ -26,29 +26,32 @@ class ImageNoise:
     def __init__(self, seed: int, images: Sequence[int], shape: tuple[int, int, int], device: torch.device) -> None:
         self.shape, self.device = shape, device
         self._seed, self._images = seed, images
-        self._streams = [generator(seed, "sampler noise", i) for i in images]
-        self._block: torch.Tensor | None = None
+        self._streams = Streams()
+        self._block = torch.empty(0)
         self._used = 0
 
     def prior(self) -> torch.Tensor:
         """(B, C, H, W): the noise that the first x_t is made of."""
         out = np.empty((len(self._images), *self.shape), dtype=np.float32)
         for row, i in zip(out, self._images, strict=True):
-            generator(self._seed, "sampler prior", i).standard_normal(out=row, dtype=np.float32)
+            self._streams.at(self._seed, "sampler prior", i).standard_normal(out=row, dtype=np.float32)
         return torch.from_numpy(out).to(self.device)
 
     def next(self) -> torch.Tensor:
         """(B, C, H, W): the noise of the next step that needs any."""
-        if self._block is None or self._used == _BLOCK:
-            out = np.empty((len(self._streams), _BLOCK, *self.shape), dtype=np.float32)
-            for row, stream in zip(out, self._streams, strict=True):
-                stream.standard_normal(out=row, dtype=np.float32)
-            # A copy to the GPU does not wait for the GPU: drawing overlaps with the network.
-            self._block = torch.from_numpy(out).transpose(0, 1).contiguous()
-            if self.device.type == "cuda":
-                self._block = self._block.pin_memory().to(self.device, non_blocking=True)
-            else:
-                self._block = self._block.to(self.device)
-            self._used = 0
+        place = self._used % _BLOCK
+        if place == 0:
+            self._block = self._draw(self._used // _BLOCK)
         self._used += 1
-        return self._block[self._used - 1]
+        return self._block[place]
+
+    def _draw(self, block: int) -> torch.Tensor:
+        """(_BLOCK, B, C, H, W): the noise of the steps of one block."""
+        out = np.empty((len(self._images), _BLOCK, *self.shape), dtype=np.float32)
+        for row, i in zip(out, self._images, strict=True):
+            self._streams.at(self._seed, "sampler noise", i, block).standard_normal(out=row, dtype=np.float32)
+        noise = torch.from_numpy(out).transpose(0, 1).contiguous()
+        if self.device.type == "cuda":
+            # A copy from pinned memory does not wait for the GPU: drawing overlaps with the network.
+            return noise.pin_memory().to(self.device, non_blocking=True)
+        return noise.to(self.device)

@@ -16,7 +16,7 @@ import torch
 from ..errors import NumericalError
 from ..models.denoiser import Denoiser, Posterior
 from ..process.structure import Structure, make_structure
-from ..randomness import generator
+from ..randomness import Streams
 from .moments import SHARD, Draws, MomentMaps, shard_sums
 from .population import Population
 
@@ -49,6 +49,7 @@ class ShardEvaluator:
     ) -> None:
         self.denoiser, self.population, self.conditions = denoiser, population, conditions
         self.seed, self.batch_size, self.structures = seed, batch_size, structures
+        self._streams = Streams()
         data, device = population.statistics, denoiser.device
         # The isotropic structure needs the dct basis for its control variate, asked for or not.
         self.dct = structures.get("dct") or make_structure("dct", denoiser.shape, data.rotation)
@@ -93,7 +94,7 @@ class ShardEvaluator:
         picks = np.empty(len(batch) * SHARD, dtype=np.int64)
         noise = np.empty((len(picks), *shape), dtype=np.float32)
         for k, (n, shard) in enumerate(batch):
-            stream, part = generator(self.seed, "estimate", n, shard), slice(k * SHARD, (k + 1) * SHARD)
+            stream, part = self._streams.at(self.seed, "estimate", n, shard), slice(k * SHARD, (k + 1) * SHARD)
             picks[part] = stream.integers(len(self.population), size=SHARD)
             stream.standard_normal(out=noise[part], dtype=np.float32)
         indices = torch.tensor([n for n, _ in batch]).repeat_interleave(SHARD)
