@@ -66,7 +66,7 @@ class Sampler:
             for s, t in zip([0, *self.steps[:-1]], self.steps, strict=True)
         ][::-1]
         self.cap_variance = self._cap(final_noise_cap)
-        covariance.check(denoiser, self.kernels[:-1])
+        covariance.check(denoiser, self.kernels)
         self._cache: dict[int, StructuredCovariance | None] = {}
         self._caches = (
             not covariance.depends_on_image and 4 * len(self.steps) * math.prod(denoiser.shape) <= _CACHE_BYTES

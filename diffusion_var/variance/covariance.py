@@ -158,7 +158,8 @@ class Analytic(ReverseCovariance):
     def check(self, denoiser: Denoiser, kernels: list[ReverseKernel]) -> None:
         self.table.check(denoiser)
         for kernel in kernels:
-            self.variance(kernel)
+            if kernel.s > 0:  # the last step adds no noise, so its index need not have been measured
+                self.variance(kernel)
 
     def variance(self, kernel: ReverseKernel) -> Float64Array:
         """Σ's variances for a step, float64: (), (C, 1, 1) or (C, H, W)."""

@@ -202,13 +202,14 @@ def control_expectations(data: DataStatistics, structure: Structure, alpha: floa
 def regression(covariance: Float64Array) -> Float64Array:
     """(5, 3): regression of the targets on the controls, from their 8 × 8 covariance.
 
-    Collinear controls (at high noise the linear denoiser's error tends to the data itself) share their weight.
+    Collinear controls (at high noise the linear denoiser's error tends to the data itself) share their weight: a tiny
+    ridge on the controls' correlations. It costs no correctness, since any fixed weights leave the mean unbiased.
     """
     k = len(TARGETS)
     scale = np.sqrt(np.diag(covariance)[k:])
     scale = np.where(scale > 0, scale, 1.0)
-    controls = covariance[k:, k:] / np.outer(scale, scale)
-    return np.asarray(covariance[:k, k:] / scale @ np.linalg.pinv(controls, rcond=1e-9, hermitian=True) / scale)
+    correlations = covariance[k:, k:] / np.outer(scale, scale) + 1e-9 * np.eye(len(CONTROLS))
+    return np.asarray(np.linalg.solve(correlations, (covariance[:k, k:] / scale).T).T / scale)
 
 
 def adjusted_means(means: Float64Array, covariance: Float64Array, expected: Float64Array) -> Float64Array:

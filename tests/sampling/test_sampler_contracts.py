@@ -300,3 +300,8 @@ def test_a_table_that_does_not_fit_is_refused(table):
         dv.Sampler(denoiser(), dv.Analytic(narrow), [1, 50, 100])
     # the last step needs no covariance, so the smallest index need not be measured
     dv.Sampler(denoiser(), dv.Analytic(narrow), [1, 50, 80]).sample(1)
+
+
+def test_fixed_large_is_refused_for_other_eta_even_where_no_noise_is_added():
+    with pytest.raises(dv.InputError, match="eta=1"):
+        dv.Sampler(denoiser(), dv.FixedLarge(), 1, eta=0.5)
