@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import IO
 
@@ -50,13 +50,19 @@ def _umask() -> int:
     return mask
 
 
-def require_empty_folder(path: str | os.PathLike[str], overwrite: bool) -> Path:
-    """The folder `path`, made if absent; refused if it holds anything, unless `overwrite`."""
+def require_empty_folder(path: str | os.PathLike[str], overwrite: bool, ignore: Collection[str] = ()) -> Path:
+    """The folder `path`, which need not exist; refused if it holds anything but `ignore`, unless `overwrite`."""
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output {folder} is a file, but a folder is needed; choose another path.")
-    if folder.is_dir() and not overwrite and any(folder.iterdir()):
+    if folder.is_dir() and not overwrite and any(entry.name not in ignore for entry in folder.iterdir()):
         raise InputError(f"the output folder {folder} is not empty; choose another one or pass --overwrite.")
+    return folder
+
+
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Make the folder, and those above it, if absent; InputError where the operating system refuses."""
+    folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -64,3 +70,12 @@ def require_empty_folder(path: str | os.PathLike[str], overwrite: bool) -> Path:
             f"could not make the output folder {folder}: {error.strerror}; choose another path."
         ) from error
     return folder
+
+
+def require_writable_folder(path: str | os.PathLike[str]) -> None:
+    """Refuse, before long work, a folder that is missing or cannot be written to."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"the folder {folder} of the output does not exist; make it first.")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"the folder {folder} of the output cannot be written to; choose another path.")

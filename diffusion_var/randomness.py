@@ -8,6 +8,7 @@ every device, so that image i of a run is the same image everywhere (to float to
 from __future__ import annotations
 
 import hashlib
+import operator
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ class Streams:
 
 
 def _key(seed: int, purpose: str, *index: int) -> npt.NDArray[np.uint64]:
-    name = "/".join([str(int(seed)), purpose, *map(str, index)])
+    name = "/".join([str(int(seed)), purpose, *(str(operator.index(i)) for i in index)])
     return np.frombuffer(hashlib.blake2b(name.encode(), digest_size=16).digest(), dtype=np.uint64)
 
 

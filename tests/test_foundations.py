@@ -13,7 +13,7 @@ import torch
 
 import diffusion_var
 from diffusion_var import InputError
-from diffusion_var.files import require_empty_folder, write_atomic
+from diffusion_var.files import make_folder, require_empty_folder, write_atomic
 from diffusion_var.randomness import Streams, generator, normal
 
 ROOT = Path(__file__).parents[1]
@@ -107,18 +107,30 @@ def test_write_atomic_refuses_what_the_system_refuses(tmp_path: Path) -> None:
 def test_require_empty_folder(tmp_path: Path) -> None:
     new = tmp_path / "a" / "b"
     assert require_empty_folder(new, overwrite=False) == new
+    assert not (tmp_path / "a").exists()  # it only looks
+    assert make_folder(new) == new
     assert new.is_dir()
     assert require_empty_folder(str(new), overwrite=False) == new  # still empty
     (new / "image.png").write_bytes(b"x")
     with pytest.raises(InputError, match="is not empty"):
-        require_empty_folder(new, overwrite=False)
+        require_empty_folder(new, overwrite=False, ignore=("other.png",))
+    assert require_empty_folder(new, overwrite=False, ignore=("image.png",)) == new
     assert require_empty_folder(new, overwrite=True) == new
     assert (new / "image.png").read_bytes() == b"x"
     for overwrite in (False, True):
         with pytest.raises(InputError, match="is a file, but a folder is needed"):
             require_empty_folder(new / "image.png", overwrite)
-        with pytest.raises(InputError, match=r"could not make the output folder .*: Not a directory"):
-            require_empty_folder(new / "image.png" / "below", overwrite)
+    with pytest.raises(InputError, match=r"could not make the output folder .*: Not a directory"):
+        make_folder(new / "image.png" / "c")
+
+
+def test_stream_indices_are_integers_of_any_kind() -> None:
+    """Image 3 is image 3, whether Python, NumPy or PyTorch says so."""
+    expected = generator(0, "test", 3).standard_normal(4).tolist()
+    for three in (np.int64(3), torch.tensor(3)):
+        assert generator(0, "test", three).standard_normal(4).tolist() == expected  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        generator(0, "test", 3.0)  # type: ignore[arg-type]
 
 
 # ---- random numbers -------------------------------------------------------------------------------------------

@@ -36,12 +36,23 @@ def main() -> None:
     except (InputError, NumericalError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+    except MemoryError:
+        _out_of_memory()
+    except RuntimeError as error:  # torch.OutOfMemoryError is one, and torch is not to be imported for its sake
+        if "OutOfMemory" not in type(error).__name__ and "can't allocate memory" not in str(error):
+            raise
+        _out_of_memory()
     except OSError as error:
         if error.errno is None:
             raise
         where = f" ({error.filename})" if error.filename else ""
         typer.echo(f"error: the operating system refused{where}: {error.strerror}.", err=True)
         sys.exit(2)
+
+
+def _out_of_memory() -> None:
+    typer.echo("error: out of memory; lower --batch-size.", err=True)
+    sys.exit(2)
 
 
 def _show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import require_empty_folder, write_atomic
+from ..files import make_folder, require_empty_folder, require_writable_folder, write_atomic
 from ..variance.table import VarianceTable
 from .data import open_images, open_model
 from .methods import make_sampler, make_steps
@@ -26,6 +26,10 @@ def run_estimate(options: EstimateOptions) -> None:
     denoiser = open_model(options.model, options.device, options.dtype)
     images = open_images(options.images, options.download)
     checkpoint = options.checkpoint or options.out.with_name(options.out.name + ".partial")
+    if checkpoint.resolve() == options.out.resolve():
+        raise InputError(
+            f"checkpoint and out are both {options.out}, but they are two files; choose another checkpoint."
+        )
     table = estimate(
         denoiser,
         images,
@@ -45,16 +49,17 @@ def run_estimate(options: EstimateOptions) -> None:
 
 def run_show(options: ShowOptions) -> None:
     """Print a table's summary and, if asked, write its plot."""
+    kind = "" if options.plot is None else options.plot.suffix.lstrip(".").lower()
+    if options.plot is not None:
+        if kind not in ("png", "pdf", "svg"):
+            raise InputError(f"the plot {options.plot} must end in .png, .pdf or .svg.")
+        require_new_file(options.plot, options.overwrite)
     table = VarianceTable.load(options.table)
     print(table.summary())
     if options.plot is None:
         return
     from . import plots
 
-    require_new_file(options.plot, options.overwrite)
-    kind = options.plot.suffix.lstrip(".").lower()
-    if kind not in ("png", "pdf", "svg"):
-        raise InputError(f"the plot {options.plot} must end in .png, .pdf or .svg.")
     figure = plots.variance_curves(table, options.steps)
     write_atomic(options.plot, lambda file: figure.savefig(file, format=kind))
     print(f"\nwritten: {options.plot}")
@@ -97,12 +102,17 @@ def _sample_folder(sampler: Any, wanted: list[int], options: SampleOptions) -> N
     folder = options.out
     continues = (folder / _SETTINGS).is_file() and _read_settings(folder / _SETTINGS) == settings
     require_empty_folder(folder, options.overwrite or continues)
-    write_atomic(folder / _SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
     missing = [i for i in wanted if not continues or not (folder / f"{i:06d}.png").exists()]
     if len(missing) < len(wanted):
         print(f"{len(wanted) - len(missing)} of {len(wanted)} images are there already")
+    batches = sampler.stream(missing, options.seed, options.batch_size, progress=True)
+    make_folder(folder)
+    if not continues:  # images of other settings must not be taken for this run's
+        for old in folder.glob("[0-9]" * 6 + "*.png"):
+            old.unlink()
+    write_atomic(folder / _SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
     done = 0
-    for batch in sampler.stream(missing, options.seed, options.batch_size, progress=True):
+    for batch in batches:
         for i, image in zip(missing[done:], to_uint8(batch, sampler.denoiser.data_range), strict=False):
             save_images(image[None], folder, start=i)
         done += len(batch)
@@ -157,5 +167,4 @@ def require_new_file(path: Path, overwrite: bool) -> None:
         raise InputError(f"the output {path} is a folder, but a file is needed; add a file name.")
     if path.exists() and not overwrite:
         raise InputError(f"the output {path} exists already; choose another name or pass --overwrite.")
-    if not path.parent.is_dir():
-        raise InputError(f"the folder {path.parent} of the output does not exist; make it first.")
+    require_writable_folder(path.parent)

@@ -7,7 +7,7 @@ against one reference and set beside a floor: as many real images, scored the sa
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from ..errors import InputError
+from ..files import make_folder
 from ..metrics.features import FeatureNetwork, load_features
 from ..metrics.fid import feature_statistics, fid
 from ..metrics.images import to_uint8
@@ -28,6 +29,7 @@ from .methods import make_sampler, make_steps
 from .options import CompareOptions, Method
 
 GRID_IMAGES = 16
+CHECKPOINT, TABLE = "table.partial", "table.safetensors"
 
 
 @dataclass
@@ -85,22 +87,31 @@ def compare(options: CompareOptions, folder: Path, announce: Callable[[str], Non
     for name, values in (("steps", options.steps), ("seeds", options.seeds), ("methods", options.methods)):
         if not values or len({repr(v) for v in values}) != len(values):
             raise InputError(f"{name} must hold at least one value and none twice, but it is {values}.")
-    if options.count < 2:
-        raise InputError(f"count={options.count} is too small for a Fréchet distance; use hundreds of images.")
+    if options.count < 2 or options.batch_size < 1:
+        raise InputError(
+            f"count={options.count} and batch_size={options.batch_size} must be at least 2 (better hundreds) and 1."
+        )
     denoiser = open_model(options.model, options.device, options.dtype)
+    if denoiser.data_range is None:
+        raise InputError("the model has no data range, so its samples cannot be scored as pictures; give it one.")
     features = load_features(options.features)
     reference = feature_statistics(open_images(options.reference, options.download), features)
     step_lists = {k: make_steps(denoiser.schedule, k) for k in options.steps}
+    for method in options.methods:  # all but the table itself, so that mistakes show before the work
+        trial = replace(method, covariance="beta_tilde") if method.covariance == "analytic" else method
+        for steps in step_lists.values():
+            make_sampler(denoiser, trial, steps, None)
+    make_folder(folder)
     announce(f"1/3 measuring the variance table of {options.model} on {options.table_images}")
     table = estimate(
         denoiser,
         open_images(options.table_images, options.download),
         tolerance=options.tolerance,
         max_evaluations=options.max_evaluations,
-        checkpoint=folder / "table.partial",
+        checkpoint=folder / CHECKPOINT,
     )
-    table.save(folder / "table.safetensors")
-    (folder / "table.partial").unlink(missing_ok=True)
+    table.save(folder / TABLE)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
     result = Comparison(options, denoiser, table)
     samplers = {
         (i, k): make_sampler(denoiser, method, step_lists[k], table)
@@ -130,10 +141,6 @@ def _statistics(
 ) -> tuple[FeatureStatistics, torch.Tensor]:
     """Feature statistics of one seed's images, never holding more than a batch, and the first few images."""
     data_range = sampler.denoiser.data_range
-    if data_range is None:
-        raise InputError(
-            "the model has no data range, so its samples cannot be written as pictures or scored; give it one."
-        )
     statistics, first = FeatureStatistics(features.dimension), torch.empty(0)
     for batch in sampler.stream(range(options.count), seed=seed, batch_size=options.batch_size):
         images = to_uint8(batch, data_range)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from ..files import require_empty_folder
-from .compare import compare
+from .compare import CHECKPOINT, TABLE, compare
 from .options import CompareOptions
 from .report import findings, score_rows, write_report
 
 
 def run_demo(options: CompareOptions) -> None:
     """Measure, sample, score and write the report into `options.out`; prints the table and who wins."""
-    folder = require_empty_folder(options.out, options.overwrite)
+    # The checkpoint of an interrupted run is to be continued, not to be in the way.
+    folder = require_empty_folder(options.out, options.overwrite, ignore=(CHECKPOINT, TABLE))
     result = compare(options, folder)
     print("3/3 writing the report")
     write_report(result, folder)

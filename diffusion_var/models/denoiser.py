@@ -18,7 +18,6 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -97,6 +96,7 @@ class Denoiser:
         self.clip = _check_range("clip", clip)
         self.data_range = self.clip if data_range == "clip" else _check_range("data_range", data_range)
         self.autocast = autocast
+        self._fingerprint: tuple[Any, str] | None = None
         self.device = torch.device(device) if device is not None else _device_of(network)
         if isinstance(network, torch.nn.Module):
             network.to(self.device).eval()  # dropout would make the posterior random
@@ -202,10 +202,18 @@ class Denoiser:
 
     # ---- what a table remembers of it -------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def fingerprint(self) -> str | None:
         """SHA-256 over the network's weights (names, shapes, float values), or None where it has none to read."""
-        return weights_fingerprint(self.network) if isinstance(self.network, torch.nn.Module) else None
+        if not isinstance(self.network, torch.nn.Module):
+            return None
+        try:  # weights may be swapped or trained on; their version counters tell, at no cost
+            stamp = tuple((t.data_ptr(), t._version) for t in self.network.state_dict().values())
+        except RuntimeError:  # tensors made in inference mode have none
+            return weights_fingerprint(self.network)
+        if self._fingerprint is None or self._fingerprint[0] != stamp:
+            self._fingerprint = stamp, weights_fingerprint(self.network)
+        return self._fingerprint[1]
 
 
 def weights_fingerprint(module: torch.nn.Module) -> str:

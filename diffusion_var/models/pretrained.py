@@ -154,7 +154,8 @@ def _clipping(config: dict[str, Any]) -> tuple[float, float] | None:
             "the scheduler has thresholding=true (dynamic clipping), which is not supported; set it to false in "
             "scheduler_config.json."
         )
-    if not config.get("clip_sample", False):
+    # A config that does not say means its class's default, which is to clip for these two.
+    if not config.get("clip_sample", config.get("_class_name") in ("DDPMScheduler", "DDIMScheduler")):
         return None
     bound = float(config.get("clip_sample_range", 1.0))
     return -bound, bound

@@ -156,8 +156,10 @@ class Dct(Structure):
     def _bases(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         key = (x.device, x.dtype)
         if key not in self._matrices:
-            arrays = (self.rotation, dct_matrix(self.shape[1]), dct_matrix(self.shape[2]))
-            self._matrices[key] = tuple(torch.from_numpy(a).to(x.device, x.dtype) for a in arrays)
+            # Made outside inference mode, so that whoever comes next may differentiate through them.
+            with torch.inference_mode(False):
+                arrays = (self.rotation, dct_matrix(self.shape[1]), dct_matrix(self.shape[2]))
+                self._matrices[key] = tuple(torch.from_numpy(a).to(x.device, x.dtype) for a in arrays)
         return self._matrices[key]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

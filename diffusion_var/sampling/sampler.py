@@ -12,9 +12,11 @@ under autocast, the state is float32.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -118,9 +120,16 @@ class Sampler:
             raise InputError(f"batch_size={batch_size} must be at least 1.")
         if conditions is not None and len(conditions) != len(images):
             raise InputError(f"conditions has {len(conditions)} entries for {len(images)} images; give one for each.")
+        if isinstance(conditions, np.ndarray):
+            conditions = torch.from_numpy(conditions)
+        return self._stream(images, seed, batch_size, conditions, progress)
+
+    def _stream(
+        self, images: Sequence[int], seed: int, batch_size: int, conditions: Any, progress: bool
+    ) -> Iterator[torch.Tensor]:
         with tqdm(total=len(images) * len(self.steps), unit="eval", desc="sample", disable=not progress) as bar:
             for start in range(0, len(images), batch_size):
-                part = images[start : start + batch_size]
+                part = [_image_index(i) for i in images[start : start + batch_size]]
                 condition = None if conditions is None else conditions[start : start + batch_size]
                 if isinstance(condition, torch.Tensor):
                     condition = condition.to(self.denoiser.device)
@@ -163,3 +172,10 @@ class Sampler:
                 f"the network gave NaN or infinite values at index n={self.kernels[int(bad[0])].t}, in the batch of "
                 f"images {images[0]} to {images[-1]}; check its weights and precision."
             )
+
+
+def _image_index(i: Any) -> int:
+    try:
+        return operator.index(i)
+    except TypeError:
+        raise InputError(f"image index {i!r} is not an integer; give indices such as range(64).") from None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import DiffusionVarWarning, InputError
 from .tablefile import read_document, write_document
 
 if TYPE_CHECKING:
@@ -38,6 +39,13 @@ class Checkpoint:
             raise InputError(
                 f"the checkpoint {self.path} belongs to another run (different {', '.join(different)}); "
                 "delete it or choose another path."
+            )
+        if self.identity.get("network") is None:
+            warnings.warn(
+                f"the network has no weights to tell it by, so the checkpoint {self.path} is continued on trust; "
+                "delete it if it was made with another network.",
+                DiffusionVarWarning,
+                stacklevel=4,
             )
         for name, sums in run.sums.items():
             sums.restore({key: arrays[f"{name}.{key}"] for key in sums.arrays()})

@@ -57,9 +57,7 @@ def optimal_variance(kernel: ReverseKernel, error: Any, cross: Any, shift: Any) 
 
     With ε̂ re-derived δ vanishes and it is λ² + γ² v (eq. 2). Negative estimates are cut at λ² = the case v = 0.
     """
-    gamma, c = kernel.gain, kernel.eps_gain
-    if kernel.rederives_eps:
-        return kernel.lambda2 + gamma**2 * error
+    gamma, c = kernel.gain, 0.0 if kernel.rederives_eps else kernel.eps_gain
     return kernel.lambda2 + np.maximum(gamma**2 * error - 2.0 * gamma * c * cross + c**2 * shift, 0.0)
 
 
@@ -169,7 +167,7 @@ class Analytic(ReverseCovariance):
                 error = self.table.posterior_variance(kernel.t, "residual", self.structure, True)
             return np.asarray(optimal_variance(kernel, error, cross, shift))
         v = self.table.posterior_variance(kernel.t, self.estimator, self.structure, self.bounded)
-        return np.asarray(kernel.lambda2 + kernel.gain**2 * v)
+        return np.asarray(optimal_variance(kernel, v, 0.0, 0.0))
 
     def __call__(self, posterior: Posterior | None, kernel: ReverseKernel) -> StructuredCovariance:
         # Published arrays do not know the shape of an image; the posterior does.

@@ -117,6 +117,7 @@ class _Run:
         """Run to the end, from the checkpoint if it holds anything."""
         if checkpoint is not None:
             checkpoint.restore(self)
+            checkpoint.save(self)  # an unwritable path is found now, not after the work
         with tqdm(
             total=self._expected(), initial=self.evaluations, unit="eval", desc="estimate", disable=not progress
         ) as bar:
@@ -131,7 +132,14 @@ class _Run:
             finally:
                 # Whatever stopped us, everything merged so far is kept; a stop within a change keeps the last file.
                 if checkpoint is not None and not self._changing:
-                    checkpoint.save(self)
+                    self._keep(checkpoint)
+
+    def _keep(self, checkpoint: Checkpoint) -> None:
+        """Save at the end or after an interruption; a full disk must hide neither the result nor what stopped us."""
+        try:
+            checkpoint.save(self)
+        except InputError as error:
+            warnings.warn(f"the checkpoint is not up to date: {error}", DiffusionVarWarning, stacklevel=2)
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:

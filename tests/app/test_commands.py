@@ -103,6 +103,28 @@ def test_an_interrupted_folder_is_completed_with_the_same_images(table: Path, tm
         run(*common, "--seed", "1")
 
 
+def test_overwriting_with_other_settings_leaves_no_old_image(tmp_path: Path) -> None:
+    def sample(*flags: str) -> set[str]:
+        run("sample", "--model", "digits", "--out", str(tmp_path / "a"), *flags)
+        return {p.name for p in (tmp_path / "a").glob("*.png")}
+
+    assert len(sample("--count", "6", "--steps", "2")) == 6
+    assert sample("--count", "2", "--steps", "3", "--overwrite") == {"000000.png", "000001.png"}
+    sample("--count", "6", "--steps", "3")
+    run("sample", "--model", "digits", "--out", str(tmp_path / "b"), "--count", "6", "--steps", "3")
+    for name in (f"{i:06d}.png" for i in range(6)):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_unusable_checkpoints_are_found_before_the_work(tmp_path: Path) -> None:
+    out = str(tmp_path / "t.safetensors")
+    with pytest.raises(InputError, match="two files"):
+        run(*ESTIMATE, "--out", out, "--checkpoint", out)
+    with pytest.raises(InputError, match="could not write"):
+        run(*ESTIMATE, "--out", out, "--checkpoint", str(tmp_path / "none" / "c"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_outputs_are_not_overwritten_unasked(table: Path, tmp_path: Path) -> None:
     content = table.read_bytes()
     with pytest.raises(InputError, match=r"exists already.*--overwrite"):
@@ -169,7 +191,7 @@ def test_bad_image_sources_are_refused_and_nothing_is_written(tmp_path: Path) ->
 def test_bad_sampling_flags(tmp_path: Path, flags: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         run("sample", "--model", "digits", "--out", str(tmp_path / "x"), *flags.split())
-    assert not list(tmp_path.rglob("*.png"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bad_tables(table: Path, tmp_path: Path) -> None:

@@ -133,6 +133,11 @@ def test_best_of_each_column_is_marked() -> None:
         ({"count": 1}, "count=1"),
         ({"steps": [0]}, "steps=0"),
         ({"reference": "digits:none"}, "no split"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"features": "none"}, "features"),
+        ({"methods": [{"covariance": "beta", "eta": 0}]}, "eta=1"),
+        ({"methods": [{"covariance": "analytic", "eta": 2}]}, "outside"),
+        ({"methods": [{"covariance": "analytic", "final_noise_cap": 0}]}, "final_noise_cap"),
     ],
 )
 def test_bad_comparisons_are_refused_before_anything_is_measured(

@@ -297,3 +297,14 @@ def test_an_index_for_each_of_many_is_not_stretched_over_one_image() -> None:
 def test_bad_output_is_refused(network: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Denoiser(network, SCHEDULE, shape=SHAPE)(normal(2, *SHAPE), 5)
+
+
+def test_fingerprint_follows_weights_that_are_changed_in_place() -> None:
+    network = torch.nn.Conv2d(1, 1, 3, padding=1)
+    denoiser = Denoiser(lambda x, t: network(x), NoiseSchedule.linear(10), shape=(1, 4, 4))
+    assert denoiser.fingerprint is None
+    denoiser = Denoiser(network, NoiseSchedule.linear(10), shape=(1, 4, 4))
+    before = denoiser.fingerprint
+    assert denoiser.fingerprint == before
+    torch.nn.init.zeros_(network.weight)
+    assert denoiser.fingerprint != before

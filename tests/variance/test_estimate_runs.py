@@ -17,6 +17,10 @@ import diffusion_var as dv
 from diffusion_var.variance import estimate as estimate_module
 from diffusion_var.variance.estimate import _Run
 
+# Most networks here are bare functions, which have no weights to tell a checkpoint's network by.
+pytestmark = pytest.mark.filterwarnings("ignore:the network has no weights")
+
+
 SCRIPT = Path(__file__).with_name("killed_run.py")
 
 
@@ -330,3 +334,13 @@ def test_memory_does_not_grow_with_evaluations(monkeypatch):
     assert live[2] <= live[1] + held[1]
     # the queue of a round holds a tuple per 16 draws; nothing else may grow
     assert peaks[2] < peaks[1] + 16_000 / 16 * 200
+
+
+def test_a_checkpoint_of_a_bare_function_is_continued_with_a_warning(tmp_path):
+    schedule = dv.NoiseSchedule.linear(100)
+    denoiser = dv.Denoiser(lambda x, t: 0 * x, schedule, shape=(1, 4, 4))
+    images = np.random.default_rng(0).uniform(-1, 1, (20, 1, 4, 4)).astype(np.float32)
+    options = {"indices": [50], "tolerance": 9.0, "progress": False, "checkpoint": tmp_path / "c"}
+    dv.estimate(denoiser, images, **options)
+    with pytest.warns(dv.DiffusionVarWarning, match="continued on trust"):
+        dv.estimate(denoiser, images, **options)
