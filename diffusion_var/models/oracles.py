@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 
 from ..errors import InputError
+from ..process.linear import linear_gain, linear_mmse
 from ..process.schedule import NoiseSchedule
 from ..process.structure import make_structure
 from ..randomness import generator
@@ -101,14 +102,13 @@ class GaussianDenoiser(ExactDenoiser):
         self._parameters["basis"] = torch.tensor([float(basis == "dct")])
 
     def exact_mean(self, x_t: torch.Tensor, alpha: Any, sigma: Any) -> torch.Tensor:
-        weight = alpha * self.variance / (alpha**2 * self.variance + sigma**2)
+        weight = linear_gain(self.variance, alpha, sigma)
         return self.mean + self.structure.inverse(weight * self.structure.forward(x_t - alpha * self.mean))
 
     def posterior_variance(self, n: int) -> npt.NDArray[np.float64]:
         """Var[x_0|x_n] per element of the basis, (C, H, W): l σ²/(α² l + σ²)."""
         n = self.schedule.check_index(n)
-        alpha, sigma, l = self.schedule.alpha[n], self.schedule.sigma[n], self.variance.cpu().numpy()
-        return np.asarray(l * sigma**2 / (alpha**2 * l + sigma**2))
+        return linear_mmse(self.variance.cpu().numpy(), self.schedule.alpha[n], self.schedule.sigma[n])
 
     def sample(self, count: int, seed: int = 0) -> torch.Tensor:
         noise = torch.from_numpy(generator(seed, "gaussian data").standard_normal((count, *self.shape)))
@@ -163,7 +163,7 @@ class MixtureDenoiser(ExactDenoiser):
     def exact_mean(self, x_t: torch.Tensor, alpha: Any, sigma: Any) -> torch.Tensor:
         r = self.responsibilities(x_t, alpha, sigma)
         alpha, sigma = self._columns(alpha, sigma)
-        k = alpha * self.variances / (alpha**2 * self.variances + sigma**2)
+        k = linear_gain(self.variances, alpha, sigma)
         # Σ_j r_j (m_j + k_j (x_t − α m_j))
         centre = (r * (1 - k * alpha)) @ self.means.flatten(1)
         mean: torch.Tensor = centre + (r * k).sum(1, keepdim=True) * x_t.flatten(1)

@@ -23,12 +23,6 @@ ESTIMATORS: tuple[Estimator, ...] = ("residual", "score_norm", "data_variance")
 Float64Array = npt.NDArray[np.float64]
 
 
-def linear_mmse(data_variance: npt.ArrayLike, alpha: float, sigma: float) -> Float64Array:
-    """l σ²/(α² l + σ²): the error of the best linear denoiser of elements with variance l (DESIGN §2.5)."""
-    l = np.asarray(data_variance, dtype=np.float64)
-    return np.asarray(l * sigma**2 / (alpha**2 * l + sigma**2))
-
-
 def score_norm(eps_square: npt.ArrayLike, alpha: float, sigma: float) -> Float64Array:
     """(σ²/α²)(1 − E ε̂²); inf where α = 0 (the ε̂ of pure noise says nothing)."""
     missing = 1.0 - np.asarray(eps_square, dtype=np.float64)

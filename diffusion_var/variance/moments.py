@@ -24,8 +24,8 @@ import numpy.typing as npt
 import torch
 
 from ..models.denoiser import Posterior
+from ..process.linear import linear_gain, linear_mmse
 from ..process.structure import Structure
-from .bounds import linear_mmse
 from .population import DataStatistics
 
 SHARD = 16
@@ -72,7 +72,7 @@ class MomentMaps:
     def linear_error(self, basis: Structure, eps: torch.Tensor, centred: torch.Tensor, key: str) -> torch.Tensor:
         """(1 − κα)(x_0 − μ) − κσ ε, with κ = α l/(α² l + σ²), in coefficients of the basis."""
         alpha, sigma, l = self.draws.alpha, self.draws.sigma, self.variances[key]
-        kappa = alpha * l / (alpha * alpha * l + sigma * sigma)
+        kappa: torch.Tensor = linear_gain(l, alpha, sigma)
         return (1 - kappa * alpha) * centred - kappa * sigma * eps
 
     def elementwise(self, structure: Structure) -> torch.Tensor:

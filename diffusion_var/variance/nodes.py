@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from .bounds import Estimator, linear_mmse, score_norm
+from ..process.linear import linear_mmse
+from .bounds import Estimator, score_norm
 from .moments import RELATIVE_FLOOR, TARGETS, adjusted_covariance, adjusted_means, control_expectations
 
 if TYPE_CHECKING:

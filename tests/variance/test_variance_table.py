@@ -6,9 +6,10 @@ from crooked import IMAGES, SCHEDULE, SHAPE, crooked_denoiser, network, truth
 from populations import exact_population
 
 import diffusion_var as dv
+from diffusion_var.process.linear import linear_mmse
 from diffusion_var.process.structure import make_structure
 from diffusion_var.randomness import generator
-from diffusion_var.variance.bounds import linear_mmse, score_norm, upper_bound
+from diffusion_var.variance.bounds import score_norm, upper_bound
 
 STRUCTURES = ("isotropic", "channel", "pixel", "dct")
 
