@@ -15,10 +15,13 @@ from typing import IO
 from .errors import InputError
 
 
-def write_atomic(path: str | os.PathLike[str], content: bytes | Callable[[IO[bytes]], None]) -> None:
+def write_atomic(
+    path: str | os.PathLike[str], content: bytes | Callable[[IO[bytes]], None], durable: bool = True
+) -> None:
     """Write `content` (bytes, or a function that writes to an open binary file) to `path` atomically.
 
-    The new file gets the permissions that `open` would give (0666 less the umask).
+    The new file gets the permissions that `open` would give (0666 less the umask). `durable=False` leaves out the
+    fsync (milliseconds a file): still all or nothing for every program, but a power failure may cost the file.
     Raises InputError, with the reason, where the operating system refuses (no folder, no permission, no space).
     """
     target = Path(path)
@@ -31,7 +34,8 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | Callable[[IO[byt
             else:
                 file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
         temporary = None

@@ -27,7 +27,7 @@ from diffusion_var.files import write_atomic
 from diffusion_var.metrics.features import DigitsFeatures
 from diffusion_var.metrics.images import to_float, to_uint8
 from diffusion_var.training.classifier import accuracy, train_classifier
-from diffusion_var.training.unet import train_unet
+from diffusion_var.training.unet import UNetTraining, train_unet
 
 ASSETS = Path(__file__).parent.parent / "diffusion_var" / "assets"
 UNET = {
@@ -69,11 +69,8 @@ def train_model(folder: Path, steps: int, seed: int) -> list[tuple[int, float, f
         network,
         to_float(splits.train.images),
         dv.NoiseSchedule.from_diffusers(scheduler),
-        steps=steps,
+        UNetTraining(steps, batch_size=128, mixed_precision="bf16", seed=seed),
         held_out=to_float(splits.table.images),
-        batch_size=128,
-        autocast=torch.bfloat16,
-        seed=seed,
     )
     DDPMPipeline(result.network.half(), scheduler).save_pretrained(folder / "digits", safe_serialization=True)
     # safetensors writes files that only their owner can read; these are to be shipped.

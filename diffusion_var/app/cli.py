@@ -1,142 +1,18 @@
-"""The command line, `diffusion-var`. Flags are made from `options`; heavy imports wait until a command runs.
-
-Bad input ends with one clear message and exit code 2, an interruption with 130 and a word on how to go on.
-"""
+"""The command line, `diffusion-var`. Flags are made from `options`; heavy imports wait until a command runs."""
 
 from __future__ import annotations
 
-import inspect
-import sys
-import warnings
-from collections.abc import Callable
-from dataclasses import MISSING, fields
-from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
-
 import typer
 
-from ..errors import DiffusionVarWarning, InputError, NumericalError
 from . import options as option_sets
+from .flags import command, new_app, run_app
 
-app = typer.Typer(
-    name="diffusion-var",
-    help="The reverse covariance of diffusion models: measure it once, sample and score with it.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+app = new_app("diffusion-var", "The reverse covariance of diffusion models: measure it once, sample and score with it.")
 
 
 def main() -> None:
     """Entry point of the console script."""
-    warnings.showwarning = _show_warning
-    try:
-        app()
-    except (InputError, NumericalError) as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
-    except MemoryError:
-        _out_of_memory()
-    except RuntimeError as error:  # torch.OutOfMemoryError is one, and torch is not to be imported for its sake
-        if "OutOfMemory" not in type(error).__name__ and "can't allocate memory" not in str(error):
-            raise
-        _out_of_memory()
-    except OSError as error:
-        if error.errno is None:
-            raise
-        where = f" ({error.filename})" if error.filename else ""
-        typer.echo(f"error: the operating system refused{where}: {error.strerror}.", err=True)
-        sys.exit(2)
-
-
-def _out_of_memory() -> None:
-    typer.echo("error: out of memory; lower --batch-size.", err=True)
-    sys.exit(2)
-
-
-def _show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
-    if issubclass(category, DiffusionVarWarning):
-        typer.echo(f"warning: {message}", err=True)
-    elif not issubclass(category, (DeprecationWarning, FutureWarning)):
-        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
-
-
-def command(kind: type[Any], name: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
-    """Register a function of one option set as a command, with a flag per option and --config."""
-
-    def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
-        def run(config: Path | None = None, **flags: Any) -> None:
-            from .config import load_options
-
-            hints = _hints(kind)
-            values = {key: _parse(value, hints[key]) for key, value in flags.items()}
-            try:
-                function(load_options(kind, values, config))
-            except KeyboardInterrupt:
-                typer.echo("\ninterrupted; the same command continues where it can.", err=True)
-                raise typer.Exit(130) from None
-
-        run.__signature__ = inspect.Signature(_parameters(kind))  # type: ignore[attr-defined]
-        run.__doc__ = kind.__doc__
-        app.command(name, help=kind.__doc__)(run)
-        return function
-
-    return register
-
-
-def _hints(kind: type[Any]) -> dict[str, Any]:
-    hints = get_type_hints(kind, include_extras=True)
-    return {f.name: hints[f.name] for f in fields(kind) if get_origin(hints[f.name]) is Annotated}
-
-
-def _parameters(kind: type[Any]) -> list[inspect.Parameter]:
-    """A keyword parameter per option; all optional, since a config may give them."""
-    by_name = {f.name: f for f in fields(kind)}
-    out = []
-    for name, hint in _hints(kind).items():
-        inner, text = get_args(hint)[:2]
-        f = by_name[name]
-        default = f.default_factory() if f.default_factory is not MISSING else f.default
-        flag = bool if inner is bool else str
-        if default is MISSING:
-            text += "  [required]"
-        elif default is not None and inner is not bool:
-            shown = ",".join(map(str, default)) if isinstance(default, list) else default
-            text += f"  [default: {shown}]"
-        choices = _choices(inner)
-        names = [f"--{name.replace('_', '-')}"] + (["-o"] if name == "out" else [])
-        metavar = None if inner is bool else "|".join(choices) if choices else _metavar(inner)
-        option = typer.Option(None, *names, help=text, metavar=metavar, show_default=False)
-        out.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=flag | None))
-    option = typer.Option(
-        None, "--config", help="YAML file with the same names; flags win", metavar="FILE", show_default=False
-    )
-    out.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=option, annotation=Path | None))
-    return out
-
-
-def _choices(hint: Any) -> list[str]:
-    if "Literal" in str(get_origin(hint)):
-        return list(get_args(hint))
-    return [choice for arg in get_args(hint) for choice in _choices(arg)]
-
-
-def _metavar(hint: Any) -> str:
-    text = str(hint)
-    for name in ("list[int]", "float", "int", "Path"):
-        if name in text:
-            return {"list[int]": "N,N,…", "float": "NUMBER", "int": "INT", "Path": "PATH"}[name]
-    return "TEXT"
-
-
-def _parse(value: Any, hint: Any) -> Any:
-    """A flag's text as pydantic wants it: split at commas for lists; one number stays one where either is allowed."""
-    inner = get_args(hint)[0]
-    alternatives = [inner] if get_origin(inner) is list else list(get_args(inner))
-    if not isinstance(value, str) or not any(get_origin(a) is list for a in alternatives):
-        return value
-    return value if int in alternatives and "," not in value else [part.strip() for part in value.split(",")]
+    run_app(app)
 
 
 @app.callback()
@@ -150,15 +26,23 @@ def _version(
         raise typer.Exit
 
 
-@command(option_sets.CompareOptions, "demo")
+@command(app, option_sets.CompareOptions, "demo")
 def demo(options: option_sets.CompareOptions) -> None:
     """Compare every choice of reverse variance on the bundled digits model; writes a report."""
-    from .demo import run_demo
+    from .commands import run_compare
 
-    run_demo(options)
+    run_compare(options)
 
 
-@command(option_sets.EstimateOptions, "estimate")
+@command(app, option_sets.CompareOptions, "compare")
+def compare(options: option_sets.CompareOptions) -> None:
+    """Compare methods by their scores; writes a report."""
+    from .commands import run_compare
+
+    run_compare(options)
+
+
+@command(app, option_sets.EstimateOptions, "estimate")
 def estimate(options: option_sets.EstimateOptions) -> None:
     """Write a variance table."""
     from .commands import run_estimate
@@ -166,7 +50,7 @@ def estimate(options: option_sets.EstimateOptions) -> None:
     run_estimate(options)
 
 
-@command(option_sets.ShowOptions, "show")
+@command(app, option_sets.ShowOptions, "show")
 def show(options: option_sets.ShowOptions) -> None:
     """Print a variance table and draw it."""
     from .commands import run_show
@@ -174,7 +58,7 @@ def show(options: option_sets.ShowOptions) -> None:
     run_show(options)
 
 
-@command(option_sets.SampleOptions, "sample")
+@command(app, option_sets.SampleOptions, "sample")
 def sample(options: option_sets.SampleOptions) -> None:
     """Write samples."""
     from .commands import run_sample
@@ -182,10 +66,18 @@ def sample(options: option_sets.SampleOptions) -> None:
     run_sample(options)
 
 
-@command(option_sets.FidOptions, "fid")
+@command(app, option_sets.StatsOptions, "stats")
+def stats(options: option_sets.StatsOptions) -> None:
+    """Write feature statistics."""
+    from .scoring import run_stats
+
+    run_stats(options)
+
+
+@command(app, option_sets.FidOptions, "fid")
 def fid(options: option_sets.FidOptions) -> None:
-    """Print a Fréchet distance."""
-    from .commands import run_fid
+    """Print scores."""
+    from .scoring import run_fid
 
     run_fid(options)
 

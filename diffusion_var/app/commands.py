@@ -1,4 +1,4 @@
-"""What the commands estimate, show, sample and fid do, once their options are checked."""
+"""What the commands compare (and demo), estimate, show and sample do, once their options are checked."""
 
 from __future__ import annotations
 
@@ -13,9 +13,31 @@ from ..files import make_folder, require_empty_folder, require_writable_folder, 
 from ..variance.table import VarianceTable
 from .data import open_images, open_model
 from .methods import make_sampler, make_steps
-from .options import EstimateOptions, FidOptions, SampleOptions, ShowOptions
+from .options import CompareOptions, EstimateOptions, SampleOptions, ShowOptions
 
 _SETTINGS = "sampling.json"
+
+
+def run_compare(options: CompareOptions) -> None:
+    """Measure, sample, score and write the report into `options.out`; prints the scores and who wins."""
+    from .cells import FOLDER
+    from .compare import CHECKPOINT, TABLE, compare
+    from .findings import findings
+    from .report import text_table, write_report
+
+    # What a run of this command leaves is to be continued, not to be in the way.
+    own = [CHECKPOINT, TABLE, FOLDER]
+    continues = (options.out / FOLDER).is_dir()
+    folder = require_empty_folder(options.out, options.overwrite or continues, ignore=own)
+    result = compare(options, folder)
+    print("3/3 writing the report")
+    write_report(result, folder)
+    for metric in options.metrics:
+        print(text_table(result, metric))
+    print()
+    for line in findings(result):
+        print(f"- {line}")
+    print(f"\nThe report is {folder / 'report.html'} (and report.md, with pictures and results.csv beside it).")
 
 
 def run_estimate(options: EstimateOptions) -> None:
@@ -138,27 +160,6 @@ def _read_settings(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-
-
-def run_fid(options: FidOptions) -> None:
-    """Print the Fréchet distance of two sets of images, with its protocol."""
-    from ..metrics.features import load_features
-    from ..metrics.fid import fid
-
-    features = load_features(options.features)
-    images, reference = (_side(name, options.download) for name in (options.images, options.reference))
-    score = fid(images, reference, features, batch_size=options.batch_size, device=options.device)
-    if options.json:
-        print(json.dumps({"value": score.value, "protocol": score.protocol}))
-        return
-    print(f"Fréchet distance: {score.value:.6g}")
-    for key, value in score.protocol.items():
-        print(f"  {key}: {value}")
-
-
-def _side(name: str, download: bool) -> Any:
-    """An npz goes to the harness by name, since it may hold statistics instead of images."""
-    return name if name.endswith(".npz") else open_images(name, download)
 
 
 def require_new_file(path: Path, overwrite: bool) -> None:

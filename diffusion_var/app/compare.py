@@ -1,13 +1,16 @@
-"""Methods × numbers of steps × seeds in one run: one variance table, many samplers, one score each.
+"""Methods × numbers of steps × seeds in one run: one variance table, many samplers, scores for each.
 
 Every method draws image i of a seed from the same first noise, so that grids compare like with like. Scores are taken
-against one reference and set beside a floor: as many real images, scored the same way.
+against one reference and set beside a floor: as many real images, scored the same way. Each seed of a method at a
+number of steps is a file (see `cells`); an interrupted run goes on with those that are missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,44 +20,45 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from ..files import make_folder
-from ..metrics.features import FeatureNetwork, load_features
-from ..metrics.fid import feature_statistics, fid
+from ..metrics.features import load_features
 from ..metrics.images import to_uint8
-from ..metrics.statistics import FeatureStatistics
+from ..metrics.score import HIGHER_IS_BETTER, Score, require_same_protocol
 from ..models.denoiser import Denoiser
+from ..sampling.sampler import Sampler
 from ..variance.estimate import estimate
 from ..variance.table import VarianceTable
+from .cells import CellStore, Measured
 from .data import open_images, open_model
 from .methods import make_sampler, make_steps
 from .options import CompareOptions, Method
+from .score_cells import Scoring, baseline_groups
 
 GRID_IMAGES = 16
-CHECKPOINT, TABLE = "table.partial", "table.safetensors"
+CHECKPOINT, TABLE = "table.checkpoint", "table.safetensors"
 
 
 @dataclass
 class Cell:
-    """One method at one number of steps: its score for every seed, and a few of its images.
+    """One method at one number of steps: its scores for every seed, and a few of its images.
 
     Attributes:
-        scores: one Fréchet distance per seed.
+        scores: metric -> one number per seed.
         grid: (G, C, H, W) uint8, the first images of the first seed.
     """
 
     method: Method
     steps: int
-    scores: list[float]
+    scores: dict[str, list[float]]
     grid: torch.Tensor
 
-    @property
-    def mean(self) -> float:
+    def mean(self, metric: str) -> float:
         """Mean over seeds."""
-        return float(np.mean(self.scores))
+        return float(np.mean(self.scores[metric]))
 
-    @property
-    def spread(self) -> float:
+    def spread(self, metric: str) -> float:
         """Standard deviation over seeds; nan for one seed."""
-        return float(np.std(self.scores, ddof=1)) if len(self.scores) > 1 else float("nan")
+        scores = self.scores[metric]
+        return float(np.std(scores, ddof=1)) if len(scores) > 1 else float("nan")
 
 
 @dataclass
@@ -62,101 +66,189 @@ class Comparison:
     """What a comparison measured.
 
     Attributes:
+        table: the variance table; None where no method needs one.
         cells: in the order of methods, then steps.
-        baseline: scores of real images, in groups as large as a cell's of one seed; empty without a baseline.
-        protocol: how the scores were taken.
+        baseline: metric -> scores of real images, in groups as large as a cell's of one seed; empty without a baseline.
+        protocols: metric -> how its scores were taken.
     """
 
     options: CompareOptions
-    denoiser: Denoiser
-    table: VarianceTable
+    table: VarianceTable | None
     cells: list[Cell] = field(default_factory=list)
-    baseline: list[float] = field(default_factory=list)
-    protocol: dict[str, Any] = field(default_factory=dict)
+    baseline: dict[str, list[float]] = field(default_factory=dict)
+    protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def cell(self, method: Method, steps: int) -> Cell:
-        """The cell of a method and a number of steps."""
-        return next(c for c in self.cells if c.method == method and c.steps == steps)
+    def cell(self, method: Method, steps: int) -> Cell | None:
+        """The cell of a method and a number of steps, if there is one."""
+        return next((c for c in self.cells if c.method == method and c.steps == steps), None)
+
+    def column(self, steps: int, metric: str) -> list[Cell]:
+        """The cells at a number of steps, best first."""
+        sign = -1 if metric in HIGHER_IS_BETTER else 1
+        return sorted((c for c in self.cells if c.steps == steps), key=lambda c: sign * c.mean(metric))
 
 
 def compare(options: CompareOptions, folder: Path, announce: Callable[[str], None] = print) -> Comparison:
-    """Run a comparison; `folder` receives the variance table and its checkpoint.
+    """Run a comparison, or what is left of it; `folder` receives the variance table and the cells.
 
     Raises InputError for options that cannot be carried out, before anything long is started.
     """
-    for name, values in (("steps", options.steps), ("seeds", options.seeds), ("methods", options.methods)):
+    _check(options)
+    denoiser = open_model(options.model, options.device, options.dtype)
+    if denoiser.data_range is None:
+        raise InputError("the model has no data range, so its samples cannot be scored as pictures; give it one.")
+    for method in options.methods:  # all but the table itself, so that mistakes show before the work
+        trial = replace(method, covariance="beta_tilde") if method.covariance == "analytic" else method
+        for k in options.method_steps(method):
+            make_sampler(denoiser, trial, make_steps(denoiser.schedule, k, method.spacing), None)
+    features = load_features(
+        options.features, inception_weights=options.inception_weights, accept_weights=options.accept_weights
+    )
+    scoring = Scoring(options, features, denoiser.device)
+    groups = baseline_groups(options)
+    table = _table(options, denoiser, folder, announce)
+    store = CellStore(folder, _common(options, denoiser, scoring))
+    result = Comparison(options, table)
+    run = _Run(result, denoiser, scoring, store, options.table or folder / TABLE)
+    announce("2/3 sampling and scoring")
+    run.measure_cells()
+    run.measure_baseline(groups)
+    for metric, scores in run.by_metric.items():
+        shared = require_same_protocol(scores)
+        # The rest is the first cell's; the name and hash of its images say nothing about the others.
+        told = next(iter(scores.values())).protocol
+        rest = sorted(k for k in told if k not in shared and not k.startswith("images_"))
+        result.protocols[metric] = {**shared, **{k: _sorted(told[k]) for k in rest}}
+    return result
+
+
+def _sorted(value: Any) -> Any:
+    """A mapping in the order of its keys, which a file may have changed."""
+    return dict(sorted(value.items())) if isinstance(value, dict) else value
+
+
+def _check(options: CompareOptions) -> None:
+    lists: list[tuple[str, Any]] = [(name, getattr(options, name)) for name in ("steps", "seeds", "methods", "metrics")]
+    lists += [(f"steps of {m.label}", m.steps) for m in options.methods if m.steps is not None]
+    for name, values in lists:
         if not values or len({repr(v) for v in values}) != len(values):
             raise InputError(f"{name} must hold at least one value and none twice, but it is {values}.")
+    labels = [method.label for method in options.methods]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise InputError(f"two methods are called {twice[0]!r}; give one of them another name.")
     if options.count < 2 or options.batch_size < 1:
         raise InputError(
             f"count={options.count} and batch_size={options.batch_size} must be at least 2 (better hundreds) and 1."
         )
-    denoiser = open_model(options.model, options.device, options.dtype)
-    if denoiser.data_range is None:
-        raise InputError("the model has no data range, so its samples cannot be scored as pictures; give it one.")
-    features = load_features(options.features)
-    reference = feature_statistics(open_images(options.reference, options.download), features)
-    step_lists = {k: make_steps(denoiser.schedule, k) for k in options.steps}
-    for method in options.methods:  # all but the table itself, so that mistakes show before the work
-        trial = replace(method, covariance="beta_tilde") if method.covariance == "analytic" else method
-        for steps in step_lists.values():
-            make_sampler(denoiser, trial, steps, None)
+
+
+def _table(
+    options: CompareOptions, denoiser: Denoiser, folder: Path, announce: Callable[[str], None]
+) -> VarianceTable | None:
+    """The table that is given; or one measured, or measured before, in `folder`; None where no method needs one."""
+    if all(method.covariance != "analytic" for method in options.methods):
+        announce("1/3 no method needs a variance table")
+        return None
+    if options.table is not None:
+        announce(f"1/3 the variance table is {options.table}")
+        return VarianceTable.load(options.table)
+    images = open_images(options.table_images, options.download)
     make_folder(folder)
     announce(f"1/3 measuring the variance table of {options.model} on {options.table_images}")
+    # The checkpoint stays: the estimator knows by it whether a later run's table is this one.
     table = estimate(
         denoiser,
-        open_images(options.table_images, options.download),
+        images,
         tolerance=options.tolerance,
         max_evaluations=options.max_evaluations,
         checkpoint=folder / CHECKPOINT,
     )
     table.save(folder / TABLE)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-    result = Comparison(options, denoiser, table)
-    samplers = {
-        (i, k): make_sampler(denoiser, method, step_lists[k], table)
-        for i, method in enumerate(options.methods)
-        for k in options.steps
+    return table
+
+
+def _common(options: CompareOptions, denoiser: Denoiser, scoring: Scoring) -> dict[str, Any]:
+    """What decides the scores of every cell."""
+    return {
+        "version": metadata.version("diffusion-var"),
+        "network": denoiser.fingerprint,
+        "schedule": denoiser.schedule.digest,
+        "prediction": denoiser.prediction,
+        "clip": denoiser.clip,
+        "data_range": denoiser.data_range,
+        "dtype": options.dtype,
+        "metrics": options.metrics,
+        **scoring.identity,
     }
-    evaluations = sum(options.steps) * len(options.methods) * len(options.seeds) * options.count
-    announce(f"2/3 sampling and scoring {len(samplers)} cells of {len(options.seeds)} × {options.count} images")
-    with tqdm(total=evaluations, unit="eval", unit_scale=True, desc="compare") as bar:
-        for (i, k), sampler in samplers.items():
-            bar.set_postfix_str(f"{options.methods[i].label}, K={k}")
-            scores, grid = [], torch.empty(0)
-            for seed in options.seeds:
-                statistics, first = _statistics(sampler, features, seed, options)
-                score = fid(statistics, reference, features)
-                scores.append(float(score))
-                grid = first if seed == options.seeds[0] else grid
-                result.protocol = score.protocol
-                bar.update(k * options.count)
-            result.cells.append(Cell(options.methods[i], k, scores, grid))
-    result.baseline = _baseline(options, features, reference)
-    return result
 
 
-def _statistics(
-    sampler: Any, features: FeatureNetwork, seed: int, options: CompareOptions
-) -> tuple[FeatureStatistics, torch.Tensor]:
-    """Feature statistics of one seed's images, never holding more than a batch, and the first few images."""
-    data_range = sampler.denoiser.data_range
-    statistics, first = FeatureStatistics(features.dimension), torch.empty(0)
-    for batch in sampler.stream(range(options.count), seed=seed, batch_size=options.batch_size):
-        images = to_uint8(batch, data_range)
-        first = images[:GRID_IMAGES] if len(first) == 0 else first
-        statistics.update(features(images))
-    return statistics, first
+class _Run:
+    """The loop over cells. `by_metric`: metric -> name of the cell -> its score."""
 
+    def __init__(self, result: Comparison, denoiser: Denoiser, scoring: Scoring, store: CellStore, table: Path) -> None:
+        self.result, self.options, self.denoiser = result, result.options, denoiser
+        self.scoring, self.store = scoring, store
+        self.by_metric: dict[str, dict[str, Score]] = {metric: {} for metric in self.options.metrics}
+        self._table_hash = None if result.table is None else hashlib.sha256(table.read_bytes()).hexdigest()
 
-def _baseline(options: CompareOptions, features: FeatureNetwork, reference: FeatureStatistics) -> list[float]:
-    """Scores of disjoint groups of `count` real images (or of all of them, if they are fewer)."""
-    if options.baseline is None:
-        return []
-    images = open_images(options.baseline, options.download)
-    size = min(options.count, len(images))
-    groups = min(max(len(images) // size, 1), len(options.seeds))
-    return [
-        float(fid(torch.stack([images[i] for i in range(g * size, (g + 1) * size)]), reference, features))
-        for g in range(groups)
-    ]
+    def measure_cells(self) -> None:
+        """Fill the comparison, computing what is not there yet."""
+        plan = [
+            (method, k, make_steps(self.denoiser.schedule, k, method.spacing))
+            for method in self.options.methods
+            for k in self.options.method_steps(method)
+        ]
+        samplers = [make_sampler(self.denoiser, method, steps, self.result.table) for method, _, steps in plan]
+        evaluations = sum(k for _, k, _ in plan) * len(self.options.seeds) * self.options.count
+        with tqdm(total=evaluations, unit="eval", unit_scale=True, desc="compare") as bar:
+            for (method, k, _), sampler in zip(plan, samplers, strict=True):
+                bar.set_postfix_str(f"{method.label}, K={k}")
+                measured = [self._cell(method, sampler, seed, bar) for seed in self.options.seeds]
+                scores: dict[str, list[float]] = {
+                    metric: [float(m.scores[metric]) for m in measured] for metric in self.options.metrics
+                }
+                self.result.cells.append(Cell(method, k, scores, torch.from_numpy(measured[0].grid)))
+
+    def _cell(self, method: Method, sampler: Sampler, seed: int, bar: Any) -> Measured:
+        """One seed of one method at one number of steps, from its file or computed."""
+        label = f"{method.label} K={len(sampler.steps)} seed={seed}"
+        own: dict[str, Any] = {**asdict(method), "name": None, "steps": sampler.steps, "seed": seed}
+        own |= {"count": self.options.count, "table": self._table_hash if method.covariance == "analytic" else None}
+        measured = self.store.load(label, own)
+        if measured is None:
+            grid: list[torch.Tensor] = []
+            sample = self.scoring.collect(self._images(sampler, seed, grid, bar), label)
+            measured = Measured(self.scoring.scores(sample), torch.cat(grid)[:GRID_IMAGES].numpy())
+            self.store.save(label, own, measured)
+        else:
+            bar.update(len(sampler.steps) * self.options.count)
+        self._remember(label, measured)
+        return measured
+
+    def _images(self, sampler: Sampler, seed: int, grid: list[torch.Tensor], bar: Any) -> Iterator[torch.Tensor]:
+        """Batches of uint8 images; the first ones are left in `grid`."""
+        for batch in sampler.stream(range(self.options.count), seed=seed, batch_size=self.options.batch_size):
+            images = to_uint8(batch, self.denoiser.data_range or (-1.0, 1.0))
+            if sum(map(len, grid)) < GRID_IMAGES:
+                grid.append(images)
+            yield images
+            bar.update(len(sampler.steps) * len(images))
+
+    def measure_baseline(self, groups: list[Any]) -> None:
+        """Score each group of real images."""
+        for g, images in enumerate(groups):
+            label = f"real images {g}"
+            own = {"baseline": self.options.baseline, "group": g, "count": len(images)}
+            sample = self.scoring.collect(images, label)
+            measured = self.store.load(label, {**own, "sha256": sample.origin["sha256"]})
+            if measured is None:
+                measured = Measured(self.scoring.scores(sample))
+                self.store.save(label, {**own, "sha256": sample.origin["sha256"]}, measured)
+            for metric, score in measured.scores.items():
+                self.result.baseline.setdefault(metric, []).append(float(score))
+            if len(images) == self.options.count:  # fewer are set beside the others, not compared with them
+                self._remember(label, measured)
+
+    def _remember(self, label: str, measured: Measured) -> None:
+        for metric in self.options.metrics:
+            self.by_metric[metric][label] = measured.scores[metric]

@@ -1,4 +1,8 @@
-"""From flags and a YAML file to validated options: all problems are listed at once, each with its path."""
+"""From flags and a YAML file to validated options: all problems are listed at once, each with its path.
+
+A file holds the options of one command; or sections, one per command or script, so that one file can describe a whole
+experiment (train the features and the network, then compare). Its keys are then names in `SECTIONS`.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,17 @@ from ..errors import InputError
 
 T = TypeVar("T")
 
+SECTIONS = frozenset({"estimate", "sample", "fid", "stats", "compare", "train_unet", "train_features"})
 
-def load_options(kind: type[T], flags: Mapping[str, Any], config: Path | None = None) -> T:
-    """An option set from a YAML file (if any) and flags, which win.
+
+def load_options(kind: type[T], flags: Mapping[str, Any], config: Path | None = None, section: str | None = None) -> T:
+    """An option set from a YAML file (if any) and flags, which win; `section` is the part to take of a sectioned file.
 
     Raises InputError that lists every unknown key, missing option and wrong value with its path.
     """
     import pydantic
 
-    values = {} if config is None else read_yaml(config)
+    values = {} if config is None else _section(read_yaml(config), section, config)
     values.update({name: value for name, value in flags.items() if value is not None})
     try:
         return pydantic.TypeAdapter(kind).validate_python(values)
@@ -27,6 +33,19 @@ def load_options(kind: type[T], flags: Mapping[str, Any], config: Path | None = 
         count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
         where = f"the options in {config}" if config is not None else "the options"
         raise InputError(f"{where} have {count}:\n" + "\n".join(f"  {p}" for p in problems)) from None
+
+
+def _section(content: dict[str, Any], section: str | None, config: Path) -> dict[str, Any]:
+    if not content or section is None or not set(content) <= SECTIONS:
+        return content
+    # The demo is a comparison whose options have defaults.
+    wanted = "compare" if section == "demo" else section
+    if not isinstance(content.get(wanted), dict):
+        raise InputError(
+            f"the config {config} has the sections {', '.join(content)}, but none called {wanted} that holds options; "
+            "add it or choose another file."
+        )
+    return dict(content[wanted])
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -55,7 +74,8 @@ def _readable(error: Any, flags: Mapping[str, Any], config: Path | None) -> list
         location = [str(part) for part in item["loc"]]
         top = location[0] if location else ""
         # A union adds the alternative's name to the path ("steps.int", "steps.list[int]"): leave that out.
-        path = ".".join(part for part in location if part.isidentifier() or part.isdigit())
+        named = location[: -1 if location[-1:] in (["str"], ["int"]) else None]
+        path = ".".join(part for part in named if part.isidentifier() or part.isdigit())
         path = top if item["type"] in ("int_parsing", "list_type", "int_type") and top == "steps" else path
         kind = item["type"]
         if kind in ("unexpected_keyword_argument", "extra_forbidden"):

@@ -1,45 +1,100 @@
-"""Images and models by name, as commands and configs give them."""
+"""Images and models by name, as commands and configs give them.
+
+    folder | file.zip | file.npy | file.npz | file.npz:KEY | torchvision:NAME[:train|test] | digits:train|table|score
+
+each with an optional slice at its end, `[START:STOP]`, as in Python: `mnist.npz:train_x[:50000]`. So disjoint parts of
+one file serve training, the variance table and scores.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from ..errors import InputError
 from ..metrics.images import read_images
 from ..models.denoiser import Denoiser
+from .digits import SIZES, Split, digits_splits
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TORCHVISION = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST")
 BUNDLED_MODEL = "digits"
 
 
-def open_images(name: str, download: bool = False) -> Any:
+@dataclass(frozen=True)
+class ImageName:
+    """A name taken apart: `base`, the npz's `key`, and the slice."""
+
+    base: str
+    key: str | None = None
+    part: slice | None = None
+
+    @property
+    def scheme(self) -> tuple[str, str]:
+        """("digits" or "torchvision", what follows its colon), or ("", base) for a path."""
+        kind, colon, rest = self.base.partition(":")
+        named = colon and kind in (BUNDLED_MODEL, "torchvision") and not Path(self.base).exists()
+        return (kind, rest) if named else ("", self.base)
+
+
+def parse_name(name: str) -> ImageName:
+    """Take a name apart. A path that exists as it stands is that path."""
+    if Path(name).exists():
+        return ImageName(name)
+    part = None
+    if match := re.fullmatch(r"(.+)\[(-?\d*):(-?\d*)\]", name):
+        name = match[1]
+        part = slice(*(int(end) if end else None for end in match.groups()[1:]))
+    key = None
+    if match := re.fullmatch(r"(.+\.(?i:npz)):([^:]+)", name):
+        name, key = match[1], match[2]
+    return ImageName(name, key, part)
+
+
+def open_images(name: str, download: bool = False, skip_corrupt: bool = False) -> Any:
     """Images by name: a tensor (M, C, H, W) or a Dataset of (C, H, W) tensors, uint8 or floats.
 
     Args:
-        name: a folder, zip, npz or npy; "torchvision:NAME[:train|test]"; or "digits:train|table|score".
+        name: see the module docstring.
         download: whether torchvision may download the data set.
+        skip_corrupt: leave out files that cannot be decoded, with a warning, instead of refusing them.
     """
-    kind, _, rest = name.partition(":")
-    if kind == "digits" and rest:
-        from .digits import SIZES, digits_splits
+    parsed = parse_name(name)
+    images = _open_whole(parsed, download, skip_corrupt)
+    if parsed.part is None:
+        return images
+    chosen = range(len(images))[parsed.part]
+    if len(chosen) == 0:
+        raise InputError(f"{name} leaves none of the {len(images)} images; choose another slice.")
+    return images[parsed.part] if isinstance(images, torch.Tensor) else Subset(images, chosen)
 
-        if rest not in SIZES:
-            raise InputError(f"the digits have no split {rest!r}; choose one of {', '.join(SIZES)}.")
-        return getattr(digits_splits(), rest).images
+
+def _open_whole(name: ImageName, download: bool, skip_corrupt: bool) -> Any:
+    kind, rest = name.scheme
+    if kind == "digits":
+        return digits_part(rest).images
     if kind == "torchvision":
         return TorchvisionImages(rest, download)
-    return read_images(name)
+    return read_images(name.base, key=name.key, skip_corrupt=skip_corrupt)
+
+
+def digits_part(name: str) -> Split:
+    """One of the digits' three parts by name."""
+    if name not in SIZES:
+        raise InputError(f"the digits have no split {name!r}; choose one of {', '.join(SIZES)}.")
+    part: Split = getattr(digits_splits(), name)
+    return part
 
 
 class TorchvisionImages(Dataset[torch.Tensor]):
-    """A torchvision data set without its labels: (C, H, W) uint8 tensors.
+    """A torchvision data set without its labels: (C, H, W) uint8 tensors. `labels` has them, (M,) int64.
 
     Args:
         name: e.g. "MNIST" or "CIFAR10:test"; the train split by default. Kept in $DIFFUSION_VAR_DATA, by default
@@ -71,15 +126,25 @@ class TorchvisionImages(Dataset[torch.Tensor]):
         image: torch.Tensor = pil_to_tensor(self._dataset[index][0])
         return image
 
+    @property
+    def labels(self) -> torch.Tensor:
+        """The class of every image, (M,) int64."""
+        return torch.as_tensor(self._dataset.targets, dtype=torch.int64)
+
+
+def open_device(name: str | None) -> torch.device:
+    """The device of that name; by default the GPU if there is one."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"the device {name!r} cannot be used ({str(error).splitlines()[0]}); try cpu.") from error
+    return device
+
 
 def open_model(name: str, device: str | None = None, dtype: str = "float32") -> Denoiser:
     """A denoiser by name: "digits", or a folder or hub id of a diffusers model."""
-    try:
-        where = None if device is None else torch.device(device)
-        if where is not None:
-            torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"the device {device!r} cannot be used ({str(error).splitlines()[0]}); try cpu.") from error
+    where = open_device(device)
     if name == BUNDLED_MODEL and not Path(name).exists():
         with resources.as_file(resources.files("diffusion_var") / "assets" / "digits") as folder:
             return Denoiser.from_pretrained(folder, device=where, autocast=_DTYPES[dtype])

@@ -14,12 +14,21 @@ Structures = Literal["isotropic", "channel", "pixel", "dct"]
 Estimators = Literal["residual", "score_norm", "data_variance"]
 Covariances = Literal["beta", "beta_tilde", "analytic"]
 Spacings = Literal["linspace", "leading", "trailing", "quadratic", "log_snr"]
+Metrics = Literal["fid", "kid", "precision", "recall", "density", "coverage"]
 Dtypes = Literal["float32", "bfloat16", "float16"]
 
 ModelHelp = "diffusers pipeline or UNet folder, hub id, or 'digits' (bundled)"
-ImagesHelp = "folder, zip, npz or npy of images; 'torchvision:NAME[:train|test]'; or 'digits:train|table|score'"
+ImagesHelp = (
+    "folder, zip, npz or npy of images, file.npz:KEY, 'torchvision:NAME[:train|test]' or 'digits:train|table|score', "
+    "each with an optional [START:STOP]"
+)
 DeviceHelp = "where to run, e.g. cpu or cuda:1; by default the GPU if there is one"
+FeaturesHelp = "feature network: inception, digits, or a .safetensors file of scripts/train_features.py"
+InceptionHelp = "file of Inception's weights; by default the one in PyTorch's cache, or a download"
+AcceptHelp = "SHA-256 of an Inception weights file, other than the published one, that you trust"
+SkipHelp = "leave out files that cannot be decoded, with a warning"
 DtypeHelp = "autocast of the network (its results and everything else stay float32)"
+Positional = "positional"  # marks an option that may also be given without its flag, in the order of the options
 
 
 class Options:
@@ -54,7 +63,7 @@ class EstimateOptions(Options):
 class ShowOptions(Options):
     """Show a variance table, as text and as a plot."""
 
-    table: Annotated[Path, "variance table"]
+    table: Annotated[Path, "variance table", Positional]
     plot: Annotated[Path | None, "picture to write (png, pdf or svg): β, β̃ and the optimal variance with its error"] = (
         None
     )
@@ -89,16 +98,41 @@ class SampleOptions(Options):
 
 
 @dataclass
-class FidOptions(Options):
-    """Fréchet distance between two sets of images, in the space of a feature network."""
+class StatsOptions(Options):
+    """Write the feature statistics of images, to score against: mu and sigma, as pytorch-fid writes and reads them."""
 
-    images: Annotated[str, ImagesHelp]
-    reference: Annotated[str, "the same, or an npz with mu and sigma"]
-    features: Annotated[str, "feature network: digits"] = "inception"
+    images: Annotated[str, ImagesHelp, Positional]
+    out: Annotated[Path, "file to write, ending in .npz"]
+    features: Annotated[str, FeaturesHelp] = "inception"
+    inception_weights: Annotated[Path | None, InceptionHelp] = None
+    accept_weights: Annotated[str | None, AcceptHelp] = None
     batch_size: Annotated[int, "images at once"] = 256
     device: Annotated[str | None, DeviceHelp] = None
     download: Annotated[bool, "let torchvision download the data set"] = False
-    json: Annotated[bool, "print value and protocol as JSON"] = False
+    skip_corrupt: Annotated[bool, SkipHelp] = False
+    overwrite: Annotated[bool, "replace an existing file"] = False
+
+
+@dataclass
+class FidOptions(Options):
+    """Score images against a reference: Fréchet distance (FID), kernel distance (KID), precision and recall, ..."""
+
+    images: Annotated[str, ImagesHelp, Positional]
+    reference: Annotated[str, "the same, or an npz with mu and sigma (see stats)", Positional]
+    features: Annotated[str, FeaturesHelp] = "inception"
+    metrics: Annotated[list[Metrics], "what to measure, comma-separated; all but fid need images on both sides"] = (
+        field(default_factory=lambda: ["fid"])
+    )
+    inception_weights: Annotated[Path | None, InceptionHelp] = None
+    accept_weights: Annotated[str | None, AcceptHelp] = None
+    bootstrap: Annotated[int, "repeats of the bootstrap that gives the FID a 95 % interval; 0 for none"] = 0
+    extrapolate: Annotated[bool, "also the FID extrapolated to infinitely many images"] = False
+    seed: Annotated[int, "seed of every random number (kid, bootstrap, extrapolate)"] = 0
+    batch_size: Annotated[int, "images at once"] = 256
+    device: Annotated[str | None, DeviceHelp] = None
+    download: Annotated[bool, "let torchvision download the data set"] = False
+    skip_corrupt: Annotated[bool, SkipHelp] = False
+    json: Annotated[bool, "print JSON, one line a score, with its protocol"] = False
 
 
 @dataclass
@@ -111,6 +145,8 @@ class Method(Options):
     structure: Structures = "isotropic"
     final_noise_cap: float | None = None
     clipped_eps: Literal["network", "rederived"] | None = None
+    spacing: Spacings = "linspace"
+    steps: list[int] | None = None  # numbers of steps, if other than the comparison's
     name: str | None = None
 
     @property
@@ -119,12 +155,14 @@ class Method(Options):
         if self.name is not None:
             return self.name
         family = "DDPM" if self.eta == 1 else "DDIM" if self.eta == 0 else f"η={self.eta:g}"
+        cap = "" if self.final_noise_cap is None else f", cap {self.final_noise_cap:g}"
+        rest = cap + ("" if self.clipped_eps is None else f", {self.clipped_eps} ε̂")
+        rest += "" if self.spacing == "linspace" else f", {self.spacing}"
         if self.covariance == "analytic":
-            cap = "" if self.final_noise_cap is None else f", cap {self.final_noise_cap:g}"
             kind = "" if self.estimator == "residual" else f" ({self.estimator})"
-            return f"Analytic-{family} {self.structure}{kind}{cap}"
+            return f"Analytic-{family} {self.structure}{kind}{rest}"
         sign = {"beta": "β", "beta_tilde": "β̃"}[self.covariance]
-        return family if self.eta == 0 else f"{family} {sign}"
+        return f"{family}{rest}" if self.eta == 0 else f"{family} {sign}{rest}"
 
 
 def _demo_methods() -> list[Method]:
@@ -140,14 +178,22 @@ def _demo_methods() -> list[Method]:
 
 @dataclass
 class CompareOptions(Options):
-    """Compare methods by Fréchet distance at several numbers of steps; the defaults are the bundled digits."""
+    """Compare methods × numbers of steps × seeds by their scores; the defaults are the bundled digits (the demo)."""
 
-    out: Annotated[Path, "folder for the report"] = Path("runs/demo")
+    out: Annotated[Path, "folder for the report, and for the cells that an interrupted run continues from"] = Path(
+        "runs/demo"
+    )
     model: Annotated[str, ModelHelp] = "digits"
+    table: Annotated[Path | None, "variance table; by default one is measured on table_images"] = None
     table_images: Annotated[str, "images that the variance table is measured on: " + ImagesHelp] = "digits:table"
-    reference: Annotated[str, "images to score against: " + ImagesHelp] = "digits:score"
+    reference: Annotated[str, "images to score against, or an npz of statistics: " + ImagesHelp] = "digits:score"
     baseline: Annotated[str | None, "real images scored the same way, as the floor of the scores"] = "digits:train"
-    features: Annotated[str, "feature network: digits"] = "digits"
+    features: Annotated[str, FeaturesHelp] = "digits"
+    inception_weights: Annotated[Path | None, InceptionHelp] = None
+    accept_weights: Annotated[str | None, AcceptHelp] = None
+    metrics: Annotated[list[Metrics], "what to measure, comma-separated; who wins is told by the first"] = field(
+        default_factory=lambda: ["fid"]
+    )
     tolerance: Annotated[float, "tolerance of the variance table"] = 0.02
     max_evaluations: Annotated[int | None, "bound on the network evaluations of the variance table"] = None
     steps: Annotated[list[int], "numbers of steps, comma-separated"] = field(default_factory=lambda: [5, 10, 25])
@@ -158,4 +204,13 @@ class CompareOptions(Options):
     device: Annotated[str | None, DeviceHelp] = None
     dtype: Annotated[Dtypes, DtypeHelp] = "float32"
     download: Annotated[bool, "let torchvision download the data set"] = False
-    overwrite: Annotated[bool, "write into a folder that is not empty"] = False
+    overwrite: Annotated[bool, "write into a folder that holds something else"] = False
+
+    def method_steps(self, method: Method) -> list[int]:
+        """The numbers of steps that a method is run at."""
+        return self.steps if method.steps is None else method.steps
+
+    @property
+    def all_steps(self) -> list[int]:
+        """Every number of steps of the comparison, ascending."""
+        return sorted({k for method in self.methods for k in self.method_steps(method)})

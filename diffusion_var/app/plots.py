@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..metrics.score import HIGHER_IS_BETTER
 from ..process import steps as step_lists
 from ..process.kernel import ReverseKernel
 from ..variance.bounds import Estimator
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
     from .compare import Comparison
 
 _BAND = 1.96
+TITLES = {"fid": "Fréchet distance", "kid": "kernel distance"}
+_COLOURS = {
+    "beta": "#d55e00",
+    "beta_tilde": "#0072b2",
+    "isotropic": "black",
+    "channel": "#cc79a7",
+    "pixel": "#e69f00",
+    "dct": "#009e73",
+}
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
@@ -63,66 +73,85 @@ def variance_curves(table: VarianceTable, num_steps: int = 25) -> Figure:
     return figure
 
 
-def score_curves(result: Comparison) -> Figure:
-    """Score against number of steps, one line a method, with the spread over seeds; DDPM left, DDIM right."""
-    from matplotlib.ticker import ScalarFormatter
-
+def score_curves(result: Comparison, metric: str) -> Figure:
+    """Score against number of steps, one line a method, with the spread over seeds; a panel for each η."""
     etas = sorted({m.eta for m in result.options.methods}, reverse=True)
-    figure, axes = new_figure(6.2 * len(etas), 4.6, columns=len(etas))
-    colours = {
-        "beta": "#d55e00",
-        "beta_tilde": "#0072b2",
-        "isotropic": "black",
-        "channel": "#cc79a7",
-        "pixel": "#e69f00",
-        "dct": "#009e73",
-    }
-    for eta, panel in zip(etas, np.atleast_1d(axes), strict=True):
+    figure, axes = new_figure(6.2 * len(etas), 4.9, columns=len(etas))
+    panels = np.atleast_1d(axes)
+    for eta, panel in zip(etas, panels, strict=True):
         methods = [m for m in result.options.methods if m.eta == eta]
         # Side by side, so that error bars do not hide each other.
-        for shift, method in zip(np.geomspace(0.96, 1.04, len(methods)), methods, strict=True):
-            cells = [result.cell(method, k) for k in result.options.steps]
+        for shift, method in zip(np.geomspace(0.97, 1.03, max(len(methods), 2)), methods, strict=False):
+            cells = [c for c in result.cells if c.method == method]
             panel.errorbar(
                 [c.steps * shift for c in cells],
-                [c.mean for c in cells],
-                yerr=None if len(result.options.seeds) < 2 else [c.spread for c in cells],
+                [c.mean(metric) for c in cells],
+                yerr=None if len(result.options.seeds) < 2 else [c.spread(metric) for c in cells],
                 label=method.label,
-                color=colours[method.structure if method.covariance == "analytic" else method.covariance],
+                color=_COLOURS[method.structure if method.covariance == "analytic" else method.covariance],
                 linestyle="-" if method.final_noise_cap is None else "--",
                 marker="o",
                 markersize=4,
                 capsize=2,
             )
         if result.baseline:
-            panel.axhline(np.mean(result.baseline), color="grey", linestyle=":", label="real images")
-        panel.set_xscale("log")
-        panel.set_yscale("log")
-        panel.set_xticks(result.options.steps, [str(k) for k in result.options.steps])
-        panel.minorticks_off()
-        panel.yaxis.set_major_formatter(ScalarFormatter())
-        ends = [c.mean for c in result.cells] + result.baseline
-        ticks = [v for v in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if min(ends) * 0.8 <= v <= max(ends) * 1.2]
-        panel.set_yticks(ticks)
-        panel.set_ylim(min(ends) * 0.85, max(ends) * 1.15)
-        panel.set_xlabel("steps K")
+            panel.axhline(np.mean(result.baseline[metric]), color="grey", linestyle=":", label="real images")
         panel.set_title("DDPM (η = 1)" if eta == 1 else "DDIM (η = 0)" if eta == 0 else f"η = {eta:g}")
-        panel.grid(alpha=0.3, which="both")
-        panel.legend(frameon=False, fontsize=8, loc="upper right")
-    np.atleast_1d(axes)[0].set_ylabel("Fréchet distance (lower is better)")
+        _score_axes(panel, result, metric)
+    direction = "higher" if metric in HIGHER_IS_BETTER else "lower"
+    panels[0].set_ylabel(f"{TITLES.get(metric, metric)} ({direction} is better)")
     return figure
 
 
-def sample_grid(result: Comparison, num_steps: int, methods: Sequence[Any] | None = None) -> Figure:
+def _score_axes(panel: Any, result: Comparison, metric: str) -> None:
+    """Logarithmic axes, the numbers of steps as ticks; scores that are shares, or not positive, on a linear one."""
+    from matplotlib.ticker import NullFormatter
+
+    steps = result.options.all_steps
+    values = [c.mean(metric) for c in result.cells] + result.baseline.get(metric, [])
+    panel.set_xscale("log")
+    panel.set_xticks(steps, [str(k) for k in steps])
+    panel.xaxis.set_minor_formatter(NullFormatter())
+    panel.set_xlabel("steps K")
+    panel.grid(alpha=0.3, which="both")
+    if metric not in HIGHER_IS_BETTER and min(values) > 0:
+        panel.set_yscale("log")
+        low, high = min(values) * 0.85, max(values) * 1.15
+        decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+        ticks = [m * decade for decade in decades for m in (1, 2, 5) if low <= m * decade <= high]
+        panel.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        panel.yaxis.set_minor_formatter(NullFormatter())
+        panel.set_ylim(low, high)
+    # Below the axes, where it hides no line.
+    panel.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+
+
+def sample_grid(result: Comparison, num_steps: int) -> Figure:
     """One row of images per method at one number of steps, all from the same first noise."""
-    rows = [result.cell(m, num_steps) for m in (methods or result.options.methods)]
+    rows = [c for c in result.cells if c.steps == num_steps]
     columns = min(len(rows[0].grid), 12)
     channels, height = rows[0].grid.shape[1:3]
     figure, axes = new_figure(3.4 + columns * 0.52, 0.3 + len(rows) * 0.58, rows=len(rows))
     for cell, axis in zip(rows, np.atleast_1d(axes), strict=True):
-        gap = np.full((channels, height, 1), 255, dtype=np.uint8)
+        gap = np.full((channels, height, max(1, height // 16)), 255, dtype=np.uint8)
         strip = np.concatenate([part for image in cell.grid[:columns].numpy() for part in (image, gap)], axis=2)
         axis.imshow(strip.transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axis.set_axis_off()
         axis.text(-0.01, 0.5, cell.method.label, transform=axis.transAxes, ha="right", va="center", fontsize=9)
     figure.suptitle(f"K = {num_steps}, the same noise in every row", fontsize=10)
+    return figure
+
+
+def loss_curve(curve: Sequence[tuple[int, float, float]]) -> Figure:
+    """Training and held-out loss of the averaged network against the step."""
+    figure, axes = new_figure(6, 4)
+    steps, train, held_out = np.array(curve).T
+    axes.plot(steps, train, ".-", label="training images", color="#0072b2")
+    if np.isfinite(held_out).any():
+        axes.plot(steps, held_out, ".-", label="held-out images", color="#d55e00")
+    axes.set_yscale("log")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss of the averaged weights")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(frameon=False)
     return figure

@@ -8,35 +8,48 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .collect import FeatureSample, collect
     from .distances import frechet_distance
+    from .evaluate import evaluate
     from .features import load_features
-    from .fid import Score, feature_statistics, fid
+    from .fid import feature_statistics, fid
     from .images import read_images
+    from .score import Score, require_same_protocol, score_table
     from .statistics import FeatureStatistics
 
 __all__ = [
+    "FeatureSample",
     "FeatureStatistics",
     "Score",
+    "collect",
+    "evaluate",
     "feature_statistics",
     "fid",
     "frechet_distance",
     "load_features",
     "read_images",
+    "require_same_protocol",
+    "score_table",
 ]
 
 _HOME = {
+    "FeatureSample": "collect",
     "FeatureStatistics": "statistics",
-    "Score": "fid",
+    "Score": "score",
+    "collect": "collect",
+    "evaluate": "evaluate",
     "feature_statistics": "fid",
     "fid": "fid",
     "frechet_distance": "distances",
     "load_features": "features",
     "read_images": "images",
+    "require_same_protocol": "score",
+    "score_table": "score",
 }
 
 
 class _Metrics(ModuleType):
-    """This module: names are imported when first used (PEP 562), and `fid` is always the function."""
+    """This module: names are imported when first used (PEP 562), and `fid` is always the function, as are its like."""
 
     def __getattr__(self, name: str) -> Any:
         if name not in _HOME:
@@ -47,7 +60,7 @@ class _Metrics(ModuleType):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Importing the file fid.py would bind `fid` here to that file, over the function of the same name.
-        if not (name == "fid" and isinstance(value, ModuleType)):
+        if not (name in _HOME and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:

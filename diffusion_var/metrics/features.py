@@ -1,28 +1,40 @@
 """Feature networks: 8-bit images in, feature vectors out. The distance between images is measured on these.
 
-`FeatureNetwork` is all the harness asks of one. `DigitsFeatures` is a small classifier of 8×8 grey digits whose last
-hidden layer gives 64 features; its weights ship with the package, so digits are scored offline and within seconds.
+`FeatureNetwork` is all the harness asks of one. Three kinds come with it, a fourth is the user's own:
+
+| `features=` | network | for |
+|---|---|---|
+| "inception" | Inception-v3 of the published FIDs, 2048 features (`inception.py`) | numbers to compare with papers |
+| "digits" | small classifier of 8×8 grey digits, bundled, 64 features (`classifier_features.py`) | offline, quick |
+| "FILE.safetensors" | the same kind, made by `scripts/train_features.py` from labelled images | MNIST and others |
+| an object | anything with the protocol, an `nn.Module`, or `CallableFeatures(function, ...)` | everything else |
+
 A score means something only together with its network, so each has a fingerprint: the SHA-256 of its weights.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-from importlib import resources
-from typing import Protocol, runtime_checkable
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .classifier_features import DigitsFeatures, read_digits, read_features
+from .weights import file_hash, fingerprint
 
-ASSET = "digits_features.safetensors"
+__all__ = ["CallableFeatures", "DigitsFeatures", "FeatureNetwork", "fingerprint", "load_features"]
 
 
 @runtime_checkable
 class FeatureNetwork(Protocol):
-    """Anything that maps uint8 images (B, C, H, W) to float32 features (B, dimension)."""
+    """Anything that maps uint8 images (B, C, H, W) to float32 features (B, dimension).
+
+    Two more properties are read where there are any: `resize`, a sentence that says how images are resized ("none"),
+    and `channels`, 1 or 3 where only such images are taken (None: any).
+    """
 
     @property
     def name(self) -> str: ...
@@ -36,94 +48,139 @@ class FeatureNetwork(Protocol):
     def __call__(self, images: Tensor, /) -> Tensor: ...
 
 
-class DigitsFeatures(nn.Module):
-    """Classifier of `size`×`size` grey images into `classes`; its 64 last hidden activations are the features.
+class CallableFeatures(nn.Module):
+    """Any function or module as a feature network.
 
-    `forward` is the feature network: uint8 in, features out. `embed` and `logits` are the classifier's two halves for
-    training: they take float images in [-1, 1], (B, 1, size, size), and are differentiable.
-    The initial weights depend on `seed` alone.
+    Args:
+        function: images (B, C, H, W) -> features (B, D); uint8 images, unless `data_range` is given.
+        name: stands in the protocol of scores; by default the function's or the module's class's own.
+        fingerprint: what tells this function from others; by default the SHA-256 of the module's weights. Needed where
+            there are no weights.
+        dimension: D; where it is not given it is known after the first call.
+        data_range: give the function float32 images in this range, e.g. (-1, 1), instead of uint8.
+        resize: how the function resizes its images, in words.
+        channels: 1 or 3 where the function takes only such images.
+
+    A module must be in evaluation mode. Raises InputError for a function without a fingerprint, and for features that
+    are not (B, D).
     """
 
-    name = "digits"
-    dimension = 64
-
-    def __init__(self, size: int = 8, classes: int = 10, seed: int = 0) -> None:
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor],
+        *,
+        name: str | None = None,
+        fingerprint: str | None = None,
+        dimension: int | None = None,
+        data_range: tuple[float, float] | None = None,
+        resize: str = "none",
+        channels: int | None = None,
+    ) -> None:
         super().__init__()
-        self.size, self.classes = size, classes
-        with torch.random.fork_rng(devices=[]):  # layers initialise from the global generator: lend it, give it back
-            torch.default_generator.manual_seed(seed)
-            self.trunk = nn.Sequential(
-                *(nn.Conv2d(1, 32, 3, padding=1), nn.GroupNorm(8, 32), nn.SiLU()),
-                *(nn.Conv2d(32, 64, 3, padding=1, stride=2), nn.GroupNorm(8, 64), nn.SiLU()),
-                *(nn.Conv2d(64, 64, 3, padding=1), nn.GroupNorm(8, 64), nn.SiLU()),
-                *(nn.Flatten(), nn.Dropout(0.3), nn.Linear(64 * ((size + 1) // 2) ** 2, self.dimension), nn.SiLU()),
-            )
-            self.head = nn.Linear(self.dimension, classes)
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Features (B, 64) of float images (B, 1, size, size) in [-1, 1]."""
-        features: Tensor = self.trunk(x)
-        return features
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Unnormalised log-probabilities (B, classes) of float images (B, 1, size, size) in [-1, 1]."""
-        logits: Tensor = self.head(self.embed(x))
-        return logits
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Features (B, 64) float32 of uint8 images (B, 1, size, size). Raises InputError for anything else."""
-        expected = (1, self.size, self.size)
-        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != expected:
+        own = getattr(function, "__name__", type(function).__name__)
+        self.name, self.resize, self.channels, self.data_range = name or own, resize, channels, data_range
+        self.function = function
+        self._dimension, self._fingerprint = dimension, fingerprint
+        self.training = False  # of this wrapper; the module's own mode is left as it is, and looked at in each call
+        if fingerprint is None and not (isinstance(function, nn.Module) and function.state_dict()):
             raise InputError(
-                f"the {self.name} features got {images.dtype} images of shape {tuple(images.shape)}; expected uint8 of "
-                f"shape (B, 1, {self.size}, {self.size}): convert the images or use other features."
+                f"the features {self.name} have no weights to tell them by; pass CallableFeatures(function, name=..., "
+                "fingerprint=...), with a fingerprint that changes whenever the function does."
             )
-        return self.embed(images.float() / 127.5 - 1)
+
+    @property
+    def dimension(self) -> int:
+        """The number of features D; 0 as long as it is not known."""
+        return self._dimension or 0
 
     @property
     def fingerprint(self) -> str:
-        """The SHA-256 of the weights, see `fingerprint`."""
-        return fingerprint(self.state_dict())
+        """As given, else the SHA-256 of the weights (and of `data_range`, if one is given)."""
+        if self._fingerprint is not None:
+            return self._fingerprint
+        assert isinstance(self.function, nn.Module)
+        weights = fingerprint(self.function.state_dict())
+        return weights if self.data_range is None else file_hash(f"{weights} {self.data_range}".encode())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, D) float32 of uint8 images (B, C, H, W)."""
+        if any(module.training for module in self.modules()):
+            raise InputError(f"the feature network {self.name} is in training mode; call its eval() first.")
+        x = images
+        if self.data_range is not None:
+            low, high = self.data_range
+            x = images.float() / 255 * (high - low) + low
+        try:
+            features: Any = self.function(x)
+        except RuntimeError as error:  # torch's, for types and shapes that do not fit
+            raise InputError(
+                f"the features {self.name} fail on {x.dtype} images of shape {tuple(x.shape)} "
+                f"({str(error).splitlines()[0].rstrip('.')}); for a network of floats pass "
+                "CallableFeatures(network, data_range=(-1, 1))."
+            ) from error
+        if not _fits(features, len(images), self._dimension):
+            found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            expected = "D" if self._dimension is None else self._dimension
+            raise InputError(
+                f"the features {self.name} of {len(images)} images are {found}; expected a tensor of shape "
+                f"({len(images)}, {expected}): flatten or pool them."
+            )
+        self._dimension = features.shape[1]
+        numbers: Tensor = features.float()
+        return numbers
 
 
-def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """SHA-256, in hex, over the names, types, shapes and bytes of a state dict, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _fits(features: Any, count: int, dimension: int | None) -> bool:
+    return (
+        isinstance(features, Tensor)
+        and features.ndim == 2
+        and len(features) == count
+        and dimension in (None, features.shape[1])
+    )
 
 
-def load_features(features: str | FeatureNetwork) -> FeatureNetwork:
-    """The feature network called `features` ("digits"), ready to use; a network passes through unchanged.
+def load_features(
+    features: str | os.PathLike[str] | FeatureNetwork | nn.Module | Callable[[Tensor], Tensor],
+    *,
+    inception_weights: str | os.PathLike[str] | None = None,
+    accept_weights: str | None = None,
+) -> FeatureNetwork:
+    """The feature network called `features`, ready to use; an object with the protocol passes through unchanged.
 
-    Raises InputError for unknown names and for weights that are missing or damaged.
+    Args:
+        features: "inception", "digits", the path of a `.safetensors` file, or an object; see the module docstring.
+        inception_weights: the file of Inception's weights; by default the one in PyTorch's cache, or a download.
+        accept_weights: SHA-256 of an Inception weights file, other than the published one, that is to be trusted.
+
+    Raises InputError for unknown names and for weights that are missing, damaged or not accepted.
     """
-    if not isinstance(features, str):
-        if isinstance(features, FeatureNetwork):
-            return features
+    if isinstance(features, str | os.PathLike):
+        return _by_name(os.fspath(features), inception_weights, accept_weights)
+    if isinstance(features, FeatureNetwork):
+        return features
+    if callable(features):
+        return CallableFeatures(features)
+    raise InputError(
+        f"features is a {type(features).__name__}; expected a name, a module or function that maps uint8 images to "
+        "features, or an object with name, dimension, fingerprint and such a call."
+    )
+
+
+def _by_name(name: str, inception_weights: str | os.PathLike[str] | None, accept_weights: str | None) -> FeatureNetwork:
+    if name == "inception":
+        from .inception import InceptionFeatures, find_weights
+
+        path = find_weights() if inception_weights is None else Path(inception_weights)
+        return InceptionFeatures(path, accept_weights)
+    if inception_weights is not None or accept_weights is not None:
         raise InputError(
-            f"features is a {type(features).__name__}; expected a name or an object with name, dimension, fingerprint "
-            "and a call that maps uint8 images to features."
+            f'weights of Inception are given, but features is {name!r}; pass features="inception" or leave them out.'
         )
-    if features == "digits":
-        return _load_digits()
-    if features == "inception":
-        raise InputError('features="inception" is not available yet; pass features="digits" or a network of your own.')
-    raise InputError(f'features is {features!r}; expected "digits" or a network of your own ("inception" is to come).')
-
-
-def _load_digits() -> DigitsFeatures:
-    from safetensors.torch import load
-
-    asset = resources.files("diffusion_var") / "assets" / ASSET
-    network = DigitsFeatures()
-    try:
-        # The file may be in half precision; load_state_dict casts to the network's float32.
-        network.load_state_dict(load(asset.read_bytes()))
-    except Exception as error:  # OSError, SafetensorError, RuntimeError for names or shapes that differ
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0].rstrip(".:")
-        raise InputError(f"the weights {asset} cannot be loaded ({reason}); install diffusion-var again.") from error
-    return network.eval().requires_grad_(False)
+    if name == "digits":
+        return read_digits()
+    if Path(name).suffix.lower() == ".safetensors":
+        return read_features(name)
+    raise InputError(
+        f'features is {name!r}; expected "inception", "digits", the path of a .safetensors file made by '
+        "scripts/train_features.py, or a network of your own."
+    )

@@ -2,7 +2,8 @@
 
 *Number format.* Published FIDs are computed on 8-bit images (what a PNG holds), so floats in the data range [a, b] are
 rounded before scoring:  u = clamp(round(255 (x − a)/(b − a)), 0, 255),  ties to even; back, x = a + (b − a) u/255.
-The round trip uint8 -> float32 -> uint8 is exact. Which files are read, and in which order, is in `sources.py`.
+The round trip uint8 -> float32 -> uint8 is exact. Which files are read, and in which order, is in `sources.py`;
+which layouts of arrays, in `arrays.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import io
 import math
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,18 +21,28 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..files import write_atomic
-from .sources import ArrayImages, FolderImages, ImageSource, ZipImages
+from .arrays import ArrayImages, open_array
+from .sources import FolderImages, ImageSource, ZipImages
 
 __all__ = ["ImageSource", "read_images", "save_images", "save_npz", "to_float", "to_uint8"]
 
-ARRAY_KEYS = ("images", "arr_0", "samples", "x")
 
+def read_images(
+    path: str | os.PathLike[str],
+    channels: int | None = None,
+    *,
+    key: str | None = None,
+    skip_corrupt: bool = False,
+) -> ImageSource:
+    """The images at `path`: a folder, `.zip`, `.npy` or `.npz`; items are (C, H, W) uint8, or float32 for float arrays.
 
-def read_images(path: str | os.PathLike[str], channels: int | None = None) -> ImageSource:
-    """The images at `path`: a folder, `.zip`, `.npy` or `.npz` (its `images`, `arr_0`, `samples`, `x` or only array).
+    Args:
+        channels: 1 converts to grey, 3 to RGB (an alpha channel is dropped). None: grey files keep one channel, all
+            others become RGB; arrays stay as they are.
+        key: the array in an `.npz`; by default `images`, `arr_0`, `samples`, `x` or its only one.
+        skip_corrupt: leave out files in a folder or zip that cannot be decoded, with a warning (see `sources.py`;
+            every file is decoded once more for it). Else the first one raises an error that names it.
 
-    `channels` 1 converts to grey, 3 to RGB (an alpha channel is dropped). None: grey files keep one channel, all others
-    become RGB; arrays stay as they are. Items are (C, H, W): uint8, or float32 for arrays of floats.
     Raises InputError where the source is missing, empty, unreadable, unsafe or of mixed shapes.
     """
     path = Path(path)
@@ -40,35 +50,16 @@ def read_images(path: str | os.PathLike[str], channels: int | None = None) -> Im
         raise InputError(f"channels is {channels!r}; expected 1 (grey), 3 (RGB) or None (as stored).")
     if not path.exists():
         raise InputError(f"there is no file or folder {path}; expected images there: check the path.")
-    if path.is_dir():
-        return FolderImages(path, channels)
     suffix = path.suffix.lower()
+    if suffix in (".npy", ".npz") and path.is_file():
+        return ArrayImages(path, open_array(path, key), channels)
+    if key is not None:
+        raise InputError(f"{path} is not an .npz, so it holds no array {key!r}; omit the key.")
+    if path.is_dir():
+        return FolderImages(path, channels, skip_corrupt)
     if suffix == ".zip":
-        return ZipImages(path, channels)
-    if suffix in (".npy", ".npz"):
-        return ArrayImages(path, _read_array(path), channels)
+        return ZipImages(path, channels, skip_corrupt)
     raise InputError(f"{path} is not a folder, .zip, .npy or .npz; put the images into one of these.")
-
-
-def _read_array(path: Path) -> npt.NDArray[Any]:
-    try:
-        # Memory mapping keeps a large .npy out of memory; .npz members are compressed and cannot be mapped.
-        content = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return content
-        with content:
-            keys = list(content.files)
-            known = [key for key in ARRAY_KEYS if key in keys] or keys * (len(keys) == 1)
-            if known:
-                return np.asarray(content[known[0]])
-    except Exception as error:  # numpy raises OSError, ValueError, EOFError, BadZipFile, zlib.error, ...
-        raise InputError(
-            f"{path} cannot be read as a numpy array ({str(error).rstrip('.')}); write it again."
-        ) from error
-    advice = "; these are feature statistics, not images" if {"mu", "sigma"} <= set(keys) else ""
-    raise InputError(
-        f"{path} holds the arrays {keys}{advice}; expected one named {', '.join(ARRAY_KEYS)}, or a single array."
-    )
 
 
 def to_uint8(images: Tensor, data_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
@@ -126,7 +117,8 @@ def save_images(images: Tensor, folder: str | os.PathLike[str], start: int = 0) 
         Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))).save(
             buffer, "PNG"
         )
-        write_atomic(target / f"{number:06d}.png", buffer.getvalue())
+        # Images can be made again, and waiting for the disk would cost more than encoding them.
+        write_atomic(target / f"{number:06d}.png", buffer.getvalue(), durable=False)
 
 
 def save_npz(images: Tensor, path: str | os.PathLike[str]) -> None:

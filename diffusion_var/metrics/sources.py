@@ -1,14 +1,16 @@
-"""Where images come from: a folder of image files at any depth, a zip of image files, or one array.
+"""Where images come from: a folder of image files at any depth, or a zip of them. (One array: see `arrays.py`.)
 
 Every source is a map-style `Dataset` of (C, H, W) tensors of one shape. The shapes in a folder or zip are checked
 when the source is opened (from the files' headers, without decoding them), so that one odd file is found before an
-hour of work and not after it. Nothing is ever unpacked to disk or unpickled.
+hour of work and not after it. Nothing is ever unpacked to disk.
 
 *Order.* Files are sorted by their path relative to the source, as text, so an index means the same image everywhere.
-Hidden files and folders (a leading dot) and `__MACOSX` are skipped.
+Hidden files and folders (a leading dot) and `__MACOSX` are skipped, and so is what is no image, like the
+`dataset.json` of EDM's zips.
 
-*Array layout.* (N, H, W) is grey. Of four axes, axis 1 is the channel where its length is 1 or 3; else the last axis
-where its length is 1, 3 or 4; else axis 1 where its length is 4; anything else is refused.
+*Corrupt files.* A truncated image shows only when it is decoded. Where corrupt files are to be skipped, every file is
+therefore decoded once when the source is opened: its length and its indices are then final. Which were skipped is
+warned of and kept in `skipped`. A file that is whole but unusable (16 bits, another shape) is refused all the same.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,22 +26,29 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import InputError
+from ..errors import DiffusionVarWarning, InputError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
-LARGEST_MEMBER = 512 * 2**20  # bytes; no honest image is larger, a zip bomb is
+# No honest image or zip is larger, a bomb is.
+LARGEST_MEMBER = 512 * 2**20  # bytes
+LARGEST_PIXELS = 2**26
+MOST_MEMBERS = 2**25
 
 
 class ImageSource(Dataset[Tensor]):
-    """Images of one shape (C, H, W), by index. `name(i)` says where image i comes from, for messages."""
+    """Images of one shape (C, H, W), by index. `name(i)` says where image i comes from, for messages.
 
+    `skipped` names the corrupt files that were left out, if that was asked for.
+    """
+
+    path: Path
     shape: tuple[int, int, int]
+    skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -55,14 +65,20 @@ class ImageSource(Dataset[Tensor]):
         return self.load(index % len(self))
 
 
+class _Corrupt(InputError):
+    """A file that cannot be decoded; what `skip_corrupt` skips."""
+
+
 class _Files(ImageSource):
     """What a folder and a zip share: named image files, decoded one at a time to uint8."""
 
-    def __init__(self, path: Path, channels: int | None) -> None:
+    def __init__(self, path: Path, channels: int | None, skip_corrupt: bool = False) -> None:
         self.path, self.channels = path, channels
         self.names = self._list()
         if not self.names:
             raise InputError(f"{path} holds no images; expected files ending in {', '.join(sorted(SUFFIXES))}.")
+        if skip_corrupt:
+            self._skip()
         for index in range(len(self.names)):
             with self._image(index) as (image, mode):
                 shape = (1 if mode == "L" else 3, image.height, image.width)
@@ -74,6 +90,27 @@ class _Files(ImageSource):
                     "must share one shape: resize or remove the odd ones, or, if only the number of channels differs, "
                     "pass channels=1 or channels=3."
                 )
+
+    def _skip(self) -> None:
+        """Decode every file and leave out those that cannot be."""
+        whole = []
+        for index in range(len(self.names)):
+            try:
+                self.load(index)
+                whole.append(index)
+            except _Corrupt:
+                pass
+        if not whole:
+            raise InputError(f"none of the {len(self.names)} images in {self.path} can be decoded; make them again.")
+        self.skipped = tuple(self.names[index] for index in sorted({*range(len(self.names))} - {*whole}))
+        self.names = [self.names[index] for index in whole]
+        if self.skipped:
+            shown = ", ".join(self.skipped[:5]) + (", …" if len(self.skipped) > 5 else "")
+            warnings.warn(
+                f"{len(self.skipped)} corrupt images of {self.path} are skipped ({shown}); {len(whole)} are left.",
+                DiffusionVarWarning,
+                stacklevel=4,
+            )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -94,6 +131,8 @@ class _Files(ImageSource):
         """One open image and the mode to convert it to; whatever fails inside is an InputError that names the file."""
         try:
             with self._open(index) as file, Image.open(file) as image:
+                if image.width * image.height > LARGEST_PIXELS:
+                    raise InputError(self._too_large(index, f"{image.width}x{image.height}"))
                 # PIL clips or truncates 16-bit samples silently; the raw mode in the tiles tells (RGB;16B, I;16, ...).
                 if image.mode[0] in "IF" or ";16" in str(getattr(image, "tile", "")):
                     raise InputError(
@@ -103,11 +142,17 @@ class _Files(ImageSource):
                 yield image, "L" if grey else "RGB"
         except InputError:
             raise
+        except Image.DecompressionBombError as error:
+            raise InputError(self._too_large(index, "far too many")) from error
         except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, ... on bad data
             reason = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error).rstrip(".")
-            raise InputError(
-                f"{self.name(index)} cannot be read as an image ({reason}); repair or remove it."
+            raise _Corrupt(
+                f"{self.name(index)} cannot be read as an image ({reason}); repair or remove it, or skip such files "
+                "with skip_corrupt=True (--skip-corrupt)."
             ) from error
+
+    def _too_large(self, index: int, pixels: str) -> str:
+        return f"{self.name(index)} declares {pixels} pixels; expected at most {LARGEST_PIXELS}: remove or shrink it."
 
 
 def _wanted(name: PurePosixPath) -> bool:
@@ -141,9 +186,9 @@ class FolderImages(_Files):
 class ZipImages(_Files):
     """Image files inside a zip, read in memory. Opened lazily in each process, so workers may share the source."""
 
-    def __init__(self, path: Path, channels: int | None) -> None:
+    def __init__(self, path: Path, channels: int | None, skip_corrupt: bool = False) -> None:
         self._opened: tuple[int, zipfile.ZipFile] | None = None
-        super().__init__(path, channels)
+        super().__init__(path, channels, skip_corrupt)
 
     def _archive(self) -> zipfile.ZipFile:
         if self._opened is None or self._opened[0] != os.getpid():  # a forked worker must not share the file position
@@ -155,7 +200,14 @@ class ZipImages(_Files):
 
     def _list(self) -> list[str]:
         self._members: dict[str, zipfile.ZipInfo] = {}
-        for member in self._archive().infolist():
+        members = self._archive().infolist()
+        packed = sum(member.compress_size for member in members)
+        if len(members) > MOST_MEMBERS or packed > self.path.stat().st_size:
+            raise InputError(
+                f"{self.path} declares {len(members)} members of {packed} packed bytes, which such a file cannot "
+                f"honestly hold (at most {MOST_MEMBERS} are read); make it again."
+            )
+        for member in members:
             name = PurePosixPath(member.filename.replace("\\", "/"))
             if name.is_absolute() or ".." in name.parts or re.match(r"[A-Za-z]:", str(name)):
                 raise InputError(
@@ -180,52 +232,3 @@ class ZipImages(_Files):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
-
-
-class ArrayImages(ImageSource):
-    """Images in one array, uint8 or float (given as float32), in any layout of the module's rule; see there."""
-
-    def __init__(self, path: Path, array: npt.NDArray[Any], channels: int | None) -> None:
-        self.path, self.channels = path, channels
-        if array.dtype != np.uint8 and array.dtype.kind != "f":
-            raise InputError(
-                f"{path} holds {array.dtype} numbers; expected uint8 (0..255) or floats: convert it first."
-            )
-        shape = array.shape
-        if array.ndim == 3:
-            array = array[:, None]
-        elif array.ndim == 4 and shape[1] not in (1, 3) and shape[3] in (1, 3, 4):
-            array = array.transpose(0, 3, 1, 2)
-        elif array.ndim != 4 or shape[1] not in (1, 3, 4):
-            raise InputError(
-                f"{path} holds an array of shape {shape}; expected (N, C, H, W), (N, H, W, C) or (N, H, W) with 1, 3 "
-                "or 4 channels: transpose or reshape it."
-            )
-        if array.size == 0:
-            raise InputError(f"{path} holds no images (its array has shape {shape}); expected at least one.")
-        if channels is not None and array.shape[1] not in (channels, 1, 3):
-            raise InputError(
-                f"{path} holds {array.shape[1]} channels, which do not convert to {channels}; omit channels."
-            )
-        self.array = array
-        self.shape = (channels or array.shape[1], array.shape[2], array.shape[3])
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def name(self, index: int) -> str:
-        return f"image {index} of {self.path}"
-
-    def load(self, index: int) -> Tensor:
-        array = self.array[index]
-        image = torch.from_numpy(np.array(array, dtype=np.uint8 if array.dtype == np.uint8 else np.float32))
-        if len(image) == self.shape[0]:
-            return image
-        if self.shape[0] == 3:
-            return image.repeat(3, 1, 1)
-        if image.dtype == torch.uint8:  # ITU-R 601 luma in the fixed-point arithmetic of PIL, to give the same bytes
-            red, green, blue = image.to(torch.int32).unbind()
-            return torch.bitwise_right_shift(19595 * red + 38470 * green + 7471 * blue + 32768, 16).to(torch.uint8)[
-                None
-            ]
-        return (0.299 * image[0] + 0.587 * image[1] + 0.114 * image[2])[None]

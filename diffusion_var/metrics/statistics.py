@@ -6,12 +6,18 @@ matrices M = Σ (x − mean)(x − mean)ᵀ,
     mean = a + δ m/(n + m),      M = M_a + M_b + δ δᵀ n m/(n + m),      covariance = M/(n + m − 1).
 
 Sums of squares are never formed, so features far from zero lose nothing, and the result does not depend on how the
-images were cut into batches or on their order (to rounding). The file is pytorch-fid's: an `.npz` with `mu` and
-`sigma` (covariance with ddof = 1, as `numpy.cov`), to which `count` is added; other programs ignore it.
+images were cut into batches or on their order (to rounding).
+
+*The file* is pytorch-fid's: an `.npz` with `mu` and `sigma` (covariance with ddof = 1, as `numpy.cov`), to which
+`count` and `origin` are added (which images, features and conversions, as JSON); other programs ignore them. The files
+of others are read too, where they hold `mu` and `sigma`: pytorch-fid's, EDM's, and the reference batches of ADM
+(guided-diffusion), whose `mu_s`, `sigma_s` (spatial features) are left alone. They do not say how they were made.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -27,13 +33,20 @@ Array = npt.NDArray[np.float64]
 
 
 class FeatureStatistics:
-    """Running mean (D,) and covariance (D, D) of feature vectors. `count` is None where a file did not say it."""
+    """Running mean (D,) and covariance (D, D) of feature vectors.
+
+    Attributes:
+        count: number of vectors; None where a file did not say it.
+        origin: how they were made (see `collect`), kept in the file; None where that is not known. It describes these
+            very statistics, so adding to them clears it.
+    """
 
     def __init__(self, dimension: int) -> None:
         if dimension < 1:
             raise InputError(f"the feature dimension is {dimension}; expected at least 1.")
         self.dimension = int(dimension)
         self.count: int | None = 0
+        self.origin: dict[str, Any] | None = None
         self._mean: Array = np.zeros(self.dimension)
         self._scatter: Array = np.zeros((self.dimension, self.dimension))  # M; the covariance itself if count is None
 
@@ -88,6 +101,14 @@ class FeatureStatistics:
             raise InputError(f"a covariance needs at least 2 images, but there are {self.count}; pass more images.")
         return self._scatter / (self.count - 1)
 
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, over the bytes of the mean and the covariance in little-endian float64."""
+        digest = hashlib.sha256()
+        for array in (self.mean, self.covariance):
+            digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
+        return digest.hexdigest()
+
     def update(self, features: Tensor | npt.NDArray[Any]) -> FeatureStatistics:
         """Add feature vectors (B, D); returns self. Raises InputError for another dimension, or for NaN or Inf."""
         if isinstance(features, Tensor):
@@ -121,6 +142,7 @@ class FeatureStatistics:
             raise InputError(
                 "these statistics do not say how many images they are of; compute them again to add images."
             )
+        self.origin = None
         total = self.count + count
         delta = mean - self._mean
         self._scatter += scatter  # in place: for Inception one copy is 32 MB
@@ -130,7 +152,7 @@ class FeatureStatistics:
         return self
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `mu`, `sigma` and, where known, `count` to an `.npz` that pytorch-fid reads too; atomic."""
+        """Write `mu`, `sigma` and, where known, `count` and `origin` to an `.npz`, as pytorch-fid reads it; atomic."""
         if Path(path).suffix.lower() != ".npz":
             raise InputError(
                 f"{path} does not end in .npz; give the file that suffix, so that it is known as statistics."
@@ -138,16 +160,20 @@ class FeatureStatistics:
         arrays: dict[str, Any] = {"mu": self.mean, "sigma": self.covariance}
         if self.count is not None:
             arrays["count"] = np.int64(self.count)
+        if self.origin is not None:
+            arrays["origin"] = np.array(json.dumps(self.origin))  # a text, so that no pickle is needed
         write_atomic(path, lambda file: np.savez(file, **arrays))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FeatureStatistics:
-        """Read an `.npz` written by `save`, or by pytorch-fid (then `count` is None).
+        """Read an `.npz` written by `save`, or by another program (then `count` and `origin` are None).
 
         Raises InputError where the file is missing, unreadable or incomplete, or holds no valid mean and covariance.
         """
         try:
             with np.load(path, allow_pickle=False) as content:
+                if len(set(content.files)) < len(content.files):
+                    raise InputError(f"{path} holds the arrays {content.files}, one name twice; write it again.")
                 if missing := [key for key in ("mu", "sigma") if key not in content]:
                     raise InputError(
                         f"{path} lacks {' and '.join(missing)} and holds {list(content)}; expected feature statistics "
@@ -155,6 +181,7 @@ class FeatureStatistics:
                     )
                 mu, sigma = content["mu"], content["sigma"]
                 count = int(content["count"]) if "count" in content else None
+                origin = json.loads(str(content["origin"])) if "origin" in content else None
         except InputError:
             raise
         except FileNotFoundError as error:
@@ -162,4 +189,8 @@ class FeatureStatistics:
         except Exception as error:  # numpy raises OSError, ValueError, EOFError, BadZipFile, zlib.error, ...
             reason = str(error).rstrip(".")
             raise InputError(f"{path} cannot be read as feature statistics ({reason}); compute it again.") from error
-        return cls.from_moments(mu, sigma, count, source=str(path))
+        if origin is not None and not isinstance(origin, dict):
+            raise InputError(f"{path} has an origin that is no record of how it was made; compute it again.")
+        statistics = cls.from_moments(mu, sigma, count, source=str(path))
+        statistics.origin = origin
+        return statistics

@@ -1,15 +1,20 @@
-"""Training a diffusion model: the simple loss E‖prediction − target‖² over n ~ U{1…N} (DDPM, arXiv:2006.11239, eq. 14).
+"""Training an ε-predicting UNet by the simple loss (see `loss`).
 
 The weights that are returned are the exponential moving average of those that were trained. Every random number comes
-from (seed, purpose, step), so that a run can be repeated; dropout's come from a forked, seeded global generator.
+from (seed, purpose, step), so that a run can be repeated, and continued exactly from a checkpoint; dropout's come from
+a forked, seeded global generator. Each process of a distributed run (Accelerate) takes its share of the step's one
+batch, so that a run does not depend on their number, dropout and rounding apart.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
+import time
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +22,61 @@ from tqdm import tqdm
 
 from ..errors import InputError, NumericalError
 from ..process.schedule import NoiseSchedule
-from ..randomness import generator, normal
+from ..randomness import generator
+from .loss import evaluation_loss, float_images, simple_loss, spread
+from .state import TrainingState
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+EVALUATION_IMAGES = 1024
+FINGERPRINT_IMAGES = 16
+CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the device
+
+
+@dataclass(frozen=True)
+class UNetTraining:
+    """How to train; all of it decides the result.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: images a step, over all processes together.
+        learning_rate: reached after `warmup_steps`, then lowered to zero along a cosine.
+        ema_decay: of the moving average, warmed up by diffusers' rule for short runs.
+        mixed_precision: dtype of the forward pass.
+        flip: mirror half of the images left to right.
+        evaluate_every: steps between entries of the loss curve.
+    """
+
+    steps: int
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    warmup_steps: int = 200
+    weight_decay: float = 1e-4
+    ema_decay: float = 0.999
+    mixed_precision: str = "no"
+    flip: bool = False
+    evaluate_every: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "warmup_steps", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1.")
+        for name, fits, expected in (
+            ("learning_rate", 0 < self.learning_rate < math.inf, "a positive number"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or a positive number"),
+            ("ema_decay", 0 <= self.ema_decay < 1, "at least 0 and below 1"),
+        ):
+            if not fits:
+                raise InputError(f"{name}={getattr(self, name)} must be {expected}.")
+        if self.mixed_precision not in ("no", "bf16"):
+            raise InputError(f'mixed_precision is {self.mixed_precision!r}; expected "no" or "bf16".')
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, 0 to steps − 1."""
+        warmup = min(1.0, (step + 1) / self.warmup_steps)
+        return self.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
 @dataclass
@@ -26,106 +85,185 @@ class TrainingResult:
 
     Attributes:
         network: the network with averaged weights, in evaluation mode.
-        curve: (step, training loss, held-out loss) at the evaluation points, both of the averaged network.
+        curve: (step, training loss, held-out loss) at the evaluation points, both of the averaged network, on at most
+            1,024 images each.
+        seconds: spent training.
     """
 
     network: torch.nn.Module
     curve: list[tuple[int, float, float]] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def train_unet(
     network: torch.nn.Module,
-    images: torch.Tensor,
+    images: Any,
     schedule: NoiseSchedule,
+    settings: UNetTraining,
     *,
-    steps: int,
-    held_out: torch.Tensor | None = None,
-    batch_size: int = 256,
-    learning_rate: float = 1e-3,
-    warmup_steps: int = 200,
-    weight_decay: float = 1e-4,
-    ema_decay: float = 0.999,
-    autocast: torch.dtype | None = None,
-    evaluate_every: int = 500,
-    seed: int = 0,
+    held_out: Any = None,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 60.0,
     progress: bool = True,
 ) -> TrainingResult:
-    """Train an ε-predicting diffusers UNet.
+    """Train an ε-predicting diffusers UNet, on the device and in as many processes as Accelerate finds.
 
     Args:
         network: called as network(x_t, timestep).sample; trained in place.
-        images: (M, C, H, W) floats in the data range.
+        images: tensor or Dataset of (C, H, W): uint8 (scaled to [-1, 1]) or floats in the data range.
         held_out: images to report a loss on, or None.
-        learning_rate: reached after `warmup_steps`, then lowered to zero along a cosine.
-        autocast: dtype of the forward pass, or None for float32.
+        checkpoint: file to continue from if it exists, and to write every `checkpoint_seconds` and at the end, where it
+            is left: a result not yet saved is not lost.
 
-    Raises InputError for unusable arguments, NumericalError where the loss is not finite (names the step).
+    Raises InputError for unusable arguments and for a checkpoint of another run, NumericalError where the loss is not
+    finite.
     """
-    from diffusers.training_utils import EMAModel
-
-    if steps < 1 or batch_size < 1 or len(images) == 0:
-        raise InputError(
-            f"training needs images, steps and a batch size of at least 1, but got {len(images)} images, "
-            f"steps={steps}, batch_size={batch_size}."
-        )
-    optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=weight_decay)
-    rate = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / warmup_steps) * 0.5 * (1 + math.cos(math.pi * step / steps))
-    )
-    average = EMAModel(network.parameters(), decay=ema_decay)
-    result = TrainingResult(copy.deepcopy(network).eval())
-    device = next(network.parameters()).device
-    network.train()
-    with torch.random.fork_rng(devices=[]), tqdm(total=steps, unit="step", desc="train", disable=not progress) as bar:
-        torch.manual_seed(seed)
-        for step in range(steps):
-            stream = generator(seed, "train unet", step)
-            picks = torch.from_numpy(stream.integers(len(images), size=batch_size))
-            with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-                loss = simple_loss(network, images[picks], schedule, stream)
-            if not torch.isfinite(loss):
-                raise NumericalError(f"the training loss became {loss.item()} at step {step}; lower the learning rate.")
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            rate.step()
-            average.step(network.parameters())
+    if len(images) == 0:
+        raise InputError("there are no images to train on; pass at least one.")
+    run = _Run(network, images, held_out, schedule, settings)
+    if checkpoint is not None and checkpoint.exists():
+        run.state.restore(checkpoint, run.identity)
+    state, main = run.state, run.accelerator.is_main_process
+    begun = saved = time.monotonic()
+    earlier, hidden = state.seconds, not (progress and main)
+    with (
+        torch.random.fork_rng(devices=_cuda(run.device)),
+        tqdm(total=settings.steps, initial=state.step, unit="step", desc="train", disable=hidden) as bar,
+    ):
+        while state.step < settings.steps:
+            run.step()
             bar.update()
-            if (step + 1) % evaluate_every == 0 or step + 1 == steps:
-                average.copy_to(result.network.parameters())
-                losses = [
-                    evaluation_loss(result.network, part, schedule) if part is not None else math.nan
-                    for part in (images, held_out)
-                ]
-                result.curve.append((step + 1, losses[0], losses[1]))
-                bar.set_postfix(train=f"{losses[0]:.4f}", held_out=f"{losses[1]:.4f}")
-    return result
+            last, evaluates = state.step == settings.steps, state.step % settings.evaluate_every == 0
+            due = main and checkpoint is not None and (last or time.monotonic() - saved >= checkpoint_seconds)
+            if last or evaluates or due or state.step % CHECK_EVERY == 0:
+                run.refuse_nan()
+            if main and (last or evaluates):
+                train, outside = run.evaluate()
+                bar.set_postfix(train=f"{train:.4f}", held_out=f"{outside:.4f}")
+            state.seconds = earlier + time.monotonic() - begun
+            if due and checkpoint is not None:
+                state.save(checkpoint, run.identity)
+                saved = time.monotonic()
+    return TrainingResult(run.averaged(), state.curve, state.seconds)
 
 
-def simple_loss(
-    network: Any, x_0: torch.Tensor, schedule: NoiseSchedule, stream: np.random.Generator, n: torch.Tensor | None = None
-) -> torch.Tensor:
-    """‖ε̂ − ε‖² averaged over a batch (B, C, H, W) at random indices, or at the given n (B,)."""
-    if n is None:
-        n = torch.from_numpy(stream.integers(1, schedule.num_steps + 1, size=len(x_0)))
-    eps = normal(stream, *x_0.shape)
-    alpha, sigma = (
-        torch.from_numpy(array[n.numpy()]).float()[:, None, None, None] for array in (schedule.alpha, schedule.sigma)
-    )
-    timestep = torch.from_numpy(schedule.timestep[n.numpy()])
-    device = next(network.parameters()).device
-    out = network((alpha * x_0 + sigma * eps).to(device), timestep.to(device)).sample
-    return torch.nn.functional.mse_loss(out.float(), eps.to(device))
+class _Run:
+    """The moving parts of one training run."""
+
+    def __init__(
+        self, network: torch.nn.Module, images: Any, held_out: Any, schedule: NoiseSchedule, settings: UNetTraining
+    ) -> None:
+        from accelerate import Accelerator
+        from diffusers.training_utils import EMAModel
+
+        self.images, self.held_out, self.schedule, self.settings = images, held_out, schedule, settings
+        processes()
+        # Autocast is this module's own; Accelerate's settings (a file, the environment) must not add theirs.
+        self.accelerator = Accelerator(mixed_precision="no")
+        self.device = self.accelerator.device
+        size = _share(settings.batch_size, self.accelerator.num_processes)
+        self.share = slice(self.accelerator.process_index * size, (self.accelerator.process_index + 1) * size)
+        network.to(self.device).train()
+        optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+        self.state = TrainingState(network, EMAModel(network.parameters(), decay=settings.ema_decay), optimizer)
+        self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
+        self.identity = {
+            **vars(settings),
+            "schedule": schedule.digest,
+            "images": len(images),
+            "fingerprint of the images": _fingerprint(images),
+            **{f"unet.{name}": value for name, value in getattr(network, "config", {}).items() if name[0] != "_"},
+        }
+        self.dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else None
+        self._average = copy.deepcopy(network).eval().requires_grad_(False)
+        self._recent = torch.zeros((), device=self.device)
+
+    def step(self) -> None:
+        """One optimiser step."""
+        settings, step = self.settings, self.state.step
+        # Processes must not drop the same units, so each has a seed of its own.
+        _seed(self.device, int(generator(settings.seed, "train unet dropout", step, self.share.start).integers(2**63)))
+        stream = generator(settings.seed, "train unet", step)
+        x_0 = self._batch(stream)
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            loss = simple_loss(self.network, x_0, self.schedule, stream, share=self.share)
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.rate(step)
+        self.optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.state.average.step(self.state.network.parameters())
+        self.state.step += 1
+        self._recent = self._recent + loss.detach()
+
+    def _batch(self, stream: np.random.Generator) -> torch.Tensor:
+        """The images of a step, of which this process decodes its share only."""
+        size = self.settings.batch_size
+        picks = stream.integers(len(self.images), size=size)
+        flips = stream.random(size) < 0.5 if self.settings.flip else np.zeros(size, dtype=bool)
+        own = float_images(self.images, picks[self.share])
+        own[flips[self.share]] = own[flips[self.share]].flip(-1)
+        x_0 = own.new_zeros(size, *own.shape[1:])
+        x_0[self.share] = own
+        return x_0
+
+    def refuse_nan(self) -> None:
+        """Look at the losses since the last look."""
+        if not bool(torch.isfinite(self._recent)):
+            raise NumericalError(
+                f"the training loss became {float(self._recent)} at or before step {self.state.step - 1}; "
+                "lower the learning rate."
+            )
+        self._recent = torch.zeros_like(self._recent)
+
+    def averaged(self) -> torch.nn.Module:
+        """The network with averaged weights, in evaluation mode."""
+        self.state.average.copy_to(self._average.parameters())
+        for average, value in zip(self._average.buffers(), self.state.network.buffers(), strict=True):
+            average.copy_(value)
+        return self._average
+
+    def evaluate(self) -> tuple[float, float]:
+        """Add the averaged network's training and held-out losses to the curve."""
+        network, losses = self.averaged(), []
+        for images in (self.images, self.held_out):
+            if images is None or len(images) == 0:
+                losses.append(math.nan)
+                continue
+            chosen = float_images(images, spread(len(images), EVALUATION_IMAGES))
+            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                losses.append(evaluation_loss(network, chosen, self.schedule))
+        self.state.curve.append((self.state.step, losses[0], losses[1]))
+        return losses[0], losses[1]
 
 
-@torch.no_grad()
-def evaluation_loss(network: Any, images: torch.Tensor, schedule: NoiseSchedule, repeats: int = 4) -> float:
-    """The simple loss with fixed noise and indices spread evenly: comparable between steps and runs."""
-    total = 0.0
-    for repeat in range(repeats):
-        stream = generator(0, "evaluation loss", repeat)
-        offset = int(stream.integers(schedule.num_steps))
-        n = (torch.arange(len(images)) * schedule.num_steps // len(images) + offset) % schedule.num_steps + 1
-        total += float(simple_loss(network, images, schedule, stream, n)) / repeats
-    return total
+def processes() -> PartialState:
+    """The processes of this run, as torchrun started them: on GPUs or, where there are none, on the CPU (gloo)."""
+    from accelerate import PartialState
+
+    # Without cpu=True, Accelerate takes each process on a machine without a GPU for a run of its own.
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def _share(batch_size: int, processes: int) -> int:
+    if batch_size % processes:
+        raise InputError(f"batch_size={batch_size} does not divide among {processes} processes; choose a multiple.")
+    return batch_size // processes
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed the generators that dropout draws from, and no others (`torch.manual_seed` seeds those of every device)."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
+def _fingerprint(images: Any) -> str:
+    """A short hash of a few images: enough to tell one data set from another."""
+    pixels = float_images(images, spread(len(images), FINGERPRINT_IMAGES))
+    return hashlib.sha256(str(tuple(pixels.shape)).encode() + pixels.cpu().numpy().tobytes()).hexdigest()[:16]
+
+
+def _cuda(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..documents import read_document, write_document
 from ..errors import DiffusionVarWarning, InputError
-from .tablefile import read_document, write_document
 
 if TYPE_CHECKING:
     from .estimate import _Run

@@ -1,23 +1,11 @@
-"""The variance table's file: one safetensors file, all metadata under one JSON key, written atomically.
-
-The JSON carries a SHA-256 of everything else (arrays and metadata), so that a damaged file is recognised. The format
-version is checked first; a newer one is refused. More metadata keys would make the bytes differ between runs.
-"""
+"""The variance table's file: a checked document (see `documents`) of moments, schedule, data statistics and origins."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
-
-from ..errors import InputError
-from ..files import write_atomic
+from ..documents import Arrays, read_document, write_document
 from ..process.schedule import NoiseSchedule
 from .population import DataStatistics
 
@@ -26,50 +14,6 @@ if TYPE_CHECKING:
 
 FORMAT = "diffusion_var.variance_table"
 FORMAT_VERSION = 1
-_KEY = "diffusion_var"
-Arrays = dict[str, npt.NDArray[Any]]
-
-
-def write_document(path: str | Path, form: str, version: int, arrays: Arrays, metadata: dict[str, Any]) -> None:
-    """Write arrays and JSON metadata as one checked safetensors file."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    full = {**metadata, "format": form, "format_version": version}
-    full["digest"] = _digest(arrays, full)
-    write_atomic(path, save(arrays, metadata={_KEY: json.dumps(full, sort_keys=True)}))
-
-
-def read_document(path: str | Path, form: str, version: int, noun: str) -> tuple[Arrays, dict[str, Any]]:
-    """Read what `write_document` wrote; `noun` names the thing in error messages."""
-    if not Path(path).is_file():
-        raise InputError(f"there is no {noun} at {path}; check the path.")
-    try:
-        with safe_open(str(path), framework="numpy") as file:
-            text = (file.metadata() or {}).get(_KEY)
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        metadata = json.loads(text) if text is not None else None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(
-            f"{path} is not a readable {noun}: the file is damaged or of another kind ({error}); make it again."
-        ) from error
-    if not isinstance(metadata, dict) or metadata.get("format") != form:
-        raise InputError(f"{path} is a safetensors file but not a {noun}; check the path.")
-    if not isinstance(metadata.get("format_version"), int) or metadata["format_version"] > version:
-        raise InputError(
-            f"{path} has format version {metadata.get('format_version')}, but this version of diffusion_var reads up "
-            f"to {version}; update diffusion_var."
-        )
-    if metadata.pop("digest", None) != _digest(arrays, metadata):
-        raise InputError(
-            f"{path} is damaged: its contents do not match their checksum; make it again or copy it again."
-        )
-    return arrays, metadata
-
-
-def _digest(arrays: Arrays, metadata: dict[str, Any]) -> str:
-    content = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
-    for name in sorted(arrays):
-        content.update(f"{name}{arrays[name].dtype}{arrays[name].shape}".encode() + arrays[name].tobytes())
-    return content.hexdigest()
 
 
 def write_table(table: VarianceTable, path: str | Path) -> None:

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 import diffusion_var as dv
+from diffusion_var.app.commands import run_compare
 from diffusion_var.app.compare import Cell, Comparison, compare
 from diffusion_var.app.config import load_options
-from diffusion_var.app.demo import run_demo
+from diffusion_var.app.findings import findings, score_rows, verdict
 from diffusion_var.app.options import CompareOptions, Method
-from diffusion_var.app.report import findings, score_rows, verdict
 from diffusion_var.errors import InputError
 
 SMALL = {
@@ -37,7 +37,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The same small demo twice."""
     folders = [tmp_path_factory.mktemp("demo") / name for name in ("first", "second")]
     for folder in folders:
-        run_demo(load_options(CompareOptions, {**SMALL, "out": folder}))
+        run_compare(load_options(CompareOptions, {**SMALL, "out": folder}))
     return folders
 
 
@@ -55,7 +55,7 @@ def test_scores_are_those_of_the_samplers_own_images(runs: list[Path]) -> None:
     sampler = dv.Sampler(denoiser, dv.Analytic(table, structure="dct"), 4, eta=1.0, final_noise_cap=1.0)
     from diffusion_var.app.digits import digits_splits
 
-    for seed, score in zip(content["seeds"], cell["scores"], strict=True):
+    for seed, score in zip(content["seeds"], cell["scores"]["fid"]["values"], strict=True):
         images = sampler.sample(70, seed=seed, batch_size=70)
         assert float(dv.metrics.fid(images, digits_splits().score.images, "digits")) == pytest.approx(score, rel=1e-3)
 
@@ -74,16 +74,16 @@ def test_report_files(runs: list[Path]) -> None:
         assert Image.open(folder / picture).size[0] > 300
     cells = json.loads((folder / "results.json").read_text())["cells"]
     for steps in (2, 4):
-        best = min(c["mean"] for c in cells if c["steps"] == steps)
+        best = min(c["scores"]["fid"]["mean"] for c in cells if c["steps"] == steps)
         assert f"**{best:.2f} ±" in markdown
         assert f'<td class="best">{best:.2f} ±' in html
 
 
 def _comparison(scores: dict[tuple[int, int], list[float]], methods: list[Method]) -> Comparison:
     options = CompareOptions(methods=methods, steps=sorted({k for _, k in scores}), seeds=[0, 1, 2])
-    result = Comparison(options, None, None)  # type: ignore[arg-type]
+    result = Comparison(options, None)
     for (i, k), values in scores.items():
-        result.cells.append(Cell(methods[i], k, values, torch.empty(0)))
+        result.cells.append(Cell(methods[i], k, {"fid": values}, torch.empty(0)))
     return result
 
 
@@ -92,21 +92,25 @@ FIXED, DDIM, ANALYTIC = Method("beta_tilde"), Method("beta_tilde", eta=0.0), Met
 
 def test_verdict_compares_seed_by_seed() -> None:
     """Scores that vary much over seeds, but together, are told apart; scores that cross are not."""
-    low, high = Cell(FIXED, 5, [1.0, 5.0, 9.0], torch.empty(0)), Cell(FIXED, 5, [2.0, 6.1, 9.9], torch.empty(0))
-    crossed = Cell(FIXED, 5, [9.1, 5.2, 1.0], torch.empty(0))
-    assert verdict(low, high) == -1
-    assert verdict(high, low) == 1
-    assert verdict(low, crossed) == 0
+    low, high = (
+        Cell(FIXED, 5, {"fid": scores, "recall": scores}, torch.empty(0))
+        for scores in ([1.0, 5.0, 9.0], [2.0, 6.1, 9.9])
+    )
+    crossed = Cell(FIXED, 5, {"fid": [9.1, 5.2, 1.0]}, torch.empty(0))
+    assert verdict(low, high, "fid") == -1
+    assert verdict(high, low, "fid") == 1
+    assert verdict(low, crossed, "fid") == 0
+    assert verdict(low, high, "recall") == 1
 
 
 def test_findings_say_so_where_the_fixed_variance_wins() -> None:
     methods = [FIXED, ANALYTIC]
     lost = findings(_comparison({(0, 5): [1.0, 1.1, 1.2], (1, 5): [2.0, 2.1, 2.3]}, methods))
-    assert "DDPM β̃ has the lowest score" in lost[0]
+    assert "DDPM β̃ has the best score" in lost[0]
     assert "A fixed variance wins here" in lost[0]
     assert "0 of 1 analytic rows are better, 0 not told apart, 1 worse: Analytic-DDPM dct (2.13 ± 0.15)" in lost[1]
     won = findings(_comparison({(0, 5): [2.0, 2.1, 2.3], (1, 5): [1.0, 1.1, 1.2]}, methods))
-    assert "Analytic-DDPM dct has the lowest score" in won[0]
+    assert "Analytic-DDPM dct has the best score" in won[0]
     assert "The best fixed choice is DDPM β̃" in won[0]
     assert "1 of 1 analytic rows are better" in won[1]
 
@@ -121,7 +125,7 @@ def test_best_of_each_column_is_marked() -> None:
     result = _comparison(
         {(0, 5): [2.0] * 3, (1, 5): [1.0] * 3, (0, 10): [1.0] * 3, (1, 10): [3.0] * 3}, [FIXED, ANALYTIC]
     )
-    assert [[best for _, best in cells] for _, cells in score_rows(result)] == [[False, True], [True, False]]
+    assert [[best for _, best in cells] for _, cells in score_rows(result, "fid")] == [[False, True], [True, False]]
 
 
 @pytest.mark.parametrize(

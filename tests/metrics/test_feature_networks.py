@@ -1,57 +1,20 @@
-"""The digits feature network, fingerprints and the lookup by name."""
+"""Fingerprints, the wrapper of functions and modules, and the lookup by name."""
 
 import subprocess
 import sys
 
 import pytest
 import torch
+from torch import nn
 
 from diffusion_var.errors import InputError
-from diffusion_var.metrics import features as features_module
-from diffusion_var.metrics.features import ASSET, DigitsFeatures, FeatureNetwork, fingerprint, load_features
+from diffusion_var.metrics import classifier_features
+from diffusion_var.metrics.classifier_features import ASSET, DigitsFeatures
+from diffusion_var.metrics.features import CallableFeatures, FeatureNetwork, fingerprint, load_features
 
 
 def digits(count=3):
     return torch.arange(count * 64).reshape(count, 1, 8, 8).remainder(256).to(torch.uint8)
-
-
-def test_maps_uint8_to_features_of_scaled_floats():
-    network = DigitsFeatures().eval()
-    images = digits()
-    features = network(images)
-    assert isinstance(network, FeatureNetwork)
-    assert features.shape == (3, network.dimension) == (3, 64)
-    assert features.dtype == torch.float32
-    torch.testing.assert_close(features, network.embed(images.float() / 255 * 2 - 1))
-    torch.testing.assert_close(network.head(features), network.logits(images.float() / 255 * 2 - 1))
-    assert network.logits(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
-
-
-def test_refuses_other_images():
-    network = DigitsFeatures().eval()
-    for bad in (
-        digits().float(),
-        digits()[0],
-        digits().repeat(1, 3, 1, 1),
-        torch.zeros(2, 1, 16, 16, dtype=torch.uint8),
-    ):
-        with pytest.raises(InputError, match=r"expected uint8 of shape \(B, 1, 8, 8\)"):
-            network(bad)
-
-
-@pytest.mark.parametrize("size", [7, 16])
-def test_other_sizes(size):
-    assert DigitsFeatures(size, classes=5)(torch.zeros(2, 1, size, size, dtype=torch.uint8)).shape == (2, 64)
-
-
-def test_initial_weights_come_from_the_seed_and_leave_the_global_generator_alone():
-    torch.manual_seed(1)
-    expected = torch.rand(3)
-    torch.manual_seed(1)
-    first = DigitsFeatures(seed=5)
-    assert torch.equal(torch.rand(3), expected)
-    assert first.fingerprint == DigitsFeatures(seed=5).fingerprint
-    assert first.fingerprint != DigitsFeatures(seed=6).fingerprint
 
 
 def test_fingerprint_sees_names_shapes_types_and_values_but_not_order():
@@ -72,18 +35,114 @@ def test_fingerprint_sees_names_shapes_types_and_values_but_not_order():
         assert fingerprint(other) != base
 
 
+class Mean(nn.Module):
+    """Channel means, weighted: floats in, (B, C) out."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+
+    def forward(self, x):
+        return (nn.functional.conv2d(x, torch.eye(3)[:, :, None, None]) * self.weight[:, None, None]).mean((2, 3))
+
+
+def rgb(count=4):
+    return torch.randint(0, 256, (count, 3, 5, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+class TestCallableFeatures:
+    def test_a_function_with_a_fingerprint(self):
+        def histogram(images):
+            assert images.dtype == torch.uint8
+            return images.double().mean((2, 3))
+
+        features = CallableFeatures(histogram, fingerprint="v1", channels=3, resize="none at all")
+        assert isinstance(features, FeatureNetwork)
+        assert load_features(features) is features
+        assert features.dimension == 0
+        out = features(rgb())
+        torch.testing.assert_close(out, rgb().float().mean((2, 3)))
+        assert out.dtype == torch.float32
+        assert (features.name, features.dimension, features.fingerprint) == ("histogram", 3, "v1")
+        assert (features.channels, features.resize) == (3, "none at all")
+
+    def test_a_module_by_its_weights(self):
+        module = Mean().eval()
+        features = CallableFeatures(module, data_range=(-1.0, 1.0), name="means")
+        expected = (rgb().double() / 127.5 - 1).mean((2, 3)).float() * torch.tensor([1.0, 2.0, 3.0])
+        torch.testing.assert_close(features(rgb()).detach(), expected)
+        before = features.fingerprint
+        assert features.fingerprint != CallableFeatures(module, data_range=(0.0, 1.0)).fingerprint
+        with torch.no_grad():
+            module.weight[1] = 5
+        assert features.fingerprint != before
+        assert CallableFeatures(module).fingerprint == fingerprint(module.state_dict())
+        assert features.to(torch.float64) is features  # a module too, so that it can be moved
+        assert module.weight.dtype == torch.float64
+
+    def test_load_features_wraps_modules(self):
+        module = nn.Sequential(nn.Flatten(), nn.Linear(90, 7)).eval()
+        features = load_features(module)
+        assert isinstance(features, CallableFeatures)
+        assert features.name == "Sequential"
+        with pytest.raises(InputError, match=r"Sequential fail on torch.uint8 images.*data_range=\(-1, 1\)"):
+            features(rgb())
+
+    def test_a_module_in_training_mode_is_refused_and_left_so(self):
+        module = nn.Sequential(nn.Flatten(), nn.Linear(90, 7), nn.Dropout())
+        features = CallableFeatures(module, data_range=(0, 1))
+        assert module.training
+        with pytest.raises(InputError, match="Sequential is in training mode"):
+            features(rgb())
+        module.eval()
+        assert features(rgb()).shape == (4, 7)
+        module[2].train()
+        with pytest.raises(InputError, match="training mode"):
+            features(rgb())
+
+    def test_what_cannot_be_told_apart_is_refused(self):
+        for nameless in (lambda x: x, nn.Flatten()):
+            with pytest.raises(InputError, match=r"no weights to tell them by.*fingerprint=\.\.\."):
+                load_features(nameless)
+
+    @pytest.mark.parametrize(
+        ("function", "found"),
+        [
+            (lambda x: x.float(), r"\(4, 3, 5, 6\)"),
+            (lambda x: x.float().mean(), r"\(\)"),
+            (lambda x: x.float()[:2, :, 0, 0], r"\(2, 3\)"),
+            (lambda x: (x, x), "tuple"),
+        ],
+    )
+    def test_features_of_a_wrong_shape(self, function, found):
+        with pytest.raises(InputError, match=rf"f of 4 images are {found}; expected a tensor of shape \(4, D\)"):
+            CallableFeatures(function, name="f", fingerprint="1")(rgb())
+        with pytest.raises(InputError, match=r"expected a tensor of shape \(4, 9\)"):
+            CallableFeatures(lambda x: x.float()[:, :, 0, 0], fingerprint="1", dimension=9)(rgb())
+
+
 class TestLoadFeatures:
     def test_passes_networks_through(self):
         network = DigitsFeatures()
         assert load_features(network) is network
 
+        class Bare:
+            name, dimension, fingerprint = "bare", 2, "0"
+
+            def __call__(self, images):
+                return torch.zeros(len(images), 2)
+
+        bare = Bare()
+        assert load_features(bare) is bare
+
     def test_refuses_unknown_features(self):
-        with pytest.raises(InputError, match='not available yet; pass features="digits"'):
-            load_features("inception")
-        with pytest.raises(InputError, match="'clip'; expected \"digits\""):
+        with pytest.raises(InputError, match='\'clip\'; expected "inception", "digits", the path'):
             load_features("clip")
         with pytest.raises(InputError, match="features is a int"):
             load_features(3)
+        for given in ({"inception_weights": "w.pth"}, {"accept_weights": "ab"}):
+            with pytest.raises(InputError, match="weights of Inception are given, but features is 'digits'"):
+                load_features("digits", **given)
 
     @pytest.mark.parametrize("half", [False, True])
     def test_reads_weights_in_half_and_single_precision(self, tmp_path, monkeypatch, half):
@@ -93,7 +152,7 @@ class TestLoadFeatures:
         (tmp_path / "assets").mkdir()
         state = {name: value.half() if half else value for name, value in trained.state_dict().items()}
         save_file(state, tmp_path / "assets" / ASSET)
-        monkeypatch.setattr(features_module.resources, "files", lambda package: tmp_path)
+        monkeypatch.setattr(classifier_features.resources, "files", lambda package: tmp_path)
         network = load_features("digits")
         torch.testing.assert_close(network(digits()), trained(digits()), atol=1e-2 if half else 0, rtol=0)
         assert not network.training
@@ -103,7 +162,7 @@ class TestLoadFeatures:
     def test_says_when_weights_are_missing_or_damaged(self, tmp_path, monkeypatch):
         from safetensors.torch import save
 
-        monkeypatch.setattr(features_module.resources, "files", lambda package: tmp_path)
+        monkeypatch.setattr(classifier_features.resources, "files", lambda package: tmp_path)
         (tmp_path / "assets").mkdir()
         for content in (None, b"", b"damaged", save({"other": torch.zeros(2)})):
             if content is not None:
@@ -133,8 +192,8 @@ from diffusion_var.metrics import fid
 assert fid is metrics.fid is sys.modules["diffusion_var.metrics.fid"].fid
 assert set(metrics.__all__) <= set(dir(metrics)) and not hasattr(metrics, "nothing")
 loaded = {name.split(".")[1] for name in sys.modules if name.startswith("diffusion_var.")}
-assert loaded <= {"metrics", "errors", "files", "randomness"}, loaded
-late = {"sklearn", "diffusers", "torchvision", "matplotlib"} & set(sys.modules)
+assert loaded <= {"metrics", "documents", "errors", "files", "randomness"}, loaded
+late = {"sklearn", "diffusers", "torchvision", "matplotlib", "torch_fidelity"} & set(sys.modules)
 assert not late, late
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

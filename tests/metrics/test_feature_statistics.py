@@ -1,5 +1,9 @@
 """Streaming mean and covariance against numpy, and the statistics file."""
 
+import hashlib
+import struct
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -105,6 +109,66 @@ def test_loads_files_of_pytorch_fid(tmp_path):
     loaded.save(tmp_path / "again.npz")
     with np.load(tmp_path / "again.npz") as content:
         assert sorted(content.files) == ["mu", "sigma"]
+
+
+def test_keeps_its_origin_until_it_changes(tmp_path):
+    statistics = streamed([offset_features()], 6)
+    origin = {"name": "a – b", "sha256": "12", "shape": [1, 2, 3], "count": 400, "nested": {"x": None}}
+    statistics.origin = origin
+    statistics.save(tmp_path / "s.npz")
+    loaded = FeatureStatistics.load(tmp_path / "s.npz")
+    assert loaded.origin == origin
+    assert streamed([offset_features()], 6).merge(loaded).origin is None
+    assert loaded.update(np.zeros((0, 6))).origin == origin
+    assert loaded.update(np.zeros((1, 6))).origin is None
+    for text in ("[1]", "no json"):
+        np.savez(tmp_path / "bad.npz", mu=np.zeros(2), sigma=np.eye(2), origin=np.array(text))
+        with pytest.raises(InputError, match=r"bad\.npz"):
+            FeatureStatistics.load(tmp_path / "bad.npz")
+
+
+def test_the_digest_follows_the_moments_and_not_the_file(tmp_path):
+    mu, sigma = np.arange(2.0), np.array([[2.0, 0.5], [0.5, 1.0]])
+    expected = hashlib.sha256(struct.pack("<6d", 0, 1, 2, 0.5, 0.5, 1)).hexdigest()
+    np.savez(tmp_path / "a.npz", mu=mu, sigma=sigma)
+    np.savez_compressed(tmp_path / "b.npz", sigma=sigma.astype(">f8"), mu=mu.astype(np.float32), mu_s=mu)
+    for name in ("a.npz", "b.npz"):
+        assert FeatureStatistics.load(tmp_path / name).digest == expected
+    sigma[0, 0] += 1e-12
+    assert FeatureStatistics.from_moments(mu, sigma).digest != expected
+
+
+def test_pytorch_fid_reads_and_writes_the_same_file(tmp_path):
+    fid_score = pytest.importorskip("pytorch_fid.fid_score")
+    statistics = streamed([offset_features()], 6)
+    statistics.origin = {"name": "x"}
+    statistics.save(tmp_path / "ours.npz")
+    mu, sigma = fid_score.compute_statistics_of_path(str(tmp_path / "ours.npz"), None, 1, 6, "cpu")
+    np.testing.assert_array_equal(mu, statistics.mean)
+    np.testing.assert_array_equal(sigma, statistics.covariance)
+    np.savez_compressed(tmp_path / "theirs.npz", mu=mu, sigma=sigma)  # as its save_fid_stats does
+    theirs = FeatureStatistics.load(tmp_path / "theirs.npz")
+    np.testing.assert_array_equal(theirs.mean, mu)
+    np.testing.assert_allclose(theirs.covariance, sigma, rtol=1e-15)
+
+
+def test_reads_the_reference_batches_of_adm_without_their_images(tmp_path):
+    sigma = np.eye(3)
+    path = tmp_path / "VIRTUAL.npz"
+    np.savez(path, mu=np.zeros(3), sigma=sigma, mu_s=np.zeros(5), sigma_s=np.eye(5), arr_0=np.zeros((4, 8, 8, 3), "u1"))
+    loaded = FeatureStatistics.load(path)
+    assert (loaded.dimension, loaded.count, loaded.origin) == (3, None, None)
+
+
+def test_one_name_twice_is_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros(2))
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name in ("mu.npy", "sigma.npy", "count.npy"):
+            archive.write(tmp_path / "a.npy", name)
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.write(tmp_path / "a.npy", "mu.npy")
+    with pytest.raises(InputError, match=r"a\.npz holds .* one name twice"):
+        FeatureStatistics.load(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize(

@@ -5,26 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from pictures import Pixels, blobs, pixels_hash
 from torch.utils.data import Dataset, TensorDataset
 
 from diffusion_var.errors import InputError
-from diffusion_var.metrics import FeatureStatistics, Score, feature_statistics, fid, frechet_distance
+from diffusion_var.metrics import FeatureStatistics, Score, feature_statistics, fid, frechet_distance, sides
 from diffusion_var.metrics.features import DigitsFeatures
 from diffusion_var.metrics.images import save_images, save_npz, to_float
-
-
-class Pixels:
-    """The simplest feature network: the pixels themselves, in [0, 1]."""
-
-    name, dimension, fingerprint = "pixels", 16, "0" * 64
-
-    def __init__(self):
-        self.batches = []
-
-    def __call__(self, images):
-        assert images.dtype == torch.uint8
-        self.batches.append(len(images))
-        return images.flatten(1).float() / 255
 
 
 class Items(Dataset):
@@ -38,14 +25,10 @@ class Items(Dataset):
         return self.images[index % len(self.images)]
 
 
-def blobs(count, seed, brightness=128):
-    rng = np.random.default_rng(seed)
-    mixing = np.random.default_rng(99).normal(size=(16, 16)) * 8
-    pixels = brightness + rng.normal(size=(count, 16)) @ mixing
-    return torch.from_numpy(pixels.round().clip(0, 255).astype(np.uint8)).reshape(count, 1, 4, 4)
-
-
 A, B = blobs(300, 1), blobs(250, 2)
+
+
+STATISTICS = feature_statistics(A, Pixels())
 
 
 @pytest.fixture(scope="module")
@@ -141,25 +124,52 @@ def test_score_carries_its_protocol():
         "metric": "fid",
         "features": "digits",
         "features_sha256": network.fingerprint,
-        "number_format": "uint8",
+        "parameters": {},
+        "resize": "none",
+        "colour": "as given",
+        "number_format": "uint8, round half to even",
         "images": 3,
-        "reference": 3,
         "images_from": "images",
+        "images_name": "Tensor",
+        "images_sha256": pixels_hash(images),
+        "reference": 3,
         "reference_from": "statistics",
-        "torch": torch.__version__,
-        "diffusion_var": score.protocol["diffusion_var"],
+        "reference_name": "Tensor",
+        "reference_sha256": pixels_hash(images.flip(0, 2)),
+        "versions": score.protocol["versions"],
     }
+    assert score.protocol["versions"]["torch"] == torch.__version__
+    assert "diffusion_var" in score.protocol["versions"]
     with pytest.raises(dataclasses.FrozenInstanceError):
         score.value = 1.0
 
 
-def test_given_statistics_need_no_network_and_claim_none(tmp_path):
-    statistics = feature_statistics(A, Pixels())
+def test_given_statistics_need_no_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(sides, "load_features", None)  # a call would fail
     np.savez(tmp_path / "theirs.npz", mu=np.zeros(16), sigma=np.eye(16))
-    score = fid(statistics, tmp_path / "theirs.npz")  # features="inception", which is not there yet
-    assert score.protocol["features"] is None
+    score = fid(STATISTICS, tmp_path / "theirs.npz")  # features="inception" by default
+    assert score.protocol["features"] == "pixels"
+    assert score.protocol["reference_from"] == "statistics of unknown origin"
     assert score.protocol["reference"] is None
     assert score.protocol["images"] == 300
+    nobodys = fid(FeatureStatistics.from_moments(np.ones(16), np.eye(16)), tmp_path / "theirs.npz")
+    assert nobodys.value == pytest.approx(16)
+    assert nobodys.protocol["features"] is nobodys.protocol["colour"] is nobodys.protocol["resize"] is None
+
+
+def test_pytorch_fid_agrees_on_the_files(tmp_path):
+    """The statistics that stats writes give pytorch-fid the same score."""
+    fid_score = pytest.importorskip("pytorch_fid.fid_score")
+    pairs = []
+    for images, name in ((A, "a.npz"), (B, "b.npz")):
+        feature_statistics(images, Pixels()).save(tmp_path / name)
+        with np.load(tmp_path / name) as content:
+            pairs += [content["mu"], content["sigma"]]
+    try:
+        theirs = fid_score.calculate_frechet_distance(*pairs)
+    except TypeError:  # scipy has removed sqrtm's disp=
+        pytest.skip("pytorch-fid does not run with this scipy")
+    assert fid(tmp_path / "a.npz", tmp_path / "b.npz").value == pytest.approx(theirs, rel=1e-8)
 
 
 class TestRefusals:
@@ -199,7 +209,3 @@ class TestRefusals:
     def test_networks_in_training_mode(self):
         with pytest.raises(InputError, match="training mode"):
             fid(torch.zeros(3, 1, 8, 8), torch.zeros(3, 1, 8, 8), DigitsFeatures())
-
-    def test_features_that_do_not_exist_yet(self):
-        with pytest.raises(InputError, match="not available yet"):
-            fid(A, B)

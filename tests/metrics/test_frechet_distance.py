@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import scipy.linalg
+import torch
 from scipy.linalg import sqrtm, svdvals
 
 from diffusion_var.errors import InputError
-from diffusion_var.metrics.distances import factor, frechet_distance
+from diffusion_var.metrics.distances import SMALL, factor, frechet_distance
 from diffusion_var.metrics.statistics import FeatureStatistics
 
 
@@ -123,3 +125,141 @@ def test_refuses_what_cannot_be_compared():
         frechet_distance((np.zeros(2), np.array([[1.0, 2.0], [2.0, 1.0]])), (np.zeros(2), np.eye(2)))
     with pytest.raises(InputError, match="at least 2"):
         frechet_distance(FeatureStatistics(2).update(np.zeros((1, 2))), (np.zeros(2), np.eye(2)))
+
+
+def by_pytorch_fid(a, b, monkeypatch):
+    """pytorch-fid 0.3.0; the `disp=False` it passes to scipy's sqrtm is deprecated, and gone in scipy 1.18."""
+    from pytorch_fid import fid_score
+
+    class Linalg:
+        @staticmethod
+        def sqrtm(matrix, disp=False):
+            return sqrtm(matrix), None
+
+    monkeypatch.setattr(fid_score, "linalg", Linalg)
+    return fid_score.calculate_frechet_distance(*a, *b)
+
+
+def by_torch_fidelity(a, b):
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+
+    return fid_statistics_to_metric(*({"mu": mu, "sigma": sigma} for mu, sigma in (a, b)), False)[KEY_METRIC_FID]
+
+
+@pytest.mark.parametrize("dimension", [2, 8, 64, SMALL - 1, SMALL, 300])
+@pytest.mark.parametrize("ratio", [2, 8])
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_equals_the_other_libraries_at_full_rank(dimension, ratio, spread, monkeypatch):
+    scale = np.exp(spread * np.random.default_rng(9).normal(size=dimension))
+    a, b = (moments(scale * features(ratio * dimension + 3, dimension, seed)) for seed in (11, 12))
+    value = frechet_distance(a, b)
+    assert value == pytest.approx(by_pytorch_fid(a, b, monkeypatch), rel=1e-6)
+    assert value == pytest.approx(by_torch_fidelity(a, b), rel=1e-6)
+
+
+def test_equals_torch_fidelity_from_the_same_features():
+    from torch_fidelity.metric_fid import fid_features_to_statistics
+
+    x, y = features(300, 20, 13), features(400, 20, 14)
+    theirs = (fid_features_to_statistics(torch.from_numpy(z)) for z in (x, y))
+    expected = by_torch_fidelity(*((each["mu"], each["sigma"]) for each in theirs))
+    ours = [FeatureStatistics(20).update(part) for part in (x, y)]
+    assert frechet_distance(*ours) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("dimension", [SMALL, 320])
+@pytest.mark.parametrize("counts", [("3d", "2d"), ("half", "half"), ("half", "3d"), ("d", "3d"), ("2", "3d")])
+@pytest.mark.parametrize("spread", [0.0, 2.0])
+def test_large_matrices_equal_the_distance_from_the_data(dimension, counts, spread):
+    sizes = {"2": 2, "half": dimension // 2, "d": dimension, "2d": 2 * dimension, "3d": 3 * dimension}
+    scale = np.exp(spread * np.random.default_rng(9).normal(size=dimension))
+    x, y = (scale * features(sizes[count], dimension, seed) for seed, count in enumerate(counts))
+    assert frechet_distance(moments(x), moments(y)) == pytest.approx(by_data(x, y), rel=1e-9)
+
+
+def without(name, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError(f"{name} was called")
+
+    monkeypatch.setattr(scipy.linalg, name, refuse)
+
+
+def test_well_conditioned_large_matrices_need_no_singular_values(monkeypatch):
+    rng = np.random.default_rng(15)
+    a, b = (moments(rng.normal(size=(4 * SMALL, SMALL)) + shift) for shift in (0, 0.1))
+    expected = np.square(a[0] - b[0]).sum() + np.trace(a[1] + b[1] - 2 * sqrtm(a[1] @ b[1]).real)
+    with monkeypatch.context() as patched:
+        without("svdvals", patched)
+        assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("decades", [4, 6, 8, 9.5])
+@pytest.mark.parametrize("change", [1e-2, 1e-5])
+def test_singular_values_take_over_where_the_roots_of_eigenvalues_lose(decades, change):
+    # One basis, so the distance is known; the eigenvalues of the product fall over 2 × `decades` decades.
+    rng = np.random.default_rng(16)
+    basis = np.linalg.qr(rng.normal(size=(SMALL + 20,) * 2))[0]
+    a = np.logspace(0, -decades, SMALL + 20)
+    b = a * (1 + change * rng.normal(size=a.size)) ** 2
+    pair = [(np.zeros(a.size), basis * values @ basis.T) for values in (a, b)]
+    expected = np.square(np.sqrt(a) - np.sqrt(b)).sum()
+    assert frechet_distance(*pair) == pytest.approx(expected, rel=1e-7, abs=1e-13)
+
+
+def test_eigenvalues_that_cannot_be_trusted_are_left_for_singular_values(monkeypatch):
+    """Features in units that differ by many decades: the eigenvalues lose 1e-7, the singular values nothing."""
+    scale = np.exp(4 * np.random.default_rng(17).normal(size=SMALL))
+    x, y = (scale * features(3 * SMALL, SMALL, seed) for seed in (18, 19))
+    a, b = moments(x), moments(y)
+    assert frechet_distance(a, b) == pytest.approx(by_data(x, y), rel=1e-10)
+    without("svdvals", monkeypatch)
+    with pytest.raises(AssertionError, match="svdvals was called"):
+        frechet_distance(a, b)
+
+
+def test_a_clear_rank_needs_no_eigenvectors_and_an_unclear_one_does(monkeypatch):
+    few = moments(features(30, 60, 20))[1]
+    with monkeypatch.context() as patched:
+        without("eigh", patched)
+        root = factor(few)
+    assert root.shape == (60, 29)
+    np.testing.assert_allclose(root @ root.T, few, atol=1e-13 * np.trace(few))
+    rounded = few.astype(np.float32).astype(np.float64)  # eigenvalues of ±1e-7 where there should be 0
+    root = factor(0.5 * (rounded + rounded.T))
+    np.testing.assert_allclose(root @ root.T, few, atol=1e-5 * np.diagonal(few).max())
+    assert frechet_distance((np.zeros(60), rounded), (np.zeros(60), few)) < 1e-5 * np.trace(few)
+
+
+def test_a_spectrum_that_ends_nowhere_is_cut_by_its_eigenvalues(monkeypatch):
+    basis = np.linalg.qr(np.random.default_rng(23).normal(size=(40, 40)))[0]
+    values = np.logspace(0, -17, 40)
+    smooth = basis * values @ basis.T
+    b = np.random.default_rng(24).permutation(values)
+    pair = [(np.zeros(40), smooth), (np.zeros(40), basis * b @ basis.T)]
+    assert frechet_distance(*pair) == pytest.approx(np.square(np.sqrt(values) - np.sqrt(b)).sum(), rel=1e-5)
+    without("eigh", monkeypatch)
+    with pytest.raises(AssertionError, match="eigh was called"):
+        factor(smooth)
+
+
+def test_eigenvalues_are_of_the_smaller_product(monkeypatch):
+    sizes = []
+    eigvalsh = scipy.linalg.eigvalsh
+
+    def watched(matrix, **options):
+        sizes.append(len(matrix))
+        return eigvalsh(matrix, **options)
+
+    monkeypatch.setattr(scipy.linalg, "eigvalsh", watched)
+    few, many = (moments(features(count, SMALL + 60, 25)) for count in (SMALL + 11, 3 * SMALL))
+    assert frechet_distance(few, many) == pytest.approx(frechet_distance(many, few), rel=1e-9)
+    assert sizes == [SMALL + 10] * 2
+
+
+def test_statistics_of_few_images_in_a_large_dimension():
+    for count in (2, 3, 40):
+        x, y = features(count, 400, 21), features(1000, 400, 22)
+        assert frechet_distance(moments(x), moments(y)) == pytest.approx(by_data(x, y), rel=1e-11)
+        with_constants = [np.column_stack([z, np.full((len(z), 3), 0.1), z[:, :5]]) for z in (x, y)]
+        expected = by_data(*with_constants)
+        assert frechet_distance(*(moments(z) for z in with_constants)) == pytest.approx(expected, rel=1e-11)

@@ -1,5 +1,7 @@
 """Conversion between uint8 and the data range, and writing images."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,16 @@ def test_png_and_npz_give_back_the_same_bytes(tmp_path, channels):
         assert torch.equal(torch.stack(list(read_images(path))), images)
     with np.load(tmp_path / "images.npz") as content:
         assert content["images"].shape == images.shape
+
+
+def test_pictures_are_not_waited_for_on_their_way_to_the_disk(tmp_path, monkeypatch):
+    waits = []
+    monkeypatch.setattr(os, "fsync", waits.append)
+    save_images(LEVELS, tmp_path)
+    assert not waits
+    save_npz(LEVELS, tmp_path / "images.npz")
+    assert len(waits) == 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["000000.png", "images.npz"]
 
 
 def test_writing_refuses_what_it_cannot_write_faithfully(tmp_path):

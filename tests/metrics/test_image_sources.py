@@ -3,7 +3,9 @@
 import io
 import os
 import pickle
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_var.errors import InputError
+from diffusion_var.errors import DiffusionVarWarning, InputError
 from diffusion_var.metrics import sources
 from diffusion_var.metrics.images import read_images
 
@@ -24,6 +26,11 @@ def encoded(pixels, kind="PNG", **options):
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    """One chunk of a PNG."""
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -122,6 +129,58 @@ class TestFiles:
         with pytest.raises(InputError, match=rf"cut\.{suffix}.* cannot be read as an image"):
             images[1]
 
+    def test_corrupt_files_can_be_skipped(self, make):
+        pixels = random_pixels(6, 32, 32, 3)
+        members = {f"{n}.png": encoded(image) for n, image in enumerate(pixels)}
+        members["0.png"] = b""
+        members["2.png"] = members["2.png"][: len(members["2.png"]) // 2]  # its header is whole
+        members["4.png"] = b"not an image at all"
+        path = make(members)
+        with pytest.raises(InputError, match=r"0\.png.*skip_corrupt"):
+            read_images(path)
+        with pytest.warns(DiffusionVarWarning, match=r"3 corrupt .*\(0\.png, 2\.png, 4\.png\); 3 are left"):
+            images = read_images(path, skip_corrupt=True)
+        assert images.skipped == ("0.png", "2.png", "4.png")
+        assert len(images) == 3
+        np.testing.assert_array_equal(torch.stack(list(images)), pixels[[1, 3, 5]].transpose(0, 3, 1, 2))
+        assert images.name(1).startswith("3.png") or images.name(1).endswith("3.png")
+
+    def test_skipping_says_nothing_where_nothing_is_corrupt(self, make):
+        path = make({f"{n}.png": encoded(random_pixels(4, 4)) for n in range(3)})
+        images = read_images(path, skip_corrupt=True)  # warnings are errors here
+        assert (len(images), images.skipped) == (3, ())
+
+    def test_skipping_does_not_pass_over_what_is_whole_but_wrong(self, make):
+        good = encoded(random_pixels(4, 4))
+        deep = encoded(np.full((4, 4), 40000, dtype=np.uint16))
+        path = make({"a.png": good, "b.png": good[:40], "odd.png": encoded(random_pixels(4, 5))})
+        with pytest.warns(DiffusionVarWarning), pytest.raises(InputError, match=r"odd\.png.*\(1, 4, 5\)"):
+            read_images(path, skip_corrupt=True)
+        deeper = write_zip(path.parent / "deep.zip", {"a.png": good, "deep.png": deep})
+        with pytest.raises(InputError, match=r"deep\.png.*8 bits"):
+            read_images(deeper, skip_corrupt=True)
+        none = write_zip(path.parent / "none.zip", {"a.png": b"x", "b.png": good[:40]})
+        with pytest.raises(InputError, match=r"none of the 2 images in .*none\.zip"):
+            read_images(none, skip_corrupt=True)
+
+    def test_refuses_a_header_that_declares_absurd_sizes(self, make, recwarn):
+        def png(width, height):
+            header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+            return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+        path = make({"bomb.png": png(60000, 60000)})
+        for skip in (False, True):
+            with pytest.raises(InputError, match=r"bomb\.png.* declares .*pixels; expected at most"):
+                read_images(path, skip_corrupt=skip)
+        large = write_zip(path.parent / "large.zip", {"large.png": png(9000, 9000)})
+        with pytest.raises(InputError, match=r"large\.png.* declares 9000x9000 pixels"):
+            read_images(large)
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.int32])
+    def test_refuses_tiffs_of_other_numbers(self, make, dtype):
+        with pytest.raises(InputError, match=r"deep\.tif.*8 bits"):
+            read_images(make({"deep.tif": encoded(np.full((4, 4), 7, dtype=dtype), "TIFF")}), channels=1)
+
     def test_refuses_16_bit_files(self, make):
         # PIL would clip (I;16) or truncate (RGB;16B) these without a word.
         grey = encoded(np.full((4, 4), 40000, dtype=np.uint16))
@@ -129,12 +188,6 @@ class TestFiles:
             read_images(make({"deep.png": grey}), channels=1)
 
     def test_refuses_16_bit_colour(self, make):
-        import struct
-        import zlib
-
-        def chunk(name, body):
-            return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
         header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
         rows = zlib.compress((b"\0" + b"\x12\x34" * 6) * 2)
         png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
@@ -174,6 +227,29 @@ class TestZip:
         with pytest.raises(InputError, match=r"1000000 bytes for 'bomb\.png'"):
             read_images(path)
 
+    def test_refuses_absurd_numbers_of_members(self, tmp_path, monkeypatch):
+        path = write_zip(tmp_path / "many.zip", {f"{n}.png": encoded(random_pixels(4, 4)) for n in range(5)})
+        monkeypatch.setattr(sources, "MOST_MEMBERS", 4)
+        with pytest.raises(InputError, match=r"many\.zip declares 5 members"):
+            read_images(path)
+
+    def test_refuses_members_that_overlap(self, tmp_path):
+        # The trick of small zip bombs: many entries of the directory point at the same packed bytes.
+        path = write_zip(tmp_path / "z.zip", {"0.png": encoded(random_pixels(64, 64))})
+        content = path.read_bytes()
+        start, end = content.index(b"PK\x01\x02"), content.index(b"PK\x05\x06")
+        entry = content[start:end]
+        tail = content[end : end + 8] + struct.pack("<HHIIH", 9, 9, 9 * len(entry), start, 0)
+        entries = b"".join(entry.replace(b"0.png", b"%d.png" % n) for n in range(9))
+        with pytest.raises(InputError, match=r"z\.zip declares 9 members of \d+ packed bytes"):
+            read_images(write(path, content[:start] + entries + tail))
+
+    def test_reads_the_zips_of_edm(self, tmp_path):
+        pixels = random_pixels(4, 8, 8, 3)
+        members = {f"0000{n // 2}/img0000000{n}.png": encoded(image) for n, image in enumerate(pixels)}
+        path = write_zip(tmp_path / "edm.zip", {**members, "dataset.json": b'{"labels": null}'})
+        np.testing.assert_array_equal(torch.stack(list(read_images(path))), pixels.transpose(0, 3, 1, 2))
+
     def test_refuses_what_is_no_zip(self, tmp_path):
         with pytest.raises(InputError, match=r"z\.zip cannot be read as a zip"):
             read_images(write(tmp_path / "z.zip", b"PK nonsense"))
@@ -186,105 +262,6 @@ class TestZip:
         content[content.index(b"IDAT") + 20] ^= 1
         with pytest.raises(InputError, match=r"a\.png in .*z\.zip cannot be read"):
             read_images(write(tmp_path / "z.zip", bytes(content)))
-
-
-class TestArrays:
-    @pytest.mark.parametrize(
-        ("shape", "order"),
-        [
-            ((5, 1, 8, 8), (0, 1, 2, 3)),
-            ((5, 3, 8, 9), (0, 1, 2, 3)),
-            ((5, 4, 8, 9), (0, 1, 2, 3)),
-            ((5, 8, 9, 1), (0, 3, 1, 2)),
-            ((5, 8, 9, 3), (0, 3, 1, 2)),
-            ((5, 8, 9, 4), (0, 3, 1, 2)),
-            ((5, 3, 8, 3), (0, 1, 2, 3)),  # ambiguous: channels first
-            ((5, 4, 8, 3), (0, 3, 1, 2)),
-        ],
-    )
-    @pytest.mark.parametrize("suffix", [".npy", ".npz"])
-    def test_layouts(self, tmp_path, shape, order, suffix):
-        array = random_pixels(*shape)
-        path = tmp_path / f"a{suffix}"
-        np.save(path, array) if suffix == ".npy" else np.savez(path, array)
-        images = read_images(path)
-        expected = array.transpose(order)
-        assert len(images) == 5
-        assert images.shape == expected.shape[1:]
-        np.testing.assert_array_equal(torch.stack(list(images)), expected)
-
-    def test_three_axes_are_grey(self, tmp_path):
-        array = random_pixels(3, 8, 9)
-        np.save(tmp_path / "a.npy", array)
-        images = read_images(tmp_path / "a.npy")
-        assert images.shape == (1, 8, 9)
-        np.testing.assert_array_equal(images[2][0], array[2])
-
-    def test_keys_in_order(self, tmp_path):
-        arrays = {
-            key: np.full((2, 1, 4, 4), n, dtype=np.uint8) for n, key in enumerate(["images", "arr_0", "samples", "x"])
-        }
-        labels = np.arange(2)
-        for n, key in enumerate(arrays):
-            np.savez(
-                tmp_path / "a.npz", labels=labels, **{k: v for k, v in arrays.items() if k >= "" and v[0, 0, 0, 0] >= n}
-            )
-            assert int(read_images(tmp_path / "a.npz")[0][0, 0, 0]) == n, key
-        np.savez(tmp_path / "only.npz", whatever=arrays["x"])
-        assert len(read_images(tmp_path / "only.npz")) == 2
-        np.savez(tmp_path / "two.npz", first=arrays["x"], second=arrays["x"])
-        with pytest.raises(InputError, match=r"two\.npz holds the arrays \['first', 'second'\]"):
-            read_images(tmp_path / "two.npz")
-        np.savez(tmp_path / "fid.npz", mu=np.zeros(2), sigma=np.eye(2))
-        with pytest.raises(InputError, match="feature statistics, not images"):
-            read_images(tmp_path / "fid.npz")
-
-    def test_floats_keep_their_values_as_float32(self, tmp_path):
-        array = np.random.default_rng(0).normal(size=(3, 1, 4, 4))
-        np.save(tmp_path / "a.npy", array)
-        image = read_images(tmp_path / "a.npy")[1]
-        assert image.dtype == torch.float32
-        np.testing.assert_array_equal(image, array[1].astype(np.float32))
-
-    def test_channels_convert_as_pil_does(self, tmp_path):
-        array = random_pixels(2, 16, 16, 3)
-        np.save(tmp_path / "a.npy", array)
-        grey = read_images(tmp_path / "a.npy", channels=1)
-        assert grey.shape == (1, 16, 16)
-        np.testing.assert_array_equal(grey[1][0], np.array(Image.fromarray(array[1]).convert("L")))
-        np.save(tmp_path / "f.npy", array.astype(np.float32))
-        np.testing.assert_allclose(read_images(tmp_path / "f.npy", channels=1)[1], grey[1].float(), atol=0.51)
-        np.save(tmp_path / "g.npy", array[..., :1])
-        np.testing.assert_array_equal(
-            read_images(tmp_path / "g.npy", channels=3)[0], np.repeat(array[0, ..., :1].transpose(2, 0, 1), 3, 0)
-        )
-        np.save(tmp_path / "l.npy", random_pixels(2, 4, 8, 8))
-        with pytest.raises(InputError, match="4 channels"):
-            read_images(tmp_path / "l.npy", channels=3)
-
-    @pytest.mark.parametrize(
-        ("array", "message"),
-        [
-            (np.zeros((4, 8, 8), dtype=np.int64), "int64"),
-            (np.zeros((4, 64), dtype=np.uint8), r"\(4, 64\)"),
-            (np.zeros((4, 2, 8, 8), dtype=np.uint8), r"\(4, 2, 8, 8\)"),
-            (np.zeros((0, 1, 8, 8), dtype=np.uint8), "no images"),
-            (np.array([{}], dtype=object), "cannot be read"),
-        ],
-    )
-    def test_refuses_what_is_no_array_of_images(self, tmp_path, array, message):
-        np.save(tmp_path / "a.npy", array, allow_pickle=True)
-        with pytest.raises(InputError, match=rf"a\.npy.*{message}"):
-            read_images(tmp_path / "a.npy")
-
-    @pytest.mark.parametrize("suffix", [".npy", ".npz"])
-    def test_refuses_truncated_files(self, tmp_path, suffix):
-        path = tmp_path / f"a{suffix}"
-        np.save(path, random_pixels(4, 1, 8, 8)) if suffix == ".npy" else np.savez(path, random_pixels(4, 1, 8, 8))
-        for length in (0, 20, path.stat().st_size // 2):
-            write(tmp_path / f"cut{suffix}", path.read_bytes()[:length])
-            with pytest.raises(InputError, match=rf"cut\{suffix} cannot be read"):
-                read_images(tmp_path / f"cut{suffix}")
 
 
 def test_refuses_missing_and_unknown_sources(tmp_path):

@@ -7,7 +7,7 @@ from torch import nn
 
 from diffusion_var.app.digits import digits_splits
 from diffusion_var.errors import InputError, NumericalError
-from diffusion_var.metrics.features import DigitsFeatures
+from diffusion_var.metrics.classifier_features import ClassifierFeatures, DigitsFeatures
 from diffusion_var.randomness import generator
 from diffusion_var.training.classifier import accuracy, augment, train_classifier
 
@@ -23,6 +23,44 @@ def test_learns_digits_in_a_few_epochs(digits):
     )
     assert not network.training
     assert accuracy(network, digits.score.images, digits.score.labels) > 0.9
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_learns_larger_colour_images(autocast):
+    """Squares of one of three colours, of any brightness and place, in 18×14 pixels: two stages."""
+    stream = np.random.default_rng(0)
+    labels = torch.from_numpy(np.arange(240) % 3)
+    images = torch.zeros(240, 3, 18, 14, dtype=torch.uint8)
+    for image, label in zip(images, labels, strict=True):
+        down, right, bright = stream.integers(0, 10), stream.integers(0, 8), stream.integers(120, 256)
+        image[label, down : down + 5, right : right + 5] = int(bright)
+    network = ClassifierFeatures(3, (18, 14), 3, width=8, dimension=16)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    train_classifier(network, images[:180], labels[:180], epochs=6, batch_size=32, autocast=autocast, progress=False)
+    assert accuracy(network, images[180:], labels[180:]) > 0.95
+    for name, value in network.state_dict().items():
+        assert value.dtype == torch.float32
+        assert not torch.equal(value, before[name]), name
+
+
+def test_autocast_computes_in_that_precision_and_nothing_else_changes(digits):
+    seen = []
+
+    class Watched(DigitsFeatures):
+        def logits(self, x):
+            out = super().logits(x)
+            seen.append(out.dtype)
+            return out
+
+    def trained(autocast):
+        return train_classifier(
+            Watched(), digits.train.images[:90], digits.train.labels[:90], epochs=1, autocast=autocast, progress=False
+        ).state_dict()
+
+    full, half = trained(None), trained(torch.bfloat16)
+    assert seen == [torch.float32, torch.bfloat16]
+    assert all(torch.allclose(full[name], half[name], atol=5e-3) for name in full)
+    assert any(not torch.equal(full[name], half[name]) for name in full)
 
 
 def test_depends_on_the_seed_alone_and_leaves_global_generators_alone(digits):

@@ -1,0 +1,121 @@
+"""What a comparison says of who wins, in sentences made from its scores alone.
+
+All methods start from the same noise, so that two of them are compared by the differences of their scores seed by seed:
+one is better if the mean difference is larger than the differences' own standard deviation over the seeds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from ..metrics.score import HIGHER_IS_BETTER
+from .compare import Cell, Comparison
+
+
+def findings(result: Comparison) -> list[str]:
+    """Who wins at each number of steps by the first metric, and where the analytic variance does not help."""
+    metric = result.options.metrics[0]
+    return [
+        *(_winner(result, k, metric) for k in result.options.all_steps),
+        *_family_findings(result, metric),
+        *_cap_findings(result, metric),
+    ]
+
+
+def verdict(a: Cell, b: Cell, metric: str) -> int:
+    """-1: a is better than b; 1: worse; 0: the seeds do not tell (one seed tells nothing)."""
+    difference = np.subtract(a.scores[metric], b.scores[metric])
+    spread = float(np.std(difference, ddof=1)) if len(difference) > 1 else float("inf")
+    sign = -1 if metric in HIGHER_IS_BETTER else 1
+    return 0 if abs(difference.mean()) <= spread else sign * int(np.sign(difference.mean()))
+
+
+def score_text(scores: list[float], metric: str) -> str:
+    """Mean ± standard deviation; a KID's size depends on the network's features, so it gets three digits."""
+    if not scores:
+        return "–"
+    form = ".3g" if metric == "kid" else ".3f" if metric in HIGHER_IS_BETTER else ".2f"
+    return f"{np.mean(scores):{form}}" + (f" ± {np.std(scores, ddof=1):{form}}" if len(scores) > 1 else "")
+
+
+def score_rows(result: Comparison, metric: str) -> list[tuple[str, list[tuple[str, bool]]]]:
+    """Rows (label, [(score text, best of its column), …]) for the table; "–" where a method was not run."""
+    steps = result.options.all_steps
+    best = {k: result.column(k, metric)[0].mean(metric) for k in steps}
+    rows = []
+    for method in result.options.methods:
+        cells = [(k, result.cell(method, k)) for k in steps]
+        rows.append(
+            (
+                method.label,
+                [
+                    ("–", False) if c is None else (score_text(c.scores[metric], metric), c.mean(metric) == best[k])
+                    for k, c in cells
+                ],
+            )
+        )
+    return rows
+
+
+def _winner(result: Comparison, steps: int, metric: str) -> str:
+    ranked = result.column(steps, metric)
+    first = ranked[0]
+    near = [c.method.label for c in ranked[1:] if verdict(c, first, metric) == 0]
+    who = ""
+    if len(ranked) > 1:
+        who = (
+            f"; not told apart from it: {', '.join(near)}"
+            if near
+            else "; every other method is worse beyond the spread"
+        )
+    fixed = [c for c in ranked if c.method.covariance != "analytic"]
+    who += "."
+    if len(fixed) < len(ranked) and fixed:
+        who += (
+            " A fixed variance wins here: the measured one does not help."
+            if fixed[0] is first
+            else f" The best fixed choice is {fixed[0].method.label} with {_text(fixed[0], metric)}."
+        )
+    return f"K = {steps}: {first.method.label} has the best score, {_text(first, metric)}{who}"
+
+
+def _family_findings(result: Comparison, metric: str) -> list[str]:
+    """Within one η and number of steps, each analytic row against the best fixed row."""
+    out = []
+    for eta in sorted({m.eta for m in result.options.methods}, reverse=True):
+        for k in result.options.all_steps:
+            cells = [c for c in result.column(k, metric) if c.method.eta == eta]
+            fixed = [c for c in cells if c.method.covariance != "analytic"]
+            analytic = [c for c in cells if c.method.covariance == "analytic"]
+            if not fixed or not analytic:
+                continue
+            signs = [verdict(c, fixed[0], metric) for c in analytic]
+            worse = [f"{c.method.label} ({_text(c, metric)})" for c, s in zip(analytic, signs, strict=True) if s == 1]
+            family = "DDPM" if eta == 1 else "DDIM" if eta == 0 else f"η = {eta:g}"
+            text = (
+                f"{family}, K = {k}: against {fixed[0].method.label} ({_text(fixed[0], metric)}), {signs.count(-1)} of "
+                f"{len(analytic)} analytic rows are better, {signs.count(0)} not told apart, {signs.count(1)} worse"
+            )
+            out.append(f"{text}: {', '.join(worse)}." if worse else f"{text}.")
+    return out
+
+
+def _cap_findings(result: Comparison, metric: str) -> list[str]:
+    """Where the last-step noise cap helps and where it harms."""
+    verdicts = []
+    for cell in (c for c in result.cells if c.method.final_noise_cap is not None):
+        twin = result.cell(dataclasses.replace(cell.method, final_noise_cap=None, name=None), cell.steps)
+        if twin is not None:
+            verdicts.append(verdict(cell, twin, metric))
+    if not verdicts:
+        return []
+    helped, undecided, harmed = (verdicts.count(sign) for sign in (-1, 0, 1))
+    return [
+        f"The cap on the last noise helps in {helped} cells, harms in {harmed}; in {undecided} the seeds do not tell."
+    ]
+
+
+def _text(cell: Cell, metric: str) -> str:
+    return score_text(cell.scores[metric], metric)

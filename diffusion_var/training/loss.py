@@ -1,0 +1,74 @@
+"""The simple loss E‖ε̂ − ε‖² over n ~ U{1…N} (DDPM, arXiv:2006.11239, eq. 14), for training and for measuring."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..metrics.images import to_float
+from ..process.schedule import NoiseSchedule
+from ..randomness import generator, normal
+
+
+def simple_loss(
+    network: Any,
+    x_0: torch.Tensor,
+    schedule: NoiseSchedule,
+    stream: np.random.Generator,
+    n: torch.Tensor | None = None,
+    share: slice = slice(None),
+) -> torch.Tensor:
+    """‖ε̂ − ε‖² averaged over a batch (B, C, H, W) at random indices, or at the given n (B,).
+
+    `share` is the part of the batch to evaluate; noise and indices are drawn for all of it, so that parts fit together.
+    """
+    if n is None:
+        n = torch.from_numpy(stream.integers(1, schedule.num_steps + 1, size=len(x_0)))
+    x_0, n, eps = x_0[share], n[share], normal(stream, *x_0.shape)[share]
+    alpha, sigma = (
+        torch.from_numpy(array[n.numpy()]).float()[:, None, None, None] for array in (schedule.alpha, schedule.sigma)
+    )
+    timestep = torch.from_numpy(schedule.timestep[n.numpy()]).float()  # not every device knows float64
+    device = next(network.parameters()).device
+    out = network((alpha * x_0 + sigma * eps).to(device), timestep.to(device)).sample
+    return torch.nn.functional.mse_loss(out.float(), eps.to(device))
+
+
+@torch.no_grad()
+def evaluation_loss(
+    network: Any, images: torch.Tensor, schedule: NoiseSchedule, repeats: int = 4, batch_size: int = 256
+) -> float:
+    """The simple loss with fixed noise and indices spread evenly: comparable between steps and runs."""
+    total = 0.0
+    for repeat in range(repeats):
+        stream = generator(0, "evaluation loss", repeat)
+        offset = int(stream.integers(schedule.num_steps))
+        n = (torch.arange(len(images)) * schedule.num_steps // len(images) + offset) % schedule.num_steps + 1
+        for part, indices in zip(torch.split(images, batch_size), torch.split(n, batch_size), strict=True):
+            total += float(simple_loss(network, part, schedule, stream, indices)) * len(part)
+    return total / (repeats * len(images))
+
+
+def float_images(images: Any, chosen: Any) -> torch.Tensor:
+    """The chosen images of a tensor or Dataset, (B, C, H, W) float32; uint8 is scaled to [-1, 1]."""
+    if isinstance(images, torch.Tensor):
+        batch = images[torch.as_tensor(chosen)]
+    else:
+        batch = torch.stack([_image(images[int(i)]) for i in chosen])
+    if batch.dtype != torch.uint8 and not batch.is_floating_point():
+        raise InputError(f"the images are {batch.dtype}; expected uint8 (0..255) or floats in the data range.")
+    return to_float(batch) if batch.dtype == torch.uint8 else batch.float()
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` indices below `count`, evenly spread: the classes of a sorted data set are all among them."""
+    chosen = min(count, most)
+    return [i * count // chosen for i in range(chosen)]
+
+
+def _image(item: Any) -> torch.Tensor:
+    """The image of a Dataset's item, which labelled ones give with its label."""
+    return torch.as_tensor(item[0] if isinstance(item, tuple | list) else item)

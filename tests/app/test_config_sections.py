@@ -1,0 +1,91 @@
+"""Configs with sections: one file for a whole experiment, each command taking its part; and the bundled ones."""
+
+from pathlib import Path
+
+import pytest
+
+from diffusion_var.app.config import SECTIONS, load_options, read_yaml
+from diffusion_var.app.options import CompareOptions, EstimateOptions, SampleOptions
+from diffusion_var.app.training import TrainUNetOptions
+from diffusion_var.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+BOTH = """\
+train_unet:
+  images: digits:train
+  out: runs/model
+  unet: {layers_per_block: 1}
+  steps: 7
+compare:
+  steps: [2, 3]
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A function that writes a config."""
+
+    def write(text):
+        path = tmp_path / "c.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_each_command_takes_its_own_section(config):
+    path = config(BOTH)
+    training = load_options(TrainUNetOptions, {}, path, "train_unet")
+    assert (training.steps, training.unet, training.out) == (7, {"layers_per_block": 1}, Path("runs/model"))
+    assert load_options(CompareOptions, {}, path, "compare").steps == [2, 3]
+
+
+def test_the_demo_is_a_comparison(config):
+    assert load_options(CompareOptions, {}, config(BOTH), "demo").steps == [2, 3]
+
+
+def test_flags_win_over_a_section(config):
+    options = load_options(TrainUNetOptions, {"steps": "9", "seed": None}, config(BOTH), "train_unet")
+    assert (options.steps, options.seed, options.images) == (9, 0, "digits:train")
+
+
+def test_a_file_of_one_command_needs_no_sections(config):
+    path = config("images: a\nout: b\nsteps: 3\n")
+    assert load_options(TrainUNetOptions, {}, path, "train_unet").steps == 3
+
+
+def test_a_missing_or_empty_section_is_named(config):
+    with pytest.raises(InputError, match=r"has the sections train_unet, compare, but none called estimate"):
+        load_options(EstimateOptions, {}, config(BOTH), "estimate")
+    for content in ("compare:\n", "compare: 5\n", "compare: [1]\n"):
+        with pytest.raises(InputError, match="none called compare that holds options"):
+            load_options(CompareOptions, {}, config(content), "compare")
+
+
+def test_a_misspelt_section_is_an_unknown_option(config):
+    with pytest.raises(InputError, match=r"trian_unet: unknown option"):
+        load_options(CompareOptions, {}, config(BOTH.replace("train_unet", "trian_unet")), "compare")
+
+
+def test_problems_within_a_section_are_listed_at_once(config):
+    path = config("train_unet: {images: a, out: b, unet: 5, steps: x, colour: red, mixed_precision: fp16}\n")
+    with pytest.raises(InputError, match="4 problems") as error:
+        load_options(TrainUNetOptions, {}, path, "train_unet")
+    lines = [line.strip() for line in str(error.value).splitlines()[1:]]
+    assert sorted(line.split(":")[0] for line in lines) == ["colour", "mixed_precision", "steps", "unet"]
+
+
+def test_a_section_is_not_mistaken_for_options_of_another_kind():
+    """No option has the name of a section, so that a file is one or the other."""
+    for kind in (EstimateOptions, SampleOptions, CompareOptions, TrainUNetOptions):
+        assert not SECTIONS & set(kind.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_bundled_configs_are_valid(path):
+    kinds = {"compare": CompareOptions, "train_unet": TrainUNetOptions}
+    content = read_yaml(path)
+    sections = set(content) & SECTIONS or {"compare"}
+    assert sections & set(kinds)
+    for section in sections & set(kinds):
+        load_options(kinds[section], {}, path, section)
