@@ -36,8 +36,11 @@ def score_text(scores: list[float], metric: str) -> str:
     """Mean ± standard deviation; a KID's size depends on the network's features, so it gets three digits."""
     if not scores:
         return "–"
-    form = ".3g" if metric == "kid" else ".3f" if metric in HIGHER_IS_BETTER else ".2f"
-    return f"{np.mean(scores):{form}}" + (f" ± {np.std(scores, ddof=1):{form}}" if len(scores) > 1 else "")
+    parts = [float(np.mean(scores)), *([float(np.std(scores, ddof=1))] if len(scores) > 1 else [])]
+    if metric == "kid":
+        return " ± ".join(f"{part:.0f}" if abs(part) >= 100 else f"{part:.3g}" for part in parts)
+    digits = 3 if metric in HIGHER_IS_BETTER else 2
+    return " ± ".join(f"{part:.{digits}f}" for part in parts)
 
 
 def score_rows(result: Comparison, metric: str) -> list[tuple[str, list[tuple[str, bool]]]]:

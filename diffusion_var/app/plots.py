@@ -78,6 +78,8 @@ def score_curves(result: Comparison, metric: str) -> Figure:
     etas = sorted({m.eta for m in result.options.methods}, reverse=True)
     figure, axes = new_figure(6.2 * len(etas), 4.9, columns=len(etas))
     panels = np.atleast_1d(axes)
+    for panel in panels[1:]:
+        panel.sharey(panels[0])
     for eta, panel in zip(etas, panels, strict=True):
         methods = [m for m in result.options.methods if m.eta == eta]
         # Side by side, so that error bars do not hide each other.

@@ -7,15 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..errors import InputError
 from ..metrics.collect import collect
 from ..metrics.evaluate import evaluate
 from ..metrics.features import FeatureNetwork, load_features
 from ..metrics.score import Score
 from .commands import require_new_file
-from .data import open_images
+from .data import open_device, open_images
 from .options import FidOptions, StatsOptions
 
 _TITLES = {"fid": "FID", "fid_infinity": "FID∞", "kid": "KID"}
@@ -26,7 +24,7 @@ def run_stats(options: StatsOptions) -> None:
     if options.out.suffix.lower() != ".npz":
         raise InputError(f"the output {options.out} does not end in .npz; give the file that suffix.")
     require_new_file(options.out, options.overwrite)
-    device = _device(options.device)
+    device = open_device(options.device)
     images = open_images(options.images, options.download, options.skip_corrupt)
     sample = collect(
         images,
@@ -44,7 +42,7 @@ def run_stats(options: StatsOptions) -> None:
 
 def run_fid(options: FidOptions) -> None:
     """Print scores of images against a reference, with their protocol."""
-    device = _device(options.device)
+    device = open_device(options.device)
     images, reference = (
         _side(name, options.download, options.skip_corrupt) for name in (options.images, options.reference)
     )
@@ -75,16 +73,6 @@ def _features(options: StatsOptions | FidOptions) -> FeatureNetwork:
 def _side(name: str, download: bool, skip_corrupt: bool) -> Any:
     """An npz goes to the harness by name, since it may hold statistics instead of images."""
     return name if Path(name).suffix.lower() == ".npz" else open_images(name, download, skip_corrupt)
-
-
-def _device(name: str | None) -> torch.device:
-    """The device of that name; by default the GPU if there is one."""
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"the device {name!r} cannot be used ({str(error).splitlines()[0]}); try cpu.") from error
-    return device
 
 
 def _json_lines(scores: dict[str, Score]) -> list[str]:

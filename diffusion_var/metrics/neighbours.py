@@ -12,8 +12,8 @@ For M fakes drawn like the N reals the expected density is 1, and the expected c
 of a real image lies in the ball of every real that has that image as k-th neighbour (`<` would leave that to rounding).
 
 Distances come from ‖x‖² + ‖y‖² − 2 x·y in float64, after subtracting the reals' mean, in slabs of rows, so that memory
-is a copy of the features and a slab. Rounding of that sum is about ε √D (‖x‖² + ‖y‖²): distances below it are 0, and
-equal to it are within the ball, so that repeated and copied images count as such.
+is a copy of the features and a slab. Rounding of that sum is less than about ε √D (‖x‖² + ‖y‖²); what is outside a
+ball by no more is inside, so that repeated and copied images count as such.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ class _Points:
             total = self.squares[rows, None] + others.squares
             distances = total - 2 * (self.values[rows] @ others.values.T)
             total *= EPSILON * (8 + np.sqrt(self.values.shape[1]))
-            distances[distances <= total] = 0.0
             yield rows, distances, total
 
     def radii(self, k: int) -> Array:

@@ -1,8 +1,5 @@
-"""A small training run for tests of interruptions and of several processes.
-
-As a script:  small_training.py kill CHECKPOINT CALLS   waits at that image, to be killed
-              small_training.py train WEIGHTS           trains without dropout and writes the weights (for torchrun)
-"""
+"""A small training run, interrupted by tests. As a script (small_training.py CHECKPOINT N) it stops at look N at an
+image, to be killed."""
 
 import sys
 import time
@@ -14,7 +11,7 @@ from torch.utils.data import Dataset
 
 import diffusion_var as dv
 from diffusion_var.randomness import generator
-from diffusion_var.training.unet import TrainingResult, UNetTraining, processes, train_unet
+from diffusion_var.training.unet import TrainingResult, UNetTraining, train_unet
 
 SCHEDULE = dv.NoiseSchedule.linear(100, 1e-3, 0.1)
 SETTINGS = {"steps": 9, "batch_size": 4, "warmup_steps": 3, "evaluate_every": 4, "flip": True, "seed": 3}
@@ -70,17 +67,11 @@ def weights(result: TrainingResult) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    command, path, *rest = sys.argv[1:]
-    if command == "kill":
+    stop_at = int(sys.argv[2])
 
-        def wait(call: int) -> None:
-            if call == int(rest[0]):
-                print("waiting", flush=True)
-                time.sleep(600)
+    def wait(call: int) -> None:
+        if call == stop_at:
+            print("waiting", flush=True)
+            time.sleep(600)
 
-        train(Images(wait), Path(path))
-    else:
-        result = train(network=small_unet(dropout=0.0))
-        if processes().is_main_process:
-            torch.save({"weights": weights(result), "processes": processes().num_processes}, path)
-        processes().destroy_process_group()
+    train(Images(wait), Path(sys.argv[1]))

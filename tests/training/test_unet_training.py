@@ -9,10 +9,10 @@ from small_training import Images, small_unet, train, weights
 
 import diffusion_var as dv
 from diffusion_var.errors import InputError, NumericalError
-from diffusion_var.randomness import generator
 from diffusion_var.metrics.images import to_float
+from diffusion_var.randomness import generator
 from diffusion_var.training.loss import evaluation_loss, float_images, simple_loss, spread
-from diffusion_var.training.unet import UNetTraining, train_unet
+from diffusion_var.training.unet import UNetTraining, _share, train_unet
 
 SCHEDULE = dv.NoiseSchedule.linear(100, 1e-3, 0.1)
 
@@ -40,7 +40,7 @@ def test_trained_weights_approach_the_closed_form() -> None:
     variance = 0.25
     images = 0.5 * torch.from_numpy(generator(1, "data").standard_normal((4000, 1, 4, 4))).float()
     network = Linear()
-    settings = UNetTraining(steps=1500, learning_rate=2e-2, weight_decay=0.0, warmup_steps=10)
+    settings = UNetTraining(steps=600, learning_rate=5e-2, weight_decay=0.0, warmup_steps=10)
     result = train_unet(network, images, SCHEDULE, settings, progress=False)
     alpha, sigma = SCHEDULE.alpha[1:], SCHEDULE.sigma[1:]
     expected = sigma / (alpha**2 * variance + sigma**2)
@@ -184,8 +184,29 @@ def test_half_of_the_images_are_mirrored(flip: bool) -> None:
     assert int(result.network.calls) == 10  # buffers follow  # type: ignore[union-attr]
 
 
+def test_dropout_drops_anew_at_every_step() -> None:
+    class Dropped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+            self.masks: list[tuple[bool, ...]] = []
+
+        def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> Out:
+            if self.training:
+                self.masks.append(tuple((torch.nn.functional.dropout(torch.ones(64)) > 0).tolist()))
+            return Out(self.weight * x)
+
+    runs = [Dropped() for _ in range(3)]
+    for network, seed in zip(runs, (0, 0, 1), strict=True):
+        settings = UNetTraining(5, batch_size=2, seed=seed)
+        train_unet(network, torch.ones(4, 1, 2, 2), SCHEDULE, settings, progress=False)
+    assert len(set(runs[0].masks)) == 5
+    assert runs[0].masks == runs[1].masks
+    assert not set(runs[0].masks) & set(runs[2].masks)
+
+
 def test_the_average_is_that_of_the_weights() -> None:
-    """EMAModel's warm-up: decay (1 + k)/(10 + k) before step k + 1 of the average, at most `ema_decay`."""
+    """diffusers' warm-up: after step k + 1 the decay is (1 + k)/(10 + k), at most `ema_decay`; after the first, 0."""
 
     class Drift(torch.nn.Module):
         def __init__(self) -> None:
@@ -195,18 +216,18 @@ def test_the_average_is_that_of_the_weights() -> None:
 
         def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> Out:
             if self.training:
-                self.history.append(float(self.weight))
+                self.history.append(float(self.weight.detach()))
             return Out(self.weight * x)
 
     network = Drift()
     settings = UNetTraining(8, batch_size=4, learning_rate=0.1, warmup_steps=1, ema_decay=0.3)
     result = train_unet(network, torch.ones(4, 1, 2, 2), SCHEDULE, settings, progress=False)
     average = 0.0
-    for step, weight in enumerate([*network.history[1:], float(network.weight)]):
+    for step, weight in enumerate([*network.history[1:], float(network.weight.detach())]):
         decay = 0.0 if step == 0 else min((1 + step) / (10 + step), 0.3)
         average = decay * average + (1 - decay) * weight
     assert float(result.network.weight) == pytest.approx(average, rel=1e-5)  # type: ignore[arg-type]
-    assert float(network.weight) != pytest.approx(average, rel=1e-2)
+    assert float(network.weight.detach()) != pytest.approx(average, rel=1e-3)
 
 
 def test_precision_is_that_of_the_settings_whatever_accelerate_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,6 +262,9 @@ def test_wrong_settings(wrong: dict[str, object], said: str) -> None:
 
 
 def test_refusals() -> None:
+    assert _share(12, 3) == 4
+    with pytest.raises(InputError, match="batch_size=10 does not divide among 4 processes"):
+        _share(10, 4)
     with pytest.raises(InputError, match="there are no images"):
         train(torch.zeros(0, 1, 8, 8))
     broken = Linear()
