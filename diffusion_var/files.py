@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Collection
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO
 
@@ -59,7 +60,9 @@ def require_empty_folder(path: str | os.PathLike[str], overwrite: bool, ignore: 
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output {folder} is a file, but a folder is needed; choose another path.")
-    if folder.is_dir() and not overwrite and any(entry.name not in ignore for entry in folder.iterdir()):
+    # A process that was killed while it wrote leaves a temporary file, which is nobody's.
+    found = [e.name for e in folder.iterdir() if not fnmatch(e.name, ".*.tmp")] if folder.is_dir() else []
+    if not overwrite and any(name not in ignore for name in found):
         raise InputError(f"the output folder {folder} is not empty; choose another one or pass --overwrite.")
     return folder
 

@@ -2,7 +2,7 @@
 
     python scripts/train_unet.py --config configs/mnist.yaml --download
     python scripts/train_unet.py --config configs/mnist.yaml --images mnist.npz:train_x[:50000] ...
-    torchrun --nproc_per_node 4 scripts/train_unet.py --config configs/cifar10.yaml
+    torchrun --nproc_per_node 4 scripts/train_unet.py --config configs/mnist.yaml
 
 Interrupted, the same command goes on where it was. On several GPUs use torchrun or `accelerate launch`.
 """

@@ -50,8 +50,11 @@ class CellStore:
     def path(self, label: str, own: dict[str, Any]) -> Path:
         """The file of the cell that `own` describes; `label` is for people who look into the folder."""
         identity = json.dumps({**self.common, **own}, sort_keys=True, default=str)
-        name = re.sub(r"[^A-Za-z0-9.=-]+", "_", label).strip("_")
-        return self.folder / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:24]
+        # The label may have changed since: only the hash tells.
+        known = next(iter(self.folder.glob(f"*-{digest}.safetensors")), None)
+        name = re.sub(r"[^A-Za-z0-9.=-]+", "_", label).strip("_")[:80]
+        return known or self.folder / f"{name}-{digest}.safetensors"
 
     def load(self, label: str, own: dict[str, Any]) -> Measured | None:
         """A cell computed before; None, with a warning, also for one whose file is damaged."""
@@ -61,7 +64,7 @@ class CellStore:
         try:
             arrays, metadata = read_document(path, FORMAT, FORMAT_VERSION, "cell of a comparison")
         except InputError as error:
-            warnings.warn(f"{error} It is computed again.", DiffusionVarWarning, stacklevel=2)
+            warnings.warn(f"{error} This cell is computed again.", DiffusionVarWarning, stacklevel=2)
             return None
         return Measured({name: _score(content) for name, content in metadata["scores"].items()}, arrays["grid"])
 

@@ -21,14 +21,13 @@ _SETTINGS = "sampling.json"
 def run_compare(options: CompareOptions) -> None:
     """Measure, sample, score and write the report into `options.out`; prints the scores and who wins."""
     from .cells import FOLDER
-    from .compare import CHECKPOINT, TABLE, compare
+    from .compare import TABLE, compare
     from .findings import findings
     from .report import text_table, write_report
 
     # What a run of this command leaves is to be continued, not to be in the way.
-    own = [CHECKPOINT, TABLE, FOLDER]
     continues = (options.out / FOLDER).is_dir()
-    folder = require_empty_folder(options.out, options.overwrite or continues, ignore=own)
+    folder = require_empty_folder(options.out, options.overwrite or continues, ignore=[TABLE])
     result = compare(options, folder)
     print("3/3 writing the report")
     write_report(result, folder)

@@ -8,6 +8,7 @@ number of steps is a file (see `cells`); an interrupted run goes on with those t
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
@@ -20,21 +21,21 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from ..files import make_folder
-from ..metrics.features import load_features
 from ..metrics.images import to_uint8
 from ..metrics.score import HIGHER_IS_BETTER, Score, require_same_protocol
 from ..models.denoiser import Denoiser
 from ..sampling.sampler import Sampler
+from ..variance.allocation import check_budget, default_indices
 from ..variance.estimate import estimate
 from ..variance.table import VarianceTable
-from .cells import CellStore, Measured
+from .cells import FOLDER, CellStore, Measured
 from .data import open_images, open_model
 from .methods import make_sampler, make_steps
 from .options import CompareOptions, Method
 from .score_cells import Scoring, baseline_groups
 
-GRID_IMAGES = 16
-CHECKPOINT, TABLE = "table.checkpoint", "table.safetensors"
+GRID_IMAGES = 12
+TABLE = "table.safetensors"
 
 
 @dataclass
@@ -101,15 +102,14 @@ def compare(options: CompareOptions, folder: Path, announce: Callable[[str], Non
         trial = replace(method, covariance="beta_tilde") if method.covariance == "analytic" else method
         for k in options.method_steps(method):
             make_sampler(denoiser, trial, make_steps(denoiser.schedule, k, method.spacing), None)
-    features = load_features(
-        options.features, inception_weights=options.inception_weights, accept_weights=options.accept_weights
-    )
-    scoring = Scoring(options, features, denoiser.device)
-    groups = baseline_groups(options)
-    table = _table(options, denoiser, folder, announce)
+    check_budget(options.tolerance, options.max_evaluations, default_indices(denoiser.schedule))
+    sources = _open_sources(options)
+    scoring = Scoring(options, denoiser)
+    groups = baseline_groups(options, denoiser.shape)
+    table, table_file = _table(options, denoiser, sources, folder, announce)
     store = CellStore(folder, _common(options, denoiser, scoring))
     result = Comparison(options, table)
-    run = _Run(result, denoiser, scoring, store, options.table or folder / TABLE)
+    run = _Run(result, denoiser, scoring, store, table_file)
     announce("2/3 sampling and scoring")
     run.measure_cells()
     run.measure_baseline(groups)
@@ -128,43 +128,60 @@ def _sorted(value: Any) -> Any:
 
 
 def _check(options: CompareOptions) -> None:
-    lists: list[tuple[str, Any]] = [(name, getattr(options, name)) for name in ("steps", "seeds", "methods", "metrics")]
+    lists: list[tuple[str, Any]] = [(name, getattr(options, name)) for name in ("steps", "seeds", "metrics")]
     lists += [(f"steps of {m.label}", m.steps) for m in options.methods if m.steps is not None]
     for name, values in lists:
-        if not values or len({repr(v) for v in values}) != len(values):
+        if not values or len({*values}) != len(values):
             raise InputError(f"{name} must hold at least one value and none twice, but it is {values}.")
-    labels = [method.label for method in options.methods]
+    labels = [method.label.strip() for method in options.methods]
+    if not labels or "" in labels:
+        raise InputError("methods must hold at least one method, and none with an empty name.")
     if twice := [label for label in labels if labels.count(label) > 1]:
-        raise InputError(f"two methods are called {twice[0]!r}; give one of them another name.")
+        raise InputError(f"two methods are called {twice[0]!r}; remove one, or give it another name.")
     if options.count < 2 or options.batch_size < 1:
         raise InputError(
             f"count={options.count} and batch_size={options.batch_size} must be at least 2 (better hundreds) and 1."
         )
 
 
-def _table(
-    options: CompareOptions, denoiser: Denoiser, folder: Path, announce: Callable[[str], None]
-) -> VarianceTable | None:
-    """The table that is given; or one measured, or measured before, in `folder`; None where no method needs one."""
+def _open_sources(options: CompareOptions) -> Any:
+    """The given table, or the images to measure one on; None where no method needs one."""
     if all(method.covariance != "analytic" for method in options.methods):
-        announce("1/3 no method needs a variance table")
         return None
     if options.table is not None:
-        announce(f"1/3 the variance table is {options.table}")
         return VarianceTable.load(options.table)
-    images = open_images(options.table_images, options.download)
-    make_folder(folder)
+    return open_images(options.table_images, options.download)
+
+
+def _table(
+    options: CompareOptions, denoiser: Denoiser, sources: Any, folder: Path, announce: Callable[[str], None]
+) -> tuple[VarianceTable | None, Path]:
+    """The table and its file: the given one, or one measured in `folder`, now or by a run before."""
+    if sources is None or isinstance(sources, VarianceTable):
+        announce("1/3 no method needs a variance table" if sources is None else f"1/3 the table is {options.table}")
+        return sources, options.table or folder / TABLE
+    # A checkpoint serves this tolerance, budget and precision only: taken further, it would be another table.
+    wanted = [options.tolerance, options.max_evaluations, options.dtype, options.table_images, options.model]
+    wanted += [denoiser.fingerprint, _configuration(denoiser)]
+    name = hashlib.sha256(json.dumps(wanted, default=str).encode()).hexdigest()[:12]
+    make_folder(folder / FOLDER)
     announce(f"1/3 measuring the variance table of {options.model} on {options.table_images}")
-    # The checkpoint stays: the estimator knows by it whether a later run's table is this one.
+    # It stays: by it the estimator knows that a later run's table is this one.
     table = estimate(
         denoiser,
-        images,
+        sources,
         tolerance=options.tolerance,
         max_evaluations=options.max_evaluations,
-        checkpoint=folder / CHECKPOINT,
+        checkpoint=folder / FOLDER / f"table-{name}.checkpoint",
     )
     table.save(folder / TABLE)
-    return table
+    return table, folder / TABLE
+
+
+def _configuration(denoiser: Denoiser) -> str:
+    """What a diffusers network is besides its weights (activations, norms, ...), as text; empty for others."""
+    config = getattr(denoiser.network, "config", {})
+    return json.dumps({k: v for k, v in dict(config).items() if not k.startswith("_")}, sort_keys=True, default=str)
 
 
 def _common(options: CompareOptions, denoiser: Denoiser, scoring: Scoring) -> dict[str, Any]:
@@ -172,6 +189,7 @@ def _common(options: CompareOptions, denoiser: Denoiser, scoring: Scoring) -> di
     return {
         "version": metadata.version("diffusion-var"),
         "network": denoiser.fingerprint,
+        "configuration": _configuration(denoiser),
         "schedule": denoiser.schedule.digest,
         "prediction": denoiser.prediction,
         "clip": denoiser.clip,
@@ -238,12 +256,12 @@ class _Run:
         """Score each group of real images."""
         for g, images in enumerate(groups):
             label = f"real images {g}"
-            own = {"baseline": self.options.baseline, "group": g, "count": len(images)}
             sample = self.scoring.collect(images, label)
-            measured = self.store.load(label, {**own, "sha256": sample.origin["sha256"]})
+            own = {"real": sample.origin["sha256"]}
+            measured = self.store.load(label, own)
             if measured is None:
                 measured = Measured(self.scoring.scores(sample))
-                self.store.save(label, {**own, "sha256": sample.origin["sha256"]}, measured)
+                self.store.save(label, own, measured)
             for metric, score in measured.scores.items():
                 self.result.baseline.setdefault(metric, []).append(float(score))
             if len(images) == self.options.count:  # fewer are set beside the others, not compared with them

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from ..errors import InputError
-from ..files import require_writable_folder
+from ..files import make_folder
 from .options import DeviceHelp, ImagesHelp, Options, Positional
 
 if TYPE_CHECKING:
@@ -43,18 +43,20 @@ class TrainFeaturesOptions(Options):
     seed: Annotated[int, "seed of every random number"] = 0
     device: Annotated[str | None, DeviceHelp] = None
     download: Annotated[bool, "let torchvision download the data set"] = False
+    overwrite: Annotated[bool, "replace an existing file"] = False
 
 
 def run_train_features(options: TrainFeaturesOptions) -> ClassifierFeatures:
     """Train, measure and write the network that the options ask for."""
     from ..metrics.classifier_features import ClassifierFeatures, save_features
     from ..training.classifier import accuracy, train_classifier
+    from .commands import require_new_file
     from .data import open_device
 
     start = time.perf_counter()
     if options.out.suffix.lower() != ".safetensors":
         raise InputError(f"the output {options.out} does not end in .safetensors; give the file that suffix.")
-    require_writable_folder(options.out.parent)
+    require_new_file(make_folder(options.out.parent) / options.out.name, options.overwrite)
     device = open_device(options.device)
     (images, labels), test = _parts(options)
     classes = int(max(labels.max(), test[1].max())) + 1

@@ -1,24 +1,29 @@
 """What a comparison says of who wins, in sentences made from its scores alone.
 
 All methods start from the same noise, so that two of them are compared by the differences of their scores seed by seed:
-one is better if the mean difference is larger than the differences' own standard deviation over the seeds.
+one is better if a paired t-test over the seeds says so at the 5 % level (two-sided, each pair by itself).
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from ..metrics.score import HIGHER_IS_BETTER
 from .compare import Cell, Comparison
+from .options import Method
 
 
 def findings(result: Comparison) -> list[str]:
     """Who wins at each number of steps by the first metric, and where the analytic variance does not help."""
     metric = result.options.metrics[0]
+    winners = [_winner(result, k, metric) for k in result.options.all_steps]
+    if len(result.options.seeds) < 2:
+        return [*winners, "With one seed no two methods can be told apart; give more seeds."]
     return [
-        *(_winner(result, k, metric) for k in result.options.all_steps),
+        *winners,
         *_family_findings(result, metric),
         *_cap_findings(result, metric),
     ]
@@ -26,10 +31,15 @@ def findings(result: Comparison) -> list[str]:
 
 def verdict(a: Cell, b: Cell, metric: str) -> int:
     """-1: a is better than b; 1: worse; 0: the seeds do not tell (one seed tells nothing)."""
+    from scipy.special import stdtrit
+
     difference = np.subtract(a.scores[metric], b.scores[metric])
-    spread = float(np.std(difference, ddof=1)) if len(difference) > 1 else float("inf")
+    count = len(difference)
+    if count < 2:
+        return 0
+    least = stdtrit(count - 1, 0.975) * np.std(difference, ddof=1) / np.sqrt(count)
     sign = -1 if metric in HIGHER_IS_BETTER else 1
-    return 0 if abs(difference.mean()) <= spread else sign * int(np.sign(difference.mean()))
+    return 0 if abs(difference.mean()) <= least else sign * int(np.sign(difference.mean()))
 
 
 def score_text(scores: list[float], metric: str) -> str:
@@ -67,20 +77,15 @@ def _winner(result: Comparison, steps: int, metric: str) -> str:
     first = ranked[0]
     near = [c.method.label for c in ranked[1:] if verdict(c, first, metric) == 0]
     who = ""
-    if len(ranked) > 1:
-        who = (
-            f"; not told apart from it: {', '.join(near)}"
-            if near
-            else "; every other method is worse beyond the spread"
-        )
+    if len(ranked) > 1 and len(first.scores[metric]) > 1:
+        who = f"; not told apart from it: {', '.join(near)}" if near else "; every other method is worse"
     fixed = [c for c in ranked if c.method.covariance != "analytic"]
+    analytic = [c for c in ranked if c.method.covariance == "analytic"]
     who += "."
-    if len(fixed) < len(ranked) and fixed:
-        who += (
-            " A fixed variance wins here: the measured one does not help."
-            if fixed[0] is first
-            else f" The best fixed choice is {fixed[0].method.label} with {_text(fixed[0], metric)}."
-        )
+    if fixed and analytic and fixed[0] is first and verdict(analytic[0], first, metric) == 1:
+        who += " A fixed variance wins here: the measured one does not help."
+    elif fixed and analytic and fixed[0] is not first:
+        who += f" The best fixed choice is {fixed[0].method.label} with {_text(fixed[0], metric)}."
     return f"K = {steps}: {first.method.label} has the best score, {_text(first, metric)}{who}"
 
 
@@ -109,15 +114,22 @@ def _cap_findings(result: Comparison, metric: str) -> list[str]:
     """Where the last-step noise cap helps and where it harms."""
     verdicts = []
     for cell in (c for c in result.cells if c.method.final_noise_cap is not None):
-        twin = result.cell(dataclasses.replace(cell.method, final_noise_cap=None, name=None), cell.steps)
+        wanted = _plain(cell.method, final_noise_cap=None)
+        twin = next((c for c in result.cells if c.steps == cell.steps and _plain(c.method) == wanted), None)
         if twin is not None:
             verdicts.append(verdict(cell, twin, metric))
     if not verdicts:
         return []
     helped, undecided, harmed = (verdicts.count(sign) for sign in (-1, 0, 1))
     return [
-        f"The cap on the last noise helps in {helped} cells, harms in {harmed}; in {undecided} the seeds do not tell."
+        f"The cap on the last noise helps in {helped} of {len(verdicts)} cells and harms in {harmed}; "
+        f"in {undecided} the seeds do not tell."
     ]
+
+
+def _plain(method: Method, **changes: Any) -> Method:
+    """The method without its name and its own steps, which do not decide a cell."""
+    return dataclasses.replace(method, name=None, steps=None, **changes)
 
 
 def _text(cell: Cell, metric: str) -> str:

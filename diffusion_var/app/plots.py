@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from .compare import Comparison
+    from .options import Method
 
 _BAND = 1.96
 TITLES = {"fid": "Fréchet distance", "kid": "kernel distance"}
@@ -30,6 +31,7 @@ _COLOURS = {
     "pixel": "#e69f00",
     "dct": "#009e73",
 }
+_MARKERS = "osD^v"  # for methods that would look the same otherwise
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
@@ -48,6 +50,8 @@ def variance_curves(table: VarianceTable, num_steps: int = 25) -> Figure:
     """
     N = table.schedule.num_steps
     inside = [n for n in step_lists.linspace(N, min(num_steps, N)) if table.indices[0] <= n <= table.indices[-1]]
+    if len(inside) < 2:  # one step, or a table of few indices: what was measured can be shown all the same
+        inside = [int(n) for n in table.indices] if len(table.indices) > 1 else [0, int(table.indices[0])]
     kernels = [ReverseKernel(table.schedule, t, s) for s, t in pairwise(inside)]
     t = np.array([k.t for k in kernels])
     estimator: Estimator = "residual" if table.data is not None else "score_norm"
@@ -82,17 +86,19 @@ def score_curves(result: Comparison, metric: str) -> Figure:
         panel.sharey(panels[0])
     for eta, panel in zip(etas, panels, strict=True):
         methods = [m for m in result.options.methods if m.eta == eta]
+        drawn: list[tuple[str, str]] = []
         # Side by side, so that error bars do not hide each other.
         for shift, method in zip(np.geomspace(0.97, 1.03, max(len(methods), 2)), methods, strict=False):
             cells = [c for c in result.cells if c.method == method]
+            drawn.append((_colour(method), "-" if method.final_noise_cap is None else "--"))
             panel.errorbar(
                 [c.steps * shift for c in cells],
                 [c.mean(metric) for c in cells],
                 yerr=None if len(result.options.seeds) < 2 else [c.spread(metric) for c in cells],
                 label=method.label,
-                color=_COLOURS[method.structure if method.covariance == "analytic" else method.covariance],
-                linestyle="-" if method.final_noise_cap is None else "--",
-                marker="o",
+                color=drawn[-1][0],
+                linestyle=drawn[-1][1],
+                marker=_MARKERS[(drawn.count(drawn[-1]) - 1) % len(_MARKERS)],
                 markersize=4,
                 capsize=2,
             )
@@ -103,6 +109,10 @@ def score_curves(result: Comparison, metric: str) -> Figure:
     direction = "higher" if metric in HIGHER_IS_BETTER else "lower"
     panels[0].set_ylabel(f"{TITLES.get(metric, metric)} ({direction} is better)")
     return figure
+
+
+def _colour(method: Method) -> str:
+    return _COLOURS[method.structure if method.covariance == "analytic" else method.covariance]
 
 
 def _score_axes(panel: Any, result: Comparison, metric: str) -> None:
@@ -121,6 +131,7 @@ def _score_axes(panel: Any, result: Comparison, metric: str) -> None:
         low, high = min(values) * 0.85, max(values) * 1.15
         decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
         ticks = [m * decade for decade in decades for m in (1, 2, 5) if low <= m * decade <= high]
+        ticks = ticks if len(ticks) > 1 else [float(f"{v:.3g}") for v in np.geomspace(min(values), max(values), 3)]
         panel.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         panel.yaxis.set_minor_formatter(NullFormatter())
         panel.set_ylim(low, high)

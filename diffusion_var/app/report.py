@@ -96,7 +96,7 @@ def as_json(result: Comparison) -> dict[str, Any]:
 
 
 def text_table(result: Comparison, metric: str) -> str:
-    """The scores as text for a terminal, the best of each column rows."""
+    """The scores as text for a terminal, the best of each column starred."""
     better = "higher" if metric in HIGHER_IS_BETTER else "lower"
     head = f"{plots.TITLES.get(metric, metric)} ({better} is better)"
     rows = [

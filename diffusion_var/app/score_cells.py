@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch.utils.data import Subset
 
-from ..metrics.collect import FeatureSample, collect
-from ..metrics.evaluate import evaluate
-from ..metrics.features import FeatureNetwork
+from ..errors import DiffusionVarWarning, InputError
+from ..metrics.collect import FeatureSample, collect, network_origin
+from ..metrics.evaluate import NEAREST_OF_DENSITY, evaluate
+from ..metrics.features import load_features
 from ..metrics.score import Score
 from ..metrics.sides import resolve
+from ..models.denoiser import Denoiser
+from ..randomness import generator
 from .data import open_images
 from .options import CompareOptions
+
+_NEIGHBOURS = ("precision", "recall", "density", "coverage")
 
 
 class Scoring:
@@ -23,13 +29,20 @@ class Scoring:
         identity: what decides the scores, besides the images: plain data.
     """
 
-    def __init__(self, options: CompareOptions, features: FeatureNetwork, device: torch.device) -> None:
-        self.options, self.features, self.device = options, features, device
+    def __init__(self, options: CompareOptions, denoiser: Denoiser) -> None:
+        self.options, self.device = options, denoiser.device
         self.keep = any(metric != "fid" for metric in options.metrics)
+        self.features = load_features(
+            options.features, inception_weights=options.inception_weights, accept_weights=options.accept_weights
+        )
+        # Two images tell whether the network takes the model's samples, before an hour is spent on making them.
+        trial = torch.from_numpy(generator(0, "trial images").integers(0, 256, (2, *denoiser.shape)).astype("uint8"))
+        collect(trial, self.features, device=self.device, name=f"the samples of {options.model}")
         self.reference = self._reference(options.reference)
         self.identity = {
-            "features": features.fingerprint,
+            **network_origin(self.features),
             "reference": self.reference.origin.get("sha256", self.reference.statistics.digest),
+            "reference_count": self.reference.statistics.count,
         }
 
     def _reference(self, name: str) -> FeatureSample:
@@ -48,20 +61,35 @@ class Scoring:
 
     def collect(self, images: Any, name: str) -> FeatureSample:
         """The features of images: in constant memory, unless a metric needs them all."""
-        return collect(
-            images, self.features, keep=self.keep, batch_size=self.options.batch_size, device=self.device, name=name
-        )
+        with warnings.catch_warnings():
+            # Said once, of the trial images.
+            warnings.filterwarnings("ignore", ".*are grey and the feature network wants RGB", DiffusionVarWarning)
+            return collect(
+                images, self.features, keep=self.keep, batch_size=self.options.batch_size, device=self.device, name=name
+            )
 
     def scores(self, sample: FeatureSample) -> dict[str, Score]:
         """The scores of a sample, by metric."""
         return evaluate(sample, self.reference, self.options.metrics, self.features)
 
 
-def baseline_groups(options: CompareOptions) -> list[Any]:
-    """Disjoint groups of `count` real images (or of all of them, if they are fewer), at most one a seed."""
+def baseline_groups(options: CompareOptions, shape: tuple[int, ...]) -> list[Any]:
+    """Disjoint random groups of `count` real images (or one of all, if they are fewer), at most one a seed.
+
+    Random, for a folder may hold its images class by class. Raises InputError for images that cannot be scored.
+    """
+    least = NEAREST_OF_DENSITY + 1 if any(metric in _NEIGHBOURS for metric in options.metrics) else 2
+    if options.count < least:
+        raise InputError(f"count is {options.count}; expected at least {least} for {', '.join(options.metrics)}.")
     if options.baseline is None:
         return []
     images = open_images(options.baseline, options.download)
+    if len(images) < least or tuple(images[0].shape[1:]) != shape[1:]:
+        raise InputError(
+            f"the baseline {options.baseline} holds {len(images)} images of shape {tuple(images[0].shape)}; expected "
+            f"at least {least} of the model's {shape}: choose other images, or null for none."
+        )
     size = min(options.count, len(images))
     groups = min(max(len(images) // size, 1), len(options.seeds))
-    return [Subset(images, range(g * size, (g + 1) * size)) for g in range(groups)]
+    order = generator(0, "baseline images").permutation(len(images))
+    return [Subset(images, sorted(order[g * size : (g + 1) * size].tolist())) for g in range(groups)]

@@ -105,7 +105,11 @@ def _text(scores: dict[str, Score]) -> list[str]:
             continue
         values = [protocol.get(key) for protocol in others]
         if all(found == value for found in values):
-            lines.append(f"  {key}: {value}")
+            lines.append(f"  {key}: {_plain(value)}")
         else:  # a file that holds statistics and images serves different metrics differently
             lines += [f"  {key} ({metric}): {found}" for metric, found in zip(scores, values, strict=True)]
     return lines
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)

@@ -81,6 +81,7 @@ def collect(
     seen, statistics, kept = _Seen(name), None, []
     with torch.inference_mode():
         for batch in _shown(_batches(images, batch_size), name, progress):
+            seen.look(batch, data_range)
             pixels = to_uint8(batch, data_range)
             repeat = pixels.shape[1] == 1 and getattr(network, "channels", None) == 3
             features = network((pixels.expand(-1, 3, -1, -1) if repeat else pixels).to(device))
@@ -120,6 +121,20 @@ class _Seen:
         self.shape: tuple[int, ...] = ()
         self._hash = hashlib.sha256()
         self._same: Tensor | None = None  # the first image, as long as all are equal to it
+        self._half: tuple[float, float] | None = None  # the data range, as long as floats are in its upper half only
+
+    def look(self, batch: Tensor, data_range: tuple[float, float]) -> None:
+        """Refuse floats that are clearly of another range, which rounding to 8 bits would only clamp."""
+        if not batch.is_floating_point() or batch.numel() == 0:
+            return
+        (low, high), (least, most) = data_range, (float(end) for end in torch.aminmax(batch))
+        if least < low - (high - low) / 2 or most > high + (high - low) / 2:
+            raise InputError(
+                f"the images of {self.name} hold values from {least:.4g} to {most:.4g}, but the data range is "
+                f"[{low:g}, {high:g}]; pass their data_range, or convert them to 8 bits."
+            )
+        upper = least >= (low + high) / 2
+        self._half = data_range if upper and (self.count == 0 or self._half is not None) else None
 
     def add(self, pixels: Tensor, repeated: bool) -> None:
         shape, first = tuple(pixels.shape[1:]), self.count == 0
@@ -143,6 +158,13 @@ class _Seen:
         if self._same is not None and self.count > 1:
             warnings.warn(
                 f"all {self.count} images of {self.name} are identical; the covariance of their features is zero.",
+                DiffusionVarWarning,
+                stacklevel=4,
+            )
+        if self._half is not None:
+            warnings.warn(
+                f"all values of {self.name} lie in the upper half of the data range [{self._half[0]:g}, "
+                f"{self._half[1]:g}]; if theirs is another one, such as [0, 1], pass it as data_range.",
                 DiffusionVarWarning,
                 stacklevel=4,
             )

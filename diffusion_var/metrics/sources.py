@@ -130,7 +130,9 @@ class _Files(ImageSource):
     def _image(self, index: int) -> Iterator[tuple[Image.Image, str]]:
         """One open image and the mode to convert it to; whatever fails inside is an InputError that names the file."""
         try:
-            with self._open(index) as file, Image.open(file) as image:
+            with warnings.catch_warnings(), self._open(index) as file:
+                warnings.simplefilter("ignore")  # PIL's own, of sizes (checked below) and odd palettes
+                image = Image.open(file)
                 if image.width * image.height > LARGEST_PIXELS:
                     raise InputError(self._too_large(index, f"{image.width}x{image.height}"))
                 # PIL clips or truncates 16-bit samples silently; the raw mode in the tiles tells (RGB;16B, I;16, ...).

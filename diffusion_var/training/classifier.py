@@ -60,6 +60,9 @@ def train_classifier(
     _check(images, labels)
     if epochs < 1 or batch_size < 1:
         raise InputError(f"epochs is {epochs} and batch_size is {batch_size}; expected at least 1 each.")
+    for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay), ("noise", noise)):
+        if not (math.isfinite(value) and value >= 0):
+            raise InputError(f"{name} is {value}; expected a number of at least 0.")
     device = next(network.parameters()).device
     optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
     steps = epochs * math.ceil(len(images) / batch_size)

@@ -79,8 +79,8 @@ def test_report_files(runs: list[Path]) -> None:
         assert f'<td class="best">{best:.2f} ±' in html
 
 
-def _comparison(scores: dict[tuple[int, int], list[float]], methods: list[Method]) -> Comparison:
-    options = CompareOptions(methods=methods, steps=sorted({k for _, k in scores}), seeds=[0, 1, 2])
+def _comparison(scores: dict[tuple[int, int], list[float]], methods: list[Method], seeds: int = 3) -> Comparison:
+    options = CompareOptions(methods=methods, steps=sorted({k for _, k in scores}), seeds=list(range(seeds)))
     result = Comparison(options, None)
     for (i, k), values in scores.items():
         result.cells.append(Cell(methods[i], k, {"fid": values}, torch.empty(0)))
@@ -101,6 +101,30 @@ def test_verdict_compares_seed_by_seed() -> None:
     assert verdict(high, low, "fid") == 1
     assert verdict(low, crossed, "fid") == 0
     assert verdict(low, high, "recall") == 1
+    # Differences 1.0, 1.1 against 0.9 ± 0.9 of a few seeds: a paired t-test at 5 % needs 4.3 standard errors at three.
+    near = Cell(FIXED, 5, {"fid": [1.5, 6.4, 9.2]}, torch.empty(0))
+    assert verdict(low, near, "fid") == 0
+    one = [Cell(FIXED, 5, {"fid": [score]}, torch.empty(0)) for score in (1.0, 100.0)]
+    assert verdict(*one, "fid") == 0
+
+
+def test_the_verdict_errs_in_about_one_of_twenty_cases() -> None:
+    stream = np.random.default_rng(0)
+    for seeds in (2, 3, 5):
+        cells = [
+            [Cell(FIXED, 5, {"fid": list(scores)}, torch.empty(0)) for scores in stream.standard_normal((2, seeds))]
+            for _ in range(2000)
+        ]
+        wrong = np.mean([verdict(a, b, "fid") != 0 for a, b in cells])
+        assert 0.035 < wrong < 0.065
+
+
+def test_with_one_seed_nothing_is_claimed_to_be_better() -> None:
+    said = findings(_comparison({(0, 5): [1.0], (1, 5): [100.0]}, [FIXED, ANALYTIC], seeds=1))
+    assert said == [
+        "K = 5: DDPM β̃ has the best score, 1.00.",
+        "With one seed no two methods can be told apart; give more seeds.",
+    ]
 
 
 def test_findings_say_so_where_the_fixed_variance_wins() -> None:
@@ -118,7 +142,7 @@ def test_findings_say_so_where_the_fixed_variance_wins() -> None:
 def test_findings_of_the_cap() -> None:
     capped = Method("analytic", structure="dct", final_noise_cap=1.0)
     scores = {(0, 5): [2.0, 2.1, 2.2], (1, 5): [1.0, 1.1, 1.2], (0, 10): [1.0, 1.1, 1.2], (1, 10): [3.0, 3.1, 3.2]}
-    assert "helps in 1 cells, harms in 1; in 0" in findings(_comparison(scores, [ANALYTIC, capped]))[-1]
+    assert "helps in 1 of 2 cells and harms in 1; in 0" in findings(_comparison(scores, [ANALYTIC, capped]))[-1]
 
 
 def test_best_of_each_column_is_marked() -> None:

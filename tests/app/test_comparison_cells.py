@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from diffusion_var.app.cells import CellStore, Measured
 from diffusion_var.app.commands import run_compare
 from diffusion_var.app.config import load_options
 from diffusion_var.app.options import CompareOptions
-from diffusion_var.app.score_cells import Scoring
+from diffusion_var.app.score_cells import Scoring, baseline_groups
 from diffusion_var.errors import DiffusionVarWarning, InputError
 from diffusion_var.metrics.score import Score
 
@@ -139,6 +140,52 @@ def test_the_table_decides_analytic_cells_only(tmp_path: Path, computed: list[st
     assert computed == []
     run_compare(options(tmp_path / "x", **common, tolerance=0.1))
     assert computed == ["Analytic-DDPM isotropic K=3 seed=0"]
+
+
+def test_a_table_is_that_of_the_config_and_not_of_earlier_runs(tmp_path: Path) -> None:
+    methods = [{"covariance": "analytic"}]
+    common = {"baseline": None, "seeds": [0], "steps": [2], "methods": methods}
+    for tolerance in (0.5, 0.1, 0.5):
+        run_compare(options(tmp_path / "x", **common, tolerance=tolerance))
+    run_compare(options(tmp_path / "y", **common))
+    names = ("table.safetensors", "results.csv")
+    assert all((tmp_path / "x" / name).read_bytes() == (tmp_path / "y" / name).read_bytes() for name in names)
+
+
+def test_a_single_step_has_a_report(tmp_path: Path) -> None:
+    """No step t → s with s > 0 is left to draw a variance of."""
+    methods = [{"covariance": "analytic"}]
+    run_compare(options(tmp_path / "x", baseline=None, seeds=[0], steps=[1], methods=methods))
+    assert (tmp_path / "x" / "report.html").exists()
+
+
+def test_groups_of_real_images_are_random_and_disjoint(tmp_path: Path) -> None:
+    """A folder may hold its images class by class."""
+    images = torch.arange(100, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8).contiguous()
+    np.savez(tmp_path / "sorted.npz", images=images.numpy())
+    named = options(tmp_path, baseline=str(tmp_path / "sorted.npz"), count=30, seeds=[0, 1, 2, 3])
+    groups = [[int(image[0, 0, 0]) for image in group] for group in baseline_groups(named, (1, 8, 8))]
+    assert [len(group) for group in groups] == [30, 30, 30]
+    assert len({i for group in groups for i in group}) == 90
+    assert all(30 < np.mean(group) < 70 for group in groups)
+    with pytest.raises(InputError, match=r"baseline .* shape \(1, 8, 8\); expected .*\(3, 8, 9\)"):
+        baseline_groups(named, (3, 8, 9))
+
+
+def test_a_renamed_method_keeps_its_cells(tmp_path: Path, computed: list[str]) -> None:
+    small = {"baseline": None, "seeds": [0], "steps": [2]}
+    run_compare(options(tmp_path / "x", **small))
+    computed.clear()
+    named = [{**method, "name": f"mine {i} {'long ' * 60}"} for i, method in enumerate(SMALL["methods"])]
+    run_compare(options(tmp_path / "x", **small, methods=named))
+    assert computed == []
+
+
+def test_what_a_killed_write_leaves_is_not_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / ".table.safetensors.abc.tmp").write_bytes(b"half")
+    run_compare(options(tmp_path / "x", baseline=None, seeds=[0], steps=[2]))
+    assert (tmp_path / "x" / "report.html").exists()
 
 
 def test_without_analytic_methods_no_table_is_measured(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from diffusion_var.app.config import SECTIONS, load_options, read_yaml
+from diffusion_var.app.feature_training import TrainFeaturesOptions
 from diffusion_var.app.options import CompareOptions, EstimateOptions, SampleOptions
 from diffusion_var.app.training import TrainUNetOptions
 from diffusion_var.errors import InputError
@@ -77,15 +78,13 @@ def test_problems_within_a_section_are_listed_at_once(config):
 
 def test_a_section_is_not_mistaken_for_options_of_another_kind():
     """No option has the name of a section, so that a file is one or the other."""
-    for kind in (EstimateOptions, SampleOptions, CompareOptions, TrainUNetOptions):
+    for kind in (EstimateOptions, SampleOptions, CompareOptions, TrainUNetOptions, TrainFeaturesOptions):
         assert not SECTIONS & set(kind.__dataclass_fields__)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_bundled_configs_are_valid(path):
-    kinds = {"compare": CompareOptions, "train_unet": TrainUNetOptions}
-    content = read_yaml(path)
-    sections = set(content) & SECTIONS or {"compare"}
-    assert sections & set(kinds)
-    for section in sections & set(kinds):
+    kinds = {"compare": CompareOptions, "train_unet": TrainUNetOptions, "train_features": TrainFeaturesOptions}
+    sections = set(read_yaml(path)) & SECTIONS or {"compare"}
+    for section in sections:
         load_options(kinds[section], {}, path, section)

@@ -8,7 +8,7 @@ import torch
 from pictures import Pixels, blobs, pixels_hash
 from torch.utils.data import Dataset, TensorDataset
 
-from diffusion_var.errors import InputError
+from diffusion_var.errors import DiffusionVarWarning, InputError
 from diffusion_var.metrics import FeatureStatistics, Score, feature_statistics, fid, frechet_distance, sides
 from diffusion_var.metrics.features import DigitsFeatures
 from diffusion_var.metrics.images import save_images, save_npz, to_float
@@ -110,7 +110,12 @@ def test_floats_are_rounded_to_8_bits_in_their_range():
     floats = A.float() / 255 + 0.4 / 255
     assert fid(floats, A, Pixels(), data_range=(0.0, 1.0)).value == 0.0
     assert fid(floats - 0.5, A, Pixels(), data_range=(-0.5, 0.5)).value == 0.0
-    assert fid(floats, A, Pixels()).value > 1
+    with pytest.warns(DiffusionVarWarning, match=r"upper half of the data range \[-1, 1\]"):
+        assert fid(floats, A, Pixels()).value > 1
+    with pytest.raises(
+        InputError, match=r"from 11\.4 to 237\.4, but the data range is \[-1, 1\]; pass their data_range"
+    ):
+        fid(255 * floats, A, Pixels())
 
 
 def test_score_carries_its_protocol():

@@ -134,7 +134,7 @@ def test_the_same_seed_gives_the_same_file(stripes, tmp_path):
 def test_the_seed_and_the_sizes_reach_the_initial_weights(stripes, tmp_path, monkeypatch):
     monkeypatch.setattr(classifier, "train_classifier", lambda *_, **__: None)
     for seed in (0, 3):
-        made = run(*as_npz(tmp_path, *stripes), "--out", tmp_path / "f.safetensors", *QUICK, "--seed", seed)
+        made = run(*as_npz(tmp_path, *stripes), "--out", tmp_path / f"{seed}" / "f.safetensors", *QUICK, "--seed", seed)
         assert made.fingerprint == ClassifierFeatures(1, 9, 2, width=8, seed=seed).fingerprint
 
 
@@ -144,8 +144,6 @@ def test_refusals(stripes, tmp_path):
     stored = as_npz(tmp_path, images, labels)
     with pytest.raises(InputError, match=r"f\.npz does not end in \.safetensors"):
         run(*stored, "--out", tmp_path / "f.npz")
-    with pytest.raises(InputError, match="does not exist"):
-        run(*stored, "--out", tmp_path / "nowhere" / "f.safetensors")
     with pytest.raises(InputError, match="without held_out"):
         run(*stored, "--held-out-labels", "x.npz", *out)
     with pytest.raises(InputError, match="held-out images have shape"):
@@ -156,7 +154,12 @@ def test_refusals(stripes, tmp_path):
     np.savez(tmp_path / "one.npz", y=np.zeros(60, np.int64))
     with pytest.raises(InputError, match="one class only"):
         run(stored[0], "--labels", tmp_path / "one.npz", *out)
+    with pytest.raises(InputError, match="noise is nan"):
+        run(*stored, "--noise", "nan", *out)
     assert not (tmp_path / "f.safetensors").exists()
+    (tmp_path / "f.safetensors").write_bytes(b"mine")
+    with pytest.raises(InputError, match="exists already"):
+        run(*stored, *out)
 
 
 def test_as_a_command(tmp_path):
