@@ -3,7 +3,8 @@
     folder | file.zip | file.npy | file.npz | file.npz:KEY | torchvision:NAME[:train|test] | digits:train|table|score
 
 each with an optional slice at its end, `[START:STOP]`, as in Python: `mnist.npz:train_x[:50000]`. So disjoint parts of
-one file serve training, the variance table and scores.
+one file serve training, the variance table and scores. Where a file is sorted by class, such a part lacks classes:
+`[shuffled:START:STOP]` slices one fixed shuffle of the images, the same in every run.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset, Subset
 
 from ..errors import InputError
 from ..metrics.images import read_images
 from ..models.denoiser import Denoiser
+from ..randomness import generator
 from .digits import SIZES, Split, digits_splits
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -29,12 +33,26 @@ BUNDLED_MODEL = "digits"
 
 
 @dataclass(frozen=True)
+class Part:
+    """A slice of the images in their order, or in one fixed shuffle."""
+
+    start: int | None
+    stop: int | None
+    shuffled: bool = False
+
+    def indices(self, count: int) -> npt.NDArray[np.int64]:
+        """Which of `count` images, ascending."""
+        order = generator(0, "image order").permutation(count) if self.shuffled else np.arange(count)
+        return np.sort(order[self.start : self.stop]).astype(np.int64)
+
+
+@dataclass(frozen=True)
 class ImageName:
     """A name taken apart: `base`, the npz's `key`, and the slice."""
 
     base: str
     key: str | None = None
-    part: slice | None = None
+    part: Part | None = None
 
     @property
     def scheme(self) -> tuple[str, str]:
@@ -49,9 +67,10 @@ def parse_name(name: str) -> ImageName:
     if Path(name).exists():
         return ImageName(name)
     part = None
-    if match := re.fullmatch(r"(.+)\[(-?\d*):(-?\d*)\]", name):
+    if match := re.fullmatch(r"(.+)\[(shuffled:)?(-?\d*):(-?\d*)\]", name):
         name = match[1]
-        part = slice(*(int(end) if end else None for end in match.groups()[1:]))
+        start, stop = (int(end) if end else None for end in match.groups()[2:])
+        part = Part(start, stop, shuffled=match[2] is not None)
     key = None
     if match := re.fullmatch(r"(.+\.(?i:npz)):([^:]+)", name):
         name, key = match[1], match[2]
@@ -70,10 +89,10 @@ def open_images(name: str, download: bool = False, skip_corrupt: bool = False) -
     images = _open_whole(parsed, download, skip_corrupt)
     if parsed.part is None:
         return images
-    chosen = range(len(images))[parsed.part]
+    chosen = parsed.part.indices(len(images))
     if len(chosen) == 0:
         raise InputError(f"{name} leaves none of the {len(images)} images; choose another slice.")
-    return images[parsed.part] if isinstance(images, torch.Tensor) else Subset(images, chosen)
+    return images[torch.from_numpy(chosen)] if isinstance(images, torch.Tensor) else Subset(images, chosen.tolist())
 
 
 def _open_whole(name: ImageName, download: bool, skip_corrupt: bool) -> Any:

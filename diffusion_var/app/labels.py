@@ -46,7 +46,8 @@ def open_labels(images: str, labels: str | None = None, download: bool = False) 
             f"the labels of {images} are {found.dtype} numbers of shape {found.shape}; expected whole numbers from 0, "
             "one per image, shape (N,)."
         )
-    return torch.from_numpy(found.astype(np.int64)[part or slice(None)])
+    found = found.astype(np.int64)
+    return torch.from_numpy(found if part is None else found[part.indices(len(found))])
 
 
 def _own_labels(name: ImageName, download: bool) -> np.ndarray[Any, Any]:

@@ -20,7 +20,7 @@ Dtypes = Literal["float32", "bfloat16", "float16"]
 ModelHelp = "diffusers pipeline or UNet folder, hub id, or 'digits' (bundled)"
 ImagesHelp = (
     "folder, zip, npz or npy of images, file.npz:KEY, 'torchvision:NAME[:train|test]' or 'digits:train|table|score', "
-    "each with an optional [START:STOP]"
+    "each with an optional [START:STOP] or [shuffled:START:STOP]"
 )
 DeviceHelp = "where to run, e.g. cpu or cuda:1; by default the GPU if there is one"
 FeaturesHelp = "feature network: inception, digits, or a .safetensors file of scripts/train_features.py"

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, Subset
 
-from diffusion_var.app.data import ImageName, TorchvisionImages, open_images, parse_name
+from diffusion_var.app.data import ImageName, Part, TorchvisionImages, open_images, parse_name
 from diffusion_var.app.digits import digits_splits
 from diffusion_var.errors import InputError
 
@@ -55,12 +55,14 @@ def torchvision(monkeypatch):
         ("a", ImageName("a")),
         ("a.npz:k", ImageName("a.npz", "k")),
         ("a.NPZ:k-1", ImageName("a.NPZ", "k-1")),
-        ("a.npz:k[2:5]", ImageName("a.npz", "k", slice(2, 5))),
-        ("dir/a.zip[:-3]", ImageName("dir/a.zip", None, slice(None, -3))),
-        ("a[-3:]", ImageName("a", None, slice(-3, None))),
-        ("a[:]", ImageName("a", None, slice(None, None))),
-        ("torchvision:MNIST:test[:5]", ImageName("torchvision:MNIST:test", None, slice(None, 5))),
-        ("digits:train[0:1]", ImageName("digits:train", None, slice(0, 1))),
+        ("a.npz:k[2:5]", ImageName("a.npz", "k", Part(2, 5))),
+        ("dir/a.zip[:-3]", ImageName("dir/a.zip", None, Part(None, -3))),
+        ("a[-3:]", ImageName("a", None, Part(-3, None))),
+        ("a[:]", ImageName("a", None, Part(None, None))),
+        ("torchvision:MNIST:test[:5]", ImageName("torchvision:MNIST:test", None, Part(None, 5))),
+        ("digits:train[0:1]", ImageName("digits:train", None, Part(0, 1))),
+        ("a.npz:k[shuffled:2:5]", ImageName("a.npz", "k", Part(2, 5, shuffled=True))),
+        ("a[shuffled::-5]", ImageName("a", None, Part(None, -5, shuffled=True))),
         ("a[3]", ImageName("a[3]")),
         ("a[::2]", ImageName("a[::2]")),
         ("a[1:2]b", ImageName("a[1:2]b")),
@@ -83,6 +85,21 @@ def test_key_and_slice_of_an_npz(archive, pixels):
 def test_slices_are_disjoint_parts(archive, pixels):
     parts = [open_images(f"{archive}:train_x[{part}]") for part in (":4", "4:9", "9:")]
     assert np.array_equal(np.concatenate([stacked(part) for part in parts]), pixels)
+
+
+def test_shuffled_slices_are_the_same_disjoint_parts_every_time(archive, pixels):
+    names = [f"{archive}:train_x[shuffled:{part}]" for part in (":4", "4:9", "9:")]
+    parts = [stacked(open_images(name)) for name in names]
+    values = [[int(image.flat[0]) for image in part] for part in parts]
+    assert [len(part) for part in parts] == [4, 5, 1]
+    assert sorted(value for part in values for value in part) == sorted(int(image.flat[0]) for image in pixels)
+    assert values[0] != [int(image.flat[0]) for image in pixels[:4]]
+    assert all(np.array_equal(stacked(open_images(name)), part) for name, part in zip(names, parts, strict=True))
+
+
+def test_a_shuffled_part_of_sorted_images_holds_all_classes():
+    chosen = Part(None, 500, shuffled=True).indices(1000) // 100
+    assert np.bincount(chosen, minlength=10).min() > 30
 
 
 @pytest.mark.parametrize("part", ["5:5", "7:3", "10:", "50:60", ":-10", "-1:-1"])

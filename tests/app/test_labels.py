@@ -141,6 +141,16 @@ def test_the_images_slice_holds_unless_the_labels_have_their_own(arrays):
     assert open_labels(f"{arrays}:x[2:5]", f"{arrays}:other[:]").tolist() == [10, 11, 12, 13, 14, 15]
 
 
+def test_labels_follow_a_shuffled_slice(arrays, tmp_path):
+    """Images whose pixels are their labels, cut and shuffled together."""
+    np.savez(tmp_path / "told.npz", x=np.arange(50, dtype=np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2))
+    np.save(tmp_path / "told.npy", np.arange(50))
+    name = f"{tmp_path}/told.npz:x[shuffled:10:30]"
+    labels = open_labels(name, str(tmp_path / "told.npy")).tolist()
+    assert labels == [int(image.flatten()[0]) for image in open_images(name)]
+    assert labels != list(range(10, 30))
+
+
 @pytest.mark.parametrize(
     "labels",
     [np.arange(6.0), np.arange(-1, 5), np.eye(6, dtype=int), np.array([], dtype=int), np.array(["a"] * 6)],
