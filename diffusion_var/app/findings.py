@@ -78,7 +78,8 @@ def _winner(result: Comparison, steps: int, metric: str) -> str:
     near = [c.method.label for c in ranked[1:] if verdict(c, first, metric) == 0]
     who = ""
     if len(ranked) > 1 and len(first.scores[metric]) > 1:
-        who = f"; not told apart from it: {', '.join(near)}" if near else "; every other method is worse"
+        tie = f"not told apart from it: {', '.join(near)}" if near else "every other method is worse"
+        who = f"; {'no other method is told apart from it' if len(near) == len(ranked) - 1 else tie}"
     fixed = [c for c in ranked if c.method.covariance != "analytic"]
     analytic = [c for c in ranked if c.method.covariance == "analytic"]
     who += "."

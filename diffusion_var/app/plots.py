@@ -130,8 +130,10 @@ def _score_axes(panel: Any, result: Comparison, metric: str) -> None:
         panel.set_yscale("log")
         low, high = min(values) * 0.85, max(values) * 1.15
         decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
-        ticks = [m * decade for decade in decades for m in (1, 2, 5) if low <= m * decade <= high]
-        ticks = ticks if len(ticks) > 1 else [float(f"{v:.3g}") for v in np.geomspace(min(values), max(values), 3)]
+        for steps_of_ten in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), np.arange(1, 10, 0.25)):
+            ticks = [m * decade for decade in decades for m in steps_of_ten if low <= m * decade <= high]
+            if len(ticks) > 2:
+                break
         panel.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         panel.yaxis.set_minor_formatter(NullFormatter())
         panel.set_ylim(low, high)

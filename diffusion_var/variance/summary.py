@@ -12,6 +12,7 @@ from .bounds import Estimator
 if TYPE_CHECKING:
     from .table import VarianceTable
 
+_SHORTFALLS = 5
 _OTHERS: tuple[Estimator, ...] = ("score_norm", "data_variance")
 
 
@@ -26,8 +27,10 @@ def summarise(table: VarianceTable, lines: int = 12) -> str:
     if table.data is None:
         return "\n".join([*head, "made from published moments: score_norm only, no errors known"])
     head.append(f"data: {table.data.count:,} images, fingerprint {table.data.fingerprint[:12]}, seed {table.seed}")
-    for text in table.details.get("shortfall", []):
-        head.append(f"short of its tolerance: {text}")
+    shortfall = table.details.get("shortfall", [])
+    head += [f"short of its tolerance: {text}" for text in shortfall[:_SHORTFALLS]]
+    if len(shortfall) > _SHORTFALLS:
+        head.append(f"short of their tolerance: {len(shortfall) - _SHORTFALLS} more indices")
     rows = ["     n   draws   residual ± rel.err    score_norm data_variance disagreement"]
     positions = sorted({int(i) for i in np.linspace(0, len(table.indices) - 1, lines).round()})
     for i in positions:
