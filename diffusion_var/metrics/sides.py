@@ -69,10 +69,22 @@ def resolve(
     # Two given sides need no network, so the default one is not loaded; any other was asked for, and is compared.
     network = None
     if features != "inception" or any(_to_collect(*opened[role], keep[role]) for role in opened):
+        _require_named(features, opened)
         network = load_features(features)
     resolved = {role: _resolve(role, *opened[role], keep[role], network, names[role], how) for role in sides}
     _require_common(resolved, network)
     return resolved
+
+
+def _require_named(features: Features, opened: Mapping[str, tuple[FeatureSample | None, Images | None]]) -> None:
+    """Refuse other features than a side's before they are loaded: Inception, the default, may be a download."""
+    for role, (given, _) in opened.items():
+        made = None if given is None else given.origin.get("features")
+        if features == "inception" and made not in (None, "inception"):
+            raise InputError(
+                f"{role} was made with the features {made!r}, but those in use are 'inception'; pass features={made!r}, "
+                "or the file that holds them."
+            )
 
 
 def _open(side: Side, published: bool) -> tuple[FeatureSample | None, Images | None]:

@@ -15,8 +15,10 @@ from diffusion_var.metrics import (
     frechet_distance,
     require_same_protocol,
     score_table,
+    sides,
 )
 from diffusion_var.metrics.evaluate import METRICS
+from diffusion_var.metrics.features import load_features
 from diffusion_var.metrics.images import read_images, save_images, save_npz
 from diffusion_var.metrics.kernel import kernel_distance
 from diffusion_var.metrics.neighbours import density_coverage, precision_recall
@@ -257,3 +259,12 @@ class TestBadInput:
         assert fid(A, A, Net().eval(), device="cpu").value == 0
         with pytest.raises(InputError, match="training mode"):
             fid(A, A, Net())
+
+
+def test_statistics_of_other_features_are_refused_before_inception_is_sought(tmp_path, monkeypatch):
+
+    images = torch.arange(3 * 64, dtype=torch.uint8).reshape(3, 1, 8, 8)
+    collect(images, load_features("digits")).statistics.save(tmp_path / "ref.npz")
+    monkeypatch.setattr(sides, "load_features", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(InputError, match=r"reference was made with the features 'digits'.*pass features='digits'"):
+        evaluate(images, tmp_path / "ref.npz")

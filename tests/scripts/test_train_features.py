@@ -171,7 +171,7 @@ def test_as_a_command(tmp_path):
     assert "held-out accuracy 0." in done.stdout
     assert "100%" in done.stderr
     assert load_features(tmp_path / "f.safetensors").accuracy is not None
-    wrong = command("nowhere", "--out", str(tmp_path / "f.safetensors"))
+    wrong = command("nowhere", "--out", str(tmp_path / "g.safetensors"))
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: ")
     assert "nowhere" in wrong.stderr
