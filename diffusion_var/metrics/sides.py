@@ -82,8 +82,8 @@ def _require_named(features: Features, opened: Mapping[str, tuple[FeatureSample 
         made = None if given is None else given.origin.get("features")
         if features == "inception" and made not in (None, "inception"):
             raise InputError(
-                f"{role} was made with the features {made!r}, but those in use are 'inception'; pass features={made!r}, "
-                "or the file that holds them."
+                f"{role} was made with the features {made!r}, but those in use are 'inception'; "
+                f"pass features={made!r}, or the file that holds them."
             )
 
 
