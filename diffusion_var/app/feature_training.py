@@ -48,6 +48,8 @@ class TrainFeaturesOptions(Options):
 
 def run_train_features(options: TrainFeaturesOptions) -> ClassifierFeatures:
     """Train, measure and write the network that the options ask for."""
+    import torch
+
     from ..metrics.classifier_features import ClassifierFeatures, save_features
     from ..training.classifier import accuracy, train_classifier
     from .commands import require_new_file
@@ -77,7 +79,7 @@ def run_train_features(options: TrainFeaturesOptions) -> ClassifierFeatures:
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
         noise=options.noise,
-        autocast=_bfloat16() if options.bf16 else None,
+        autocast=torch.bfloat16 if options.bf16 else None,
         seed=options.seed,
     )
     network.accuracy, network.images = accuracy(network, *test), options.images
@@ -136,9 +138,3 @@ def _read(images: str, labels: str | None, download: bool) -> Labelled:
         bar = tqdm(range(len(source)), desc="reading", leave=False)
         source = torch.stack([to_uint8(source[index]) for index in bar])
     return to_uint8(source), classes
-
-
-def _bfloat16() -> torch.dtype:
-    import torch
-
-    return torch.bfloat16

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..metrics.score import HIGHER_IS_BETTER
 from .compare import Cell, Comparison
-from .options import Method
+from .options import Method, family_name
 
 
 def findings(result: Comparison) -> list[str]:
@@ -102,10 +102,9 @@ def _family_findings(result: Comparison, metric: str) -> list[str]:
                 continue
             signs = [verdict(c, fixed[0], metric) for c in analytic]
             worse = [f"{c.method.label} ({_text(c, metric)})" for c, s in zip(analytic, signs, strict=True) if s == 1]
-            family = "DDPM" if eta == 1 else "DDIM" if eta == 0 else f"η = {eta:g}"
             text = (
-                f"{family}, K = {k}: against {fixed[0].method.label} ({_text(fixed[0], metric)}), {signs.count(-1)} of "
-                f"{len(analytic)} analytic rows are better, {signs.count(0)} not told apart, {signs.count(1)} worse"
+                f"{family_name(eta)}, K = {k}: against {fixed[0].method.label} ({_text(fixed[0], metric)}), "
+                f"{signs.count(-1)} of {len(analytic)} analytic rows are better, {signs.count(0)} not told apart, {signs.count(1)} worse"
             )
             out.append(f"{text}: {', '.join(worse)}." if worse else f"{text}.")
     return out

@@ -135,6 +135,11 @@ class FidOptions(Options):
     json: Annotated[bool, "print JSON, one line a score, with its protocol"] = False
 
 
+def family_name(eta: float) -> str:
+    """What the field calls the samplers of this η."""
+    return "DDPM" if eta == 1 else "DDIM" if eta == 0 else f"η={eta:g}"
+
+
 @dataclass
 class Method(Options):
     """One row of a comparison: a way to sample, as data."""
@@ -154,7 +159,7 @@ class Method(Options):
         """The name given, or one made from the rest."""
         if self.name is not None:
             return self.name
-        family = "DDPM" if self.eta == 1 else "DDIM" if self.eta == 0 else f"η={self.eta:g}"
+        family = family_name(self.eta)
         cap = "" if self.final_noise_cap is None else f", cap {self.final_noise_cap:g}"
         rest = cap + ("" if self.clipped_eps is None else f", {self.clipped_eps} ε̂")
         rest += "" if self.spacing == "linspace" else f", {self.spacing}"
