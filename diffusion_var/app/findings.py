@@ -104,7 +104,8 @@ def _family_findings(result: Comparison, metric: str) -> list[str]:
             worse = [f"{c.method.label} ({_text(c, metric)})" for c, s in zip(analytic, signs, strict=True) if s == 1]
             text = (
                 f"{family_name(eta)}, K = {k}: against {fixed[0].method.label} ({_text(fixed[0], metric)}), "
-                f"{signs.count(-1)} of {len(analytic)} analytic rows are better, {signs.count(0)} not told apart, {signs.count(1)} worse"
+                f"{signs.count(-1)} of {len(analytic)} analytic rows are better, {signs.count(0)} not told apart, "
+                f"{signs.count(1)} worse"
             )
             out.append(f"{text}: {', '.join(worse)}." if worse else f"{text}.")
     return out
