@@ -6,14 +6,14 @@ schedules α² = ᾱ and σ² = 1 − ᾱ, computed from sums of log(1 − β) w
 second loses 1.7e-4 of its value at n = 1.
 
 Sources: DDPM (arXiv:2006.11239, linear β), Improved DDPM (arXiv:2102.09672, cosine), latent diffusion
-(arXiv:2112.10752, scaled linear), score SDE (arXiv:2011.13456, VP-SDE).
+(arXiv:2112.10752, scaled linear), score SDE (arXiv:2011.13456, VP-SDE), rectified flow (arXiv:2209.03003), EDM
+(arXiv:2206.00364).
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -175,39 +175,53 @@ class NoiseSchedule:
         return cls._variance_preserving(-(beta_min * t + 0.5 * (beta_max - beta_min) * t**2), 999.0 * t)
 
     @classmethod
-    def from_diffusers(cls, scheduler: Any) -> NoiseSchedule:
-        """The schedule of a diffusers scheduler, of its config, or of the config as a plain dict.
+    def flow(cls, N: int = 1000, shift: float = 1.0, timestep_scale: float = 1000.0) -> NoiseSchedule:
+        """Rectified flow: α = 1 − t, σ = t at t = n/N, moved to shift·t/(1 + (shift − 1) t) (Stable Diffusion 3,
+        arXiv:2403.03206, eq. 23); the network is told timestep_scale·t. x_N holds no signal."""
+        if not (math.isfinite(shift) and shift > 0):
+            raise InputError(f"shift={shift} must be a positive number.")
+        n = np.arange(_count(N) + 1, dtype=np.float64)
+        # 1 − t as a quotient of its own: no cancellation near t = 1.
+        whole = N + (shift - 1.0) * n
+        t = shift * n / whole
+        return cls((N - n) / whole, t, timestep_scale * t)
 
-        Supported: the discrete variance-preserving family (DDPM, DDIM, PNDM, …) with beta_schedule linear,
-        scaled_linear or squaredcos_cap_v2, or trained_betas. The betas are recomputed in float64.
-        """
-        config = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", None)
-        if not isinstance(config, Mapping) or "num_train_timesteps" not in config:
+    @classmethod
+    def edm(cls, N: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> NoiseSchedule:
+        """EDM (arXiv:2206.00364, eq. 5): α = 1, σ^(1/ρ) even from sigma_min to sigma_max (`rho=math.inf`: log σ even);
+        the network is told ln(σ)/4, and x_N's prior has the standard deviation sigma_max."""
+        if not (0 < sigma_min < sigma_max < math.inf and rho > 0):
             raise InputError(
-                "from_diffusers needs a diffusers scheduler or its config with num_train_timesteps, but got "
-                f"{type(scheduler).__name__}."
+                f"sigma_min={sigma_min}, sigma_max={sigma_max} and rho={rho} must be positive, with "
+                "sigma_min < sigma_max."
             )
-        for flag in ("rescale_betas_zero_snr", "use_flow_sigmas"):
-            if config.get(flag):
-                raise InputError(
-                    f"the scheduler has {flag}=true, which is not supported yet; build the NoiseSchedule by hand."
-                )
-        betas: Sequence[float] | None = config.get("trained_betas")
-        if betas is not None:
-            return cls.from_betas(np.asarray(betas, dtype=np.float64))
-        # No default for the name: a flow-matching, EDM or SDE scheduler has none, and must not pass for linear.
-        steps, name = int(config["num_train_timesteps"]), config.get("beta_schedule")
-        ends = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
-        if name == "linear":
-            return cls.linear(steps, *ends)
-        if name == "scaled_linear":
-            return cls.scaled_linear(steps, *ends)
-        if name == "squaredcos_cap_v2":
-            return cls.cosine(steps)
-        raise InputError(
-            f"the scheduler's beta_schedule is {name!r}, but the supported ones are linear, scaled_linear and "
-            "squaredcos_cap_v2 (or trained_betas); build the NoiseSchedule by hand."
-        )
+        N = _count(N)
+        ramp = np.linspace(0.0, 1.0, N) if N > 1 else np.ones(1)
+        if math.isinf(rho):
+            levels = np.exp(math.log(sigma_min) + ramp * math.log(sigma_max / sigma_min))
+        else:
+            low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+            levels = (low + ramp * (high - low)) ** rho
+        sigma = np.concatenate([[0.0], levels])
+        return cls(np.ones(N + 1), sigma, np.concatenate([[0.0], np.log(levels) / 4]), prior_std=float(levels[-1]))
+
+    def with_zero_terminal_snr(self) -> NoiseSchedule:
+        """√ᾱ moved and stretched so that it ends at 0 and starts where it did (arXiv:2305.08891, algorithm 1); for
+        variance-preserving schedules."""
+        a = self.alpha[1:]
+        # log of (a − a_N) a_1/(a_1 − a_N), from log1p so that 1 − ᾱ keeps its digits at n = 1.
+        with np.errstate(divide="ignore"):
+            stretch = np.log1p(-a[-1] / a)
+            log_alpha = np.log(a) + (stretch - stretch[0])  # in this order: exactly log a_1 at n = 1
+        return type(self)._variance_preserving(np.concatenate([[0.0], 2.0 * log_alpha]), self.timestep)
+
+    @classmethod
+    def from_diffusers(cls, scheduler: Any) -> NoiseSchedule:
+        """The schedule of a diffusers scheduler, of its config, or of the config as a plain dict; see
+        `process.foreign.schedule_of` for the supported ones."""
+        from .foreign import schedule_of
+
+        return schedule_of(scheduler)
 
 
 def is_whole(n: Any) -> bool:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -64,6 +64,31 @@ def quadratic(schedule: Grid, steps: int) -> list[int]:
     grid = np.linspace(0, np.sqrt(0.8 * N), steps) if steps > 1 else np.sqrt([0.8 * N])
     # The tolerance keeps the end point, the square of a rounded root, from falling just short of its integer.
     return _without_repeats(np.floor(grid**2 + 1e-9) + 1, N)
+
+
+def spaced(schedule: Grid, steps: int, spacing: str) -> list[int]:
+    """K indices by one of diffusers' spacings: "linspace", "leading" or "trailing"."""
+    check_spacing(spacing)
+    return SPACINGS[spacing](schedule, steps)
+
+
+def check_spacing(spacing: str) -> None:
+    """Refuse a name that is none of diffusers' spacings."""
+    if spacing not in SPACINGS:
+        raise InputError(f"timestep_spacing={spacing!r} is not known; use one of {', '.join(SPACINGS)}.")
+
+
+def _even_timesteps(schedule: Grid, steps: int) -> list[int]:
+    """`linspace` as diffusers rounds it: a half to the even timestep, not to the even index."""
+    N, steps = _check(schedule, steps)
+    return [N] if steps == 1 else [int(t) + 1 for t in np.linspace(0, N - 1, steps).round()]
+
+
+SPACINGS: dict[str, Callable[[Grid, int], list[int]]] = {
+    "leading": leading,
+    "linspace": _even_timesteps,
+    "trailing": trailing,
+}
 
 
 def log_snr(schedule: NoiseSchedule, steps: int) -> list[int]:

@@ -1,0 +1,144 @@
+"""The noise schedule that a diffusers scheduler stands for, read from its config alone and computed in float64.
+
+What counts is which noise levels the network was trained on, not which of them a solver visits: Euler and DPM-Solver
+schedulers of a network trained by DDPM give DDPM's schedule, and options such as `use_karras_sigmas` change nothing.
+
+    betas    DDPM, DDIM, PNDM, Euler, DPM-Solver and kin: beta_schedule or trained_betas, rescale_betas_zero_snr
+    flow     FlowMatchEuler and Heun, and the kin above with use_flow_sigmas
+    EDM      EDMEuler, EDMDPMSolverMultistep: α = 1
+    VE       ScoreSdeVe: α = 1, σ geometric; the network is told σ itself
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from .schedule import NoiseSchedule
+
+Config = Mapping[str, Any]
+
+_BETA_CLASSES = (
+    *("AnalyticScheduler", "DDPMScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler"),
+    *("PNDMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
+    *("LMSDiscreteScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler"),
+    *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler"),
+    *("LCMScheduler", "TCDScheduler"),
+)
+_FLOW_CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+_EDM_CLASSES = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+_VE_CLASSES = ("ScoreSdeVeScheduler",)
+SUPPORTED = (*_BETA_CLASSES, *_FLOW_CLASSES, *_EDM_CLASSES, *_VE_CLASSES)
+
+
+def config_of(scheduler: Any) -> dict[str, Any]:
+    """A scheduler's config as a plain dict with `_class_name` (None where only a bare dict is given)."""
+    config = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", None)
+    if not isinstance(config, Mapping) or "num_train_timesteps" not in config:
+        raise InputError(
+            "from_diffusers needs a diffusers scheduler or its config with num_train_timesteps, but got "
+            f"{_class_name(config) or type(scheduler).__name__}; the supported schedulers are {', '.join(SUPPORTED)}."
+        )
+    name = _class_name(config) or (None if config is scheduler else type(scheduler).__name__)
+    return {**config, "_class_name": name}
+
+
+def _class_name(config: Any) -> str | None:
+    return config.get("_class_name") if isinstance(config, Mapping) else None
+
+
+def family_of(config: Config) -> str:
+    """ "betas", "flow", "edm" or "ve"; by the class where the config names it, else by its keys."""
+    name = config.get("_class_name")
+    if name in _BETA_CLASSES or (name is None and _has_betas(config)):
+        return "flow" if config.get("use_flow_sigmas") else "betas"
+    by_key = (
+        ("flow", _FLOW_CLASSES, "shift"),
+        ("edm", _EDM_CLASSES, "sigma_schedule"),
+        ("ve", _VE_CLASSES, "sampling_eps"),
+    )
+    for family, classes, key in by_key:
+        if name in classes or (name is None and key in config):
+            return family
+    raise InputError(
+        f"the scheduler {name or 'of this config (no beta_schedule, no _class_name)'} is not supported; the supported "
+        f"ones are {', '.join(SUPPORTED)}; for others, build the NoiseSchedule by hand."
+    )
+
+
+def _has_betas(config: Config) -> bool:
+    return "beta_schedule" in config or config.get("trained_betas") is not None
+
+
+def schedule_of(scheduler: Any) -> NoiseSchedule:
+    """The noise schedule of a diffusers scheduler, of its config, or of the config as a plain dict.
+
+    Raises InputError, naming the scheduler, for one whose noise levels are not known here.
+    """
+    config = config_of(scheduler)
+    return _FAMILIES[family_of(config)](config)
+
+
+def _betas(config: Config) -> NoiseSchedule:
+    schedule = _trained_betas(config)
+    if config.get("rescale_betas_zero_snr"):
+        schedule = schedule.with_zero_terminal_snr()
+    if config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction":
+        # Networks with EDM's timestep on variance-preserving inputs (CosXL, Stable Video Diffusion).
+        timestep = np.concatenate([[0.0], -schedule.log_snr[1:] / 8])
+        schedule = NoiseSchedule(schedule.alpha, schedule.sigma, timestep)
+    return schedule
+
+
+def _trained_betas(config: Config) -> NoiseSchedule:
+    if config.get("snr_shift_scale", 1.0) != 1.0:
+        raise InputError(
+            "the scheduler has a snr_shift_scale, which is not supported; build the NoiseSchedule by hand."
+        )
+    if config.get("trained_betas") is not None:
+        return NoiseSchedule.from_betas(np.asarray(config["trained_betas"], dtype=np.float64))
+    # No default for the name: a scheduler of another kind has none, and must not pass for linear.
+    steps, name = int(config["num_train_timesteps"]), config.get("beta_schedule")
+    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+    if name == "linear":
+        return NoiseSchedule.linear(steps, start, end)
+    if name == "scaled_linear":
+        return NoiseSchedule.scaled_linear(steps, start, end)
+    if name == "squaredcos_cap_v2":
+        return NoiseSchedule.cosine(steps)
+    if name == "sigmoid":
+        return NoiseSchedule.from_betas(start + (end - start) / (1.0 + np.exp(-np.linspace(-6.0, 6.0, steps))))
+    raise InputError(
+        f"the scheduler's beta_schedule is {name!r}, but the supported ones are linear, scaled_linear, "
+        "squaredcos_cap_v2 and sigmoid (or trained_betas); build the NoiseSchedule by hand."
+    )
+
+
+def _flow(config: Config) -> NoiseSchedule:
+    if config.get("invert_sigmas"):
+        raise InputError(
+            "the scheduler has invert_sigmas=true, which is not supported; build the NoiseSchedule by hand."
+        )
+    # A dynamic shift moves the levels that a solver visits with the image size; training's grid is even.
+    shift = 1.0 if config.get("use_dynamic_shifting") else config.get("flow_shift", config.get("shift"))
+    steps = int(config["num_train_timesteps"])
+    return NoiseSchedule.flow(steps, float(1.0 if shift is None else shift), timestep_scale=steps)
+
+
+def _edm(config: Config) -> NoiseSchedule:
+    low, high = float(config.get("sigma_min", 0.002)), float(config.get("sigma_max", 80.0))
+    rho = math.inf if config.get("sigma_schedule") == "exponential" else float(config.get("rho", 7.0))
+    return NoiseSchedule.edm(int(config["num_train_timesteps"]), low, high, rho)
+
+
+def _ve(config: Config) -> NoiseSchedule:
+    low, high = float(config.get("sigma_min", 0.01)), float(config.get("sigma_max", 1348.0))
+    geometric = NoiseSchedule.edm(int(config["num_train_timesteps"]), low, high, math.inf)
+    return NoiseSchedule(geometric.alpha, geometric.sigma, geometric.sigma, geometric.prior_std)
+
+
+_FAMILIES: dict[str, Callable[[Config], NoiseSchedule]] = {"betas": _betas, "flow": _flow, "edm": _edm, "ve": _ve}
