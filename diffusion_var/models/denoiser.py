@@ -1,33 +1,36 @@
 """A denoiser: any pretrained network seen as an estimate of E[x_0|x_t].
 
 Foreign networks become a `Denoiser` here and only here: what the network predicts, what it is told as its timestep,
-clipping and the second half of a 2C-channel output are settled once, and the rest of the package sees a `Posterior`.
-
-    epsilon:       x̂_0 = (x_t − σ_t ε̂)/α_t
-    sample:        ε̂   = (x_t − α_t x̂_0)/σ_t
-    v_prediction:  v = α ε − σ x_0,  so  x̂_0 = (α_t x_t − σ_t v̂)/(α_t² + σ_t²),  ε̂ = (σ_t x_t + α_t v̂)/(α_t² + σ_t²)
+guidance, clipping and the second half of a 2C-channel output are settled once (the formulas are in `prediction` and
+`guidance`), and the rest of the package sees a `Posterior`.
 
 Clipping bounds x̂_0 and leaves ε̂ as the network gave it; which ε̂ a step then uses is the step's business
-(`ReverseKernel.clipped_eps`). v-prediction: Salimans and Ho, arXiv:2202.00512.
+(`ReverseKernel.clipped_eps`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from ..errors import InputError
 from ..process.schedule import NoiseSchedule, is_whole
+from .fingerprint import weights_fingerprint
+from .guidance import condition_tensor, make_guidance
+from .prediction import Prediction, check_prediction, mean_and_eps, network_input
 
-Prediction = Literal["epsilon", "sample", "v_prediction"]
+if TYPE_CHECKING:
+    from .latents import LatentCodec
+    from .prompts import PromptEncoder
+
 Range = tuple[float, float]
 Network = Callable[..., Any]
 
@@ -57,13 +60,20 @@ class Denoiser:
             `.sample` attribute holding it; with a condition it is called with that as third argument. A module is
             moved to `device` and put into evaluation mode.
         schedule: the noise schedule that the network was trained with.
-        prediction: "epsilon", "sample" or "v_prediction".
+        prediction: "epsilon", "sample", "v_prediction", "flow", "score", "edm" or "edm_v" (see `models.prediction`).
         shape: (C, H, W) of one image.
         clip: bounds for x̂_0, or None for no clipping.
         data_range: the range of the data: "clip" (same as `clip`), a pair, or None for unbounded data
             (no range check, no range bound on the variance, no conversion from uint8).
         device: where the network runs; None: where its parameters are, else the CPU.
         autocast: torch.bfloat16 or torch.float16 to run the network under autocast; everything else stays float32.
+        sigma_data: σ_d of EDM networks.
+        guidance_scale: w of classifier-free guidance; 1: the conditional prediction itself.
+        unconditional: the condition that stands for none, of one image; wanted where guidance_scale is not 1.
+        conditional: whether the network needs a condition (then a missing one is refused before the network runs).
+
+    Attributes `codec` and `prompts` are what a pretrained pipeline brings along: how images become latents and prompts
+    become conditions; None otherwise.
 
     Raises InputError for arguments that do not fit together.
     """
@@ -79,14 +89,14 @@ class Denoiser:
         *,
         device: torch.device | str | None = None,
         autocast: torch.dtype | None = None,
+        sigma_data: float = 0.5,
+        guidance_scale: float = 1.0,
+        unconditional: Any = None,
+        conditional: bool = False,
     ) -> None:
-        if prediction not in get_args(Prediction):
-            raise InputError(f"prediction={prediction!r} is not known; use one of {', '.join(get_args(Prediction))}.")
-        if prediction == "epsilon" and schedule.zero_terminal_snr:
-            raise InputError(
-                "the schedule has zero terminal SNR (alpha[N] = 0), where an epsilon prediction says nothing about "
-                "x_0; use a v_prediction or sample network, or a schedule that ends before."
-            )
+        check_prediction(prediction, schedule)
+        if not sigma_data > 0:
+            raise InputError(f"sigma_data={sigma_data} must be positive.")
         if len(shape) != 3 or any(not is_whole(n) or n < 1 for n in shape):
             raise InputError(f"shape must be (C, H, W) with positive integers, but it is {tuple(shape)}.")
         self.network = network
@@ -96,6 +106,11 @@ class Denoiser:
         self.clip = _check_range("clip", clip)
         self.data_range = self.clip if data_range == "clip" else _check_range("data_range", data_range)
         self.autocast = autocast
+        self.sigma_data = float(sigma_data)
+        self.conditional = conditional
+        self.guidance = make_guidance(guidance_scale, unconditional)
+        self.codec: LatentCodec | None = None
+        self.prompts: PromptEncoder | None = None
         self._fingerprint: tuple[Any, str] | None = None
         self.device = torch.device(device) if device is not None else _device_of(network)
         if isinstance(network, torch.nn.Module):
@@ -111,6 +126,19 @@ class Denoiser:
 
         return load(path, **options)
 
+    def with_guidance(self, scale: float, unconditional: Any = None) -> Denoiser:
+        """The same denoiser with another guidance scale; `unconditional` None keeps the present one."""
+        if unconditional is None and self.guidance is not None:
+            unconditional = self.guidance.unconditional
+        other = copy.copy(self)
+        other.guidance = make_guidance(scale, unconditional)
+        return other
+
+    @property
+    def guidance_scale(self) -> float:
+        """w of classifier-free guidance; 1 without."""
+        return 1.0 if self.guidance is None else self.guidance.scale
+
     # ---- the posterior ----------------------------------------------------------------------------------------
 
     def __call__(self, x_t: torch.Tensor, n: int | torch.Tensor, condition: Any = None) -> Posterior:
@@ -119,7 +147,7 @@ class Denoiser:
         Args:
             x_t: (B, C, H, W) on the denoiser's device.
             n: one index in 1…N for the batch, or a (B,) integer tensor (on the CPU) of them.
-            condition: passed on to the network as its third argument, unless None.
+            condition: (B, …) class labels or embeddings, the network's third argument; None for networks without.
         """
         if tuple(x_t.shape[1:]) != self.shape:
             raise InputError(
@@ -127,14 +155,7 @@ class Denoiser:
             )
         alpha, sigma = self.coefficients(n, x_t)
         prediction, extra = self._predict(x_t, n, condition)
-        if self.prediction == "epsilon":
-            eps, mean = prediction, (x_t - sigma * prediction) / alpha
-        elif self.prediction == "sample":
-            mean, eps = prediction, (x_t - alpha * prediction) / sigma
-        else:
-            scale = 1.0 / (alpha * alpha + sigma * sigma)
-            mean = (alpha * x_t - sigma * prediction) * scale
-            eps = (sigma * x_t + alpha * prediction) * scale
+        mean, eps = mean_and_eps(self.prediction, prediction, x_t, alpha, sigma, self.sigma_data)
         if self.clip is not None:
             mean = mean.clamp(*self.clip)
         return Posterior(mean, eps, extra)
@@ -177,12 +198,9 @@ class Denoiser:
             timestep = torch.full((len(x_t),), float(self.schedule.timestep[n]), device=x_t.device).to(
                 self._timestep_dtype
             )
-        autocast = (
-            contextlib.nullcontext() if self.autocast is None else torch.autocast(x_t.device.type, dtype=self.autocast)
+        out = self._run(
+            network_input(self.prediction, x_t, *self.coefficients(n, x_t), self.sigma_data), timestep, condition
         )
-        with autocast:
-            out = self.network(x_t, timestep) if condition is None else self.network(x_t, timestep, condition)
-        out = getattr(out, "sample", out)
         if not isinstance(out, torch.Tensor) or out.shape[:1] + out.shape[2:] != x_t.shape[:1] + x_t.shape[2:]:
             found = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
             raise InputError(
@@ -200,6 +218,40 @@ class Denoiser:
             f"{2 * channels}."
         )
 
+    def _run(self, x: torch.Tensor, timestep: torch.Tensor, condition: Any) -> Any:
+        """The network itself, guided if asked for, in its own precision."""
+        condition = self._check_condition(condition, len(x))
+        if isinstance(self.network, torch.nn.Module) and (low := _half_precision(self.network)) is not None:
+            x = x.to(low)
+            if isinstance(condition, torch.Tensor) and condition.is_floating_point():
+                condition = condition.to(low)
+        autocast = (
+            contextlib.nullcontext() if self.autocast is None else torch.autocast(x.device.type, dtype=self.autocast)
+        )
+        with autocast:
+            if condition is None:
+                out = self.network(x, timestep)
+            elif self.guidance is None:
+                out = self.network(x, timestep, condition)
+            else:
+                out = self.guidance.predict(self.network, x, timestep, condition)
+        return getattr(out, "sample", out)
+
+    def _check_condition(self, condition: Any, batch: int) -> Any:
+        if condition is None:
+            if self.conditional or self.guidance is not None:
+                raise InputError(
+                    "this network needs a condition, but none was given; pass class labels or prompt embeddings, one "
+                    "for each image (condition= or conditions=)."
+                )
+            return None
+        if isinstance(condition, Mapping) and self.guidance is None:
+            return condition  # a network of the user's own, which knows what to do with it
+        condition = condition_tensor(condition).to(self.device)
+        if condition.ndim == 0 or len(condition) != batch:
+            raise InputError(f"condition has shape {tuple(condition.shape)} for {batch} images; give one for each.")
+        return condition
+
     # ---- what a table remembers of it -------------------------------------------------------------------------
 
     @property
@@ -214,17 +266,6 @@ class Denoiser:
         if self._fingerprint is None or self._fingerprint[0] != stamp:
             self._fingerprint = stamp, weights_fingerprint(self.network)
         return self._fingerprint[1]
-
-
-def weights_fingerprint(module: torch.nn.Module) -> str:
-    """SHA-256 over a module's state dict, sorted by name; the same on every device."""
-    content = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        array = tensor.detach().cpu()
-        array = array.float() if array.is_floating_point() else array
-        content.update(f"{name}{tuple(array.shape)}".encode())
-        content.update(array.contiguous().numpy().tobytes())
-    return content.hexdigest()
 
 
 def _check_range(name: str, bounds: Range | None) -> Range | None:
@@ -244,3 +285,11 @@ def _device_of(network: Network) -> torch.device:
         for parameter in network.parameters():
             return parameter.device
     return torch.device("cpu")
+
+
+def _half_precision(network: torch.nn.Module) -> torch.dtype | None:
+    """The dtype of a network in half precision; None in others, where inputs are passed on as they are."""
+    for parameter in network.parameters():
+        if parameter.is_floating_point():
+            return parameter.dtype if parameter.dtype in (torch.float16, torch.bfloat16) else None
+    return None

@@ -1,182 +1,177 @@
 """Loading diffusers models: a folder (or hub id) becomes a `Denoiser`.
 
-A pipeline folder has `model_index.json` and the sub-folders `unet` and `scheduler`; a bare UNet folder (and the first
-DDPM pipelines on the hub) has its `config.json` with `scheduler_config.json` beside it or in `scheduler/`. What the
-network predicts, whether its mean is clipped, and the schedule are read from the scheduler's config. Only safetensors
-weights are read, never pickles.
+Read from the configs alone: what the network predicts, whether its mean is clipped, the noise schedule, the range of
+the data, whether it works on latents, and what it is conditioned on. Supported are UNet2DModel (DDPM, DDIM, LDM and
+score-SDE pipelines, class labels included), UNet2DConditionModel (Stable Diffusion 1 and 2 and their like) and
+DiTTransformer2DModel; for others, `Denoiser(callable, schedule, …)`. Safetensors only, unless pickles are asked for.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import InputError
-from ..process.schedule import NoiseSchedule
-from .denoiser import Denoiser, Prediction
-
-_SUPPORTED_UNETS = ("UNet2DModel",)
-# Where to look, in this order; None is the folder itself (bare UNet folders, and the first DDPM repositories).
-_UNET_FOLDERS: tuple[str | None, ...] = ("unet", None)
-_SCHEDULER_FOLDERS: tuple[str | None, ...] = ("scheduler", None)
-_PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "sample": "sample", "v_prediction": "v_prediction"}
+from ..process.foreign import config_of, schedule_of
+from .components import CODECS, NETWORKS, load_component
+from .conventions import clip_of, data_range_of, prediction_of
+from .denoiser import Denoiser
+from .folder import ModelFolder, open_folder
+from .latents import LatentCodec
+from .prompts import PromptEncoder
 
 
 def load(
     path: str | Path,
     *,
     device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
     autocast: torch.dtype | None = None,
+    guidance_scale: float = 1.0,
+    unconditional: Any = None,
+    allow_pickle: bool = False,
 ) -> Denoiser:
-    """A `Denoiser` from an unconditional diffusers pipeline or UNet.
+    """A `Denoiser` from a diffusers pipeline, or from a network with its scheduler.
 
     Args:
         path: a local folder as `save_pretrained` writes it, or a hub id.
         device: where to run; None: the GPU if there is one, else the CPU.
+        dtype: of the weights, e.g. torch.float16; None: as saved. Results have the dtype of x_t.
+        variant: of the weight files, e.g. "fp16".
+        revision: branch, tag or commit of a hub repository.
         autocast: see `Denoiser`.
+        guidance_scale: of classifier-free guidance; 1: none.
+        unconditional: the condition that stands for none; by default the empty prompt's embedding, or DiT's null label.
+        allow_pickle: read .bin weights where there are no safetensors (with torch's weights_only=True).
 
-    Raises InputError for a missing folder or file, an unsupported network or scheduler.
+    Raises InputError for a missing folder or file, an unsupported network or scheduler, and configs that contradict
+    each other.
     """
-    folder = Path(path)
-    local = folder.is_dir()
-    if not local and (folder.exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") != 1):
-        raise InputError(
-            f"there is no model folder at {path}; expected one that diffusers' save_pretrained wrote, or a hub id."
-        )
+    folder = open_folder(path, revision, variant, allow_pickle)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    unet_at, scheduler_config = _locate(folder) if local else _locate_on_hub(str(path))
-    network = _load_unet(*unet_at)
-    network.eval().requires_grad_(False).to(device)
-    config = network.config
-    clip = _clipping(scheduler_config)
-    return Denoiser(
+    part, config = folder.network()
+    scheduler = config_of(folder.scheduler())
+    network = load_component(folder, part, config, NETWORKS, dtype, allow_pickle).to(device)
+    _check_channels(folder, network.config, scheduler)
+    _check_thresholding(scheduler)
+    codec, prompts = _codec(folder, device, dtype, allow_pickle), _prompts(folder, device)
+    if guidance_scale != 1 and unconditional is None:
+        unconditional = _unconditional(network, prompts)
+    denoiser = Denoiser(
         network,
-        NoiseSchedule.from_diffusers(scheduler_config),
-        _prediction(scheduler_config),
-        (config.in_channels, *_height_and_width(config.sample_size, path)),
-        clip=clip,
-        data_range=clip or (-1.0, 1.0),
+        schedule_of(scheduler),
+        prediction_of(scheduler),
+        (network.config.in_channels, *_height_and_width(network.config.sample_size, folder.name)),
+        clip=clip_of(scheduler),
+        data_range=None if codec is not None else data_range_of(scheduler),
         device=device,
         autocast=autocast,
+        sigma_data=float(scheduler.get("sigma_data", 0.5)),
+        guidance_scale=guidance_scale,
+        unconditional=unconditional,
+        conditional=_conditional(network, folder.name),
     )
+    denoiser.codec, denoiser.prompts = codec, prompts
+    return denoiser
 
 
-def _locate(folder: Path) -> tuple[tuple[str, str | None], dict[str, Any]]:
-    """Where the UNet is, as (folder, sub-folder or None), and the scheduler's config."""
-    subfolder = next((sub for sub in _UNET_FOLDERS if Path(folder, sub or "", "config.json").is_file()), "missing")
-    if subfolder == "missing":
-        where = folder / ("unet" if (folder / "model_index.json").is_file() else "") / "config.json"
-        raise InputError(f"{folder} holds no UNet: {where} is missing; expected a diffusers pipeline or UNet folder.")
-    candidates = [Path(folder, sub or "", "scheduler_config.json") for sub in _SCHEDULER_FOLDERS]
-    for candidate in candidates:
-        if candidate.is_file():
-            return (str(folder), subfolder), _read_json(candidate)
-    raise InputError(
-        f"{folder} holds no scheduler config ({candidates[0]} is missing), so its noise schedule is unknown; "
-        "save the scheduler there."
-    )
+# ---- the network ----------------------------------------------------------------------------------------------
 
 
-def _locate_on_hub(name: str) -> tuple[tuple[str, str | None], dict[str, Any]]:
-    from diffusers.models.unets.unet_2d import UNet2DModel
-    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-
-    _, scheduler_config = _hub_config(DDPMScheduler, name, _SCHEDULER_FOLDERS)
-    subfolder, unet_config = _hub_config(UNet2DModel, name, _UNET_FOLDERS)
-    _check_kind(name, unet_config)
-    return (name, subfolder), scheduler_config
-
-
-def _hub_config(kind: Any, name: str, subfolders: tuple[str | None, ...]) -> tuple[str | None, dict[str, Any]]:
-    """The first of the sub-folders of a hub repository that has a config for `kind`, and that config."""
-    for subfolder in subfolders:
-        try:
-            found = kind.load_config(name, subfolder=subfolder)
-        except OSError as error:
-            reason = type(error.__cause__ or error.__context__ or error).__name__
-        else:
-            return subfolder, dict(found[0] if isinstance(found, tuple) else found)
-    raise InputError(
-        f"there is no local folder {name}, and {name}/{subfolders[0]}/{kind.config_name} could not be had from the "
-        f"hub ({reason}); download the pipeline and give its folder."
-    )
-
-
-def _check_kind(path: str, config: dict[str, Any]) -> None:
-    kind = config.get("_class_name")
-    if kind not in _SUPPORTED_UNETS:
+def _check_channels(folder: ModelFolder, config: Any, scheduler: Mapping[str, Any]) -> None:
+    """Refuse networks that are not C to C or 2C channels, and a learned range that only one of the two knows of."""
+    given, returned = config.in_channels, config.out_channels or config.in_channels
+    if returned not in (given, 2 * given):
         raise InputError(
-            f"the network in {path} is a {kind}, but the supported ones are {', '.join(_SUPPORTED_UNETS)}; "
-            "wrap it with Denoiser(callable, schedule, …)."
+            f"the network in {folder.name} takes {given} channels and returns {returned}, but the same number, or "
+            "twice as many for a learned range, is expected (inpainting UNets take masks too); wrap it with "
+            "Denoiser(callable, schedule, …)."
+        )
+    kind = scheduler.get("variance_type")
+    learned = isinstance(kind, str) and kind.startswith("learned")
+    if returned == given and learned:
+        raise InputError(
+            f"the scheduler in {folder.name} has variance_type={kind!r}, but its network returns {returned} channels, "
+            f"not {2 * given}; set variance_type to fixed_small in scheduler_config.json."
+        )
+    if returned != given and kind is not None and not learned:
+        raise InputError(
+            f"the network in {folder.name} returns {returned} channels, a learned range, but its scheduler has "
+            f"variance_type={kind!r}; set it to learned_range in scheduler_config.json."
+        )
+    if kind == "learned":
+        raise InputError(
+            f"the scheduler in {folder.name} has variance_type='learned' (log-variances), but only learned_range is "
+            "supported; wrap the network with Denoiser(callable, schedule, …)."
         )
 
 
-def _load_unet(path: str, subfolder: str | None) -> Any:
-    from diffusers.models.unets.unet_2d import UNet2DModel
-
-    if Path(path).is_dir():
-        _check_kind(path, _read_json(Path(path, subfolder or "", "config.json")))
-    try:
-        network, info = UNet2DModel.from_pretrained(
-            path, subfolder=subfolder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"the UNet in {path} could not be loaded ({reason}); expected diffusion_pytorch_model.safetensors "
-            "beside its config."
-        ) from error
-    # diffusers only warns of these, and leaves the missing weights random.
-    unlike = sorted({*info["missing_keys"], *info["unexpected_keys"]})
-    if unlike:
-        raise InputError(
-            f"the weights of the UNet in {path} do not fit its config ({len(unlike)} are missing or unknown, "
-            f"{unlike[0]} among them); save the model again."
-        )
-    return network
-
-
-def _prediction(config: dict[str, Any]) -> Prediction:
-    name = config.get("prediction_type", "epsilon")
-    if name not in _PREDICTIONS:
-        raise InputError(
-            f"the scheduler's prediction_type is {name!r}, but the supported ones are {', '.join(_PREDICTIONS)}."
-        )
-    return _PREDICTIONS[name]
-
-
-def _clipping(config: dict[str, Any]) -> tuple[float, float] | None:
-    if config.get("thresholding"):
+def _check_thresholding(scheduler: Mapping[str, Any]) -> None:
+    if scheduler.get("thresholding"):
         raise InputError(
             "the scheduler has thresholding=true (dynamic clipping), which is not supported; set it to false in "
             "scheduler_config.json."
         )
-    # A config that does not say means its class's default, which is to clip for these two.
-    if not config.get("clip_sample", config.get("_class_name") in ("DDPMScheduler", "DDIMScheduler")):
-        return None
-    bound = float(config.get("clip_sample_range", 1.0))
-    return -bound, bound
 
 
-def _height_and_width(sample_size: Any, path: str | Path) -> tuple[int, int]:
+def _conditional(network: Any, name: str) -> bool:
+    """Whether the network wants a condition, as its third argument; InputError where it wants more than one."""
+    config = network.config
+    if type(network).__name__ == "UNet2DModel":
+        return config.class_embed_type is not None or config.num_class_embeds is not None
+    wants = [
+        key
+        for key in ("addition_embed_type", "encoder_hid_dim_type", "class_embed_type", "num_class_embeds")
+        if getattr(config, key, None) is not None
+    ]
+    if type(network).__name__ == "UNet2DConditionModel" and wants:
+        raise InputError(
+            f"the UNet in {name} wants more than prompt embeddings ({wants[0]}={getattr(config, wants[0])!r}), which "
+            "is not supported; wrap it with Denoiser(callable, schedule, …)."
+        )
+    return True
+
+
+def _unconditional(network: Any, prompts: PromptEncoder | None) -> Any:
+    """The condition that stands for none: DiT's null label, or the empty prompt."""
+    if type(network).__name__ == "DiTTransformer2DModel":
+        return torch.tensor(network.config.num_embeds_ada_norm)
+    return None if prompts is None else prompts.encode([""])[0]
+
+
+def _height_and_width(sample_size: Any, name: str) -> tuple[int, int]:
     if isinstance(sample_size, int):
         return sample_size, sample_size
     if isinstance(sample_size, (list, tuple)) and len(sample_size) == 2:
         return int(sample_size[0]), int(sample_size[1])
     raise InputError(
-        f"the UNet in {path} has sample_size={sample_size!r} in its config, so the image shape is unknown; "
+        f"the UNet in {name} has sample_size={sample_size!r} in its config, so the image shape is unknown; "
         "set it there."
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} could not be read as JSON ({error}); save the model again.") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a JSON object, but it holds {type(content).__name__}.")
-    return content
+# ---- what comes along -----------------------------------------------------------------------------------------
+
+
+def _codec(
+    folder: ModelFolder, device: torch.device, dtype: torch.dtype | None, allow_pickle: bool
+) -> LatentCodec | None:
+    found = folder.codec()
+    if found is None:
+        return None
+    part, config = found
+    if config.get("_class_name") not in CODECS:
+        raise InputError(
+            f"the autoencoder in {folder.name} is a {config.get('_class_name')}, but the supported ones are "
+            f"{', '.join(CODECS)}; wrap the network with Denoiser(callable, schedule, …)."
+        )
+    return LatentCodec(lambda: load_component(folder, part, config, CODECS, dtype, allow_pickle), config, device)
+
+
+def _prompts(folder: ModelFolder, device: torch.device) -> PromptEncoder | None:
+    return PromptEncoder(folder.path, device, folder.variant) if folder.has_prompts else None

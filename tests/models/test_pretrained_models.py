@@ -1,18 +1,20 @@
-"""Models as diffusers saves them: a pipeline, a UNet folder, the hub's cache; and one sentence for every fault."""
+"""Models as diffusers saves them: every layout, precision and file format, and the hub."""
 
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
-from diffusers import FlowMatchEulerDiscreteScheduler as FlowScheduler
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from diffusion_var import Denoiser, InputError, NoiseSchedule
+from diffusion_var.models.fingerprint import weights_fingerprint
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -82,7 +84,7 @@ def test_every_layout_gives_the_same_model(kind: str, saved: dict[str, Path], un
     assert denoiser.prediction == "epsilon"
     assert denoiser.clip == denoiser.data_range == (-0.9, 0.9)
     assert denoiser.schedule == NoiseSchedule.linear(1000)
-    assert denoiser.fingerprint == Denoiser(unet, denoiser.schedule, shape=(3, 8, 8)).fingerprint
+    assert denoiser.fingerprint == weights_fingerprint(unet)
     assert not denoiser.network.training
     assert not any(p.requires_grad for p in denoiser.network.parameters())
 
@@ -129,11 +131,95 @@ def test_rectangular_images_and_a_learned_range(tmp_path: Path) -> None:
     assert posterior.mean.shape == posterior.range.shape == (2, 1, 4, 8)
 
 
+# ---- precision and files --------------------------------------------------------------------------------------
+
+
 def test_autocast_option(saved: dict[str, Path]) -> None:
     denoiser = Denoiser.from_pretrained(saved["ddpm"], device="cpu", autocast=torch.bfloat16)
     assert denoiser.autocast == torch.bfloat16
     with torch.no_grad():
         assert denoiser(batch(1, 3, 8, 8), 10).mean.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("n", [10, torch.tensor([10, 900])])
+def test_half_precision(dtype: torch.dtype, n: Any, saved: dict[str, Path]) -> None:
+    """The weights are half as large; x_t and the posterior stay in float32, and close to the float32 network's."""
+    whole = Denoiser.from_pretrained(saved["ddpm"], device="cpu")
+    half = Denoiser.from_pretrained(saved["ddpm"], device="cpu", dtype=dtype)
+    assert {p.dtype for p in whole.network.parameters()} == {torch.float32}
+    assert {p.dtype for p in half.network.parameters()} == {dtype}
+    x_t = batch(2, 3, 8, 8)
+    posterior, expected = half(x_t, n), whole(x_t, n)
+    assert posterior.mean.dtype == posterior.eps.dtype == torch.float32
+    difference = float((posterior.eps - expected.eps).abs().max())
+    assert 0 < difference < 10 * torch.finfo(dtype).eps
+
+
+def test_variant(unet: UNet2DModel, broken: Path) -> None:
+    """diffusion_pytorch_model.fp16.safetensors is another file, whose weights need not be float16."""
+    changed = make_unet()
+    changed.conv_out.bias.data += 1.0
+    changed.save_pretrained(broken / "unet", variant="fp16")
+    plain, variant = (Denoiser.from_pretrained(broken, device="cpu", variant=v) for v in (None, "fp16"))
+    assert plain.fingerprint == weights_fingerprint(unet)
+    assert variant.fingerprint == weights_fingerprint(changed) != plain.fingerprint
+    with pytest.raises(InputError, match=r"expected diffusion_pytorch_model\.ema\.safetensors beside its config\.$"):
+        Denoiser.from_pretrained(broken, device="cpu", variant="ema")
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_weights_in_many_files(variant: str | None, unet: UNet2DModel, broken: Path) -> None:
+    (broken / "unet" / WEIGHTS).unlink()
+    unet.save_pretrained(broken / "unet", variant=variant, max_shard_size="20KB")
+    assert len(list((broken / "unet").glob("*-of-*.safetensors"))) > 1
+    denoiser = Denoiser.from_pretrained(broken, device="cpu", variant=variant)
+    assert denoiser.fingerprint == weights_fingerprint(unet)
+
+
+@pytest.fixture
+def pickled(broken: Path) -> Path:
+    """The weights of the UNet as a pickle, and no other."""
+    torch.save(load_file(broken / "unet" / WEIGHTS), broken / "unet" / "diffusion_pytorch_model.bin")
+    (broken / "unet" / WEIGHTS).unlink()
+    return broken
+
+
+def test_pickled_weights_are_read_only_if_asked_for(pickled: Path, unet: UNet2DModel) -> None:
+    with pytest.raises(InputError, match=r"as a pickle only \(\.bin\), .* pass allow_pickle=True .*\.$"):
+        Denoiser.from_pretrained(pickled, device="cpu")
+    denoiser = Denoiser.from_pretrained(pickled, device="cpu", allow_pickle=True)
+    assert denoiser.fingerprint == weights_fingerprint(unet)
+
+
+class Trap:
+    """What a hostile pickle does: it calls something while it is read."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("trap"),)
+
+
+def test_a_pickle_that_runs_code_is_refused(pickled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(pickled)
+    file = pickled / "unet" / "diffusion_pytorch_model.bin"
+    torch.save({**torch.load(file, weights_only=True), "trap": Trap()}, file)
+    with pytest.raises(InputError, match="could not be loaded"):
+        Denoiser.from_pretrained(pickled, device="cpu", allow_pickle=True)
+    assert not (pickled / "trap").exists()
+    torch.load(file, weights_only=False)
+    assert (pickled / "trap").exists()
+
+
+def test_attention_weights_under_their_old_names(unet: UNet2DModel, broken: Path) -> None:
+    """The first DDPM and LDM checkpoints call them query, key, value and proj_attn."""
+    file, weights = broken / "unet" / WEIGHTS, {}
+    for name, tensor in load_file(file).items():
+        for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+            name = name.replace(f".{new}.", f".{old}.")
+        weights[name] = tensor
+    assert sum(".query." in name for name in weights) >= 2
+    save_file(weights, file, metadata={"format": "pt"})
+    assert Denoiser.from_pretrained(broken, device="cpu").fingerprint == weights_fingerprint(unet)
 
 
 # ---- the hub --------------------------------------------------------------------------------------------------
@@ -150,147 +236,85 @@ def offline_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "hub"
 
 
-@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument")
+@pytest.mark.parametrize("revision", [None, "main", "0" * 40])
 @pytest.mark.parametrize("kind", ["ddpm", "first pipelines"])
-def test_loads_from_the_hubs_cache(kind: str, saved: dict[str, Path], offline_hub: Path, unet: UNet2DModel) -> None:
+def test_loads_from_the_hubs_cache(
+    kind: str, revision: str | None, saved: dict[str, Path], offline_hub: Path, unet: UNet2DModel
+) -> None:
     repository = offline_hub / "models--someone--ddpm"
     shutil.copytree(saved[kind], repository / "snapshots" / ("0" * 40))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
-    denoiser = Denoiser.from_pretrained("someone/ddpm", device="cpu")
+    denoiser = Denoiser.from_pretrained("someone/ddpm", device="cpu", revision=revision)
     assert denoiser.clip == (-0.9, 0.9)
-    assert denoiser.fingerprint == Denoiser(unet, denoiser.schedule, shape=(3, 8, 8)).fingerprint
+    assert denoiser.fingerprint == weights_fingerprint(unet)
 
 
-@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument")
 @pytest.mark.usefixtures("offline_hub")
-def test_unreachable_hub_is_one_sentence() -> None:
-    message = one_sentence("someone/ddpm")
-    assert "no local folder someone/ddpm" in message
-    assert "could not be had from the hub" in message
-
-
-# ---- what is refused ------------------------------------------------------------------------------------------
-
-
-def one_sentence(path: Any) -> str:
+def test_unreachable_hub_is_one_sentence_that_names_the_files() -> None:
     with pytest.raises(InputError) as caught:
-        Denoiser.from_pretrained(path, device="cpu")
+        Denoiser.from_pretrained("someone/ddpm", device="cpu")
     message = str(caught.value)
+    assert "there is no local folder someone/ddpm" in message
+    assert "could not be had from the hub (LocalEntryNotFoundError)" in message
+    wanted = ("config.json", "scheduler/scheduler_config.json", WEIGHTS, "model_index.json", "unet/", "transformer/")
+    assert all(file in message for file in wanted)
     assert "\n" not in message
     assert message.endswith(".")
-    return message
 
 
-@pytest.mark.parametrize("name", ["nowhere", "./no/where", "/no/where", "a/b/c", "~/nowhere"])
-def test_missing_folder(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert f"no model folder at {name}" in one_sentence(name)
+REPOSITORY = [
+    *("README.md", "model_index.json", "big.ckpt", "big.safetensors", "scheduler/scheduler_config.json"),
+    *("tokenizer/merges.txt", "feature_extractor/preprocessor_config.json", "safety_checker/model.safetensors"),
+    *(f"text_encoder/{name}" for name in ("config.json", "model.safetensors", "model.fp16.safetensors")),
+    *("text_encoder/pytorch_model.bin", "flax/diffusion_pytorch_model.safetensors", "unet/flax_model.msgpack"),
+    *(f"{part}/config.json" for part in ("unet", "vae", "safety_checker")),
+    *(f"{part}/diffusion_pytorch_model.{kind}" for part in ("unet", "vae") for kind in ("safetensors", "bin")),
+    *(f"{part}/diffusion_pytorch_model.fp16.{kind}" for part in ("unet", "vae") for kind in ("safetensors", "bin")),
+    "unet/diffusion_pytorch_model.non_ema.safetensors",
+    *("transformer/diffusion_pytorch_model-00001-of-00002.safetensors", f"transformer/{WEIGHTS}.index.json"),
+    "transformer/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
+    f"transformer/{WEIGHTS}.index.fp16.json",
+]
+ALWAYS = {"model_index.json", "scheduler/scheduler_config.json", "unet/config.json", "vae/config.json"}
+ALWAYS |= {"text_encoder/config.json", "tokenizer/merges.txt"}
 
 
-def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    assert "no model folder" in one_sentence(tmp_path / "model.safetensors")
-
-
-def test_empty_folder(tmp_path: Path) -> None:
-    assert f"{tmp_path / 'config.json'} is missing" in one_sentence(tmp_path)
-
-
-def test_missing_unet(broken: Path) -> None:
-    shutil.rmtree(broken / "unet")
-    assert f"{broken / 'unet' / 'config.json'} is missing" in one_sentence(broken)
-
-
-def test_missing_scheduler(broken: Path) -> None:
-    shutil.rmtree(broken / "scheduler")
-    assert f"{broken / 'scheduler' / 'scheduler_config.json'} is missing" in one_sentence(broken)
-
-
-def test_missing_weights(broken: Path) -> None:
-    (broken / "unet" / WEIGHTS).unlink()
-    message = one_sentence(broken)
-    assert "could not be loaded" in message
-    assert WEIGHTS in message
-
-
-def test_pickled_weights_are_not_read(broken: Path) -> None:
-    weights = load_file(broken / "unet" / WEIGHTS)
-    torch.save(weights, broken / "unet" / "diffusion_pytorch_model.bin")
-    (broken / "unet" / WEIGHTS).unlink()
-    assert "could not be loaded" in one_sentence(broken)
-
-
-@pytest.mark.parametrize("keep", [0, 7, 1000, -100])
-def test_truncated_weights(keep: int, broken: Path) -> None:
-    file = broken / "unet" / WEIGHTS
-    file.write_bytes(file.read_bytes()[:keep])
-    assert "could not be loaded" in one_sentence(broken)
-
-
-def test_garbage_weights(broken: Path) -> None:
-    (broken / "unet" / WEIGHTS).write_bytes(np.random.default_rng(0).bytes(5000))
-    assert "could not be loaded" in one_sentence(broken)
-
-
-def test_missing_and_unknown_tensors_are_not_made_up(broken: Path) -> None:
-    file = broken / "unet" / WEIGHTS
-    weights = load_file(file)
-    fewer = dict(weights)
-    del fewer["conv_in.weight"]
-    save_file(fewer, file, metadata={"format": "pt"})
-    assert "1 are missing or unknown, conv_in.weight among them" in one_sentence(broken)
-    save_file({**weights, "another.weight": torch.zeros(1)}, file, metadata={"format": "pt"})
-    assert "1 are missing or unknown, another.weight among them" in one_sentence(broken)
-
-
-def test_tensor_of_another_shape(broken: Path) -> None:
-    file = broken / "unet" / WEIGHTS
-    weights = load_file(file)
-    weights["conv_in.weight"] = torch.zeros(1, 2, 3)
-    save_file(weights, file, metadata={"format": "pt"})
-    assert "could not be loaded" in one_sentence(broken)
-
-
-@pytest.mark.parametrize("path", ["unet/config.json", "scheduler/scheduler_config.json"])
-@pytest.mark.parametrize(("content", "reason"), [("{", "could not be read as JSON"), ("[]", "must hold a JSON object")])
-def test_damaged_config(path: str, content: str, reason: str, broken: Path) -> None:
-    (broken / path).write_text(content)
-    message = one_sentence(broken)
-    assert reason in message
-    assert str(broken / path) in message
-
-
-def test_unsupported_network(broken: Path) -> None:
-    edit(broken / "unet" / "config.json", _class_name="UNet2DConditionModel")
-    message = one_sentence(broken)
-    assert "is a UNet2DConditionModel, but the supported ones are UNet2DModel" in message
-
-
-def test_unknown_block_type(broken: Path) -> None:
-    edit(broken / "unet" / "config.json", down_block_types=["NoSuchBlock", "DownBlock2D"])
-    assert "could not be loaded" in one_sentence(broken)
-
-
-def test_unknown_image_size(broken: Path) -> None:
-    edit(broken / "unet" / "config.json", sample_size=None)
-    assert "sample_size=None" in one_sentence(broken)
+def weights_of(kinds: tuple[str, ...], variant: str) -> set[str]:
+    return {f"{part}/diffusion_pytorch_model{variant}.{kind}" for part in ("unet", "vae") for kind in kinds}
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("options", "wanted"),
     [
-        ({"prediction_type": "flow_prediction"}, "prediction_type is 'flow_prediction'"),
-        ({"thresholding": True}, "thresholding=true"),
-        ({"beta_schedule": "sigmoid"}, "beta_schedule is 'sigmoid'"),
-        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=true"),
+        ({}, {*weights_of(("safetensors",), ""), "text_encoder/model.safetensors", *REPOSITORY[-4:-2]}),
+        ({"variant": "fp16"}, {*weights_of(("safetensors",), ".fp16"), *REPOSITORY[-2:]}),
+        (
+            {"allow_pickle": True, "revision": "v1.0"},
+            {*weights_of(("safetensors", "bin"), ""), *REPOSITORY[-4:-2], "text_encoder/model.safetensors"},
+        ),
     ],
 )
-def test_unsupported_scheduler_options(changes: dict[str, Any], message: str, broken: Path) -> None:
-    edit(broken / "scheduler" / "scheduler_config.json", **changes)
-    assert message in one_sentence(broken)
+def test_what_is_fetched(
+    options: dict[str, Any], wanted: set[str], saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of a large repository only what is needed; weights of other variants and kinds would be gigabytes."""
+    calls = []
 
+    def snapshot_download(*given: Any, **options: Any) -> str:
+        calls.append((given, options))
+        return str(tmp_path)
 
-def test_unsupported_scheduler(broken: Path) -> None:
-    FlowScheduler().save_pretrained(broken / "scheduler")
-    assert "beta_schedule is None" in one_sentence(broken)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.chdir(tmp_path)
+    middle = f".{options['variant']}" if "variant" in options else ""
+    shutil.copytree(saved["ddpm"], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "unet" / WEIGHTS).rename(tmp_path / "unet" / f"diffusion_pytorch_model{middle}.safetensors")
+    Denoiser.from_pretrained("someone/large", device="cpu", **options)
+    (((name,), fetched),) = calls
+    assert name == "someone/large"
+    assert fetched["revision"] == options.get("revision")
+    chosen = set(filter_repo_objects(REPOSITORY, allow_patterns=fetched["allow_patterns"]))
+    text_weights = {file for file in REPOSITORY if file.startswith("text_encoder/") and "config" not in file}
+    assert chosen - text_weights == (ALWAYS | wanted) - text_weights
+    assert wanted & text_weights <= chosen

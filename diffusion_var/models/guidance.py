@@ -1,0 +1,66 @@
+"""Classifier-free guidance (arXiv:2207.12598): the prediction in use is free + w (conditional − free).
+
+Every prediction type is linear in x̂_0 at a given x_t, so that guiding any of them guides x̂_0. The guided mean is not
+E[x_0|x_t]: what holds for the posterior mean (its bounds, `score_norm`, `data_variance`) does not hold for it, and the
+`residual` about it grows with w.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """A scale w and the condition of one image that stands for "no condition" (a null label, an empty prompt)."""
+
+    scale: float
+    unconditional: torch.Tensor
+
+    def predict(
+        self, network: Callable[..., torch.Tensor], x: torch.Tensor, timestep: torch.Tensor, condition: torch.Tensor
+    ) -> torch.Tensor:
+        """The guided output, (B, C or 2C, H, W), from one call with twice the batch. Of a 2C-channel network the second
+        half is the conditional one, as in DiT's own code."""
+        null = self.unconditional.to(condition.device, condition.dtype).expand_as(condition)
+        out = network(torch.cat([x, x]), torch.cat([timestep, timestep]), torch.cat([condition, null]))
+        out = getattr(out, "sample", out)
+        channels = x.shape[1]
+        given, free = out.chunk(2)
+        guided = free[:, :channels] + self.scale * (given[:, :channels] - free[:, :channels])
+        return torch.cat([guided, given[:, channels:]], dim=1)
+
+
+def make_guidance(scale: float, unconditional: Any) -> Guidance | None:
+    """None for w = 1 (the conditional prediction itself); InputError for a w that is no number, or without a null."""
+    if not (isinstance(scale, (int, float)) and math.isfinite(scale)):
+        raise InputError(f"guidance_scale={scale!r} must be a finite number; 1 means no guidance.")
+    if scale == 1:
+        return None
+    if unconditional is None:
+        raise InputError(
+            f"guidance_scale={scale:g} needs the condition that stands for none; pass unconditional= (a null label or "
+            "the embedding of the empty prompt), or guidance_scale=1."
+        )
+    return Guidance(float(scale), condition_tensor(unconditional))
+
+
+def condition_tensor(condition: Any) -> torch.Tensor:
+    """Conditions as a tensor: labels as int64, embeddings in their own floating-point type."""
+    if isinstance(condition, torch.Tensor):
+        return condition
+    array = np.asarray(condition)
+    if array.dtype.kind not in "iufb":
+        raise InputError(
+            f"conditions must be numbers (class labels or embeddings), but they are {array.dtype}; embed prompts first "
+            "(denoiser.prompts.encode)."
+        )
+    return torch.from_numpy(array.astype(np.int64) if array.dtype.kind in "iub" else array.astype(np.float32))

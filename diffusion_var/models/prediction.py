@@ -1,0 +1,71 @@
+"""What a network's output says of x_0 and ε, for every parametrisation, written once.
+
+With x_t = α x_0 + σ ε and s = σ/α the network's output F stands for
+
+    epsilon        ε̂ = F,                            x̂_0 = (x_t − σ F)/α
+    sample         x̂_0 = F,                          ε̂ = (x_t − α F)/σ
+    v_prediction   F = α ε − σ x_0:                   x̂_0 = (α x_t − σ F)/(α² + σ²),  ε̂ = (σ x_t + α F)/(α² + σ²)
+    flow           F = ε − x_0:                       x̂_0 = (x_t − σ F)/(α + σ),      ε̂ = (x_t + α F)/(α + σ)
+    score          F = ∇ log q(x_t) = −ε/σ:           ε̂ = −σ F,                       x̂_0 = (x_t + σ² F)/α
+    edm            x̂_0 = c_skip x_t/α + c_out F,      c_skip = σ_d²/(s² + σ_d²),  c_out = s σ_d/√(s² + σ_d²),
+                   and the network is shown c_in x_t/α, c_in = 1/√(s² + σ_d²)
+    edm_v          the same with c_out negative (diffusers' EDM schedulers with prediction_type v_prediction)
+
+Each holds for every schedule, so that an EDM network may be used on a variance-preserving grid and the reverse.
+Sources: v-prediction arXiv:2202.00512, rectified flow arXiv:2209.03003, score SDE arXiv:2011.13456, EDM
+arXiv:2206.00364 (eq. 7 and table 1).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+
+from ..errors import InputError
+from ..process.schedule import NoiseSchedule
+
+Prediction = Literal["epsilon", "sample", "v_prediction", "flow", "score", "edm", "edm_v"]
+#: Those that say nothing of x_0 where α = 0.
+_NEED_SIGNAL: tuple[Prediction, ...] = ("epsilon", "score", "edm", "edm_v")
+
+
+def check_prediction(prediction: str, schedule: NoiseSchedule) -> None:
+    """Refuse an unknown prediction type, and one that cannot serve a schedule with zero terminal SNR."""
+    if prediction not in get_args(Prediction):
+        raise InputError(f"prediction={prediction!r} is not known; use one of {', '.join(get_args(Prediction))}.")
+    if prediction in _NEED_SIGNAL and schedule.zero_terminal_snr:
+        raise InputError(
+            f"the schedule has zero terminal SNR (alpha[N] = 0), where the prediction type {prediction} says nothing "
+            "about x_0; use a v_prediction, flow or sample network, or a schedule that ends before."
+        )
+
+
+def network_input(prediction: Prediction, x_t: torch.Tensor, alpha: Any, sigma: Any, sigma_data: float) -> torch.Tensor:
+    """What the network is shown of x_t: for EDM c_in x_t/α = x_t/√(σ² + α² σ_d²), else x_t itself."""
+    if prediction not in ("edm", "edm_v"):
+        return x_t
+    scaled: torch.Tensor = x_t * (sigma * sigma + (alpha * sigma_data) ** 2) ** -0.5
+    return scaled
+
+
+def mean_and_eps(
+    prediction: Prediction, output: torch.Tensor, x_t: torch.Tensor, alpha: Any, sigma: Any, sigma_data: float = 0.5
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(x̂_0, ε̂) of a network's output, both like x_t; α and σ are floats or broadcast to x_t. See the module."""
+    if prediction == "epsilon":
+        return (x_t - sigma * output) / alpha, output
+    if prediction == "sample":
+        return output, (x_t - alpha * output) / sigma
+    if prediction == "v_prediction":
+        scale = 1.0 / (alpha * alpha + sigma * sigma)
+        return (alpha * x_t - sigma * output) * scale, (sigma * x_t + alpha * output) * scale
+    if prediction == "flow":
+        scale = 1.0 / (alpha + sigma)
+        return (x_t - sigma * output) * scale, (x_t + alpha * output) * scale
+    if prediction == "score":
+        return (x_t + sigma * sigma * output) / alpha, -sigma * output
+    # EDM: with α s = σ, ε̂ = (x_t − α x̂_0)/σ has no cancellation when written out.
+    total = sigma * sigma + (alpha * sigma_data) ** 2
+    signed = (sigma_data if prediction == "edm" else -sigma_data) * total**-0.5 * output
+    return alpha * sigma_data**2 / total * x_t + sigma * signed, sigma / total * x_t - alpha * signed
