@@ -27,8 +27,15 @@ def write_document(path: str | Path, form: str, version: int, arrays: Arrays, me
     """Write arrays and JSON metadata as one checked safetensors file."""
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     full = {**metadata, "format": form, "format_version": version}
-    full["digest"] = _digest(arrays, full)
+    full["digest"] = document_digest(form, version, arrays, metadata)
     write_atomic(path, save(arrays, metadata={_KEY: json.dumps(full, sort_keys=True)}))
+
+
+def document_digest(form: str, version: int, arrays: Arrays, metadata: dict[str, Any]) -> str:
+    """SHA-256 over the arrays and metadata of a document: the same contents give the same digest."""
+    # By way of JSON, as a reader gets them: tuples are lists there.
+    full = json.loads(json.dumps({**metadata, "format": form, "format_version": version}))
+    return _digest({name: np.ascontiguousarray(array) for name, array in arrays.items()}, full)
 
 
 def read_document(path: str | Path, form: str, version: int, noun: str) -> tuple[Arrays, dict[str, Any]]:

@@ -90,7 +90,7 @@ class _Fixed(ReverseCovariance):
         variance = self.variance(kernel)
         if variance == 0.0:
             return None
-        return StructuredCovariance(Isotropic(_shape(posterior)), _tensor(np.asarray(variance), posterior))
+        return StructuredCovariance(Isotropic(image_shape(posterior)), variance_tensor(np.asarray(variance), posterior))
 
 
 class FixedSmall(_Fixed):
@@ -172,16 +172,16 @@ class Analytic(ReverseCovariance):
     def __call__(self, posterior: Posterior | None, kernel: ReverseKernel) -> StructuredCovariance:
         # Published arrays do not know the shape of an image; the posterior does.
         known = self.table.shape is not None
-        structure = self.table.structure(self.structure) if known else Isotropic(_shape(posterior))
-        return StructuredCovariance(structure, _tensor(self.variance(kernel), posterior))
+        structure = self.table.structure(self.structure) if known else Isotropic(image_shape(posterior))
+        return StructuredCovariance(structure, variance_tensor(self.variance(kernel), posterior))
 
 
-def _shape(posterior: Posterior | None) -> Shape:
+def image_shape(posterior: Posterior | None) -> Shape:
     """(C, H, W) of an image; without a posterior (1, 1, 1), which is enough to colour noise but not for log_det."""
     return (1, 1, 1) if posterior is None else cast(Shape, tuple(posterior.mean.shape[-3:]))
 
 
-def _tensor(variance: Float64Array, posterior: Posterior | None) -> torch.Tensor:
+def variance_tensor(variance: Float64Array, posterior: Posterior | None) -> torch.Tensor:
     """Cast once, at the sampler's edge; a scalar is given the three axes that structures sum over."""
     array = variance.reshape(1, 1, 1) if variance.ndim == 0 else variance
     like = None if posterior is None else posterior.mean

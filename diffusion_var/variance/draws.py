@@ -17,6 +17,7 @@ from ..errors import NumericalError
 from ..models.denoiser import Denoiser, Posterior
 from ..process.structure import Structure, make_structure
 from ..randomness import Streams
+from .conditions import Conditions
 from .moments import SHARD, Draws, MomentMaps, shard_sums
 from .population import Population
 
@@ -32,7 +33,7 @@ class ShardEvaluator:
     Args:
         denoiser: the network.
         population: where x_0 is drawn from, with replacement.
-        conditions: None, or one condition per image of the population.
+        conditions: None, or which conditions go with the images of the population.
         seed: of every random number.
         batch_size: network evaluations at once, where that is less than a shard.
         structures: by name, those to sum for.
@@ -42,7 +43,7 @@ class ShardEvaluator:
         self,
         denoiser: Denoiser,
         population: Population,
-        conditions: torch.Tensor | None,
+        conditions: Conditions | None,
         seed: int,
         batch_size: int,
         structures: dict[str, Structure],
@@ -92,16 +93,19 @@ class ShardEvaluator:
     def _draw(self, batch: Sequence[Shard]) -> Draws:
         shape, device = self.denoiser.shape, self.denoiser.device
         picks = np.empty(len(batch) * SHARD, dtype=np.int64)
+        chosen = np.zeros_like(picks)
         noise = np.empty((len(picks), *shape), dtype=np.float32)
         for k, (n, shard) in enumerate(batch):
             stream, part = self._streams.at(self.seed, "estimate", n, shard), slice(k * SHARD, (k + 1) * SHARD)
             picks[part] = stream.integers(len(self.population), size=SHARD)
             stream.standard_normal(out=noise[part], dtype=np.float32)
+            if self.conditions is not None:
+                chosen[part] = self.conditions.pick(picks[part], stream)
         indices = torch.tensor([n for n, _ in batch]).repeat_interleave(SHARD)
         x_0, eps = self.population.take(picks).to(device), torch.from_numpy(noise).to(device)
         alpha, sigma = self.denoiser.coefficients(indices, x_0)
         x_t = alpha * x_0 + sigma * eps
-        condition = None if self.conditions is None else self.conditions[torch.from_numpy(picks)].to(device)
+        condition = None if self.conditions is None else self.conditions.take(chosen).to(device)
         posterior = self._posterior(x_t, indices, condition)
         return Draws(x_0, eps, x_t, alpha, sigma, posterior, self.denoiser.clip is not None)
 

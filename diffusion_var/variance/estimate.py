@@ -11,7 +11,6 @@ under an imperfect mean; control variates and allocation are DESIGN §2.6's.
 
 from __future__ import annotations
 
-import hashlib
 import time
 import warnings
 from collections.abc import Sequence
@@ -20,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from tqdm import tqdm
 
 from ..errors import DiffusionVarWarning, InputError
@@ -28,6 +26,7 @@ from ..models.denoiser import Denoiser
 from ..process.structure import STRUCTURE_NAMES, make_structure
 from . import allocation
 from .checkpoint import Checkpoint
+from .conditions import as_conditions
 from .draws import ShardEvaluator
 from .moments import CONTROLS, SHARD, MomentSums, control_expectations
 from .population import Population
@@ -59,7 +58,8 @@ def estimate(
         seed: of every random number.
         indices: which n to measure; None: 64, evenly spaced in log-SNR.
         structures: any of isotropic, channel, pixel, dct; isotropic is always included.
-        conditions: None, or a tensor or array of one condition per image, passed to the network with it.
+        conditions: None, one condition per image (a tensor, array or list of labels or embeddings), or a `Conditions`
+            (labels of a list, or a list drawn from at random).
         max_evaluations: stop there; indices that fall short are named in a warning and in the table.
         batch_size: network evaluations at once (rounded down to whole shards of 16; below 16, a shard in pieces).
         checkpoint: file to resume from if it exists and to write every 30 s and on any interruption. It is left in
@@ -76,12 +76,10 @@ def estimate(
     wanted = allocation.default_indices(schedule) if indices is None else allocation.merge_indices(schedule, indices)
     allocation.check_budget(tolerance, max_evaluations, wanted)
     population = Population(images, denoiser.shape, denoiser.data_range)
-    conditions = None if conditions is None else torch.as_tensor(conditions).cpu()
-    if conditions is not None and len(conditions) != len(population):
-        raise InputError(f"conditions has {len(conditions)} entries for {len(population)} images; give one for each.")
+    given = as_conditions(conditions, len(population))
     rotation = population.statistics.rotation
     kinds = {name: make_structure(name, denoiser.shape, rotation if name == "dct" else None) for name in names}
-    evaluator = ShardEvaluator(denoiser, population, conditions, int(seed), batch_size, kinds)
+    evaluator = ShardEvaluator(denoiser, population, given, int(seed), batch_size, kinds)
     run = _Run(evaluator, wanted, float(tolerance), max_evaluations)
     run.finish(None if checkpoint is None else Checkpoint(checkpoint, run.identity()), progress)
     return run.table()
@@ -249,7 +247,8 @@ class _Run:
             "data_range": None if denoiser.data_range is None else list(denoiser.data_range),
             "network": denoiser.fingerprint,
             "data": evaluator.population.statistics.fingerprint,
-            "conditions": None if conditions is None else hashlib.sha256(conditions.numpy().tobytes()).hexdigest(),
+            "conditions": None if conditions is None else conditions.fingerprint,
+            "guidance_scale": denoiser.guidance_scale,
         }
 
     def table(self, announce: bool = True) -> VarianceTable:
@@ -271,6 +270,8 @@ class _Run:
             clip=denoiser.clip,
             data_range=denoiser.data_range,
             network=denoiser.fingerprint,
+            guidance_scale=denoiser.guidance_scale,
+            latent_scaling=None if denoiser.codec is None else denoiser.codec.scaling,
             data=evaluator.population.statistics,
             seed=evaluator.seed,
             tolerance=self.tolerance,
@@ -278,6 +279,8 @@ class _Run:
         )
         if announce:
             table.details = {"versions": _versions(), "shortfall": self._shortfall()}
+            if evaluator.conditions is not None:
+                table.details["conditions"] = evaluator.conditions.origin()
         return table
 
     def _shortfall(self) -> list[str]:

@@ -1,16 +1,12 @@
 """The data as a fixed population of images, and what is known of it without any network.
 
 The control variates of the estimator have known expectations only if x_0 is drawn from a fixed population whose mean
-and variances are computed once. So images are read as they are, without augmentation; reading an item twice must give
-the same image. Small populations are held in memory (uint8 stays uint8), large ones are read again when needed.
+and variances are computed once.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..errors import DiffusionVarWarning, InputError
 from ..process.structure import channel_rotation, make_structure
+from .fixed_images import FixedImages
 
 Float64Array = npt.NDArray[np.float64]
-_IN_MEMORY_BYTES = 2 * 1024**3
-_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -49,174 +43,39 @@ class DataStatistics:
         return self.spectrum if structure in ("isotropic", "dct") else self.pixel_variance
 
 
-class Population:
-    """A fixed set of images (C, H, W), read by position as float32 in the data range.
-
-    Args:
-        images: a tensor or array (M, C, H, W), or a Dataset of tensors/arrays (C, H, W), or of tuples that begin
-            with one. uint8 is mapped from 0…255 to the data range; floats must lie in it.
-        shape: (C, H, W) that the denoiser expects.
-        data_range: (a, b), or None: floats only, any finite value.
-
-    Raises InputError for an empty source, a wrong shape or type, values outside the range, and data that changes
-    from read to read.
-    """
+class Population(FixedImages):
+    """Images that x_0 is drawn from, with their `statistics`; see `FixedImages` for the arguments and errors."""
 
     def __init__(self, images: Any, shape: Sequence[int], data_range: tuple[float, float] | None) -> None:
-        self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
-        self.data_range = data_range
-        if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim != 4:
-            raise InputError(f"images must have shape (M, C, H, W), but the array has shape {tuple(images.shape)}.")
-        try:
-            self._count = len(images)
-        except TypeError:
-            raise InputError(
-                f"images must be a tensor, an array or a Dataset with a length, but got {type(images).__name__}."
-            ) from None
-        if self._count == 0:
-            raise InputError("images is empty; give at least one image.")
-        self._source = images
-        self._memory: torch.Tensor | None = None
-        if isinstance(images, (np.ndarray, torch.Tensor)):
-            self._memory = _tensor(images)
-            self._check_item(self._memory[0], 0)
-        else:
-            self._refuse_augmentation()
-            first = self._item(0)
-            if self._count * first.numel() * first.element_size() <= _IN_MEMORY_BYTES:
-                self._memory = torch.stack([self._item(i) for i in range(self._count)])
+        super().__init__(images, shape, data_range)
         self.statistics = self._statistics()
-
-    def __len__(self) -> int:
-        return self._count
-
-    def take(self, positions: npt.NDArray[np.int64]) -> torch.Tensor:
-        """The images at these positions, (len, C, H, W) float32 in the data range, on the CPU."""
-        return self._to_float(self._raw(positions))
-
-    def _raw(self, positions: npt.NDArray[np.int64]) -> torch.Tensor:
-        if self._memory is not None:
-            return self._memory[torch.from_numpy(positions)]
-        return torch.stack([self._item(int(i)) for i in positions])
-
-    def _item(self, i: int) -> torch.Tensor:
-        item = self._source[i]
-        item = item[0] if isinstance(item, (tuple, list)) else item
-        if not isinstance(item, (np.ndarray, torch.Tensor)):
-            raise InputError(
-                f"item {i} of images is a {type(item).__name__}, but a tensor or array (C, H, W) is expected; "
-                "convert it in the Dataset."
-            )
-        tensor = _tensor(item)
-        self._check_item(tensor, i)
-        return tensor
-
-    def _check_item(self, item: torch.Tensor, i: int) -> None:
-        if tuple(item.shape) != self.shape:
-            raise InputError(
-                f"image {i} has shape {tuple(item.shape)}, but the denoiser expects {self.shape}; "
-                "convert or resize the images."
-            )
-        if item.dtype == torch.uint8:
-            if self.data_range is None:
-                raise InputError(
-                    "images are uint8, but the denoiser has no data range to map them to; "
-                    "give it data_range=(a, b) or pass floats."
-                )
-        elif not item.is_floating_point():
-            raise InputError(f"image {i} has dtype {item.dtype}, but uint8 or a floating-point type is expected.")
-
-    def _refuse_augmentation(self) -> None:
-        for i in sorted({0, self._count // 2, self._count - 1}):
-            # Four reads: a random flip goes unnoticed with probability 1/8 at each position, 1/512 at all three.
-            reads = [self._item(i) for _ in range(4)]
-            if any(not torch.equal(reads[0], other) for other in reads[1:]):
-                raise InputError(
-                    f"two reads of image {i} differ, so the data set augments at random, but the estimator needs fixed "
-                    "images (its control variates use their exact mean and variance); switch the augmentation off."
-                )
-
-    def _to_float(self, raw: torch.Tensor) -> torch.Tensor:
-        if raw.dtype != torch.uint8:
-            return raw.float()
-        assert self.data_range is not None
-        low, high = self.data_range
-        return low + raw.float() * ((high - low) / 255.0)
-
-    def _chunks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        for start in range(0, self._count, _CHUNK):
-            yield start, self._raw(np.arange(start, min(start + _CHUNK, self._count)))
-
-    # ---- statistics -------------------------------------------------------------------------------------------
 
     def _statistics(self) -> DataStatistics:
         """Two passes: mean, fingerprint and range; then the variances about the mean, in both bases."""
-        content = hashlib.sha256(f"{self._count}{self.shape}".encode())
         total = torch.zeros(self.shape, dtype=torch.float64)
-        low, high = math.inf, -math.inf
-        for start, raw in self._chunks():
-            content.update(f"{raw.dtype}".encode() + raw.contiguous().numpy().tobytes())
-            x = self._to_float(raw)
-            self._check_range(x, start)
-            low, high = min(low, float(x.min())), max(high, float(x.max()))
-            total += x.double().sum(0)
-        self._warn_of_half_range(low, high)
+
+        def add(x: torch.Tensor) -> None:
+            total.add_(x.double().sum(0))
+
+        fingerprint = self.scan(add)
         mean = total / self._count
         pixel = torch.zeros_like(total)
         channel = torch.zeros(self.shape[0], self.shape[0], dtype=torch.float64)
-        for _, raw in self._chunks():
-            centred = self._to_float(raw).double() - mean
+        for _, raw in self.chunks():
+            centred = self.to_float(raw).double() - mean
             pixel += centred.square().sum(0)
             rows = centred.transpose(0, 1).flatten(1)
             channel += rows @ rows.T
         rotation = channel_rotation((channel / (self._count * self.shape[1] * self.shape[2])).numpy())
         basis = make_structure("dct", self.shape, rotation)
         spectrum = torch.zeros_like(total)
-        for _, raw in self._chunks():
-            spectrum += basis.forward(self._to_float(raw).double() - mean).square().sum(0)
+        for _, raw in self.chunks():
+            spectrum += basis.forward(self.to_float(raw).double() - mean).square().sum(0)
         return DataStatistics(
             mean.numpy(),
             (pixel / self._count).numpy(),
             (spectrum / self._count).numpy(),
             rotation,
             self._count,
-            content.hexdigest(),
+            fingerprint,
         )
-
-    def _check_range(self, x: torch.Tensor, start: int) -> None:
-        bad = ~torch.isfinite(x).flatten(1).all(1)
-        if bad.any():
-            raise InputError(f"image {start + int(bad.nonzero()[0])} holds NaN or infinite values; remove it.")
-        if self.data_range is None:
-            return
-        low, high = self.data_range
-        slack = 1e-5 * (high - low)
-        outside = ((x < low - slack) | (x > high + slack)).flatten(1).any(1)
-        if outside.any():
-            i = int(outside.nonzero()[0])
-            raise InputError(
-                f"image {start + i} has values from {float(x[i].min()):.4g} to {float(x[i].max()):.4g}, outside the "
-                f"data range [{low:g}, {high:g}]; scale the images or give the denoiser their range."
-            )
-
-    def _warn_of_half_range(self, low: float, high: float) -> None:
-        if self.data_range == (-1.0, 1.0) and low >= 0.0 and high > 0.0:
-            warnings.warn(
-                f"all image values lie between {low:.3g} and {high:.3g} while the data range is [-1, 1]; "
-                "if they are scaled to [0, 1], map them to [-1, 1] first.",
-                DiffusionVarWarning,
-                stacklevel=5,
-            )
-
-
-def _tensor(images: npt.NDArray[Any] | torch.Tensor) -> torch.Tensor:
-    """On the CPU, of a type that NumPy knows too."""
-    if isinstance(images, torch.Tensor):
-        tensor = images.detach().cpu()
-        return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of read-only arrays (memory-mapped files): they are only read here
-            return torch.as_tensor(images.copy() if min(images.strides, default=0) < 0 else images)
-    except TypeError:
-        raise InputError(f"images have dtype {images.dtype}, but uint8 or a floating-point type is expected.") from None

@@ -22,22 +22,33 @@ def summarise(table: VarianceTable, lines: int = 12) -> str:
     head = [
         f"variance table: N={table.schedule.num_steps}, {len(table.indices)} measured indices, "
         f"{table.evaluations:,} network evaluations, structures {', '.join(table.structures)}",
-        f"model: shape {table.shape}, prediction {table.prediction}, clip {table.clip}, network {network}",
+        f"model: shape {table.shape}, prediction {table.prediction}, clip {table.clip}, network {network}"
+        + (f", guidance scale {table.guidance_scale:g}" if table.guidance_scale != 1.0 else "")
+        + (f", latents scaled by {table.latent_scaling[0]:g}" if table.latent_scaling is not None else ""),
     ]
     if table.data is None:
         return "\n".join([*head, "made from published moments: score_norm only, no errors known"])
     head.append(f"data: {table.data.count:,} images, fingerprint {table.data.fingerprint[:12]}, seed {table.seed}")
+    if (given := table.details.get("conditions")) is not None:
+        head.append(f"conditions: {given['count']:,}, {given['how']}, fingerprint {given['fingerprint'][:12]}")
     shortfall = table.details.get("shortfall", [])
     head += [f"short of its tolerance: {text}" for text in shortfall[:_SHORTFALLS]]
     if len(shortfall) > _SHORTFALLS:
         head.append(f"short of their tolerance: {len(shortfall) - _SHORTFALLS} more indices")
-    rows = ["     n   draws   residual ± rel.err    score_norm data_variance disagreement"]
+    # The other estimators hold for the posterior mean, which a guided one is not.
+    guided = table.guidance_scale != 1.0
+    rows = ["     n   draws   residual ± rel.err" + ("" if guided else "    score_norm data_variance disagreement")]
     positions = sorted({int(i) for i in np.linspace(0, len(table.indices) - 1, lines).round()})
     for i in positions:
         n = int(table.indices[i])
         v, error = table.posterior_variance(n), table.relative_error(n)
-        others = [f"{table.posterior_variance(n, estimator):13.4g}" for estimator in _OTHERS]
-        rows.append(f"{n:6d} {table.counts[i]:7,} {v:10.4g} {error:9.2%} {''.join(others)}  {_disagreement(table, n)}")
+        row = f"{n:6d} {table.counts[i]:7,} {v:10.4g} {error:9.2%}"
+        if not guided:
+            others = [f"{table.posterior_variance(n, estimator):13.4g}" for estimator in _OTHERS]
+            row += f" {''.join(others)}  {_disagreement(table, n)}"
+        rows.append(row)
+    if guided:
+        return "\n".join(head + rows)
     rows.append(
         "disagreement: the larger difference of the two other estimators from residual, where it is more than two\n"
         "standard errors; it measures how imperfect the network's mean is."

@@ -7,7 +7,8 @@ the measured indices is `nodes`; outside the measured indices nothing is made up
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ class VarianceTable:
     Attributes:
         schedule, shape, prediction, clip, data_range: the denoiser's; shape is None for published arrays.
         network: SHA-256 of the weights, or None.
+        guidance_scale: w of classifier-free guidance that the mean had; 1 without.
+        latent_scaling: (scale, shift) of the autoencoder, for latents.
         indices, counts: measured indices (ascending) and Monte Carlo draws at each.
         moments: by structure name; "isotropic" is always there.
         data: statistics of the data, or None.
@@ -62,6 +65,8 @@ class VarianceTable:
     clip: tuple[float, float] | None = None
     data_range: tuple[float, float] | None = None
     network: str | None = None
+    guidance_scale: float = 1.0
+    latent_scaling: tuple[float, float] | None = None
     data: DataStatistics | None = None
     seed: int | None = None
     tolerance: float | None = None
@@ -86,6 +91,33 @@ class VarianceTable:
         from .tablefile import read_table
 
         return read_table(path)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the table and a model card that states where it comes from; see `variance.hub.push_table`."""
+        from .hub import push_table
+
+        return push_table(self, repo_id, **options)
+
+    @classmethod
+    def from_hub(cls, repo_id: str | Path, **options: Any) -> VarianceTable:
+        """The table of a hub repository, or of a folder written like one; see `variance.hub.fetch_table`."""
+        from .hub import fetch_table
+
+        return fetch_table(repo_id, **options)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything in the table; a saved table has the digest of the one that was saved."""
+        from .tablefile import table_digest
+
+        return table_digest(self)
+
+    def subset(self, structures: Sequence[str]) -> VarianceTable:
+        """The table with these structures (and isotropic) only: a smaller file."""
+        for name in structures:
+            self._check_request("residual" if self.data is not None else "score_norm", name)
+        kept = {name: moments for name, moments in self.moments.items() if name in ("isotropic", *structures)}
+        return replace(self, moments=kept)
 
     @classmethod
     def from_moments(
@@ -151,6 +183,11 @@ class VarianceTable:
         n = self.schedule.check_index(n, lowest=0)
         if n == 0:
             return 0.0 if structure == "isotropic" else np.zeros(self.structure(structure).variance_shape)
+        if bounded and self.guidance_scale != 1.0:
+            raise InputError(
+                f"this table was measured with guidance (scale {self.guidance_scale:g}), and the bounds hold for the "
+                "exact posterior mean only; leave out bounded=True."
+            )
         value = self._nodes.value(estimator, structure, n)
         if bounded if bounded is not None else estimator != "residual":
             value = np.minimum(value, self._upper_bound(structure, n))
@@ -183,14 +220,18 @@ class VarianceTable:
         return self._nodes.relative_error(structure, self.schedule.check_index(n))
 
     def check(self, denoiser: Denoiser) -> None:
-        """Refuse a denoiser with another schedule, shape, prediction type, clipping or network than the table's."""
+        """Refuse a denoiser with another schedule, shape, prediction type, clipping, guidance scale, latent scaling or
+        network than the table's."""
         facts: list[tuple[str, Any, Any]] = [("schedule", self.schedule, denoiser.schedule)]
         if self.prediction is not None:  # published arrays know their schedule only
             facts += [
                 ("shape", self.shape, denoiser.shape),
                 ("prediction type", self.prediction, denoiser.prediction),
                 ("clipping", self.clip, denoiser.clip),
+                ("guidance scale", self.guidance_scale, denoiser.guidance_scale),
             ]
+        if self.latent_scaling is not None and denoiser.codec is not None:
+            facts.append(("latent scaling", self.latent_scaling, denoiser.codec.scaling))
         if self.network is not None and denoiser.fingerprint is not None:  # a bare function has no weights to compare
             facts.append(("network fingerprint", self.network[:12], denoiser.fingerprint[:12]))
         mismatch = [
@@ -212,6 +253,11 @@ class VarianceTable:
     def _check_request(self, estimator: str, structure: str) -> None:
         if estimator not in ESTIMATORS:
             raise InputError(f"estimator {estimator!r} is not known; choose one of {', '.join(ESTIMATORS)}.")
+        if self.guidance_scale != 1.0 and estimator != "residual":
+            raise InputError(
+                f"this table was measured with guidance (scale {self.guidance_scale:g}), whose mean is not the "
+                f"posterior mean that the estimator {estimator!r} takes for granted; use 'residual'."
+            )
         if structure not in STRUCTURE_NAMES:
             raise InputError(f"structure {structure!r} is not known; choose one of {', '.join(STRUCTURE_NAMES)}.")
         if structure not in self.moments:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..documents import Arrays, read_document, write_document
+from ..documents import Arrays, document_digest, read_document, write_document
 from ..process.schedule import NoiseSchedule
 from .population import DataStatistics
 
@@ -13,11 +13,20 @@ if TYPE_CHECKING:
     from .table import VarianceTable
 
 FORMAT = "diffusion_var.variance_table"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: guidance scale and latent scaling
 
 
 def write_table(table: VarianceTable, path: str | Path) -> None:
     """See `VarianceTable.save`."""
+    write_document(path, FORMAT, FORMAT_VERSION, *_contents(table))
+
+
+def table_digest(table: VarianceTable) -> str:
+    """See `VarianceTable.digest`."""
+    return document_digest(FORMAT, FORMAT_VERSION, *_contents(table))
+
+
+def _contents(table: VarianceTable) -> tuple[Arrays, dict[str, Any]]:
     schedule = table.schedule
     arrays: Arrays = {
         "schedule.alpha": schedule.alpha,
@@ -34,7 +43,7 @@ def write_table(table: VarianceTable, path: str | Path) -> None:
         for name in ("mean", "pixel_variance", "spectrum", "rotation"):
             arrays[f"data.{name}"] = getattr(table.data, name)
         data = {"count": table.data.count, "fingerprint": table.data.fingerprint}
-    metadata = {
+    metadata: dict[str, Any] = {
         "schedule": {"digest": schedule.digest, "prior_std": schedule.prior_std},
         "structures": list(table.moments),
         "shape": table.shape,
@@ -42,13 +51,15 @@ def write_table(table: VarianceTable, path: str | Path) -> None:
         "clip": table.clip,
         "data_range": table.data_range,
         "network": table.network,
+        "guidance_scale": table.guidance_scale,
+        "latent_scaling": table.latent_scaling,
         "data": data,
         "seed": table.seed,
         "tolerance": table.tolerance,
         "evaluations": table.evaluations,
         "details": table.details,
     }
-    write_document(path, FORMAT, FORMAT_VERSION, arrays, metadata)
+    return arrays, metadata
 
 
 def read_table(path: str | Path) -> VarianceTable:
@@ -66,7 +77,7 @@ def read_table(path: str | Path) -> VarianceTable:
         data = DataStatistics(**known)
 
     def pair(name: str) -> Any:
-        return None if meta[name] is None else tuple(meta[name])
+        return None if meta.get(name) is None else tuple(meta[name])
 
     return VarianceTable(
         schedule=schedule,
@@ -81,6 +92,8 @@ def read_table(path: str | Path) -> VarianceTable:
         clip=pair("clip"),
         data_range=pair("data_range"),
         network=meta["network"],
+        guidance_scale=meta.get("guidance_scale", 1.0),
+        latent_scaling=pair("latent_scaling"),
         data=data,
         seed=meta["seed"],
         tolerance=meta["tolerance"],

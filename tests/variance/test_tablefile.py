@@ -1,10 +1,13 @@
 """The table's file: what is saved is loaded, and anything else is refused in one sentence."""
 
+import copy
 import dataclasses
 import errno
 import json
 import os
 import re
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +15,25 @@ import safetensors.numpy
 from crooked import IMAGES, SCHEDULE, crooked_denoiser
 
 import diffusion_var as dv
+from diffusion_var.documents import write_document
 from diffusion_var.variance import tablefile
+
+VERSION_1_KEYS = {
+    *("schedule", "structures", "shape", "prediction", "clip", "data_range", "network", "data"),
+    *("seed", "tolerance", "evaluations", "details"),
+}
+CHANGED: dict[str, Any] = {
+    "shape": (2, 4, 1),
+    "prediction": "sample",
+    "clip": None,
+    "data_range": None,
+    "network": "0",
+    "guidance_scale": 2.0,
+    "latent_scaling": (1.0, 0.0),
+    "seed": 6,
+    "tolerance": 0.5,
+    "evaluations": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +82,51 @@ def test_round_trip_of_published_arrays(tmp_path):
 def test_the_same_table_gives_the_same_bytes(table, path, tmp_path):
     dv.VarianceTable.load(path).save(tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
+
+
+def test_the_digest_is_of_everything_that_is_saved(table: dv.VarianceTable, path: Path) -> None:
+    assert dv.VarianceTable.load(path).digest == table.digest
+    with safetensors.safe_open(str(path), "numpy") as file:
+        assert json.loads(file.metadata()["diffusion_var"])["digest"] == table.digest
+    moments = copy.deepcopy(table.moments)
+    moments["pixel"].means[1, 0, 0, 0, 0] += 1e-6
+    changes: list[dict[str, Any]] = [
+        {"moments": moments},
+        {"counts": table.counts + 16},
+        {"schedule": dv.NoiseSchedule(SCHEDULE.alpha, SCHEDULE.sigma, SCHEDULE.timestep, prior_std=2.0)},
+        {"data": dataclasses.replace(table.data, fingerprint="0")},
+        {"details": {**table.details, "note": "x"}},
+        *({name: value} for name, value in CHANGED.items()),
+    ]
+    digests = [dataclasses.replace(table, **change).digest for change in changes]
+    assert len({table.digest, *digests}) == 1 + len(changes)
+    assert dataclasses.replace(table).digest == table.digest
+
+
+@pytest.mark.parametrize("kept", [["pixel"], ["dct", "channel"], ["isotropic"], []])
+def test_a_subset_of_the_structures(table: dv.VarianceTable, path: Path, kept: list[str]) -> None:
+    small = table.subset(kept)
+    assert set(small.structures) == {"isotropic", *kept}
+    for name in small.structures:
+        assert np.array_equal(
+            small.posterior_variance(100, structure=name), table.posterior_variance(100, structure=name)
+        )
+    for name in {"channel", "pixel", "dct"} - {*kept}:
+        with pytest.raises(dv.InputError, match=f"this table has no structure '{name}'"):
+            small.posterior_variance(100, structure=name)
+    small.save(path.with_name("small"))
+    assert path.with_name("small").stat().st_size < path.stat().st_size
+    assert same(dv.VarianceTable.load(path.with_name("small")), small)
+    assert set(table.structures) == {"isotropic", "channel", "pixel", "dct"}  # the whole one is left as it was
+
+
+def test_a_subset_of_what_is_not_there(table: dv.VarianceTable) -> None:
+    with pytest.raises(dv.InputError, match="structure 'wavelet' is not known"):
+        table.subset(["pixel", "wavelet"])
+    with pytest.raises(dv.InputError, match="has no structure 'pixel'"):
+        table.subset(["dct"]).subset(["pixel"])
+    published = dv.VarianceTable.from_moments(dv.NoiseSchedule.vp_sde(30), eps_square=np.linspace(0.1, 1, 30))
+    assert same(published.subset(["isotropic"]), published)
 
 
 def test_one_metadata_key_and_no_pickle(path):
@@ -132,7 +198,25 @@ def rewritten(path, change):
 def test_a_newer_format_is_named_as_such(path):
     rewritten(path, lambda metadata, arrays: metadata.update(format_version=tablefile.FORMAT_VERSION + 1))
     message = refusal(path)
-    assert "format version 2, but this version of diffusion_var reads up to 1; update" in message
+    assert "format version 3, but this version of diffusion_var reads up to 2; update" in message
+
+
+def test_a_file_of_format_version_1_is_read(table: dv.VarianceTable, path: Path, tmp_path: Path) -> None:
+    """Version 1 knew of no guidance and of no latents."""
+    with safetensors.safe_open(str(path), "numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        metadata = json.loads(file.metadata()["diffusion_var"])
+    for key in ("guidance_scale", "latent_scaling", "format", "format_version", "digest"):
+        del metadata[key]
+    assert set(metadata) == VERSION_1_KEYS
+    write_document(tmp_path / "old", "diffusion_var.variance_table", 1, arrays, metadata)
+    loaded = dv.VarianceTable.load(tmp_path / "old")
+    assert (loaded.guidance_scale, loaded.latent_scaling) == (1.0, None)
+    assert same(loaded, table)
+    loaded.check(crooked_denoiser(clip=(-2.5, 2.5), data_range=(-3.0, 3.0)))
+    # Saved again, it is a file of today.
+    loaded.save(tmp_path / "new")
+    assert (tmp_path / "new").read_bytes() == path.read_bytes()
 
 
 def test_changed_contents_fail_the_checksum(path):
