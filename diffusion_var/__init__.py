@@ -18,25 +18,33 @@ if TYPE_CHECKING:
     from .process.kernel import ReverseKernel as ReverseKernel
     from .process.schedule import NoiseSchedule as NoiseSchedule
     from .sampling.sampler import Sampler as Sampler
+    from .sampling.scheduler import AnalyticScheduler as AnalyticScheduler
+    from .variance.conditions import Conditions as Conditions
     from .variance.covariance import Analytic as Analytic
     from .variance.covariance import FixedLarge as FixedLarge
     from .variance.covariance import FixedSmall as FixedSmall
+    from .variance.encode import encode_latents as encode_latents
     from .variance.estimate import estimate as estimate
+    from .variance.learned import LearnedRange as LearnedRange
     from .variance.table import VarianceTable as VarianceTable
 
 _HOMES = {
     "Analytic": "variance.covariance",
+    "AnalyticScheduler": "sampling.scheduler",
+    "Conditions": "variance.conditions",
     "Denoiser": "models.denoiser",
     "DiffusionVarWarning": "errors",
     "FixedLarge": "variance.covariance",
     "FixedSmall": "variance.covariance",
     "InputError": "errors",
+    "LearnedRange": "variance.learned",
     "NoiseSchedule": "process.schedule",
     "NumericalError": "errors",
     "Posterior": "models.denoiser",
     "ReverseKernel": "process.kernel",
     "Sampler": "sampling.sampler",
     "VarianceTable": "variance.table",
+    "encode_latents": "variance.encode",
     "estimate": "variance.estimate",
 }
 _MODULES = {"metrics": "metrics", "oracles": "models.oracles", "steps": "process.steps"}

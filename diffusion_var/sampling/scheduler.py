@@ -1,0 +1,331 @@
+"""A drop-in scheduler for diffusers pipelines with any reverse covariance of this package.
+
+    pipe.scheduler = AnalyticScheduler.from_table(table, pipe.scheduler.config)
+
+The steps are those of `Sampler`: mean of eq. (1) plus Σ^{1/2} noise, no noise in the step to clean data. Where
+diffusers' own schedulers are wrong, this one is not: the index before a timestep is looked up in the list of timesteps
+(not computed as t − N//K, which is right for "leading" spacing alone), and the last step is the one after which no
+timestep is left (not the one at t = 0). A step is computed in float32, also where the network runs in half precision.
+
+Isotropic and per-channel variances live in the config as lists of numbers, so that a pipeline is saved and loaded with
+plain diffusers; a table with a pixel or dct structure travels as `variance_table.safetensors` beside the config.
+
+η belongs to the config. `step` takes `eta=` by keyword, but does not name it: Stable Diffusion's and latent diffusion's
+pipelines hand η = 0 of their own to every scheduler that names it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+from diffusers.utils.outputs import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+from ..errors import InputError
+from ..models.conventions import prediction_of
+from ..models.denoiser import Posterior
+from ..models.prediction import check_prediction, mean_and_eps
+from ..process import steps as step_lists
+from ..process.foreign import config_of, schedule_of
+from ..process.kernel import ClippedEps, ReverseKernel, check_clipped_eps, check_eta
+from ..variance.bounds import Estimator
+from ..variance.covariance import Analytic, StructuredCovariance
+from ..variance.lists import STRUCTURES as LISTED
+from ..variance.lists import VarianceLists
+from ..variance.table import VarianceTable
+from .forward import ForwardProcess
+from .plan import StepPlan, indices_of
+from .table_beside import TABLE_FILE, check_pipeline, check_sample, check_table, config_to_fit, find_table
+from .variance_choice import chosen_cap, chosen_covariance, split_output
+
+
+@dataclass
+class AnalyticSchedulerOutput(BaseOutput):
+    """x_s, and x̂_0 as it was used (clipped), both like the sample."""
+
+    prev_sample: torch.Tensor
+    pred_original_sample: torch.Tensor
+
+
+class AnalyticScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+    """DDPM and DDIM steps (any 0 ≤ η ≤ 1) with a fixed, learned-range or analytic reverse variance.
+
+    Args (besides those of DDPMScheduler and DDIMScheduler, which mean the same):
+        variance_type: "fixed_small" (η²β̃), "fixed_large" (β, η = 1), "learned_range" (2C-channel networks, η = 1) or
+            "analytic" (needs a table: use `from_table`). Nothing falls back to anything else.
+        eta: 1 is DDPM, 0 is DDIM.
+        clipped_eps: see `ReverseKernel`.
+        final_noise_cap: see `Sampler`; needs `data_range`.
+        data_range: (low, high) of the samples; None for latents.
+        posterior_variance, clipping_cross, clipping_shift: see `VarianceLists`; filled in by `from_table`.
+        structure, estimator, table_shape, table_file, table_digest: of the table, which may lie beside the config.
+
+    Attribute `generator` (None: the global one): draws the noise where a pipeline hands none to `step`, as LDMPipeline
+    and DiTPipeline do.
+
+    Raises InputError for unknown or contradicting values.
+    """
+
+    _compatibles = [kind.name for kind in KarrasDiffusionSchedulers]  # noqa: RUF012 (diffusers' own convention)
+    order = 1
+    init_noise_sigma = 1.0
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: list[float] | None = None,
+        variance_type: str = "fixed_small",
+        clip_sample: bool = True,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "leading",
+        steps_offset: int = 0,
+        rescale_betas_zero_snr: bool = False,
+        eta: float = 1.0,
+        clipped_eps: str | None = None,
+        final_noise_cap: float | None = None,
+        data_range: list[float] | None = None,
+        posterior_variance: list[float] | list[list[float]] | None = None,
+        clipping_cross: list[float] | list[list[float]] | None = None,
+        clipping_shift: list[float] | list[list[float]] | None = None,
+        structure: str = "isotropic",
+        estimator: str = "residual",
+        table_shape: list[int] | None = None,
+        table_file: str | None = None,
+        table_digest: str | None = None,
+    ) -> None:
+        if trained_betas is not None:  # arrays would break saving
+            self.register_to_config(  # type: ignore[no-untyped-call]
+                trained_betas=[float(beta) for beta in trained_betas]
+            )
+        self.schedule = schedule_of(self)
+        self.prediction = prediction_of(config_of(self))
+        check_prediction(self.prediction, self.schedule)
+        check_eta(eta)
+        check_clipped_eps(clipped_eps)
+        step_lists.check_spacing(timestep_spacing)
+        self.table: VarianceTable | None = None
+        self.generator: torch.Generator | None = None
+        self._covariance = chosen_covariance(self._options, self.schedule)
+        self._cap = chosen_cap(final_noise_cap, data_range)
+        self._use(range(1, self.schedule.num_steps + 1), None)
+        self.num_inference_steps: int | None = None
+
+    # ---- what it is made of -----------------------------------------------------------------------------------
+
+    @classmethod
+    def from_table(
+        cls,
+        table: VarianceTable,
+        config: Any,
+        *,
+        estimator: Estimator = "residual",
+        structure: str = "isotropic",
+        eta: float = 1.0,
+        **options: Any,
+    ) -> AnalyticScheduler:
+        """A scheduler with a table's variances.
+
+        Args:
+            table: measured for the pipeline's network.
+            config: the config of the pipeline's own scheduler (or that scheduler), for schedule, prediction type,
+                clipping and spacing; or the pipeline itself, and then its network and latent scaling are checked too.
+            estimator, structure: as in `Analytic`.
+            eta: 1 is DDPM, 0 is DDIM.
+            options: anything else of the class, e.g. `timestep_spacing` or `final_noise_cap`.
+
+        Raises InputError where table and config disagree, and for what the table does not hold.
+        """
+        Analytic(table, estimator, structure)  # refuses what the table cannot give
+        if hasattr(config, "scheduler"):
+            check_pipeline(table, config)
+            config = config.scheduler
+        given = config_to_fit(table, config, options)
+        options |= {"table_shape": None if table.shape is None else list(table.shape)}
+        options |= {"variance_type": "analytic", "eta": eta, "estimator": estimator, "structure": structure}
+        if table.data_range is not None:
+            options.setdefault("data_range", list(table.data_range))
+        if structure in LISTED:
+            lists = VarianceLists.from_table(table, estimator, structure).lists()
+            scheduler = cast(AnalyticScheduler, cls.from_config(given, **options, **lists))
+        else:
+            kept = table.subset([structure])
+            made = cls.from_config(given, **options, table_file=TABLE_FILE, table_digest=kept.digest)
+            scheduler = cast(AnalyticScheduler, made)
+            scheduler.attach(kept)
+        if scheduler.schedule != table.schedule:
+            raise InputError(
+                "AnalyticScheduler knows schedules that are given by betas, with timesteps 0 to N - 1, but this table "
+                "has another (flow, EDM, VE, continuous timesteps); use Sampler(denoiser, Analytic(table), steps)."
+            )
+        return scheduler
+
+    def attach(self, table: VarianceTable) -> None:
+        """Give the scheduler the table that its config names (pixel and dct structures)."""
+        if self._options.table_file is None:
+            raise InputError("the scheduler's config names no table; use AnalyticScheduler.from_table to give it one.")
+        if self._options.table_digest not in (None, table.digest):
+            raise InputError(
+                f"this table (digest {table.digest[:12]}) is not the one that the scheduler was made with "
+                f"({self._options.table_digest[:12]}); use AnalyticScheduler.from_table for another."
+            )
+        check_table(table, config_of(self))
+        self.table = table
+        self._covariance = Analytic(table, self._options.estimator, self._options.structure)
+        self._covariances.clear()
+
+    # ---- the timesteps ----------------------------------------------------------------------------------------
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: torch.device | str | None = None,
+        timesteps: Sequence[int] | None = None,
+    ) -> None:
+        """Choose K steps by the config's spacing, or the timesteps themselves (descending, from 0 to N − 1)."""
+        if (num_inference_steps is None) == (timesteps is None):
+            raise InputError("set_timesteps needs either num_inference_steps or timesteps, and not both.")
+        if timesteps is not None:
+            indices = indices_of(timesteps, self.schedule.num_steps)
+        else:
+            K, spacing = cast(int, num_inference_steps), self._options.timestep_spacing
+            offset = self._options.steps_offset if spacing == "leading" else 0
+            indices = [n + offset for n in step_lists.spaced(self.schedule, K, spacing)]
+        self._use(indices, device)
+        self.num_inference_steps = len(indices)
+
+    def _use(self, indices: Sequence[int], device: torch.device | str | None) -> None:
+        self._plan = StepPlan(self.schedule, indices)
+        self.timesteps = self._plan.timesteps(device)
+        self._covariances: dict[tuple[Any, ...], StructuredCovariance | None] = {}
+
+    @property
+    def _options(self) -> Any:
+        """The config, with attributes."""
+        return self.config
+
+    # ---- one step ---------------------------------------------------------------------------------------------
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int | torch.Tensor,
+        sample: torch.Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        return_dict: bool = True,
+        variance_noise: torch.Tensor | None = None,
+        **overrides: Any,
+    ) -> AnalyticSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """x_s from x_t.
+
+        Args:
+            model_output: (B, C, H, W), with learned_range (B, 2C, H, W).
+            timestep: of `sample`; a whole number, or a tensor holding one.
+            sample: x_t, (B, C, H, W).
+            generator: one, or one for each image.
+            return_dict: False: a tuple (x_s, x̂_0).
+            variance_noise: the noise to use instead of drawing it.
+            overrides: `eta`, and `use_clipped_model_output` as in DDIMScheduler, for this step.
+
+        Returns: x_s and the (clipped) x̂_0, in the sample's dtype.
+        """
+        kernel = self._plan.kernel(timestep, *self._overridden(**overrides))
+        output, raw = split_output(model_output, sample.shape[1], self._options.variance_type)
+        x = sample if sample.dtype == torch.float64 else sample.float()
+        output = output.to(x.dtype)
+        mean, eps = mean_and_eps(self.prediction, output, x, kernel.alpha_t, kernel.sigma_t)
+        posterior = Posterior(self._bounded(mean), eps, None if raw is None else raw.to(x.dtype))
+        previous = kernel.mean(x, posterior)
+        if kernel.s > 0 and (covariance := self._covariance_of(kernel, posterior)) is not None:
+            if variance_noise is None:
+                # In the network's dtype, as diffusers draws it: the same generator gives the same noise.
+                variance_noise = randn_tensor(
+                    sample.shape,
+                    generator=generator or self.generator,
+                    device=model_output.device,
+                    dtype=model_output.dtype,
+                )
+            previous = previous + covariance.colour(variance_noise.to(x.dtype))
+        previous, mean = previous.to(sample.dtype), posterior.mean.to(sample.dtype)
+        return AnalyticSchedulerOutput(previous, mean) if return_dict else (previous, mean)
+
+    def _overridden(
+        self, eta: float | None = None, use_clipped_model_output: bool | None = None
+    ) -> tuple[float, ClippedEps | None]:
+        clipped_eps: ClippedEps | None = "rederived" if use_clipped_model_output else self._options.clipped_eps
+        return (self._options.eta if eta is None else eta), clipped_eps
+
+    def _bounded(self, mean: torch.Tensor) -> torch.Tensor:
+        if self._options.thresholding:
+            thresholded: torch.Tensor = DDPMScheduler._threshold_sample(self, mean)
+            return thresholded
+        if not self._options.clip_sample:
+            return mean
+        return mean.clamp(-self._options.clip_sample_range, self._options.clip_sample_range)
+
+    def _covariance_of(self, kernel: ReverseKernel, posterior: Posterior) -> StructuredCovariance | None:
+        if self._covariance is None:
+            raise InputError(
+                f"the scheduler's table ({self._options.table_file}) is not attached; load the scheduler with "
+                "AnalyticScheduler.from_pretrained, or call scheduler.attach(table)."
+            )
+        mean = posterior.mean
+        key = (kernel.t, kernel.s, kernel.eta, kernel.rederives_eps, mean.shape[1:], mean.dtype, mean.device)
+        if key in self._covariances:
+            return self._covariances[key]
+        check_sample(tuple(mean.shape[1:]), self._options.table_shape, self._options.structure)
+        covariance = self._covariance(posterior, kernel)
+        if covariance is not None and self._cap is not None and kernel.s == self._plan.indices[0]:
+            covariance = covariance.capped(self._cap)
+        if not self._covariance.depends_on_image:
+            self._covariances[key] = covariance
+        return covariance
+
+    # ---- what else pipelines ask of a scheduler ---------------------------------------------------------------
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
+        """The sample as it is: variance-preserving networks take x_t itself."""
+        return sample
+
+    def __len__(self) -> int:
+        return self.schedule.num_steps
+
+    # ---- files ------------------------------------------------------------------------------------------------
+
+    def save_config(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **options: Any) -> None:
+        """Write the config, and beside it the table where there is one; `save_pretrained` calls this."""
+        if self.table is not None:
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            self.table.save(Path(save_directory) / self._options.table_file)
+        super().save_config(save_directory, push_to_hub, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None = None,
+        subfolder: str | None = None,
+        return_unused_kwargs: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Load from a folder or the hub; a table that the config names is found beside it."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, subfolder, return_unused_kwargs, **options)
+        scheduler: Any = loaded[0] if isinstance(loaded, tuple) else loaded
+        name = scheduler.config.table_file
+        if name is not None and scheduler.config.variance_type == "analytic":
+            scheduler.attach(find_table(str(pretrained_model_name_or_path), subfolder, name, options))
+        return loaded

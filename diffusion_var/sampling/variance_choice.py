@@ -1,0 +1,81 @@
+"""From a scheduler's config to its reverse covariance: the one place where `variance_type` is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..errors import InputError
+from ..process.schedule import NoiseSchedule
+from ..variance.covariance import FixedLarge, FixedSmall, ReverseCovariance
+from ..variance.learned import LearnedRange
+from ..variance.lists import VarianceLists
+from .sampler import noise_cap_variance
+
+_UNMEASURED: dict[str, Callable[[], ReverseCovariance]] = {
+    "fixed_small": FixedSmall,
+    "fixed_large": FixedLarge,
+    "learned_range": LearnedRange,
+}
+VARIANCE_TYPES = (*_UNMEASURED, "analytic")
+
+
+def chosen_covariance(config: Any, schedule: NoiseSchedule) -> ReverseCovariance | None:
+    """The reverse covariance of a config; None where its table lies in a file and has yet to be attached.
+
+    Raises InputError for an unknown variance_type, one that its η does not allow, and "analytic" without variances.
+    """
+    kind = config.variance_type
+    if kind not in VARIANCE_TYPES:
+        plain = kind.removesuffix("_log") if isinstance(kind, str) else ""
+        hint = f" ({plain!r} is the variance of which it names the logarithm)" if plain in VARIANCE_TYPES else ""
+        raise InputError(f"variance_type={kind!r} is not known; use one of {', '.join(VARIANCE_TYPES)}{hint}.")
+    if kind in ("fixed_large", "learned_range") and config.eta != 1:
+        raise InputError(f"variance_type={kind!r} is defined for eta=1 only, but eta={config.eta}; use eta=1.")
+    if kind != "analytic":
+        return _UNMEASURED[kind]()
+    if config.posterior_variance is not None:
+        return _listed(config, schedule)
+    if config.table_file is None:
+        raise InputError(
+            "variance_type='analytic' needs a variance table, but there is none; make the scheduler with "
+            "AnalyticScheduler.from_table(table, pipe.scheduler.config)."
+        )
+    return None
+
+
+def _listed(config: Any, schedule: NoiseSchedule) -> VarianceLists:
+    lists = VarianceLists(config.posterior_variance, config.clipping_cross, config.clipping_shift)
+    if len(lists.variances) != schedule.num_steps:
+        raise InputError(
+            f"posterior_variance has {len(lists.variances)} entries, but num_train_timesteps is {schedule.num_steps}; "
+            "make the scheduler with AnalyticScheduler.from_table."
+        )
+    return lists
+
+
+def chosen_cap(final_noise_cap: float | None, data_range: Sequence[float] | None) -> float | None:
+    """The largest variance of the last noise, or None for no cap."""
+    if final_noise_cap is None:
+        return None
+    if data_range is None:
+        raise InputError("final_noise_cap needs data_range, e.g. [-1, 1]; latents have none, so pass None for them.")
+    low, high = data_range
+    return noise_cap_variance(final_noise_cap, (float(low), float(high)))
+
+
+def split_output(
+    model_output: torch.Tensor, channels: int, variance_type: str
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The prediction and the raw learned range; InputError where the channels do not fit the variance_type."""
+    learned, found = variance_type == "learned_range", model_output.shape[1]
+    expected = 2 * channels if learned else channels
+    if found != expected:
+        advice = "pass another variance_type" if learned else "set it to 'learned_range', or pass the first half"
+        raise InputError(
+            f"model_output has {found} channels for a sample with {channels}, but variance_type={variance_type!r} "
+            f"expects {expected}; {advice}."
+        )
+    return (model_output[:, :channels], model_output[:, channels:]) if learned else (model_output, None)
