@@ -17,7 +17,9 @@ import time
 import torch
 
 import diffusion_var as dv
-from diffusion_var.app.data import open_images, open_model
+from diffusion_var.app.data import open_images
+from diffusion_var.app.model import open_model
+from diffusion_var.app.options import ModelOptions
 from diffusion_var.variance.moments import TARGETS
 
 
@@ -94,7 +96,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
-    denoiser = open_model(args.model)
+    denoiser = open_model(args.model, ModelOptions()).denoiser
     images = open_images(args.images)
     evaluations_needed(denoiser, images, args.indices, args.tolerance)
     cost_per_evaluation(denoiser, images, args.batch_size, args.repeats)

@@ -15,7 +15,9 @@ from collections.abc import Callable
 import torch
 
 import diffusion_var as dv
-from diffusion_var.app.data import open_images, open_model
+from diffusion_var.app.data import open_images
+from diffusion_var.app.model import open_model
+from diffusion_var.app.options import ModelOptions
 
 
 def timed(function: Callable[[], object]) -> float:
@@ -63,7 +65,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--pairs", type=int, default=61)
     args = parser.parse_args()
-    denoiser = open_model(args.model)
+    denoiser = open_model(args.model, ModelOptions()).denoiser
     images = open_images("digits:table") if args.model == "digits" else None
     steps = dv.steps.leading(denoiser.schedule, args.steps)
     ddim = DDIMPipeline(denoiser.network, DDIMScheduler(clip_sample=denoiser.clip is not None))

@@ -6,14 +6,23 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..files import make_folder, require_empty_folder, require_writable_folder, write_atomic
 from ..variance.table import VarianceTable
-from .data import open_images, open_model
+from .data import open_images
 from .methods import make_sampler, make_steps
+from .model import open_model
 from .options import CompareOptions, EstimateOptions, SampleOptions, ShowOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+    from ..sampling.sampler import Sampler
+    from .model import Model
 
 _SETTINGS = "sampling.json"
 
@@ -44,20 +53,22 @@ def run_estimate(options: EstimateOptions) -> None:
     from ..variance.estimate import estimate
 
     require_new_file(options.out, options.overwrite)
-    denoiser = open_model(options.model, options.device, options.dtype)
+    model = open_model(options.model, options)
     images = open_images(options.images, options.download)
+    conditions = model.table_conditions(options.images, options.download)
     checkpoint = options.checkpoint or options.out.with_name(options.out.name + ".partial")
     if checkpoint.resolve() == options.out.resolve():
         raise InputError(
             f"checkpoint and out are both {options.out}, but they are two files; choose another checkpoint."
         )
     table = estimate(
-        denoiser,
-        images,
+        model.denoiser,
+        model.inputs(images),
         tolerance=options.tolerance,
         seed=options.seed,
         indices=options.indices,
         structures=options.structures,
+        conditions=conditions,
         max_evaluations=options.max_evaluations,
         batch_size=options.batch_size,
         checkpoint=checkpoint,
@@ -91,33 +102,38 @@ def run_sample(options: SampleOptions) -> None:
     if options.count < 1 or options.first < 0:
         raise InputError(f"count={options.count} must be at least 1 and first={options.first} at least 0.")
     table = None if options.table is None else VarianceTable.load(options.table)
-    denoiser = open_model(options.model, options.device, options.dtype)
-    if denoiser.data_range is None:
-        raise InputError(
-            "the model has no data range, so its samples cannot be written as pictures; use the Python API."
-        )
-    sampler = make_sampler(denoiser, options, make_steps(denoiser.schedule, options.steps, options.spacing), table)
+    model = open_model(options.model, options)
+    model.image_range  # noqa: B018 (refuses what is no picture before the work)
+    steps = make_steps(model.denoiser.schedule, options.steps, options.spacing)
+    sampler = make_sampler(model.denoiser, options, steps, table)
     wanted = list(range(options.first, options.first + options.count))
     if options.out.suffix == ".npz":
-        _sample_npz(sampler, wanted, options)
+        _sample_npz(model, sampler, wanted, options)
     else:
-        _sample_folder(sampler, wanted, options)
+        _sample_folder(model, sampler, wanted, options)
 
 
-def _sample_npz(sampler: Any, wanted: list[int], options: SampleOptions) -> None:
+def _pictures(model: Model, sampler: Sampler, wanted: list[int], options: SampleOptions) -> Iterator[torch.Tensor]:
+    """The wanted images in batches, uint8."""
+    from ..metrics.images import to_uint8
+
+    conditions = model.sample_conditions(wanted)
+    for batch in sampler.stream(wanted, options.seed, options.batch_size, conditions, progress=True):
+        yield to_uint8(model.pictures(batch), model.image_range)
+
+
+def _sample_npz(model: Model, sampler: Sampler, wanted: list[int], options: SampleOptions) -> None:
     import torch
 
-    from ..metrics.images import save_npz, to_uint8
+    from ..metrics.images import save_npz
 
     require_new_file(options.out, options.overwrite)
-    data_range = sampler.denoiser.data_range
-    batches = sampler.stream(wanted, options.seed, options.batch_size, progress=True)
-    save_npz(torch.cat([to_uint8(batch, data_range) for batch in batches]), options.out)
+    save_npz(torch.cat(list(_pictures(model, sampler, wanted, options))), options.out)
     print(f"written: {len(wanted)} images in {options.out}")
 
 
-def _sample_folder(sampler: Any, wanted: list[int], options: SampleOptions) -> None:
-    from ..metrics.images import save_images, to_uint8
+def _sample_folder(model: Model, sampler: Sampler, wanted: list[int], options: SampleOptions) -> None:
+    from ..metrics.images import save_images
 
     settings = _settings(sampler, options)
     folder = options.out
@@ -126,7 +142,7 @@ def _sample_folder(sampler: Any, wanted: list[int], options: SampleOptions) -> N
     missing = [i for i in wanted if not continues or not (folder / f"{i:06d}.png").exists()]
     if len(missing) < len(wanted):
         print(f"{len(wanted) - len(missing)} of {len(wanted)} images are there already")
-    batches = sampler.stream(missing, options.seed, options.batch_size, progress=True)
+    batches = _pictures(model, sampler, missing, options)
     make_folder(folder)
     if not continues:  # images of other settings must not be taken for this run's
         for old in folder.glob("[0-9]" * 6 + "*.png"):
@@ -134,7 +150,7 @@ def _sample_folder(sampler: Any, wanted: list[int], options: SampleOptions) -> N
     write_atomic(folder / _SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
     done = 0
     for batch in batches:
-        for i, image in zip(missing[done:], to_uint8(batch, sampler.denoiser.data_range), strict=False):
+        for i, image in zip(missing[done:], batch, strict=False):
             save_images(image[None], folder, start=i)
         done += len(batch)
     print(f"written: {len(wanted)} images in {folder}")
@@ -142,7 +158,7 @@ def _sample_folder(sampler: Any, wanted: list[int], options: SampleOptions) -> N
 
 def _settings(sampler: Any, options: SampleOptions) -> dict[str, Any]:
     """What decides the images: kept beside them, and compared when a run is continued."""
-    different = ("out", "count", "first", "batch_size", "device", "overwrite", "table", "model")
+    different = ("out", "count", "first", "batch_size", "device", "overwrite", "table", "model", "prompts", "latents")
     chosen = {key: value for key, value in asdict(options).items() if key not in different}
     table = None if options.table is None else hashlib.sha256(options.table.read_bytes()).hexdigest()
     return {
@@ -151,6 +167,7 @@ def _settings(sampler: Any, options: SampleOptions) -> dict[str, Any]:
         "network": sampler.denoiser.fingerprint,
         "schedule": sampler.denoiser.schedule.digest,
         "table": table,
+        "prompts": None if options.prompts is None else hashlib.sha256(options.prompts.read_bytes()).hexdigest(),
     }
 
 

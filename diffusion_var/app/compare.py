@@ -29,8 +29,9 @@ from ..variance.allocation import check_budget, default_indices
 from ..variance.estimate import estimate
 from ..variance.table import VarianceTable
 from .cells import FOLDER, CellStore, Measured
-from .data import open_images, open_model
+from .data import open_images
 from .methods import make_sampler, make_steps
+from .model import Model, open_model
 from .options import CompareOptions, Method
 from .score_cells import Scoring, baseline_groups
 
@@ -95,21 +96,21 @@ def compare(options: CompareOptions, folder: Path, announce: Callable[[str], Non
     Raises InputError for options that cannot be carried out, before anything long is started.
     """
     _check(options)
-    denoiser = open_model(options.model, options.device, options.dtype)
-    if denoiser.data_range is None:
-        raise InputError("the model has no data range, so its samples cannot be scored as pictures; give it one.")
+    model = open_model(options.model, options)
+    denoiser = model.denoiser
+    model.sample_conditions([0])  # refuses what is missing before the work
     for method in options.methods:  # all but the table itself, so that mistakes show before the work
         trial = replace(method, covariance="beta_tilde") if method.covariance == "analytic" else method
         for k in options.method_steps(method):
             make_sampler(denoiser, trial, make_steps(denoiser.schedule, k, method.spacing), None)
     check_budget(options.tolerance, options.max_evaluations, default_indices(denoiser.schedule))
     sources = _open_sources(options)
-    scoring = Scoring(options, denoiser)
-    groups = baseline_groups(options, denoiser.shape)
-    table, table_file = _table(options, denoiser, sources, folder, announce)
-    store = CellStore(folder, _common(options, denoiser, scoring))
+    scoring = Scoring(options, denoiser.device, model.image_shape)
+    groups = baseline_groups(options, model.image_shape)
+    table, table_file = _table(options, model, sources, folder, announce)
+    store = CellStore(folder, _common(options, model, scoring))
     result = Comparison(options, table)
-    run = _Run(result, denoiser, scoring, store, table_file)
+    run = _Run(result, model, scoring, store, table_file)
     announce("2/3 sampling and scoring")
     run.measure_cells()
     run.measure_baseline(groups)
@@ -154,12 +155,13 @@ def _open_sources(options: CompareOptions) -> Any:
 
 
 def _table(
-    options: CompareOptions, denoiser: Denoiser, sources: Any, folder: Path, announce: Callable[[str], None]
+    options: CompareOptions, model: Model, sources: Any, folder: Path, announce: Callable[[str], None]
 ) -> tuple[VarianceTable | None, Path]:
     """The table and its file: the given one, or one measured in `folder`, now or by a run before."""
     if sources is None or isinstance(sources, VarianceTable):
         announce("1/3 no method needs a variance table" if sources is None else f"1/3 the table is {options.table}")
         return sources, options.table or folder / TABLE
+    denoiser = model.denoiser
     # A checkpoint serves this tolerance, budget and precision only: taken further, it would be another table.
     wanted = [options.tolerance, options.max_evaluations, options.dtype, options.table_images, options.model]
     wanted += [denoiser.fingerprint, _configuration(denoiser)]
@@ -169,8 +171,9 @@ def _table(
     # It stays: by it the estimator knows that a later run's table is this one.
     table = estimate(
         denoiser,
-        sources,
+        model.inputs(sources),
         tolerance=options.tolerance,
+        conditions=model.table_conditions(options.table_images, options.download),
         max_evaluations=options.max_evaluations,
         checkpoint=folder / FOLDER / f"table-{name}.checkpoint",
     )
@@ -184,9 +187,12 @@ def _configuration(denoiser: Denoiser) -> str:
     return json.dumps({k: v for k, v in dict(config).items() if not k.startswith("_")}, sort_keys=True, default=str)
 
 
-def _common(options: CompareOptions, denoiser: Denoiser, scoring: Scoring) -> dict[str, Any]:
+def _common(options: CompareOptions, model: Model, scoring: Scoring) -> dict[str, Any]:
     """What decides the scores of every cell."""
+    denoiser = model.denoiser
+    given = {} if not denoiser.conditional else {"conditions": model.conditions_digest, "w": denoiser.guidance_scale}
     return {
+        **given,
         "version": metadata.version("diffusion-var"),
         "network": denoiser.fingerprint,
         "configuration": _configuration(denoiser),
@@ -203,8 +209,8 @@ def _common(options: CompareOptions, denoiser: Denoiser, scoring: Scoring) -> di
 class _Run:
     """The loop over cells. `by_metric`: metric -> name of the cell -> its score."""
 
-    def __init__(self, result: Comparison, denoiser: Denoiser, scoring: Scoring, store: CellStore, table: Path) -> None:
-        self.result, self.options, self.denoiser = result, result.options, denoiser
+    def __init__(self, result: Comparison, model: Model, scoring: Scoring, store: CellStore, table: Path) -> None:
+        self.result, self.options, self.model, self.denoiser = result, result.options, model, model.denoiser
         self.scoring, self.store = scoring, store
         self.by_metric: dict[str, dict[str, Score]] = {metric: {} for metric in self.options.metrics}
         self._table_hash = None if result.table is None else hashlib.sha256(table.read_bytes()).hexdigest()
@@ -245,8 +251,10 @@ class _Run:
 
     def _images(self, sampler: Sampler, seed: int, grid: list[torch.Tensor], bar: Any) -> Iterator[torch.Tensor]:
         """Batches of uint8 images; the first ones are left in `grid`."""
-        for batch in sampler.stream(range(self.options.count), seed=seed, batch_size=self.options.batch_size):
-            images = to_uint8(batch, self.denoiser.data_range or (-1.0, 1.0))
+        wanted = range(self.options.count)
+        conditions = self.model.sample_conditions(wanted)
+        for batch in sampler.stream(wanted, seed, self.options.batch_size, conditions):
+            images = to_uint8(self.model.pictures(batch), self.model.image_range)
             if sum(map(len, grid)) < GRID_IMAGES:
                 grid.append(images)
             yield images

@@ -1,4 +1,4 @@
-"""Images and models by name, as commands and configs give them.
+"""Images by name, as commands and configs give them.
 
     folder | file.zip | file.npy | file.npz | file.npz:KEY | torchvision:NAME[:train|test] | digits:train|table|score
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,10 @@ from torch.utils.data import Dataset, Subset
 
 from ..errors import InputError
 from ..metrics.images import read_images
-from ..models.denoiser import Denoiser
 from ..randomness import generator
 from .digits import SIZES, Split, digits_splits
 
-_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TORCHVISION = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST")
-BUNDLED_MODEL = "digits"
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ class ImageName:
     def scheme(self) -> tuple[str, str]:
         """("digits" or "torchvision", what follows its colon), or ("", base) for a path."""
         kind, colon, rest = self.base.partition(":")
-        named = colon and kind in (BUNDLED_MODEL, "torchvision") and not Path(self.base).exists()
+        named = colon and kind in ("digits", "torchvision") and not Path(self.base).exists()
         return (kind, rest) if named else ("", self.base)
 
 
@@ -159,12 +155,3 @@ def open_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"the device {name!r} cannot be used ({str(error).splitlines()[0]}); try cpu.") from error
     return device
-
-
-def open_model(name: str, device: str | None = None, dtype: str = "float32") -> Denoiser:
-    """A denoiser by name: "digits", or a folder or hub id of a diffusers model."""
-    where = open_device(device)
-    if name == BUNDLED_MODEL and not Path(name).exists():
-        with resources.as_file(resources.files("diffusion_var") / "assets" / "digits") as folder:
-            return Denoiser.from_pretrained(folder, device=where, autocast=_DTYPES[dtype])
-    return Denoiser.from_pretrained(name, device=where, autocast=_DTYPES[dtype])

@@ -101,7 +101,9 @@ def command(app: typer.Typer, kind: type[Any], name: str) -> Callable[[Callable[
 
 def _hints(kind: type[Any]) -> dict[str, Any]:
     hints = get_type_hints(kind, include_extras=True)
-    return {f.name: hints[f.name] for f in fields(kind) if get_origin(hints[f.name]) is Annotated}
+    # Keyword-only options are those that several commands share: a command's own come first.
+    own_first = sorted(fields(kind), key=lambda f: bool(f.kw_only))
+    return {f.name: hints[f.name] for f in own_first if get_origin(hints[f.name]) is Annotated}
 
 
 def _positional(hints: dict[str, Any]) -> list[str]:

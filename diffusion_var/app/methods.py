@@ -8,6 +8,7 @@ from ..process import steps as step_lists
 from ..process.schedule import NoiseSchedule
 from ..sampling.sampler import Sampler
 from ..variance.covariance import Analytic, FixedLarge, FixedSmall, ReverseCovariance
+from ..variance.learned import LearnedRange
 from ..variance.table import VarianceTable
 from .options import Method, SampleOptions
 
@@ -18,6 +19,8 @@ def make_covariance(options: Method | SampleOptions, table: VarianceTable | None
         return FixedLarge()
     if options.covariance == "beta_tilde":
         return FixedSmall()
+    if options.covariance == "learned_range":
+        return LearnedRange()
     if table is None:
         raise InputError(
             "the analytic covariance needs a variance table; give one with --table (made by `diffusion-var estimate`)."

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 Structures = Literal["isotropic", "channel", "pixel", "dct"]
 Estimators = Literal["residual", "score_norm", "data_variance"]
-Covariances = Literal["beta", "beta_tilde", "analytic"]
+Covariances = Literal["beta", "beta_tilde", "analytic", "learned_range"]
 Spacings = Literal["linspace", "leading", "trailing", "quadratic", "log_snr"]
 Metrics = Literal["fid", "kid", "precision", "recall", "density", "coverage"]
 Dtypes = Literal["float32", "bfloat16", "float16"]
@@ -37,8 +37,24 @@ class Options:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
 
+@dataclass(kw_only=True)
+class ModelOptions(Options):
+    """How a model is opened, and what it is conditioned on; part of other option sets."""
+
+    device: Annotated[str | None, DeviceHelp] = None
+    dtype: Annotated[Dtypes, DtypeHelp] = "float32"
+    variant: Annotated[str | None, "variant of the weight files, e.g. fp16"] = None
+    revision: Annotated[str | None, "branch, tag or commit of a hub repository"] = None
+    allow_pickle: Annotated[bool, "read .bin weights where there are no safetensors"] = False
+    guidance_scale: Annotated[float, "scale of classifier-free guidance; 1 for none"] = 1.0
+    prompts: Annotated[Path | None, "text file, one prompt a line: image i gets one, a table draws them"] = None
+    classes: Annotated[list[int] | None, "class labels, comma-separated: image i gets one, a table draws them"] = None
+    labels: Annotated[str | None, "labels of the table's images, file.npz:KEY; by default their own"] = None
+    latents: Annotated[Path | None, "folder that keeps the encoded images of a latent model"] = None
+
+
 @dataclass
-class EstimateOptions(Options):
+class EstimateOptions(ModelOptions):
     """Measure a model's variance table (one file) on images."""
 
     model: Annotated[str, ModelHelp]
@@ -53,8 +69,6 @@ class EstimateOptions(Options):
     batch_size: Annotated[int, "network evaluations at once"] = 64
     seed: Annotated[int, "seed of every random number"] = 0
     checkpoint: Annotated[Path | None, "file to resume from; by default OUT.partial, removed at the end"] = None
-    device: Annotated[str | None, DeviceHelp] = None
-    dtype: Annotated[Dtypes, DtypeHelp] = "float32"
     download: Annotated[bool, "let torchvision download the data set"] = False
     overwrite: Annotated[bool, "replace an existing table"] = False
 
@@ -72,7 +86,7 @@ class ShowOptions(Options):
 
 
 @dataclass
-class SampleOptions(Options):
+class SampleOptions(ModelOptions):
     """Draw images from a model with a chosen reverse covariance."""
 
     model: Annotated[str, ModelHelp]
@@ -92,8 +106,6 @@ class SampleOptions(Options):
     clipped_eps: Annotated[Literal["network", "rederived"] | None, "which ε̂ a step uses where x̂_0 is clipped"] = None
     batch_size: Annotated[int, "images at once"] = 64
     seed: Annotated[int, "seed of every random number"] = 0
-    device: Annotated[str | None, DeviceHelp] = None
-    dtype: Annotated[Dtypes, DtypeHelp] = "float32"
     overwrite: Annotated[bool, "write into a folder that holds something else"] = False
 
 
@@ -166,7 +178,7 @@ class Method(Options):
         if self.covariance == "analytic":
             kind = "" if self.estimator == "residual" else f" ({self.estimator})"
             return f"Analytic-{family} {self.structure}{kind}{rest}"
-        sign = {"beta": "β", "beta_tilde": "β̃"}[self.covariance]
+        sign = {"beta": "β", "beta_tilde": "β̃", "learned_range": "learned range"}[self.covariance]
         return f"{family}{rest}" if self.eta == 0 else f"{family} {sign}{rest}"
 
 
@@ -182,7 +194,7 @@ def _demo_methods() -> list[Method]:
 
 
 @dataclass
-class CompareOptions(Options):
+class CompareOptions(ModelOptions):
     """Compare methods × numbers of steps × seeds by their scores; the defaults are the bundled digits (the demo)."""
 
     out: Annotated[Path, "folder for the report, and for the cells that an interrupted run continues from"] = Path(
@@ -206,8 +218,6 @@ class CompareOptions(Options):
     count: Annotated[int, "images per method, number of steps and seed"] = 400
     batch_size: Annotated[int, "images at once"] = 200
     methods: list[Method] = field(default_factory=_demo_methods)
-    device: Annotated[str | None, DeviceHelp] = None
-    dtype: Annotated[Dtypes, DtypeHelp] = "float32"
     download: Annotated[bool, "let torchvision download the data set"] = False
     overwrite: Annotated[bool, "write into a folder that holds something else"] = False
 

@@ -26,6 +26,7 @@ TITLES = {"fid": "Fréchet distance", "kid": "kernel distance"}
 _COLOURS = {
     "beta": "#d55e00",
     "beta_tilde": "#0072b2",
+    "learned_range": "#56b4e9",
     "isotropic": "black",
     "channel": "#cc79a7",
     "pixel": "#e69f00",

@@ -14,7 +14,6 @@ from ..metrics.evaluate import NEAREST_OF_DENSITY, evaluate
 from ..metrics.features import load_features
 from ..metrics.score import Score
 from ..metrics.sides import resolve
-from ..models.denoiser import Denoiser
 from ..randomness import generator
 from .data import open_images
 from .options import CompareOptions
@@ -29,14 +28,14 @@ class Scoring:
         identity: what decides the scores, besides the images: plain data.
     """
 
-    def __init__(self, options: CompareOptions, denoiser: Denoiser) -> None:
-        self.options, self.device = options, denoiser.device
+    def __init__(self, options: CompareOptions, device: torch.device, shape: tuple[int, ...]) -> None:
+        self.options, self.device = options, device
         self.keep = any(metric != "fid" for metric in options.metrics)
         self.features = load_features(
             options.features, inception_weights=options.inception_weights, accept_weights=options.accept_weights
         )
         # Two images tell whether the network takes the model's samples, before an hour is spent on making them.
-        trial = torch.from_numpy(generator(0, "trial images").integers(0, 256, (2, *denoiser.shape)).astype("uint8"))
+        trial = torch.from_numpy(generator(0, "trial images").integers(0, 256, (2, *shape)).astype("uint8"))
         collect(trial, self.features, device=self.device, name=f"the samples of {options.model}")
         self.reference = self._reference(options.reference)
         self.identity = {

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import diffusion_var as dv
 from diffusion_var.app import cli
+from diffusion_var.app.model import Model
 from diffusion_var.errors import InputError, NumericalError
 
 ESTIMATE = ["estimate", "--model", "digits", "--images", "digits:table", "--indices", "1,500,1000", "--tolerance", "9"]
@@ -211,8 +212,8 @@ def test_nan_from_the_network_keeps_the_checkpoint(tmp_path: Path, monkeypatch: 
 
     genuine, calls = commands.open_model, 0
 
-    def broken(*arguments: object, **options: object) -> dv.Denoiser:
-        denoiser = genuine(*arguments, **options)  # type: ignore[arg-type]
+    def broken(*arguments: object, **options: object) -> Model:
+        model = genuine(*arguments, **options)  # type: ignore[arg-type]
 
         def nan_later(module: object, inputs: object, output: object) -> None:
             nonlocal calls
@@ -220,8 +221,8 @@ def test_nan_from_the_network_keeps_the_checkpoint(tmp_path: Path, monkeypatch: 
             if calls > 5:
                 output.sample[3] = torch.nan  # type: ignore[attr-defined]
 
-        denoiser.network.register_forward_hook(nan_later)  # type: ignore[attr-defined]
-        return denoiser
+        model.denoiser.network.register_forward_hook(nan_later)  # type: ignore[attr-defined]
+        return model
 
     monkeypatch.setattr(commands, "open_model", broken)
     out = tmp_path / "t.safetensors"

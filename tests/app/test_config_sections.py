@@ -84,7 +84,13 @@ def test_a_section_is_not_mistaken_for_options_of_another_kind():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_bundled_configs_are_valid(path):
-    kinds = {"compare": CompareOptions, "train_unet": TrainUNetOptions, "train_features": TrainFeaturesOptions}
+    kinds = {
+        "compare": CompareOptions,
+        "estimate": EstimateOptions,
+        "sample": SampleOptions,
+        "train_unet": TrainUNetOptions,
+        "train_features": TrainFeaturesOptions,
+    }
     sections = set(read_yaml(path)) & SECTIONS or {"compare"}
     for section in sections:
         load_options(kinds[section], {}, path, section)

@@ -1,0 +1,142 @@
+"""Latent and conditional models on the command line: pictures go in and come out, classes go along."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_pipelines import CLASSES, STEPS, save_dit, save_ldm
+
+import diffusion_var as dv
+from diffusion_var.app import commands
+from diffusion_var.app.model import open_model
+from diffusion_var.app.options import CompareOptions, EstimateOptions, Method, ModelOptions, SampleOptions
+from diffusion_var.metrics.classifier_features import ClassifierFeatures, save_features
+from diffusion_var.metrics.images import read_images, to_uint8
+from diffusion_var.models.latents import LatentCodec
+
+COUNT = 24
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models, and an npz of labelled pictures."""
+    root = tmp_path_factory.mktemp("kinds")
+    save_dit(root / "dit")
+    save_ldm(root / "ldm")
+    stream = np.random.default_rng(0)
+    pictures = stream.integers(0, 256, (COUNT, 16, 16, 3), dtype=np.uint8)
+    np.savez(root / "pictures.npz", images=pictures, labels=np.arange(COUNT) % CLASSES)
+    return root
+
+
+def estimate(root: Path, kind: str, out: Path, **options: Any) -> dv.VarianceTable:
+    images = f"{root / 'pictures.npz'}:images"
+    chosen = {"structures": ["isotropic", "channel"], "tolerance": 9.0, **options}
+    commands.run_estimate(EstimateOptions(str(root / kind), images, out, **chosen))
+    return dv.VarianceTable.load(out)
+
+
+def labels(root: Path) -> str:
+    return f"{root / 'pictures.npz'}:labels"
+
+
+@pytest.fixture(scope="module")
+def dit_table(root: Path) -> Path:
+    estimate(root, "dit", root / "dit.safetensors", labels=labels(root), guidance_scale=1.5, latents=root / "latents")
+    return root / "dit.safetensors"
+
+
+def test_pictures_are_encoded_and_labels_go_with_them(root: Path, dit_table: Path) -> None:
+    denoiser = dv.Denoiser.from_pretrained(root / "dit", device="cpu", guidance_scale=1.5)
+    pictures = read_images(root / "pictures.npz", key="images")
+    latents = dv.encode_latents(denoiser, pictures, progress=False)
+    expected = dv.estimate(
+        denoiser,
+        latents,
+        tolerance=9.0,
+        structures=["isotropic", "channel"],
+        conditions=np.arange(COUNT) % CLASSES,
+        progress=False,
+    )
+    table = dv.VarianceTable.load(dit_table)
+    assert table.guidance_scale == 1.5
+    assert table.latent_scaling == (0.5, 0.0)
+    for n in (1, 4, STEPS):
+        assert table.posterior_variance(n) == pytest.approx(expected.posterior_variance(n), rel=1e-6)
+    assert len(list((root / "latents").glob("latents-*.safetensors"))) == 1
+
+
+def test_latents_are_kept(root: Path, dit_table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode(self: object, images: object) -> None:
+        pytest.fail("the pictures were encoded again")
+
+    monkeypatch.setattr(LatentCodec, "encode", encode)
+    estimate(root, "dit", tmp_path / "t", classes=[0, 2], latents=root / "latents")
+
+
+def sample(root: Path, kind: str, out: Path, **options: Any) -> np.ndarray:
+    commands.run_sample(SampleOptions(str(root / kind), out, **{"count": 5, "steps": 3, "batch_size": 2, **options}))
+    found: np.ndarray = np.load(out)["images"]
+    return found
+
+
+@pytest.mark.parametrize("covariance", ["analytic", "learned_range"])
+def test_samples_are_decoded_and_classes_are_cycled(
+    covariance: Any, root: Path, dit_table: Path, tmp_path: Path
+) -> None:
+    table = dit_table if covariance == "analytic" else None
+    found = sample(
+        root, "dit", tmp_path / "s.npz", covariance=covariance, table=table, classes=[2, 0], guidance_scale=1.5
+    )
+    denoiser = dv.Denoiser.from_pretrained(root / "dit", device="cpu", guidance_scale=1.5)
+    chosen = dv.LearnedRange() if table is None else dv.Analytic(dv.VarianceTable.load(table))
+    latents = dv.Sampler(denoiser, chosen, 3).sample(5, conditions=torch.tensor([2, 0, 2, 0, 2]))
+    assert denoiser.codec is not None
+    expected = to_uint8(denoiser.codec.decode(latents)).numpy()
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert expected.std() > 1
+
+
+def test_an_unconditional_latent_model_from_table_to_scores(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "compare"
+    features = ClassifierFeatures(3, 16, CLASSES, width=8, dimension=4, name="small")
+    save_features(features, tmp_path / "f.safetensors")
+    options = CompareOptions(
+        out,
+        model=str(root / "ldm"),
+        table_images=f"{root / 'pictures.npz'}:images",
+        reference=f"{root / 'pictures.npz'}:images",
+        baseline=None,
+        features=str(tmp_path / "f.safetensors"),
+        tolerance=9.0,
+        steps=[2],
+        seeds=[0],
+        count=6,
+        methods=[Method("beta_tilde"), Method("analytic", structure="channel")],
+        latents=tmp_path / "latents",
+    )
+    commands.run_compare(options)
+    rows = json.loads((out / "results.json").read_text())
+    assert "Analytic-DDPM channel" in json.dumps(rows, ensure_ascii=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("ldm", {"classes": [1]}, "takes no condition"),
+        ("dit", {"prompts": Path("p.txt")}, "conditioned on classes"),
+        ("dit", {}, "give --classes"),
+    ],
+)
+def test_conditions_that_do_not_fit(kind: str, options: dict[str, Any], message: str, root: Path) -> None:
+    model = open_model(str(root / kind), ModelOptions(**options))
+    with pytest.raises(dv.InputError, match=message):
+        model.sample_conditions([0, 1])
+
+
+def test_a_table_of_another_guidance_scale_is_refused(root: Path, dit_table: Path, tmp_path: Path) -> None:
+    with pytest.raises(dv.InputError, match=r"guidance scale: the table has 1\.5, the denoiser 3\.0"):
+        sample(root, "dit", tmp_path / "s.npz", covariance="analytic", table=dit_table, classes=[1], guidance_scale=3.0)
