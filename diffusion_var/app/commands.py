@@ -118,8 +118,8 @@ def _pictures(model: Model, sampler: Sampler, wanted: list[int], options: Sample
     from ..metrics.images import to_uint8
 
     conditions = model.sample_conditions(wanted)
-    for batch in sampler.stream(wanted, options.seed, options.batch_size, conditions, progress=True):
-        yield to_uint8(model.pictures(batch), model.image_range)
+    batches = sampler.stream(wanted, options.seed, options.batch_size, conditions, progress=True)
+    return (to_uint8(model.pictures(batch), model.image_range) for batch in batches)
 
 
 def _sample_npz(model: Model, sampler: Sampler, wanted: list[int], options: SampleOptions) -> None:

@@ -39,7 +39,8 @@ def load_component(
     kind = config.get("_class_name")
     if kind not in classes or (kind == "Transformer2DModel" and config.get("norm_type") != "ada_norm_zero"):
         raise InputError(
-            f"the network in {folder.name} is a {kind}, but the supported ones are {', '.join(classes)}; "
+            f"the network in {folder.name} is a {kind}, but the supported ones are "
+            f"{', '.join(name for name in classes if name != 'Transformer2DModel')}; "
             "wrap it with Denoiser(callable, schedule, …)."
         )
     module, name = classes[kind].split(":")

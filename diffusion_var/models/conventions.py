@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InputError
-from ..process.foreign import family_of
+from ..process.foreign import family_of, number
 from .prediction import Prediction
 
 _PREDICTIONS: dict[str, dict[str, Prediction]] = {
@@ -34,7 +34,7 @@ def clip_of(config: Mapping[str, Any]) -> tuple[float, float] | None:
     """The bounds of x̂_0, or None."""
     if not config.get("clip_sample", config.get("_class_name") in (*_CLIPPING_CLASSES, "AnalyticScheduler")):
         return None
-    bound = float(config.get("clip_sample_range", 1.0))
+    bound = number(config, "clip_sample_range", 1.0)
     return -bound, bound
 
 

@@ -24,7 +24,7 @@ import torch
 from ..errors import InputError
 from ..process.schedule import NoiseSchedule, is_whole
 from .fingerprint import weights_fingerprint
-from .guidance import condition_tensor, make_guidance
+from .guidance import check_classes, condition_tensor, make_guidance, network_output
 from .prediction import Prediction, check_prediction, mean_and_eps, network_input
 
 if TYPE_CHECKING:
@@ -70,7 +70,9 @@ class Denoiser:
         sigma_data: σ_d of EDM networks.
         guidance_scale: w of classifier-free guidance; 1: the conditional prediction itself.
         unconditional: the condition that stands for none, of one image; wanted where guidance_scale is not 1.
-        conditional: whether the network needs a condition (then a missing one is refused before the network runs).
+        conditional: whether the network needs a condition (then a missing one is refused before the network runs), or
+            takes none (False); None: not known.
+        classes: how many class labels the network knows, the one for none included; None: it takes no labels.
 
     Attributes `codec` and `prompts` are what a pretrained pipeline brings along: how images become latents and prompts
     become conditions; None otherwise.
@@ -92,7 +94,8 @@ class Denoiser:
         sigma_data: float = 0.5,
         guidance_scale: float = 1.0,
         unconditional: Any = None,
-        conditional: bool = False,
+        conditional: bool | None = None,
+        classes: int | None = None,
     ) -> None:
         check_prediction(prediction, schedule)
         if not sigma_data > 0:
@@ -107,7 +110,7 @@ class Denoiser:
         self.data_range = self.clip if data_range == "clip" else _check_range("data_range", data_range)
         self.autocast = autocast
         self.sigma_data = float(sigma_data)
-        self.conditional = conditional
+        self.conditional, self.classes, self.unconditional = conditional, classes, unconditional
         self.guidance = make_guidance(guidance_scale, unconditional)
         self.codec: LatentCodec | None = None
         self.prompts: PromptEncoder | None = None
@@ -128,10 +131,11 @@ class Denoiser:
 
     def with_guidance(self, scale: float, unconditional: Any = None) -> Denoiser:
         """The same denoiser with another guidance scale; `unconditional` None keeps the present one."""
-        if unconditional is None and self.guidance is not None:
-            unconditional = self.guidance.unconditional
         other = copy.copy(self)
-        other.guidance = make_guidance(scale, unconditional)
+        other.unconditional = self.unconditional if unconditional is None else unconditional
+        if other.unconditional is None and scale != 1 and self.prompts is not None:
+            other.unconditional = self.prompts.encode([""])[0]
+        other.guidance = make_guidance(scale, other.unconditional)
         return other
 
     @property
@@ -201,13 +205,7 @@ class Denoiser:
         out = self._run(
             network_input(self.prediction, x_t, *self.coefficients(n, x_t), self.sigma_data), timestep, condition
         )
-        if not isinstance(out, torch.Tensor) or out.shape[:1] + out.shape[2:] != x_t.shape[:1] + x_t.shape[2:]:
-            found = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
-            raise InputError(
-                f"the network returned {found} for x_t of shape {tuple(x_t.shape)}; expected the same batch, height "
-                "and width."
-            )
-        out = out.to(x_t.dtype)
+        out = network_output(out, x_t).to(x_t.dtype)
         channels = self.shape[0]
         if out.shape[1] == channels:
             return out, None
@@ -235,7 +233,7 @@ class Denoiser:
                 out = self.network(x, timestep, condition)
             else:
                 out = self.guidance.predict(self.network, x, timestep, condition)
-        return getattr(out, "sample", out)
+        return out
 
     def _check_condition(self, condition: Any, batch: int) -> Any:
         if condition is None:
@@ -245,9 +243,14 @@ class Denoiser:
                     "for each image (condition= or conditions=)."
                 )
             return None
+        if self.conditional is False:
+            raise InputError("this network takes no condition, but one was given; leave it out.")
         if isinstance(condition, Mapping) and self.guidance is None:
             return condition  # a network of the user's own, which knows what to do with it
-        condition = condition_tensor(condition).to(self.device)
+        condition = condition_tensor(condition)
+        if self.classes is not None:
+            check_classes(condition, self.classes)
+        condition = condition.to(self.device)
         if condition.ndim == 0 or len(condition) != batch:
             raise InputError(f"condition has shape {tuple(condition.shape)} for {batch} images; give one for each.")
         return condition

@@ -100,8 +100,7 @@ def _patterns(variant: str | None, allow_pickle: bool) -> list[str]:
             stem = f"{prefix}{_WEIGHTS}"
             files += [f"{prefix}config.json", f"{stem}{middle}.{kind}", f"{stem}{middle}-0*.{kind}"]
             files += [f"{stem}.{kind}.index{middle}.json"]
-    files += [f"text_encoder/{stem}{middle}.{kind}" for kind in kinds for stem in ("model", "pytorch_model")]
-    return files
+    return [*files, f"text_encoder/model{middle}.safetensors"]
 
 
 def _fetch(name: str, revision: str | None, patterns: list[str]) -> Path:

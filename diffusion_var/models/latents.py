@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
+from ..process.foreign import number
 from .fingerprint import weights_fingerprint
 
 #: The range of the images that autoencoders take and give.
@@ -25,7 +26,8 @@ IMAGE_RANGE = (-1.0, 1.0)
 
 def latent_scaling(config: Mapping[str, Any]) -> tuple[float, float]:
     """(scale, shift) of an autoencoder's config; where it does not say, its class's default."""
-    return float(config.get("scaling_factor", 0.18215)), float(config.get("shift_factor") or 0.0)
+    shift = number(config, "shift_factor", 0.0) if config.get("shift_factor") is not None else 0.0
+    return number(config, "scaling_factor", 0.18215), shift
 
 
 class LatentCodec:

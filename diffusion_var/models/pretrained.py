@@ -60,8 +60,8 @@ def load(
     _check_channels(folder, network.config, scheduler)
     _check_thresholding(scheduler)
     codec, prompts = _codec(folder, device, dtype, allow_pickle), _prompts(folder, device)
-    if guidance_scale != 1 and unconditional is None:
-        unconditional = _unconditional(network, prompts)
+    if unconditional is None:
+        unconditional = _unconditional(network, prompts, guidance_scale)
     denoiser = Denoiser(
         network,
         schedule_of(scheduler),
@@ -75,6 +75,7 @@ def load(
         guidance_scale=guidance_scale,
         unconditional=unconditional,
         conditional=_conditional(network, folder.name),
+        classes=_classes(network),
     )
     denoiser.codec, denoiser.prompts = codec, prompts
     return denoiser
@@ -126,7 +127,13 @@ def _conditional(network: Any, name: str) -> bool:
         return config.class_embed_type is not None or config.num_class_embeds is not None
     wants = [
         key
-        for key in ("addition_embed_type", "encoder_hid_dim_type", "class_embed_type", "num_class_embeds")
+        for key in (
+            "addition_embed_type",
+            "encoder_hid_dim_type",
+            "class_embed_type",
+            "num_class_embeds",
+            "time_cond_proj_dim",
+        )
         if getattr(config, key, None) is not None
     ]
     if type(network).__name__ == "UNet2DConditionModel" and wants:
@@ -137,11 +144,19 @@ def _conditional(network: Any, name: str) -> bool:
     return True
 
 
-def _unconditional(network: Any, prompts: PromptEncoder | None) -> Any:
-    """The condition that stands for none: DiT's null label, or the empty prompt."""
+def _unconditional(network: Any, prompts: PromptEncoder | None, guidance_scale: float) -> Any:
+    """The condition that stands for none: DiT's null label, or the empty prompt (if it is wanted now)."""
     if type(network).__name__ == "DiTTransformer2DModel":
         return torch.tensor(network.config.num_embeds_ada_norm)
-    return None if prompts is None else prompts.encode([""])[0]
+    return None if prompts is None or guidance_scale == 1 else prompts.encode([""])[0]
+
+
+def _classes(network: Any) -> int | None:
+    """How many class labels the network knows; None where it takes none, or something else in their place."""
+    if type(network).__name__ == "DiTTransformer2DModel":
+        return int(network.config.num_embeds_ada_norm) + 1
+    plain = type(network).__name__ == "UNet2DModel" and network.config.class_embed_type is None
+    return network.config.num_class_embeds if plain else None
 
 
 def _height_and_width(sample_size: Any, name: str) -> tuple[int, int]:

@@ -32,6 +32,12 @@ _BETA_CLASSES = (
 _FLOW_CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 _EDM_CLASSES = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 _VE_CLASSES = ("ScoreSdeVeScheduler",)
+# Their β go from one to the other where the config does not say; those of the others from 1e-4 to 0.02.
+_LATENT_CLASSES = (
+    *("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler"),
+    *("LCMScheduler", "TCDScheduler"),
+)
+_LATENT_ENDS = (0.00085, 0.012)
 SUPPORTED = (*_BETA_CLASSES, *_FLOW_CLASSES, *_EDM_CLASSES, *_VE_CLASSES)
 
 
@@ -74,6 +80,21 @@ def _has_betas(config: Config) -> bool:
     return "beta_schedule" in config or config.get("trained_betas") is not None
 
 
+def number(config: Config, key: str, default: float) -> float:
+    """A number of a config, or the default where the key is missing; InputError for anything else."""
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not math.isfinite(value):
+        raise InputError(f"the config has {key}={value!r}, but a number is expected there; mend it.")
+    return float(value)
+
+
+def _num_levels(config: Config) -> int:
+    steps = number(config, "num_train_timesteps", math.nan)
+    if steps != int(steps) or steps < 1:
+        raise InputError(f"the config has num_train_timesteps={steps:g}, but a whole number of at least 1 is expected.")
+    return int(steps)
+
+
 def schedule_of(scheduler: Any) -> NoiseSchedule:
     """The noise schedule of a diffusers scheduler, of its config, or of the config as a plain dict.
 
@@ -102,8 +123,9 @@ def _trained_betas(config: Config) -> NoiseSchedule:
     if config.get("trained_betas") is not None:
         return NoiseSchedule.from_betas(np.asarray(config["trained_betas"], dtype=np.float64))
     # No default for the name: a scheduler of another kind has none, and must not pass for linear.
-    steps, name = int(config["num_train_timesteps"]), config.get("beta_schedule")
-    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+    steps, name = _num_levels(config), config.get("beta_schedule")
+    ends = _LATENT_ENDS if config.get("_class_name") in _LATENT_CLASSES else (1e-4, 0.02)
+    start, end = number(config, "beta_start", ends[0]), number(config, "beta_end", ends[1])
     if name == "linear":
         return NoiseSchedule.linear(steps, start, end)
     if name == "scaled_linear":
@@ -125,19 +147,19 @@ def _flow(config: Config) -> NoiseSchedule:
         )
     # A dynamic shift moves the levels that a solver visits with the image size; training's grid is even.
     shift = 1.0 if config.get("use_dynamic_shifting") else config.get("flow_shift", config.get("shift"))
-    steps = int(config["num_train_timesteps"])
+    steps = _num_levels(config)
     return NoiseSchedule.flow(steps, float(1.0 if shift is None else shift), timestep_scale=steps)
 
 
 def _edm(config: Config) -> NoiseSchedule:
-    low, high = float(config.get("sigma_min", 0.002)), float(config.get("sigma_max", 80.0))
-    rho = math.inf if config.get("sigma_schedule") == "exponential" else float(config.get("rho", 7.0))
-    return NoiseSchedule.edm(int(config["num_train_timesteps"]), low, high, rho)
+    low, high = number(config, "sigma_min", 0.002), number(config, "sigma_max", 80.0)
+    rho = math.inf if config.get("sigma_schedule") == "exponential" else number(config, "rho", 7.0)
+    return NoiseSchedule.edm(_num_levels(config), low, high, rho)
 
 
 def _ve(config: Config) -> NoiseSchedule:
-    low, high = float(config.get("sigma_min", 0.01)), float(config.get("sigma_max", 1348.0))
-    geometric = NoiseSchedule.edm(int(config["num_train_timesteps"]), low, high, math.inf)
+    low, high = number(config, "sigma_min", 0.01), number(config, "sigma_max", 1348.0)
+    geometric = NoiseSchedule.edm(_num_levels(config), low, high, math.inf)
     return NoiseSchedule(geometric.alpha, geometric.sigma, geometric.sigma, geometric.prior_std)
 
 

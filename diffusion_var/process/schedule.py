@@ -209,6 +209,10 @@ class NoiseSchedule:
         """√ᾱ moved and stretched so that it ends at 0 and starts where it did (arXiv:2305.08891, algorithm 1); for
         variance-preserving schedules."""
         a = self.alpha[1:]
+        if len(a) < 2 or not a[-1] > 0 or not np.allclose(a**2 + self.sigma[1:] ** 2, 1.0):
+            raise InputError(
+                "zero terminal SNR is for variance-preserving schedules of at least two levels that do not have it yet."
+            )
         # log of (a − a_N) a_1/(a_1 − a_N), from log1p so that 1 − ᾱ keeps its digits at n = 1.
         with np.errstate(divide="ignore"):
             stretch = np.log1p(-a[-1] / a)

@@ -239,3 +239,57 @@ def test_conditions_that_are_no_numbers(condition: Any) -> None:
     sentence(caught)
     with pytest.raises(InputError, match="conditions must be numbers"):
         denoiser(Conditional(), 2.0, condition)
+
+
+# ---- conditions that do not fit -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 4], r"from 0 to 3 for this network, but they are from 0 to 4"),
+        ([-1, 0], r"from -1 to 0"),
+        ([0.5, 1.0], r"whole numbers"),
+        ([[0], [1]], r"shape \(2, 1\)"),
+        ([[0], [1, 2]], r"ragged"),
+    ],
+)
+def test_class_labels_that_the_network_does_not_know(labels: list[Any], message: str) -> None:
+    denoiser = Denoiser(lambda x, t, c: x, NoiseSchedule.linear(10), shape=(1, 2, 2), classes=4)
+    with pytest.raises(InputError, match=message):
+        denoiser(torch.zeros(2, 1, 2, 2), 5, labels)
+
+
+@pytest.mark.parametrize("unconditional", [7.5, [0, 1], torch.zeros(3)])
+def test_a_null_of_another_kind_is_refused(unconditional: Any) -> None:
+    denoiser = Denoiser(
+        lambda x, t, c: x, NoiseSchedule.linear(10), shape=(1, 2, 2), guidance_scale=2.0, unconditional=unconditional
+    )
+    with pytest.raises(InputError, match="give one of the same kind"):
+        denoiser(torch.zeros(2, 1, 2, 2), 5, [1, 2])
+
+
+@pytest.mark.parametrize("returned", [None, (1,), torch.zeros(1, 1, 2, 2)])
+def test_what_a_guided_network_returns_is_checked(returned: Any) -> None:
+    denoiser = Denoiser(
+        lambda x, t, c: returned, NoiseSchedule.linear(10), shape=(1, 2, 2), guidance_scale=2.0, unconditional=0
+    )
+    with pytest.raises(InputError, match="the network returned"):
+        denoiser(torch.zeros(2, 1, 2, 2), 5, [1, 2])
+
+
+def test_the_null_outlives_a_scale_of_one() -> None:
+    def network(x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        return x * condition[:, None, None, None]
+
+    denoiser = Denoiser(network, NoiseSchedule.linear(10), shape=(1, 2, 2), clip=None, unconditional=1)
+    x = torch.ones(2, 1, 2, 2)
+    guided = denoiser.with_guidance(1.0).with_guidance(np.float32(3.0))
+    # free + w (given − free) with free = 1 and given = 2
+    torch.testing.assert_close(guided(x, 5, [2, 2]).eps, torch.full_like(x, 4.0))
+
+
+def test_a_condition_for_a_network_that_takes_none_is_refused() -> None:
+    denoiser = Denoiser(lambda x, t: x, NoiseSchedule.linear(10), shape=(1, 2, 2), conditional=False)
+    with pytest.raises(InputError, match="takes no condition"):
+        denoiser(torch.zeros(2, 1, 2, 2), 5, [1, 2])

@@ -176,7 +176,9 @@ def test_half_precision_autoencoders_give_float32() -> None:
 
 @pytest.mark.parametrize("scale", [0.0, float("nan"), float("inf")])
 def test_an_impossible_scaling_is_refused(scale: float) -> None:
-    with pytest.raises(InputError, match=r"scaling_factor is .*, but it must be finite and not 0\.$"):
+    with pytest.raises(
+        InputError, match=r"scaling_factor(=| is ).*, but (a number is expected there|it must be finite and not 0)"
+    ):
         codec_of(autoencoder("kl"), scaling_factor=scale)
 
 

@@ -43,6 +43,8 @@ UNET = {
 CODEC = {"block_out_channels": (8, 8), "norm_num_groups": 4, "layers_per_block": 1}
 BLOCKS = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
 SHAPE = (3, 8, 8)
+# diffusers' Euler scheduler hands tensors to numpy in a way that numpy 2 warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 def seeded(make: Callable[..., Any], **config: Any) -> Any:

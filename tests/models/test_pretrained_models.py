@@ -267,7 +267,7 @@ REPOSITORY = [
     *("README.md", "model_index.json", "big.ckpt", "big.safetensors", "scheduler/scheduler_config.json"),
     *("tokenizer/merges.txt", "feature_extractor/preprocessor_config.json", "safety_checker/model.safetensors"),
     *(f"text_encoder/{name}" for name in ("config.json", "model.safetensors", "model.fp16.safetensors")),
-    *("text_encoder/pytorch_model.bin", "flax/diffusion_pytorch_model.safetensors", "unet/flax_model.msgpack"),
+    *("flax/diffusion_pytorch_model.safetensors", "unet/flax_model.msgpack"),
     *(f"{part}/config.json" for part in ("unet", "vae", "safety_checker")),
     *(f"{part}/diffusion_pytorch_model.{kind}" for part in ("unet", "vae") for kind in ("safetensors", "bin")),
     *(f"{part}/diffusion_pytorch_model.fp16.{kind}" for part in ("unet", "vae") for kind in ("safetensors", "bin")),
@@ -288,7 +288,10 @@ def weights_of(kinds: tuple[str, ...], variant: str) -> set[str]:
     ("options", "wanted"),
     [
         ({}, {*weights_of(("safetensors",), ""), "text_encoder/model.safetensors", *REPOSITORY[-4:-2]}),
-        ({"variant": "fp16"}, {*weights_of(("safetensors",), ".fp16"), *REPOSITORY[-2:]}),
+        (
+            {"variant": "fp16"},
+            {*weights_of(("safetensors",), ".fp16"), "text_encoder/model.fp16.safetensors", *REPOSITORY[-2:]},
+        ),
         (
             {"allow_pickle": True, "revision": "v1.0"},
             {*weights_of(("safetensors", "bin"), ""), *REPOSITORY[-4:-2], "text_encoder/model.safetensors"},
@@ -314,7 +317,4 @@ def test_what_is_fetched(
     (((name,), fetched),) = calls
     assert name == "someone/large"
     assert fetched["revision"] == options.get("revision")
-    chosen = set(filter_repo_objects(REPOSITORY, allow_patterns=fetched["allow_patterns"]))
-    text_weights = {file for file in REPOSITORY if file.startswith("text_encoder/") and "config" not in file}
-    assert chosen - text_weights == (ALWAYS | wanted) - text_weights
-    assert wanted & text_weights <= chosen
+    assert set(filter_repo_objects(REPOSITORY, allow_patterns=fetched["allow_patterns"])) == ALWAYS | wanted

@@ -279,7 +279,7 @@ def test_unets_that_want_more_than_prompts(config: dict[str, Any], named: str, t
     [
         ({"_class_name": "AutoencoderTiny"}, "is a AutoencoderTiny, but the supported ones are AutoencoderKL, VQModel"),
         ({"scaling_factor": 0}, "scaling_factor is 0.0, but it must be finite and not 0"),
-        ({"scaling_factor": float("nan")}, "scaling_factor is nan"),
+        ({"scaling_factor": float("nan")}, "the config has scaling_factor=nan, but a number is expected there"),
     ],
 )
 @pytest.mark.parametrize("part", ["vae", "vqvae"])

@@ -299,7 +299,7 @@ def test_unsupported_schedulers_are_named_and_the_supported_ones_listed(name: st
         (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas=true"),
         ({"beta_schedule": "linear"}, "num_train_timesteps, but got dict; .* DDPMScheduler,"),
         ({"num_train_timesteps": 10}, "of this config .* is not supported.* DDPMScheduler,"),
-        ({"num_train_timesteps": 0, "beta_schedule": "linear"}, "N=0"),
+        ({"num_train_timesteps": 0, "beta_schedule": "linear"}, "num_train_timesteps=0"),
         ({"_class_name": "DDPMScheduler", "num_train_timesteps": 5}, "beta_schedule is None"),
         ("linear", "but got str; .* DDPMScheduler,"),
         (None, "but got NoneType"),
@@ -310,3 +310,35 @@ def test_from_diffusers_refuses(given: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         from_diffusers(given)
     sentence(given)
+
+
+# ---- numbers that are none ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "change"),
+    [
+        (DDPMScheduler, {"num_train_timesteps": "many"}),
+        (DDPMScheduler, {"num_train_timesteps": 2.5}),
+        (DDPMScheduler, {"beta_start": None}),
+        (DDPMScheduler, {"beta_end": float("nan")}),
+        (EDMEulerScheduler, {"sigma_max": "80"}),
+        (EDMEulerScheduler, {"rho": True}),
+    ],
+)
+def test_numbers_that_are_none_are_named(scheduler: Any, change: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=rf"the config has {next(iter(change))}="):
+        NoiseSchedule.from_diffusers({**scheduler().config, **change})
+
+
+@pytest.mark.parametrize("name", ["HeunDiscreteScheduler", "LCMScheduler", "TCDScheduler", "DDIMScheduler"])
+def test_missing_ends_are_those_of_the_class(name: str) -> None:
+    scheduler = getattr(diffusers, name)()
+    config = {k: v for k, v in scheduler.config.items() if k not in ("beta_start", "beta_end")}
+    assert NoiseSchedule.from_diffusers({**config, "_class_name": name}) == NoiseSchedule.from_diffusers(scheduler)
+
+
+@pytest.mark.parametrize("schedule", [NoiseSchedule.linear(1), NoiseSchedule.flow(10), NoiseSchedule.edm(10)])
+def test_zero_terminal_snr_is_for_variance_preserving_schedules(schedule: NoiseSchedule) -> None:
+    with pytest.raises(InputError, match="variance-preserving schedules of at least two levels"):
+        schedule.with_zero_terminal_snr()

@@ -157,6 +157,16 @@ def test_without_its_table_a_scheduler_says_how_to_attach_it(table: dv.VarianceT
     assert torch.equal(stepped(bare), stepped(original))
 
 
+def test_a_config_without_a_digest_takes_any_table_that_fits(table: dv.VarianceTable) -> None:
+    config = dv.AnalyticScheduler.from_table(table, CONFIG, structure="dct").config
+    scheduler = dv.AnalyticScheduler.from_config(config, table_digest=None)
+    other = measured(table.schedule, seed=1, clip=table.clip)
+    for given in (table, other, table):  # what was computed for one is not used for the next
+        scheduler.attach(given)
+        expected = dv.AnalyticScheduler.from_table(given, CONFIG, structure="dct")
+        assert torch.equal(stepped(scheduler), stepped(expected))
+
+
 def test_a_table_that_no_config_asks_for_is_refused(table: dv.VarianceTable) -> None:
     listed = dv.AnalyticScheduler.from_table(table, CONFIG)
     for scheduler in (dv.AnalyticScheduler.from_config(CONFIG), listed):

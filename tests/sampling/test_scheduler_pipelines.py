@@ -160,6 +160,19 @@ def test_ddpm_pipeline(unet: diffusers.UNet2DModel, variance_type: str, clip: bo
     assert apart(images(diffusers.DDPMPipeline(unet, ours), batch_size=2, seed=1), expected) > 0.05
 
 
+@pytest.mark.parametrize("rederived", [None, True])
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+def test_ddim_pipeline(unet: diffusers.UNet2DModel, eta: float, rederived: bool | None) -> None:
+    """Its own η counts, for it hands one to every scheduler; and what it is made with becomes a DDIMScheduler."""
+    pipe = diffusers.DDIMPipeline(unet, dv.AnalyticScheduler())
+    assert isinstance(pipe.scheduler, diffusers.DDIMScheduler)
+    options = {"batch_size": 2, "eta": eta, "use_clipped_model_output": rederived}
+    expected = images(pipe, **options)
+    pipe.scheduler = dv.AnalyticScheduler(eta=1.0)
+    assert apart(images(pipe, **options), expected) < LIMIT
+    assert apart(images(pipe, **{**options, "eta": 1.0}), expected) > 0.01
+
+
 @pytest.mark.parametrize("eta", [0.0, 0.5])
 def test_ldm_pipeline(vae: diffusers.AutoencoderKL, eta: float) -> None:
     """It hands η = 0 to schedulers whose step names it, and a generator to none."""
