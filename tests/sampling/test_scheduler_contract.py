@@ -211,6 +211,7 @@ def test_timesteps_before_and_after_they_are_set() -> None:
         scheduler.set_timesteps(K, device="cpu")
         assert scheduler.timesteps.dtype == torch.int64
         assert len(scheduler.timesteps) == scheduler.num_inference_steps == K
+        assert len(scheduler) == N
         assert (scheduler.timesteps.diff() < 0).all()
     x = normal(2, *SHAPE)
     assert scheduler.scale_model_input(x, 3) is x
@@ -274,7 +275,7 @@ def test_add_noise_and_get_velocity(timesteps: Any, dtype: torch.dtype, limit: f
     assert scheduler.alphas_cumprod.dtype == torch.float32
 
 
-@pytest.mark.parametrize("container", [list, np.array, lambda betas: np.float32(betas)])
+@pytest.mark.parametrize("container", [list, np.array, np.float32, lambda betas: list(np.float32(betas))])
 def test_trained_betas(container: Any, tmp_path: Path) -> None:
     betas = container([0.01, 0.02, 0.05, 0.1])
     scheduler = dv.AnalyticScheduler(num_train_timesteps=4, trained_betas=betas)

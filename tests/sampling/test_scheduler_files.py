@@ -95,9 +95,10 @@ def test_from_the_hub(table: dv.VarianceTable, folder: Path, monkeypatch: pytest
     assert torch.equal(stepped(loaded), stepped(dv.AnalyticScheduler.from_table(table, CONFIG, structure="dct")))
 
 
-def test_a_table_that_the_hub_does_not_have(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [FileNotFoundError, RuntimeError])  # the transport has errors of its own
+def test_a_table_that_the_hub_does_not_have(folder: Path, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: Any, **__: Any) -> str:
-        raise FileNotFoundError("404")
+        raise kind("404")
 
     monkeypatch.setattr(diffusers_configs, "hf_hub_download", lambda *_, **__: str(folder / "scheduler_config.json"))
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", missing)
@@ -212,6 +213,8 @@ def test_what_a_table_cannot_give_is_refused(table: dv.VarianceTable, options: d
         dv.AnalyticScheduler.from_table(table, CONFIG, **options)
     with pytest.raises(dv.InputError, match="has no structure 'dct'"):
         dv.AnalyticScheduler.from_table(table.subset(["pixel"]), CONFIG, structure="dct")
+    with pytest.raises(dv.InputError, match="needs a VarianceTable, but got str"):
+        dv.AnalyticScheduler.from_table("table.safetensors", CONFIG)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
