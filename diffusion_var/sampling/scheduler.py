@@ -11,15 +11,14 @@ Isotropic and per-channel variances live in the config as lists of numbers, so t
 plain diffusers; a table with a pixel or dct structure travels as `variance_table.safetensors` beside the config.
 
 η belongs to the config. `step` takes `eta=` by keyword, but does not name it: Stable Diffusion's and latent diffusion's
-pipelines hand η = 0 of their own to every scheduler that names it.
+pipelines hand η = 0 of their own to every scheduler that names it. (DDIMPipeline hands its own η to any scheduler, and
+makes a DDIMScheduler of the one it is constructed with: use DDPMPipeline, or assign the scheduler and pass eta there.)
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -34,7 +33,7 @@ from ..models.conventions import prediction_of
 from ..models.denoiser import Posterior
 from ..models.prediction import check_prediction, mean_and_eps
 from ..process import steps as step_lists
-from ..process.foreign import config_of, schedule_of
+from ..process.foreign import schedule_of
 from ..process.kernel import ClippedEps, ReverseKernel, check_clipped_eps, check_eta
 from ..variance.bounds import Estimator
 from ..variance.covariance import Analytic, StructuredCovariance
@@ -43,7 +42,8 @@ from ..variance.lists import VarianceLists
 from ..variance.table import VarianceTable
 from .forward import ForwardProcess
 from .plan import StepPlan, indices_of
-from .table_beside import TABLE_FILE, check_pipeline, check_sample, check_table, config_to_fit, find_table
+from .scheduler_files import SchedulerFiles
+from .table_beside import TABLE_FILE, check_pipeline, check_sample, check_table, config_to_fit
 from .variance_choice import chosen_cap, chosen_covariance, split_output
 
 
@@ -55,7 +55,7 @@ class AnalyticSchedulerOutput(BaseOutput):
     pred_original_sample: torch.Tensor
 
 
-class AnalyticScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+class AnalyticScheduler(ForwardProcess, SchedulerFiles, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """DDPM and DDIM steps (any 0 ≤ η ≤ 1) with a fixed, learned-range or analytic reverse variance.
 
     Args (besides those of DDPMScheduler and DDIMScheduler, which mean the same):
@@ -113,8 +113,8 @@ class AnalyticScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):  # type: i
             self.register_to_config(  # type: ignore[no-untyped-call]
                 trained_betas=[float(beta) for beta in trained_betas]
             )
-        self.schedule = schedule_of(self)
-        self.prediction = prediction_of(config_of(self))
+        self.schedule = schedule_of(self._known_config)
+        self.prediction = prediction_of(self._known_config)
         check_prediction(self.prediction, self.schedule)
         check_eta(eta)
         check_clipped_eps(clipped_eps)
@@ -161,7 +161,7 @@ class AnalyticScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):  # type: i
         if table.data_range is not None:
             options.setdefault("data_range", list(table.data_range))
         if structure in LISTED:
-            lists = VarianceLists.from_table(table, estimator, structure).lists()
+            lists: dict[str, Any] = VarianceLists.from_table(table, estimator, structure).lists()
             scheduler = cast(AnalyticScheduler, cls.from_config(given, **options, **lists))
         else:
             kept = table.subset([structure])
@@ -184,7 +184,7 @@ class AnalyticScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):  # type: i
                 f"this table (digest {table.digest[:12]}) is not the one that the scheduler was made with "
                 f"({self._options.table_digest[:12]}); use AnalyticScheduler.from_table for another."
             )
-        check_table(table, config_of(self))
+        check_table(table, self._known_config)
         self.table = table
         self._covariance = Analytic(table, self._options.estimator, self._options.structure)
         self._covariances.clear()
@@ -218,6 +218,11 @@ class AnalyticScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):  # type: i
     def _options(self) -> Any:
         """The config, with attributes."""
         return self.config
+
+    @property
+    def _known_config(self) -> dict[str, Any]:
+        """The config under this class's name, which a subclass's is not."""
+        return {**self.config, "_class_name": "AnalyticScheduler"}
 
     # ---- one step ---------------------------------------------------------------------------------------------
 
@@ -267,7 +272,9 @@ class AnalyticScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):  # type: i
     def _overridden(
         self, eta: float | None = None, use_clipped_model_output: bool | None = None
     ) -> tuple[float, ClippedEps | None]:
-        clipped_eps: ClippedEps | None = "rederived" if use_clipped_model_output else self._options.clipped_eps
+        clipped_eps: ClippedEps | None = self._options.clipped_eps
+        if use_clipped_model_output is not None:
+            clipped_eps = "rederived" if use_clipped_model_output else "network"
         return (self._options.eta if eta is None else eta), clipped_eps
 
     def _bounded(self, mean: torch.Tensor) -> torch.Tensor:
@@ -304,28 +311,3 @@ class AnalyticScheduler(ForwardProcess, SchedulerMixin, ConfigMixin):  # type: i
 
     def __len__(self) -> int:
         return self.schedule.num_steps
-
-    # ---- files ------------------------------------------------------------------------------------------------
-
-    def save_config(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **options: Any) -> None:
-        """Write the config, and beside it the table where there is one; `save_pretrained` calls this."""
-        if self.table is not None:
-            Path(save_directory).mkdir(parents=True, exist_ok=True)
-            self.table.save(Path(save_directory) / self._options.table_file)
-        super().save_config(save_directory, push_to_hub, **options)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str] | None = None,
-        subfolder: str | None = None,
-        return_unused_kwargs: bool = False,
-        **options: Any,
-    ) -> Any:
-        """Load from a folder or the hub; a table that the config names is found beside it."""
-        loaded = super().from_pretrained(pretrained_model_name_or_path, subfolder, return_unused_kwargs, **options)
-        scheduler: Any = loaded[0] if isinstance(loaded, tuple) else loaded
-        name = scheduler.config.table_file
-        if name is not None and scheduler.config.variance_type == "analytic":
-            scheduler.attach(find_table(str(pretrained_model_name_or_path), subfolder, name, options))
-        return loaded

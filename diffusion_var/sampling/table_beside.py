@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..models.conventions import clip_of, prediction_of
 from ..models.fingerprint import weights_fingerprint
 from ..models.latents import latent_scaling
-from ..process.foreign import config_of, schedule_of
+from ..process.foreign import SUPPORTED, config_of, family_of, schedule_of
 from ..variance.table import VarianceTable
 
 TABLE_FILE = "variance_table.safetensors"
@@ -69,6 +69,20 @@ def check_sample(shape: tuple[int, ...], measured: Sequence[int] | None, structu
         raise InputError(
             f"the sample has shape {shape}, but the table was measured on {tuple(measured)} with structure "
             f"{structure!r}; use the table of this model and size (isotropic and channel serve every size)."
+        )
+
+
+def require_betas(config: Mapping[str, Any]) -> None:
+    """Refuse configs of schedulers whose noise levels are not DDPM's: their keys would be left out in silence."""
+    if "num_train_timesteps" not in config:
+        return
+    continuous = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
+    named = config.get("_class_name")
+    known = {**config, "_class_name": named if named in SUPPORTED else None}
+    if continuous or ("beta_schedule" not in config and family_of(known) != "betas"):
+        raise InputError(
+            "AnalyticScheduler knows schedules that are given by betas, with timesteps 0 to N - 1, but the config's is "
+            "another (flow, EDM, VE or continuous timesteps); use dv.Sampler for them."
         )
 
 
