@@ -101,6 +101,7 @@ def run_sample(options: SampleOptions) -> None:
     """Draw images into a folder of PNG files, or one npz; an interrupted folder is completed by the same command."""
     if options.count < 1 or options.first < 0:
         raise InputError(f"count={options.count} must be at least 1 and first={options.first} at least 0.")
+    _refuse_unused(options)
     table = None if options.table is None else VarianceTable.load(options.table)
     model = open_model(options.model, options)
     model.image_range  # noqa: B018 (refuses what is no picture before the work)
@@ -111,6 +112,18 @@ def run_sample(options: SampleOptions) -> None:
         _sample_npz(model, sampler, wanted, options)
     else:
         _sample_folder(model, sampler, wanted, options)
+
+
+def _refuse_unused(options: SampleOptions) -> None:
+    """An option that would be ignored is a mistake."""
+    if options.table is not None and options.covariance != "analytic":
+        raise InputError(
+            f"--table has no meaning with --covariance {options.covariance}; add --covariance analytic, or leave it "
+            "out."
+        )
+    for name in ("labels", "latents"):
+        if getattr(options, name) is not None:
+            raise InputError(f"--{name} is for the images of a variance table, and has no meaning here; leave it out.")
 
 
 def _pictures(model: Model, sampler: Sampler, wanted: list[int], options: SampleOptions) -> Iterator[torch.Tensor]:
@@ -142,14 +155,14 @@ def _sample_folder(model: Model, sampler: Sampler, wanted: list[int], options: S
     missing = [i for i in wanted if not continues or not (folder / f"{i:06d}.png").exists()]
     if len(missing) < len(wanted):
         print(f"{len(wanted) - len(missing)} of {len(wanted)} images are there already")
-    batches = _pictures(model, sampler, missing, options)
     make_folder(folder)
-    if not continues:  # images of other settings must not be taken for this run's
-        for old in folder.glob("[0-9]" * 6 + "*.png"):
-            old.unlink()
-    write_atomic(folder / _SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
     done = 0
-    for batch in batches:
+    for batch in _pictures(model, sampler, missing, options):
+        if done == 0:  # not before: a run that fails at once leaves nothing in the way of the mended command
+            if not continues:  # images of other settings must not be taken for this run's
+                for old in folder.glob("[0-9]" * 6 + "*.png"):
+                    old.unlink()
+            write_atomic(folder / _SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
         for i, image in zip(missing[done:], batch, strict=False):
             save_images(image[None], folder, start=i)
         done += len(batch)

@@ -173,7 +173,7 @@ def _table(
         denoiser,
         model.inputs(sources),
         tolerance=options.tolerance,
-        conditions=model.table_conditions(options.table_images, options.download),
+        conditions=model.table_conditions(options.table_images, options.download, own=True),
         max_evaluations=options.max_evaluations,
         checkpoint=folder / FOLDER / f"table-{name}.checkpoint",
     )

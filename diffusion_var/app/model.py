@@ -60,20 +60,34 @@ class Model:
         from ..variance.encode import encode_latents
 
         if self.denoiser.codec is None:
+            if self.options.latents is not None:
+                raise InputError("this model works on pixels, so --latents has no meaning; leave it out.")
             return images
         return encode_latents(self.denoiser, images, self.options.latents)
 
     # ---- conditions -------------------------------------------------------------------------------------------
 
-    def table_conditions(self, images: str, download: bool) -> Conditions | None:
-        """What goes with the images of a variance table: their classes, or prompts or classes drawn at random."""
-        listed = self._listed
-        if listed is not None:
-            return Conditions(listed)
+    def table_conditions(self, images: str, download: bool, own: bool = False) -> Conditions | None:
+        """What goes with the images of a variance table: their classes, or prompts or classes drawn at random.
+
+        Args:
+            own: whether classes are the images' own even where `classes` are named (which are then for samples alone).
+        """
+        listed, options = self._listed, self.options
+        if options.labels is not None and (not self.denoiser.conditional or self._wants_prompts()):
+            raise InputError("this model takes no class labels, so --labels has no meaning; leave it out.")
         if not self.denoiser.conditional:
             return None
         if self._wants_prompts():
-            raise InputError("this model is conditioned on prompts; give a file of them, one a line, with --prompts.")
+            if listed is None:
+                raise InputError("this model is conditioned on prompts; give a file of them, a line each: --prompts.")
+            return Conditions(listed)
+        if listed is not None and not own:
+            if options.labels is not None:
+                raise InputError(
+                    "--labels are the images' own classes and --classes others at random; give one of both."
+                )
+            return Conditions(listed)
         return Conditions(*_distinct(open_labels(images, self.options.labels, download)))
 
     def sample_conditions(self, images: Sequence[int]) -> _Cycled | None:

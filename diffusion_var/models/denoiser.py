@@ -24,7 +24,7 @@ import torch
 from ..errors import InputError
 from ..process.schedule import NoiseSchedule, is_whole
 from .fingerprint import weights_fingerprint
-from .guidance import check_classes, condition_tensor, make_guidance, network_output
+from .guidance import Guidance, check_classes, condition_tensor, make_guidance, network_output
 from .prediction import Prediction, check_prediction, mean_and_eps, network_input
 
 if TYPE_CHECKING:
@@ -106,12 +106,12 @@ class Denoiser:
         self.schedule = schedule
         self.prediction: Prediction = prediction
         self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
-        self.clip = _check_range("clip", clip)
-        self.data_range = self.clip if data_range == "clip" else _check_range("data_range", data_range)
+        self.clip = check_range("clip", clip)
+        self.data_range = self.clip if data_range == "clip" else check_range("data_range", data_range)
         self.autocast = autocast
         self.sigma_data = float(sigma_data)
         self.conditional, self.classes, self.unconditional = conditional, classes, unconditional
-        self.guidance = make_guidance(guidance_scale, unconditional)
+        self.guidance = self._guidance(guidance_scale, unconditional)
         self.codec: LatentCodec | None = None
         self.prompts: PromptEncoder | None = None
         self._fingerprint: tuple[Any, str] | None = None
@@ -135,8 +135,14 @@ class Denoiser:
         other.unconditional = self.unconditional if unconditional is None else unconditional
         if other.unconditional is None and scale != 1 and self.prompts is not None:
             other.unconditional = self.prompts.encode([""])[0]
-        other.guidance = make_guidance(scale, other.unconditional)
+        other.guidance = self._guidance(scale, other.unconditional)
         return other
+
+    def _guidance(self, scale: float, unconditional: Any) -> Guidance | None:
+        guidance = make_guidance(scale, unconditional)
+        if guidance is not None and self.classes is not None:
+            check_classes(guidance.unconditional.reshape(-1), self.classes)
+        return guidance
 
     @property
     def guidance_scale(self) -> float:
@@ -271,7 +277,7 @@ class Denoiser:
         return self._fingerprint[1]
 
 
-def _check_range(name: str, bounds: Range | None) -> Range | None:
+def check_range(name: str, bounds: Range | None) -> Range | None:
     if bounds is None:
         return None
     try:

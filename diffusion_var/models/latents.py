@@ -76,8 +76,12 @@ class LatentCodec:
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, batch_size: int = 8) -> torch.Tensor:
         """Latents (B, c, h, w) to images (B, C, H, W) in [-1, 1], float32 on the CPU."""
-        if len(latents) == 0:
-            raise InputError("there are no latents to decode; give at least one.")
+        if not isinstance(latents, torch.Tensor) or latents.ndim != 4 or len(latents) == 0 or batch_size < 1:
+            found = tuple(latents.shape) if hasattr(latents, "shape") else type(latents).__name__
+            raise InputError(
+                f"latents are {found} and batch_size={batch_size}, but a tensor (B, c, h, w) of at least one latent, "
+                "and at least 1, are expected."
+            )
         parts = []
         for start in range(0, len(latents), batch_size):
             z = latents[start : start + batch_size].to(self.device).float() / self.scale + self.shift

@@ -18,6 +18,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 
 from ..errors import InputError
@@ -137,8 +138,8 @@ class ReverseKernel:
 
 def check_eta(eta: float) -> None:
     """Refuse an η outside [0, 1]."""
-    if not 0.0 <= eta <= 1.0:
-        raise InputError(f"eta={eta} is outside [0, 1]; use 1 for DDPM, 0 for DDIM, or a value between.")
+    if not isinstance(eta, (int, float, np.number)) or not 0.0 <= eta <= 1.0:
+        raise InputError(f"eta={eta!r} is outside [0, 1]; use 1 for DDPM, 0 for DDIM, or a value between.")
 
 
 def check_clipped_eps(clipped_eps: str | None) -> None:

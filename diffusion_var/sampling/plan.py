@@ -11,12 +11,18 @@ import torch
 from ..errors import InputError
 from ..process import steps as step_lists
 from ..process.kernel import ClippedEps, ReverseKernel
-from ..process.schedule import NoiseSchedule
+from ..process.schedule import NoiseSchedule, is_whole
 
 
 def indices_of(timesteps: Sequence[int], N: int) -> list[int]:
     """The indices, ascending, of timesteps of one's own; InputError unless they fall strictly, within 0…N − 1."""
-    found = [int(t) for t in timesteps]
+    try:
+        given = list(timesteps)
+    except TypeError:
+        given = [None]
+    if not all(is_whole(t) for t in given):
+        raise InputError(f"timesteps={timesteps!r} must be a list of whole numbers from 0 to {N - 1}.")
+    found = [int(t) for t in given]
     if sorted({*found} & {*range(N)}, reverse=True) != found:
         shown = ", ".join(str(t) for t in found[:8]) + (", …" if len(found) > 8 else "")
         raise InputError(f"timesteps must fall strictly, from at most {N - 1} to at least 0, but they are {shown}.")

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ..errors import InputError, NumericalError
 from ..models.denoiser import Denoiser, Posterior
+from ..models.guidance import check_classes, condition_tensor
 from ..process.kernel import ClippedEps, ReverseKernel, check_clipped_eps, check_eta
 from ..process.steps import resolve
 from ..variance.covariance import ReverseCovariance, StructuredCovariance
@@ -33,6 +34,19 @@ _CACHE_BYTES = 256 * 1024**2
 def noise_cap_variance(cap: float, data_range: tuple[float, float]) -> float:
     """The largest variance with E|noise| ≤ cap/255 of the data range: E|N(0, σ²)| = σ √(2/π)."""
     return math.pi / 2 * (cap / 255.0 * (data_range[1] - data_range[0])) ** 2
+
+
+def cap_variance(cap: float | None, data_range: tuple[float, float] | None) -> float | None:
+    """The largest variance of the last noise for a `final_noise_cap`, or None for no cap; InputError for others."""
+    if cap is None:
+        return None
+    if not isinstance(cap, (int, float, np.number)) or not (math.isfinite(cap) and cap > 0):
+        raise InputError(f"final_noise_cap={cap!r} must be a positive number of 255ths of the data range, or None.")
+    if data_range is None:
+        raise InputError(
+            "final_noise_cap needs a data range, which is None (unbounded data, such as latents); leave the cap out."
+        )
+    return noise_cap_variance(cap, data_range)
 
 
 class Sampler:
@@ -67,24 +81,12 @@ class Sampler:
             ReverseKernel(denoiser.schedule, t, s, eta, clipped_eps)
             for s, t in zip([0, *self.steps[:-1]], self.steps, strict=True)
         ][::-1]
-        self.cap_variance = self._cap(final_noise_cap)
+        self.cap_variance = cap_variance(final_noise_cap, denoiser.data_range)
         covariance.check(denoiser, self.kernels)
         self._cache: dict[int, StructuredCovariance | None] = {}
         self._caches = (
             not covariance.depends_on_image and 4 * len(self.steps) * math.prod(denoiser.shape) <= _CACHE_BYTES
         )
-
-    def _cap(self, cap: float | None) -> float | None:
-        if cap is None:
-            return None
-        if not (math.isfinite(cap) and cap > 0):
-            raise InputError(f"final_noise_cap={cap} must be a positive number of 255ths of the data range, or None.")
-        if self.denoiser.data_range is None:
-            raise InputError(
-                "final_noise_cap needs the denoiser's data_range, which is None (unbounded data); "
-                "pass final_noise_cap=None."
-            )
-        return noise_cap_variance(cap, self.denoiser.data_range)
 
     # ---- images -----------------------------------------------------------------------------------------------
 
@@ -118,11 +120,23 @@ class Sampler:
         """
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size} must be at least 1.")
-        if conditions is not None and len(conditions) != len(images):
-            raise InputError(f"conditions has {len(conditions)} entries for {len(images)} images; give one for each.")
-        if isinstance(conditions, np.ndarray):
-            conditions = torch.from_numpy(conditions)
+        if conditions is not None:
+            conditions = self._check_conditions(conditions, len(images))
         return self._stream(images, seed, batch_size, conditions, progress)
+
+    def _check_conditions(self, conditions: Any, images: int) -> Any:
+        if not hasattr(conditions, "__len__") or not hasattr(conditions, "__getitem__"):
+            raise InputError(
+                f"conditions must hold one condition for each image (a tensor, array or list), but got "
+                f"{type(conditions).__name__}."
+            )
+        if len(conditions) != images:
+            raise InputError(f"conditions has {len(conditions)} entries for {images} images; give one for each.")
+        if isinstance(conditions, (np.ndarray, list, tuple, torch.Tensor)):
+            conditions = condition_tensor(conditions)
+            if self.denoiser.classes is not None:  # here, where the look waits for no GPU
+                check_classes(conditions.cpu(), self.denoiser.classes)
+        return conditions
 
     def _stream(
         self, images: Sequence[int], seed: int, batch_size: int, conditions: Any, progress: bool

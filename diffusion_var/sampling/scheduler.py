@@ -17,6 +17,7 @@ makes a DDIMScheduler of the one it is constructed with: use DDPMPipeline, or as
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -30,7 +31,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..errors import InputError
 from ..models.conventions import prediction_of
-from ..models.denoiser import Posterior
+from ..models.denoiser import Posterior, check_range
 from ..models.prediction import check_prediction, mean_and_eps
 from ..process import steps as step_lists
 from ..process.foreign import schedule_of
@@ -42,9 +43,10 @@ from ..variance.lists import VarianceLists
 from ..variance.table import VarianceTable
 from .forward import ForwardProcess
 from .plan import StepPlan, indices_of
+from .sampler import cap_variance
 from .scheduler_files import SchedulerFiles
 from .table_beside import TABLE_FILE, check_pipeline, check_sample, check_table, config_to_fit
-from .variance_choice import chosen_cap, chosen_covariance, split_output
+from .variance_choice import chosen_covariance, settings_digest, split_output
 
 
 @dataclass
@@ -122,7 +124,7 @@ class AnalyticScheduler(ForwardProcess, SchedulerFiles, SchedulerMixin, ConfigMi
         self.table: VarianceTable | None = None
         self.generator: torch.Generator | None = None
         self._covariance = chosen_covariance(self._options, self.schedule)
-        self._cap = chosen_cap(final_noise_cap, data_range)
+        self._cap = cap_variance(final_noise_cap, check_range("data_range", cast(Any, data_range)))
         self._use(range(1, self.schedule.num_steps + 1), None)
         self.num_inference_steps: int | None = None
 
@@ -152,6 +154,8 @@ class AnalyticScheduler(ForwardProcess, SchedulerFiles, SchedulerMixin, ConfigMi
         Raises InputError where table and config disagree, and for what the table does not hold.
         """
         Analytic(table, estimator, structure)  # refuses what the table cannot give
+        if unknown := sorted(set(options) - set(inspect.signature(cls.__init__).parameters)):
+            raise InputError(f"{unknown[0]} is no option of AnalyticScheduler; check its spelling.")
         if hasattr(config, "scheduler"):
             check_pipeline(table, config)
             config = config.scheduler
@@ -162,7 +166,8 @@ class AnalyticScheduler(ForwardProcess, SchedulerFiles, SchedulerMixin, ConfigMi
             options.setdefault("data_range", list(table.data_range))
         if structure in LISTED:
             lists: dict[str, Any] = VarianceLists.from_table(table, estimator, structure).lists()
-            scheduler = cast(AnalyticScheduler, cls.from_config(given, **options, **lists))
+            digest = settings_digest({**given, **options}, table.schedule)
+            scheduler = cast(AnalyticScheduler, cls.from_config(given, **options, **lists, table_digest=digest))
         else:
             kept = table.subset([structure])
             made = cls.from_config(given, **options, table_file=TABLE_FILE, table_digest=kept.digest)
@@ -200,12 +205,18 @@ class AnalyticScheduler(ForwardProcess, SchedulerFiles, SchedulerMixin, ConfigMi
         """Choose K steps by the config's spacing, or the timesteps themselves (descending, from 0 to N − 1)."""
         if (num_inference_steps is None) == (timesteps is None):
             raise InputError("set_timesteps needs either num_inference_steps or timesteps, and not both.")
+        N, options = self.schedule.num_steps, self._options
         if timesteps is not None:
-            indices = indices_of(timesteps, self.schedule.num_steps)
+            indices = indices_of(timesteps, N)
         else:
-            K, spacing = cast(int, num_inference_steps), self._options.timestep_spacing
-            offset = self._options.steps_offset if spacing == "leading" else 0
-            indices = [n + offset for n in step_lists.spaced(self.schedule, K, spacing)]
+            spaced = step_lists.spaced(self.schedule, cast(int, num_inference_steps), options.timestep_spacing)
+            offset = options.steps_offset if options.timestep_spacing == "leading" else 0
+            indices = [n + offset for n in spaced]
+            if not 1 <= indices[0] <= indices[-1] <= N:
+                raise InputError(
+                    f"steps_offset={offset} moves {num_inference_steps} steps to timesteps {indices[0] - 1} to "
+                    f"{indices[-1] - 1}, outside 0 to {N - 1}; take fewer steps, or steps_offset=0."
+                )
         self._use(indices, device)
         self.num_inference_steps = len(indices)
 

@@ -43,7 +43,19 @@ def find_table(where: str, subfolder: str | None, name: str, options: Mapping[st
 
 
 def check_pipeline(table: VarianceTable, pipe: Any) -> None:
-    """Refuse a table of another network or latent scaling than a pipeline's."""
+    """Refuse a table of another network or latent scaling than a pipeline's, and pipelines that would not keep the
+    scheduler as it is."""
+    if type(pipe).__name__ == "DDIMPipeline":
+        raise InputError(
+            "DDIMPipeline hands its own eta to every scheduler and makes a DDIMScheduler of it when loaded; use "
+            "DDPMPipeline(unet=pipe.unet, scheduler=pipe.scheduler), with eta in from_table."
+        )
+    channels = getattr(getattr(pipe, "unet", None), "config", {})
+    if channels and channels.get("out_channels") == 2 * channels.get("in_channels", 0):
+        raise InputError(
+            "the pipeline's UNet returns a learned range, whose second half the pipeline would hand to the scheduler; "
+            "use dv.Sampler with dv.Analytic(table), which leaves it out."
+        )
     network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
     facts: list[tuple[str, Any, Any]] = []
     if table.network is not None and isinstance(network, torch.nn.Module):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from ..errors import InputError
+from ..models.conventions import clip_of, prediction_of
 from ..process.schedule import NoiseSchedule
 from ..variance.covariance import FixedLarge, FixedSmall, ReverseCovariance
 from ..variance.learned import LearnedRange
 from ..variance.lists import VarianceLists
-from .sampler import noise_cap_variance
 
 _UNMEASURED: dict[str, Callable[[], ReverseCovariance]] = {
     "fixed_small": FixedSmall,
@@ -53,17 +55,20 @@ def _listed(config: Any, schedule: NoiseSchedule) -> VarianceLists:
             f"posterior_variance has {len(lists.variances)} entries, but num_train_timesteps is {schedule.num_steps}; "
             "make the scheduler with AnalyticScheduler.from_table."
         )
+    if config.table_digest not in (None, settings_digest(config, schedule)):
+        raise InputError(
+            "posterior_variance was measured under another schedule, prediction type, clipping, estimator or structure "
+            "than the config has now; make the scheduler with AnalyticScheduler.from_table."
+        )
     return lists
 
 
-def chosen_cap(final_noise_cap: float | None, data_range: Sequence[float] | None) -> float | None:
-    """The largest variance of the last noise, or None for no cap."""
-    if final_noise_cap is None:
-        return None
-    if data_range is None:
-        raise InputError("final_noise_cap needs data_range, e.g. [-1, 1]; latents have none, so pass None for them.")
-    low, high = data_range
-    return noise_cap_variance(final_noise_cap, (float(low), float(high)))
+def settings_digest(config: Mapping[str, Any], schedule: NoiseSchedule) -> str:
+    """SHA-256 of what the variances of a config belong to."""
+    named = {**config, "_class_name": "AnalyticScheduler"}
+    facts = [schedule.digest, prediction_of(named), clip_of(named), bool(config.get("thresholding"))]
+    facts += [config.get("estimator"), config.get("structure")]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def split_output(

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ..errors import DiffusionVarWarning, InputError
 from ..models.denoiser import Denoiser
+from ..models.guidance import check_classes
 from ..process.structure import STRUCTURE_NAMES, make_structure
 from . import allocation
 from .checkpoint import Checkpoint
@@ -77,6 +78,8 @@ def estimate(
     allocation.check_budget(tolerance, max_evaluations, wanted)
     population = Population(images, denoiser.shape, denoiser.data_range)
     given = as_conditions(conditions, len(population))
+    if given is not None and denoiser.classes is not None:
+        check_classes(given.values, denoiser.classes)
     rotation = population.statistics.rotation
     kinds = {name: make_structure(name, denoiser.shape, rotation if name == "dct" else None) for name in names}
     evaluator = ShardEvaluator(denoiser, population, given, int(seed), batch_size, kinds)

@@ -140,3 +140,49 @@ def test_conditions_that_do_not_fit(kind: str, options: dict[str, Any], message:
 def test_a_table_of_another_guidance_scale_is_refused(root: Path, dit_table: Path, tmp_path: Path) -> None:
     with pytest.raises(dv.InputError, match=r"guidance scale: the table has 1\.5, the denoiser 3\.0"):
         sample(root, "dit", tmp_path / "s.npz", covariance="analytic", table=dit_table, classes=[1], guidance_scale=3.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("dit", {"labels": "labels", "classes": [1]}, "give one of both"),
+        ("ldm", {"labels": "labels"}, "takes no class labels"),
+    ],
+)
+def test_classes_of_a_table_are_of_one_kind(kind: str, options: dict[str, Any], message: str, root: Path) -> None:
+    given = {**options, "labels": labels(root)}
+    model = open_model(str(root / kind), ModelOptions(**given))
+    with pytest.raises(dv.InputError, match=message):
+        model.table_conditions(f"{root / 'pictures.npz'}:images", False)
+
+
+def test_a_comparison_measures_with_the_images_own_classes(root: Path) -> None:
+    """`classes` are those of the samples; drawn beside the images they would give another, larger variance."""
+    model = open_model(str(root / "dit"), ModelOptions(labels=labels(root), classes=[1]))
+    found = model.table_conditions(f"{root / 'pictures.npz'}:images", False, own=True)
+    assert found is not None
+    assert found.of_image.tolist() == [i % CLASSES for i in range(COUNT)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"table": Path("t.safetensors")}, "--table has no meaning with --covariance beta_tilde"),
+        ({"labels": "x.npz:y"}, "--labels is for the images of a variance table"),
+        ({"latents": Path("z")}, "--latents is for the images of a variance table"),
+    ],
+)
+def test_options_that_a_sample_would_ignore_are_refused(
+    options: dict[str, Any], message: str, root: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(dv.InputError, match=message):
+        sample(root, "ldm", tmp_path / "s.npz", **options)
+
+
+def test_a_run_that_fails_at_once_leaves_nothing_in_the_way(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "samples"
+    options: dict[str, Any] = {"count": 2, "steps": 2, "guidance_scale": 1.5}
+    with pytest.raises(dv.InputError, match="class labels go from 0 to 1000"):
+        commands.run_sample(SampleOptions(str(root / "dit"), out, classes=[2000], **options))
+    commands.run_sample(SampleOptions(str(root / "dit"), out, classes=[1], **options))
+    assert len(list(out.glob("*.png"))) == 2

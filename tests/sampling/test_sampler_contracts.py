@@ -270,7 +270,7 @@ def test_bf16_autocast_runs_and_is_close():
         ({"final_noise_cap": 0.0}, "final_noise_cap=0.0 must be a positive number"),
         ({"final_noise_cap": -1.0}, "final_noise_cap=-1.0 must be"),
         ({"final_noise_cap": float("nan")}, "final_noise_cap=nan must be"),
-        ({"denoiser": denoiser(clip=None), "final_noise_cap": 1.0}, "final_noise_cap needs the denoiser's data_range"),
+        ({"denoiser": denoiser(clip=None), "final_noise_cap": 1.0}, "final_noise_cap needs a data range"),
     ],
 )
 def test_impossible_requests_are_refused(options, message):

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    DDIMPipeline,
     DDIMScheduler,
+    DDPMPipeline,
     DPMSolverMultistepScheduler,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    UNet2DModel,
 )
 
 import diffusion_var as dv
@@ -79,3 +82,99 @@ def test_a_subclass_is_known_by_what_it_is(tmp_path: Path) -> None:
     assert scheduler.schedule == dv.NoiseSchedule.linear(100)
     scheduler.save_pretrained(tmp_path)
     assert Mine.from_pretrained(tmp_path).schedule == scheduler.schedule
+
+
+# ---- numbers that belong to their config --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def listed() -> dv.AnalyticScheduler:
+    """A scheduler with isotropic variances in its config."""
+    schedule = dv.NoiseSchedule.linear(20)
+    oracle = dv.oracles.GaussianDenoiser(schedule, 0.0, np.full((1, 2, 2), 0.3))
+    table = dv.estimate(oracle, oracle.sample(20), 1e9, indices=[1, 20], progress=False)
+    table.prediction = "epsilon"
+    return dv.AnalyticScheduler.from_table(table, DDIMScheduler(num_train_timesteps=20, clip_sample=False).config)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"estimator": "score_norm"},
+        {"structure": "pixel"},
+        {"prediction_type": "v_prediction"},
+        {"clip_sample": True},
+        {"beta_schedule": "squaredcos_cap_v2"},
+        {"beta_end": 0.03},
+        {"rescale_betas_zero_snr": True, "prediction_type": "sample"},
+        {"thresholding": True},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_variances_of_another_config_are_refused(
+    listed: dv.AnalyticScheduler, change: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(dv.InputError, match="was measured under another schedule, prediction type"):
+        dv.AnalyticScheduler.from_config(listed.config, **change)
+    listed.save_pretrained(tmp_path)
+    with pytest.raises(dv.InputError, match="was measured under another schedule, prediction type"):
+        dv.AnalyticScheduler.from_pretrained(tmp_path, **change)
+
+
+def test_what_does_not_touch_the_variances_may_change(listed: dv.AnalyticScheduler) -> None:
+    changes: dict[str, Any] = {
+        "eta": 0.5,
+        "timestep_spacing": "trailing",
+        "final_noise_cap": 1.0,
+        "data_range": [-1, 1],
+    }
+    changed = dv.AnalyticScheduler.from_config(listed.config, **changes)
+    assert changed.config.posterior_variance == listed.config.posterior_variance
+
+
+@pytest.mark.parametrize("cap", [-1.0, 0.0, float("nan"), float("inf"), "x"])
+def test_impossible_caps(cap: Any) -> None:
+    with pytest.raises(dv.InputError, match="must be a positive number of 255ths"):
+        dv.AnalyticScheduler(final_noise_cap=cap, data_range=[-1, 1])
+
+
+@pytest.mark.parametrize("data_range", [[1, -1], [1], ["a", "b"]])
+def test_impossible_ranges(data_range: Any) -> None:
+    with pytest.raises(dv.InputError, match="data_range="):
+        dv.AnalyticScheduler(final_noise_cap=1.0, data_range=data_range)
+
+
+@pytest.mark.parametrize(("offset", "K"), [(1, 1000), (200, 10), (-1, 10)])
+def test_an_offset_that_leaves_the_schedule_is_named(offset: int, K: int) -> None:
+    with pytest.raises(dv.InputError, match=f"steps_offset={offset} moves {K} steps"):
+        dv.AnalyticScheduler(steps_offset=offset).set_timesteps(K)
+
+
+@pytest.mark.parametrize("timesteps", [5, torch.tensor(5), ["a"], [9.5, 3]])
+def test_timesteps_that_are_none(timesteps: Any) -> None:
+    with pytest.raises(dv.InputError, match="must be a list of whole numbers"):
+        dv.AnalyticScheduler().set_timesteps(timesteps=timesteps)
+
+
+def test_misspelt_options_and_pipelines_that_replace_the_scheduler(listed: dv.AnalyticScheduler) -> None:
+    schedule = dv.NoiseSchedule.linear(20)
+    oracle = dv.oracles.GaussianDenoiser(schedule, 0.0, np.full((1, 2, 2), 0.3))
+    table = dv.estimate(oracle, oracle.sample(20), 1e9, indices=[1, 20], progress=False)
+    table.prediction = "epsilon"
+    with pytest.raises(dv.InputError, match="timestep_spacng is no option"):
+        dv.AnalyticScheduler.from_table(table, listed.config, timestep_spacng="trailing")
+    unet = UNet2DModel(
+        sample_size=4,
+        in_channels=1,
+        out_channels=2,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        layers_per_block=1,
+    )
+    own = DDIMScheduler(num_train_timesteps=20, clip_sample=False)
+    with pytest.raises(dv.InputError, match="DDIMPipeline hands its own eta"):
+        dv.AnalyticScheduler.from_table(table, DDIMPipeline(unet, own))
+    with pytest.raises(dv.InputError, match="returns a learned range"):
+        dv.AnalyticScheduler.from_table(table, DDPMPipeline(unet, own))

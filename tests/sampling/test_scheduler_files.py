@@ -312,7 +312,7 @@ def test_published_arrays_leave_clipping_to_the_config(clip: bool) -> None:
         ({"prediction_type": "flow_prediction"}, "prediction_type is 'flow_prediction'"),
         ({"rescale_betas_zero_snr": True}, "zero terminal SNR"),
         ({"beta_schedule": "laplace"}, "beta_schedule is 'laplace'"),
-        ({"final_noise_cap": 1.0}, "final_noise_cap needs data_range"),
+        ({"final_noise_cap": 1.0}, "final_noise_cap needs a data range"),
         ({"variance_type": "analytic", "posterior_variance": [0.1] * 49}, "49 entries, but num_train_timesteps is 50"),
     ],
 )
