@@ -17,7 +17,7 @@ from ..process.schedule import NoiseSchedule, is_whole
 def indices_of(timesteps: Sequence[int], N: int) -> list[int]:
     """The indices, ascending, of timesteps of one's own; InputError unless they fall strictly, within 0…N − 1."""
     try:
-        given = list(timesteps)
+        given: list[Any] = list(timesteps)
     except TypeError:
         given = [None]
     if not all(is_whole(t) for t in given):
