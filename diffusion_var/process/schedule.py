@@ -113,6 +113,13 @@ class NoiseSchedule:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, NoiseSchedule) and self.digest == other.digest
 
+    def matches(self, other: NoiseSchedule) -> bool:
+        """Whether the two are one schedule but for rounding, in which machines differ (relative 1e-9)."""
+        pairs = [(getattr(self, name), getattr(other, name)) for name in ("alpha", "sigma", "timestep", "prior_std")]
+        return self.num_steps == other.num_steps and all(
+            np.allclose(mine, theirs, rtol=1e-9, atol=0.0, equal_nan=True) for mine, theirs in pairs
+        )
+
     def __hash__(self) -> int:
         return hash(self.digest)
 

@@ -154,7 +154,8 @@ class AnalyticScheduler(ForwardProcess, SchedulerFiles, SchedulerMixin, ConfigMi
         Raises InputError where table and config disagree, and for what the table does not hold.
         """
         Analytic(table, estimator, structure)  # refuses what the table cannot give
-        if unknown := sorted(set(options) - set(inspect.signature(cls.__init__).parameters)):
+        parameters = inspect.signature(cls.__init__).parameters
+        if unknown := sorted(set(options) - set(parameters)):
             raise InputError(f"{unknown[0]} is no option of AnalyticScheduler; check its spelling.")
         if hasattr(config, "scheduler"):
             check_pipeline(table, config)
@@ -166,14 +167,15 @@ class AnalyticScheduler(ForwardProcess, SchedulerFiles, SchedulerMixin, ConfigMi
             options.setdefault("data_range", list(table.data_range))
         if structure in LISTED:
             lists: dict[str, Any] = VarianceLists.from_table(table, estimator, structure).lists()
-            digest = settings_digest({**given, **options}, table.schedule)
+            known = {name: parameter.default for name, parameter in parameters.items()}
+            digest = settings_digest({**known, **given, **options})
             scheduler = cast(AnalyticScheduler, cls.from_config(given, **options, **lists, table_digest=digest))
         else:
             kept = table.subset([structure])
             made = cls.from_config(given, **options, table_file=TABLE_FILE, table_digest=kept.digest)
             scheduler = cast(AnalyticScheduler, made)
             scheduler.attach(kept)
-        if scheduler.schedule != table.schedule:
+        if not scheduler.schedule.matches(table.schedule):
             raise InputError(
                 "AnalyticScheduler knows schedules that are given by betas, with timesteps 0 to N - 1, but this table "
                 "has another (flow, EDM, VE, continuous timesteps); use Sampler(denoiser, Analytic(table), steps)."

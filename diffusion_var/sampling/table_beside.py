@@ -114,7 +114,9 @@ def check_table(table: VarianceTable, config: Mapping[str, Any]) -> None:
         raise InputError(
             "the scheduler has thresholding=true, which no table is measured with; pass thresholding=False."
         )
-    facts: list[tuple[str, Any, Any]] = [("schedule", table.schedule, schedule_of(config))]
+    facts: list[tuple[str, Any, Any]] = []
+    if not table.schedule.matches(theirs := schedule_of(config)):
+        facts.append(("schedule", table.schedule, theirs))
     if table.prediction is not None:  # published arrays know their schedule only
         facts += [
             ("prediction type", table.prediction, prediction_of(config)),

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from ..models.conventions import clip_of, prediction_of
 from ..process.schedule import NoiseSchedule
 from ..variance.covariance import FixedLarge, FixedSmall, ReverseCovariance
 from ..variance.learned import LearnedRange
@@ -21,6 +20,10 @@ _UNMEASURED: dict[str, Callable[[], ReverseCovariance]] = {
     "fixed_large": FixedLarge,
     "learned_range": LearnedRange,
 }
+_BELONG_TO = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr"),
+    *("prediction_type", "clip_sample", "thresholding", "estimator", "structure"),
+)
 VARIANCE_TYPES = (*_UNMEASURED, "analytic")
 
 
@@ -55,7 +58,7 @@ def _listed(config: Any, schedule: NoiseSchedule) -> VarianceLists:
             f"posterior_variance has {len(lists.variances)} entries, but num_train_timesteps is {schedule.num_steps}; "
             "make the scheduler with AnalyticScheduler.from_table."
         )
-    if config.table_digest not in (None, settings_digest(config, schedule)):
+    if config.table_digest not in (None, settings_digest(config)):
         raise InputError(
             "posterior_variance was measured under another schedule, prediction type, clipping, estimator or structure "
             "than the config has now; make the scheduler with AnalyticScheduler.from_table."
@@ -63,12 +66,13 @@ def _listed(config: Any, schedule: NoiseSchedule) -> VarianceLists:
     return lists
 
 
-def settings_digest(config: Mapping[str, Any], schedule: NoiseSchedule) -> str:
-    """SHA-256 of what the variances of a config belong to."""
-    named = {**config, "_class_name": "AnalyticScheduler"}
-    facts = [schedule.digest, prediction_of(named), clip_of(named), bool(config.get("thresholding"))]
-    facts += [config.get("estimator"), config.get("structure")]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+def settings_digest(config: Mapping[str, Any]) -> str:
+    """SHA-256 of what the variances of a config belong to: of its own values, which no machine rounds otherwise."""
+    bound = config["clip_sample_range"] if config["clip_sample"] else None
+    facts = {name: config[name] for name in _BELONG_TO} | {"bound": bound}
+    if facts["trained_betas"] is not None:
+        facts["trained_betas"] = [float(beta) for beta in facts["trained_betas"]]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def split_output(

@@ -222,7 +222,9 @@ class VarianceTable:
     def check(self, denoiser: Denoiser) -> None:
         """Refuse a denoiser with another schedule, shape, prediction type, clipping, guidance scale, latent scaling or
         network than the table's."""
-        facts: list[tuple[str, Any, Any]] = [("schedule", self.schedule, denoiser.schedule)]
+        facts: list[tuple[str, Any, Any]] = []
+        if not self.schedule.matches(denoiser.schedule):
+            facts.append(("schedule", self.schedule, denoiser.schedule))
         if self.prediction is not None:  # published arrays know their schedule only
             facts += [
                 ("shape", self.shape, denoiser.shape),

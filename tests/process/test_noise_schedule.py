@@ -334,3 +334,15 @@ def test_bad_betas_are_refused(betas: list[float], index: int) -> None:
 def test_bad_number_of_levels_is_refused(name: str, N: float) -> None:
     with pytest.raises(InputError, match="N="):
         getattr(NoiseSchedule, name)(N)
+
+
+def test_matching_forgives_rounding_and_nothing_else() -> None:
+    schedule = NoiseSchedule.linear(50)
+    rounded = NoiseSchedule(
+        schedule.alpha, np.nextafter(schedule.sigma, np.inf) * (schedule.sigma > 0), schedule.timestep
+    )
+    assert rounded != schedule
+    assert rounded.matches(schedule)
+    assert not NoiseSchedule.linear(50, beta_end=0.02 * (1 + 1e-6)).matches(schedule)
+    assert not NoiseSchedule.linear(49).matches(schedule)
+    assert not NoiseSchedule(schedule.alpha, schedule.sigma, schedule.timestep + 1).matches(schedule)
