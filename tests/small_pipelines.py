@@ -1,6 +1,8 @@
 """Pipelines of random weights, as diffusers saves them, small enough for a test: 8 noise levels, 16 × 16 pictures."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -24,6 +26,32 @@ SCHEDULER = {
     "clip_sample": False,
     "set_alpha_to_one": True,
 }
+
+
+UNET: dict[str, Any] = {
+    "sample_size": 8,
+    "layers_per_block": 1,
+    "block_out_channels": (8, 8),
+    "norm_num_groups": 4,
+    "attention_head_dim": 4,
+}
+ATTENTION: dict[str, Any] = {
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+}
+
+
+def seeded(make: Callable[..., Any], **config: Any) -> Any:
+    """A network of random weights, the same every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make(**config).eval().requires_grad_(False)
+
+
+def small_unet(**config: Any) -> UNet2DModel:
+    """A UNet2DModel of 8 × 8 images with attention."""
+    unet: UNet2DModel = seeded(UNet2DModel, **{**UNET, **ATTENTION, **config})
+    return unet
 
 
 def save_dit(folder: Path) -> Path:

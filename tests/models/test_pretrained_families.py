@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,35 +26,17 @@ from diffusers import (
     ScoreSdeVePipeline,
     ScoreSdeVeScheduler,
     UNet2DConditionModel,
-    UNet2DModel,
     VQModel,
 )
+from small_pipelines import UNET, seeded, small_unet
 
 from diffusion_var import Denoiser, NoiseSchedule
 
-UNET = {
-    "sample_size": 8,
-    "layers_per_block": 1,
-    "block_out_channels": (8, 8),
-    "norm_num_groups": 4,
-    "attention_head_dim": 4,
-}
 CODEC = {"block_out_channels": (8, 8), "norm_num_groups": 4, "layers_per_block": 1}
 BLOCKS = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
 SHAPE = (3, 8, 8)
 # diffusers' Euler scheduler hands tensors to numpy in a way that numpy 2 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-
-def seeded(make: Callable[..., Any], **config: Any) -> Any:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return make(**config).eval().requires_grad_(False)
-
-
-def make_unet(**config: Any) -> UNet2DModel:
-    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
-    return seeded(UNet2DModel, **{**UNET, **blocks, **config})
 
 
 def make_vae() -> AutoencoderKL:
@@ -86,9 +67,9 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.fixture(scope="module")
 def pixel_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folders = {name: tmp_path_factory.mktemp(name) for name in ("ddpm", "ddim", "euler")}
-    DDPMPipeline(make_unet(), DDPMScheduler()).save_pretrained(folders["ddpm"])
-    DDIMPipeline(make_unet(), DDIMScheduler()).save_pretrained(folders["ddim"])
-    make_unet().save_pretrained(folders["euler"] / "unet")
+    DDPMPipeline(small_unet(), DDPMScheduler()).save_pretrained(folders["ddpm"])
+    DDIMPipeline(small_unet(), DDIMScheduler()).save_pretrained(folders["ddim"])
+    small_unet().save_pretrained(folders["euler"] / "unet")
     return folders
 
 
@@ -117,7 +98,7 @@ def test_mean_is_pred_original_sample(
 ) -> None:
     (tmp_path / "unet").symlink_to(pixel_models[kind] / "unet")
     (scheduler := scheduler_of(kind, prediction, spacing)).save_pretrained(tmp_path / "scheduler")
-    denoiser, unet = load(tmp_path), make_unet()
+    denoiser, unet = load(tmp_path), small_unet()
     assert denoiser.prediction == prediction
     assert denoiser.schedule == NoiseSchedule.linear(1000)
     scheduler.set_timesteps(4)
@@ -142,7 +123,7 @@ def test_zero_terminal_snr(kind: str, prediction: str, pixel_models: dict[str, P
     options = {"prediction_type": prediction, "rescale_betas_zero_snr": True, "clip_sample": False}
     scheduler = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler}[kind](**options, timestep_spacing="trailing")
     scheduler.save_pretrained(tmp_path / "scheduler")
-    denoiser, unet = load(tmp_path), make_unet()
+    denoiser, unet = load(tmp_path), small_unet()
     assert denoiser.schedule.zero_terminal_snr
     scheduler.set_timesteps(4)
     for t in scheduler.timesteps:
@@ -158,7 +139,7 @@ def test_zero_terminal_snr(kind: str, prediction: str, pixel_models: dict[str, P
 @pytest.mark.parametrize(("theirs", "ours"), [("epsilon", "edm"), ("v_prediction", "edm_v")])
 @pytest.mark.parametrize("levels", ["karras", "exponential"])
 def test_edm(kind: type, theirs: str, ours: str, levels: str, tmp_path: Path) -> None:
-    N, unet = 6, make_unet()
+    N, unet = 6, small_unet()
     scheduler = kind(num_train_timesteps=N, prediction_type=theirs, sigma_schedule=levels, sigma_data=0.7)
     unet.save_pretrained(tmp_path / "unet")
     scheduler.save_pretrained(tmp_path / "scheduler")
@@ -178,7 +159,7 @@ def test_edm(kind: type, theirs: str, ours: str, levels: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_flow(shift: float, tmp_path: Path) -> None:
-    N, unet = 10, make_unet()
+    N, unet = 10, small_unet()
     scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=N, shift=shift)
     unet.save_pretrained(tmp_path / "transformer")
     scheduler.save_pretrained(tmp_path / "scheduler")
@@ -194,7 +175,7 @@ def test_flow(shift: float, tmp_path: Path) -> None:
 
 
 def test_score_sde(tmp_path: Path) -> None:
-    N, unet = 10, make_unet(time_embedding_type="fourier", center_input_sample=True)
+    N, unet = 10, small_unet(time_embedding_type="fourier", center_input_sample=True)
     scheduler = ScoreSdeVeScheduler(num_train_timesteps=N, sigma_max=50.0)
     ScoreSdeVePipeline(unet, scheduler).save_pretrained(tmp_path)
     denoiser = load(tmp_path)
@@ -216,7 +197,7 @@ def test_score_sde(tmp_path: Path) -> None:
 
 
 def test_class_conditional_unet(tmp_path: Path) -> None:
-    unet, labels = make_unet(num_class_embeds=5), torch.tensor([4, 1])
+    unet, labels = small_unet(num_class_embeds=5), torch.tensor([4, 1])
     DDPMPipeline(unet, DDPMScheduler(clip_sample=False)).save_pretrained(tmp_path)
     denoiser, x_t = load(tmp_path), noise(2, *SHAPE)
     assert denoiser.conditional
@@ -303,7 +284,7 @@ def test_dit(published: bool, scale: float, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_latent_diffusion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    unet, codec = make_unet(), seeded(VQModel, **CODEC, **BLOCKS, latent_channels=3, num_vq_embeddings=16)
+    unet, codec = small_unet(), seeded(VQModel, **CODEC, **BLOCKS, latent_channels=3, num_vq_embeddings=16)
     pipeline = LDMPipeline(codec, unet, DDIMScheduler(clip_sample=False))
     pipeline.save_pretrained(tmp_path)
     denoiser = load(tmp_path)

@@ -12,6 +12,7 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
+from small_pipelines import small_unet
 
 from diffusion_var import Denoiser, InputError, NoiseSchedule
 from diffusion_var.models.fingerprint import weights_fingerprint
@@ -20,19 +21,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def make_unet(sample_size: Any = 8, channels: int = 3, out_channels: int | None = None) -> UNet2DModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return UNet2DModel(
-            sample_size=sample_size,
-            in_channels=channels,
-            out_channels=out_channels or channels,
-            layers_per_block=1,
-            block_out_channels=(8, 8),
-            norm_num_groups=4,
-            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-            attention_head_dim=4,
-        ).eval()
+    return small_unet(sample_size=sample_size, in_channels=channels, out_channels=out_channels or channels)
 
 
 @pytest.fixture(scope="module")

@@ -16,31 +16,13 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     UNet2DConditionModel,
-    UNet2DModel,
 )
 from safetensors.torch import load_file, save_file
+from small_pipelines import UNET, seeded, small_unet
 
 from diffusion_var import Denoiser, InputError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-UNET = {
-    "sample_size": 8,
-    "layers_per_block": 1,
-    "block_out_channels": (8, 8),
-    "norm_num_groups": 4,
-    "attention_head_dim": 4,
-}
-
-
-def seeded(make: Any, **config: Any) -> Any:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return make(**config)
-
-
-def make_unet(**config: Any) -> UNet2DModel:
-    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
-    return seeded(UNet2DModel, **{**UNET, **blocks, **config})
 
 
 def make_prompted_unet(**config: Any) -> UNet2DConditionModel:
@@ -52,7 +34,7 @@ def make_prompted_unet(**config: Any) -> UNet2DConditionModel:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "ddpm"
-    DDPMPipeline(make_unet(), DDPMScheduler()).save_pretrained(path)
+    DDPMPipeline(small_unet(), DDPMScheduler()).save_pretrained(path)
     return path
 
 
@@ -225,7 +207,7 @@ def test_a_prediction_type_of_another_family(broken: Path) -> None:
     ],
 )
 def test_two_c_channels_must_be_a_learned_range(kind: str, refused: str | None, tmp_path: Path) -> None:
-    make_unet(out_channels=6).save_pretrained(tmp_path)
+    small_unet(out_channels=6).save_pretrained(tmp_path)
     DDPMScheduler(variance_type=kind).save_pretrained(tmp_path)
     if refused is None:
         assert Denoiser.from_pretrained(tmp_path, device="cpu").shape == (3, 8, 8)
@@ -235,7 +217,7 @@ def test_two_c_channels_must_be_a_learned_range(kind: str, refused: str | None, 
 
 def test_two_c_channels_with_a_scheduler_that_does_not_say(tmp_path: Path) -> None:
     """DPM-Solver's variance_type is null, DiT's DDIM has none: neither contradicts a learned range."""
-    make_unet(out_channels=6).save_pretrained(tmp_path)
+    small_unet(out_channels=6).save_pretrained(tmp_path)
     DPMSolverMultistepScheduler().save_pretrained(tmp_path)
     x_t = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 3, 8, 8), dtype=np.float32))
     assert Denoiser.from_pretrained(tmp_path, device="cpu")(x_t, 10).range is not None

@@ -14,6 +14,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from small_pipelines import seeded, small_unet
 
 import diffusion_var as dv
 
@@ -42,36 +43,18 @@ def _global_generator_is_put_back() -> Iterator[None]:
         yield
 
 
-def build(kind: Any, **options: Any) -> Any:
-    """A network with weights of its own seed, whichever tests have run before."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return kind(**options).eval()
-
-
-def small_unet(size: int = 8, channels: int = 3) -> diffusers.UNet2DModel:
-    return build(
-        diffusers.UNet2DModel,
-        sample_size=size,
-        in_channels=channels,
-        out_channels=channels,
-        layers_per_block=1,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=4,
-    )
+def unet_of(size: int = 8, channels: int = 3) -> diffusers.UNet2DModel:
+    return small_unet(sample_size=size, in_channels=channels, out_channels=channels)
 
 
 @pytest.fixture(scope="module")
 def unet() -> diffusers.UNet2DModel:
-    return small_unet()
+    return unet_of()
 
 
 @pytest.fixture(scope="module")
 def vae() -> diffusers.AutoencoderKL:
-    return build(
+    return seeded(
         diffusers.AutoencoderKL,
         block_out_channels=(8, 8),
         norm_num_groups=4,
@@ -102,7 +85,7 @@ def parts(vae: diffusers.AutoencoderKL, tmp_path_factory: pytest.TempPathFactory
         eos_token_id=1,
         pad_token_id=1,
     )
-    conditional = build(
+    conditional = seeded(
         diffusers.UNet2DConditionModel,
         sample_size=4,
         layers_per_block=1,
@@ -116,7 +99,7 @@ def parts(vae: diffusers.AutoencoderKL, tmp_path_factory: pytest.TempPathFactory
     return {
         "vae": vae,
         "unet": conditional,
-        "text_encoder": build(transformers.CLIPTextModel, config=text),
+        "text_encoder": seeded(transformers.CLIPTextModel, config=text),
         "tokenizer": transformers.CLIPTokenizer(*files, model_max_length=16),
         "safety_checker": None,
         "feature_extractor": None,
@@ -176,7 +159,7 @@ def test_ddim_pipeline(unet: diffusers.UNet2DModel, eta: float, rederived: bool 
 @pytest.mark.parametrize("eta", [0.0, 0.5])
 def test_ldm_pipeline(vae: diffusers.AutoencoderKL, eta: float) -> None:
     """It hands η = 0 to schedulers whose step names it, and a generator to none."""
-    pipe = diffusers.LDMPipeline(vae, small_unet(4, 4), diffusers.DDIMScheduler(**LATENT))
+    pipe = diffusers.LDMPipeline(vae, unet_of(4, 4), diffusers.DDIMScheduler(**LATENT))
     torch.manual_seed(4)
     expected = images(pipe, batch_size=2, eta=eta)
     pipe.scheduler = dv.AnalyticScheduler(**LATENT, eta=eta)
@@ -189,7 +172,7 @@ def test_ldm_pipeline(vae: diffusers.AutoencoderKL, eta: float) -> None:
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_dit_pipeline(vae: diffusers.AutoencoderKL, eta: float, guidance_scale: float) -> None:
-    transformer = build(
+    transformer = seeded(
         diffusers.DiTTransformer2DModel,
         num_attention_heads=2,
         attention_head_dim=4,
