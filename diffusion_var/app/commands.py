@@ -155,9 +155,10 @@ def _sample_folder(model: Model, sampler: Sampler, wanted: list[int], options: S
     missing = [i for i in wanted if not continues or not (folder / f"{i:06d}.png").exists()]
     if len(missing) < len(wanted):
         print(f"{len(wanted) - len(missing)} of {len(wanted)} images are there already")
+    batches = _pictures(model, sampler, missing, options)
     make_folder(folder)
     done = 0
-    for batch in _pictures(model, sampler, missing, options):
+    for batch in batches:
         if done == 0:  # not before: a run that fails at once leaves nothing in the way of the mended command
             if not continues:  # images of other settings must not be taken for this run's
                 for old in folder.glob("[0-9]" * 6 + "*.png"):
