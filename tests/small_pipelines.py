@@ -39,6 +39,12 @@ ATTENTION: dict[str, Any] = {
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
     "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
 }
+CODEC: dict[str, Any] = {
+    "block_out_channels": (4, 8),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "norm_num_groups": 2,
+}
 
 
 def seeded(make: Callable[..., Any], **config: Any) -> Any:
@@ -72,11 +78,8 @@ def save_dit(folder: Path) -> Path:
         for parameter in transformer.proj_out_2.parameters():  # initialised with zeros
             torch.nn.init.normal_(parameter, std=0.2)
         vae = AutoencoderKL(
-            block_out_channels=(4, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
+            **CODEC,
             latent_channels=4,
-            norm_num_groups=2,
             sample_size=16,
             scaling_factor=0.5,
         )
@@ -89,11 +92,8 @@ def save_ldm(folder: Path) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         vqvae = VQModel(
-            block_out_channels=(4, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
+            **CODEC,
             latent_channels=3,
-            norm_num_groups=2,
             num_vq_embeddings=16,
         )
         unet = UNet2DModel(

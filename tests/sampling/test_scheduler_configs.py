@@ -14,8 +14,8 @@ from diffusers import (
     EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
-    UNet2DModel,
 )
+from small_pipelines import small_unet
 
 import diffusion_var as dv
 
@@ -163,16 +163,7 @@ def test_misspelt_options_and_pipelines_that_replace_the_scheduler(listed: dv.An
     table.prediction = "epsilon"
     with pytest.raises(dv.InputError, match="timestep_spacng is no option"):
         dv.AnalyticScheduler.from_table(table, listed.config, timestep_spacng="trailing")
-    unet = UNet2DModel(
-        sample_size=4,
-        in_channels=1,
-        out_channels=2,
-        block_out_channels=(8,),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        layers_per_block=1,
-    )
+    unet = small_unet(sample_size=4, in_channels=1, out_channels=2)
     own = DDIMScheduler(num_train_timesteps=20, clip_sample=False)
     with pytest.raises(dv.InputError, match="DDIMPipeline hands its own eta"):
         dv.AnalyticScheduler.from_table(table, DDIMPipeline(unet, own))
