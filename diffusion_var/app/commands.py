@@ -104,7 +104,6 @@ def run_sample(options: SampleOptions) -> None:
     _refuse_unused(options)
     table = None if options.table is None else VarianceTable.load(options.table)
     model = open_model(options.model, options)
-    model.image_range  # noqa: B018 (refuses what is no picture before the work)
     steps = make_steps(model.denoiser.schedule, options.steps, options.spacing)
     sampler = make_sampler(model.denoiser, options, steps, table)
     wanted = list(range(options.first, options.first + options.count))
@@ -130,9 +129,9 @@ def _pictures(model: Model, sampler: Sampler, wanted: list[int], options: Sample
     """The wanted images in batches, uint8."""
     from ..metrics.images import to_uint8
 
-    conditions = model.sample_conditions(wanted)
+    conditions, image_range = model.sample_conditions(wanted), model.image_range
     batches = sampler.stream(wanted, options.seed, options.batch_size, conditions, progress=True)
-    return (to_uint8(model.pictures(batch), model.image_range) for batch in batches)
+    return (to_uint8(model.pictures(batch), image_range) for batch in batches)
 
 
 def _sample_npz(model: Model, sampler: Sampler, wanted: list[int], options: SampleOptions) -> None:
