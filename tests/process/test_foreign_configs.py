@@ -6,9 +6,12 @@ import diffusers
 import numpy as np
 import pytest
 from diffusers import (
+    DDIMScheduler,
     DDPMScheduler,
+    DPMSolverMultistepScheduler,
     EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     PNDMScheduler,
@@ -19,6 +22,8 @@ from diffusion_var import InputError, NoiseSchedule
 from diffusion_var.process.foreign import SUPPORTED
 
 from_diffusers = NoiseSchedule.from_diffusers
+
+KINDS = (DDPMScheduler, DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler)
 
 
 # ---- what is given --------------------------------------------------------------------------------------------
