@@ -8,17 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import metrics as metrics
+    from . import steps as steps
     from .errors import DiffusionVarWarning as DiffusionVarWarning
     from .errors import InputError as InputError
     from .errors import NumericalError as NumericalError
     from .models import oracles as oracles
     from .models.denoiser import Denoiser as Denoiser
     from .models.denoiser import Posterior as Posterior
-    from .process import steps as steps
     from .process.kernel import ReverseKernel as ReverseKernel
     from .process.schedule import NoiseSchedule as NoiseSchedule
+    from .sampling.bound import LikelihoodBound as LikelihoodBound
+    from .sampling.check import check as check
+    from .sampling.likelihood import bits_per_dim as bits_per_dim
+    from .sampling.likelihood import density_bound as density_bound
     from .sampling.sampler import Sampler as Sampler
     from .sampling.scheduler import AnalyticScheduler as AnalyticScheduler
+    from .sampling.step_costs import StepCosts as StepCosts
+    from .sampling.step_costs import step_costs as step_costs
     from .variance.conditions import Conditions as Conditions
     from .variance.covariance import Analytic as Analytic
     from .variance.covariance import FixedLarge as FixedLarge
@@ -37,17 +43,23 @@ _HOMES = {
     "FixedLarge": "variance.covariance",
     "FixedSmall": "variance.covariance",
     "InputError": "errors",
+    "LikelihoodBound": "sampling.bound",
     "LearnedRange": "variance.learned",
     "NoiseSchedule": "process.schedule",
     "NumericalError": "errors",
     "Posterior": "models.denoiser",
     "ReverseKernel": "process.kernel",
     "Sampler": "sampling.sampler",
+    "StepCosts": "sampling.step_costs",
     "VarianceTable": "variance.table",
+    "bits_per_dim": "sampling.likelihood",
+    "check": "sampling.check",
+    "density_bound": "sampling.likelihood",
     "encode_latents": "variance.encode",
     "estimate": "variance.estimate",
+    "step_costs": "sampling.step_costs",
 }
-_MODULES = {"metrics": "metrics", "oracles": "models.oracles", "steps": "process.steps"}
+_MODULES = {"metrics": "metrics", "oracles": "models.oracles", "steps": "steps"}
 
 __all__ = [*sorted(_HOMES), *sorted(_MODULES), "__version__"]
 

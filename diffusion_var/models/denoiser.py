@@ -51,6 +51,11 @@ class Posterior:
     range: torch.Tensor | None = None
     features: torch.Tensor | None = None
 
+    def rows(self, part: slice) -> Posterior:
+        """Of some of the batch's images."""
+        extra, features = (None if tensor is None else tensor[part] for tensor in (self.range, self.features))
+        return Posterior(self.mean[part], self.eps[part], extra, features)
+
 
 class Denoiser:
     """A network, its schedule and its conventions.

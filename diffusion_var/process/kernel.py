@@ -135,6 +135,15 @@ class ReverseKernel:
             return self.gain * posterior.mean + (self.eps_gain / self.sigma_t) * x_t
         return self.alpha_s * posterior.mean + self.eps_gain * posterior.eps
 
+    def mean_error(self, x_0: torch.Tensor, eps: torch.Tensor, posterior: MeanAndEps) -> torch.Tensor:
+        """How far the mean of x_s given x_0 is from `mean`: eq. (1) at (x_0, ε) less eq. (1) at the posterior.
+
+        α_s (x_0 − x̂_0) + c (ε − ε̂), which is γ (x_0 − x̂_0) where ε̂ is re-derived from x̂_0.
+        """
+        if self.rederives_eps:
+            return self.gain * (x_0 - posterior.mean)
+        return self.alpha_s * (x_0 - posterior.mean) + self.eps_gain * (eps - posterior.eps)
+
 
 def check_eta(eta: float) -> None:
     """Refuse an η outside [0, 1]."""

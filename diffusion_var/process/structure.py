@@ -11,8 +11,9 @@ elements in that basis:
 The DCT basis is the orthonormal 2-D DCT-II in space times an orthonormal rotation of the channels. For one and three
 channels the rotation is the DCT-II too (for RGB: about the opponent colours), so that the whole is
 `scipy.fft.dctn(x, axes=(C, H, W), norm="ortho")`; for others it is given, e.g. the eigenvectors of the data's channel
-covariance. Sampler and likelihood need three things of a structure and never ask which one it is: √Σ times noise (the
-symmetric root, so that equal variances give the isotropic noise itself), the log-determinant, and the quadratic form.
+covariance. Sampler and likelihood never ask which structure it is. They need √Σ times noise (the symmetric root, so
+that equal variances give the isotropic noise itself), the log-determinant, the trace of the inverse, and the quadratic
+form.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Structure(ABC):
         """Mean of an array (…, C, H, W) of per-element values over the elements that share a variance."""
         return elementwise
 
-    # ---- the three things -------------------------------------------------------------------------------------
+    # ---- what is asked of it -------------------------------------------------------------------------------------
 
     def colour(self, variance: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Σ^{1/2} noise, with noise (…, C, H, W) and variance broadcastable to it."""
@@ -82,6 +83,10 @@ class Structure(ABC):
     def log_det(self, variance: torch.Tensor) -> torch.Tensor:
         """log det Σ, in nats; float64; one per leading batch element of `variance`."""
         return variance.double().expand(*variance.shape[:-3], *self.shape).log().sum(dim=(-3, -2, -1))
+
+    def inverse_trace(self, variance: torch.Tensor) -> torch.Tensor:
+        """tr Σ⁻¹; float64; one per leading batch element of `variance`."""
+        return variance.double().reciprocal().expand(*variance.shape[:-3], *self.shape).sum(dim=(-3, -2, -1))
 
     def quadratic(self, variance: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """xᵀ Σ⁻¹ x of each image: (…, C, H, W) to (…), float64."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,7 @@ from ..process.kernel import ClippedEps, ReverseKernel, check_clipped_eps, check
 from ..process.steps import resolve
 from ..variance.covariance import ReverseCovariance, StructuredCovariance
 from .noise import ImageNoise
-
-_CACHE_BYTES = 256 * 1024**2
+from .step_covariances import StepCovariances
 
 
 def noise_cap_variance(cap: float, data_range: tuple[float, float]) -> float:
@@ -82,11 +81,7 @@ class Sampler:
             for s, t in zip([0, *self.steps[:-1]], self.steps, strict=True)
         ][::-1]
         self.cap_variance = cap_variance(final_noise_cap, denoiser.data_range)
-        covariance.check(denoiser, self.kernels)
-        self._cache: dict[int, StructuredCovariance | None] = {}
-        self._caches = (
-            not covariance.depends_on_image and 4 * len(self.steps) * math.prod(denoiser.shape) <= _CACHE_BYTES
-        )
+        self._covariances = StepCovariances(covariance, denoiser, self.kernels)
 
     # ---- images -----------------------------------------------------------------------------------------------
 
@@ -105,6 +100,7 @@ class Sampler:
         batch_size: int = 64,
         conditions: Any = None,
         progress: bool = False,
+        visit: Callable[[ReverseKernel, torch.Tensor], None] | None = None,
     ) -> Iterator[torch.Tensor]:
         """Images in batches, in constant memory; index ranges are how machines share work.
 
@@ -115,6 +111,7 @@ class Sampler:
             batch_size: images at once.
             conditions: None, or one condition per image of `images`, passed to the network.
             progress: a progress bar over network evaluations.
+            visit: called after every step of every batch with its kernel and x_s, (B, C, H, W) on the device.
 
         Yields: (B, C, H, W) float32 on the CPU, in the data range. Raises NumericalError for NaN or Inf.
         """
@@ -122,7 +119,7 @@ class Sampler:
             raise InputError(f"batch_size={batch_size} must be at least 1.")
         if conditions is not None:
             conditions = self._check_conditions(conditions, len(images))
-        return self._stream(images, seed, batch_size, conditions, progress)
+        return self._stream(images, seed, batch_size, conditions, progress, visit)
 
     def _check_conditions(self, conditions: Any, images: int) -> Any:
         if not hasattr(conditions, "__len__") or not hasattr(conditions, "__getitem__"):
@@ -139,7 +136,13 @@ class Sampler:
         return conditions
 
     def _stream(
-        self, images: Sequence[int], seed: int, batch_size: int, conditions: Any, progress: bool
+        self,
+        images: Sequence[int],
+        seed: int,
+        batch_size: int,
+        conditions: Any,
+        progress: bool,
+        visit: Callable[[ReverseKernel, torch.Tensor], None] | None,
     ) -> Iterator[torch.Tensor]:
         with tqdm(total=len(images) * len(self.steps), unit="eval", desc="sample", disable=not progress) as bar:
             for start in range(0, len(images), batch_size):
@@ -148,10 +151,17 @@ class Sampler:
                 if isinstance(condition, torch.Tensor):
                     condition = condition.to(self.denoiser.device)
                 # The copy is made outside inference mode, so that the user may change it and differentiate through it.
-                yield self._batch(part, seed, condition, bar).clone()
+                yield self._batch(part, seed, condition, bar, visit).clone()
 
     @torch.inference_mode()
-    def _batch(self, images: Sequence[int], seed: int, condition: Any, bar: Any) -> torch.Tensor:
+    def _batch(
+        self,
+        images: Sequence[int],
+        seed: int,
+        condition: Any,
+        bar: Any,
+        visit: Callable[[ReverseKernel, torch.Tensor], None] | None,
+    ) -> torch.Tensor:
         denoiser = self.denoiser
         noise = ImageNoise(seed, images, denoiser.shape, denoiser.device)
         x = denoiser.schedule.prior_std * noise.prior()
@@ -163,6 +173,8 @@ class Sampler:
             checks.append(posterior.eps.sum(dtype=torch.float32))
             if kernel.s > 0 and (covariance := self._covariance(k, posterior)) is not None:
                 x = x + covariance.colour(noise.next())
+            if visit is not None:
+                visit(kernel, x)
             bar.update(len(images))
         self._refuse_nan(torch.stack(checks), images)
         if denoiser.data_range is not None:
@@ -170,13 +182,9 @@ class Sampler:
         return x.float().cpu()
 
     def _covariance(self, k: int, posterior: Posterior) -> StructuredCovariance | None:
-        if k in self._cache:
-            return self._cache[k]
-        covariance = self.covariance(posterior, self.kernels[k])
+        covariance = self._covariances.at(posterior, self.kernels[k])
         if covariance is not None and self.cap_variance is not None and k == len(self.kernels) - 2:
-            covariance = covariance.capped(self.cap_variance)
-        if self._caches:
-            self._cache[k] = covariance
+            return covariance.capped(self.cap_variance)
         return covariance
 
     def _refuse_nan(self, checks: torch.Tensor, images: Sequence[int]) -> None:

@@ -43,6 +43,10 @@ class StructuredCovariance:
         """log det Σ in nats."""
         return self.structure.log_det(self.variance)
 
+    def inverse_trace(self) -> torch.Tensor:
+        """tr Σ⁻¹."""
+        return self.structure.inverse_trace(self.variance)
+
     def quadratic(self, x: torch.Tensor) -> torch.Tensor:
         """xᵀ Σ⁻¹ x of each image."""
         return self.structure.quadratic(self.variance, x)
@@ -71,6 +75,10 @@ class ReverseCovariance(ABC):
     @abstractmethod
     def name(self) -> str:
         """A short name for tables and plots."""
+
+    def identity(self) -> dict[str, Any]:
+        """What tells it from others, JSON-serialisable: kept beside what was computed with it."""
+        return {"name": self.name}
 
     def check(self, denoiser: Denoiser, kernels: list[ReverseKernel]) -> None:  # noqa: B027 (nothing to check is fine)
         """Refuse, with InputError, a denoiser or steps that this covariance does not fit."""
@@ -152,6 +160,15 @@ class Analytic(ReverseCovariance):
     @property
     def name(self) -> str:
         return f"analytic-{self.structure}"
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "table": self.table.digest,
+            "estimator": self.estimator,
+            "structure": self.structure,
+            "bounded": self.bounded,
+        }
 
     def check(self, denoiser: Denoiser, kernels: list[ReverseKernel]) -> None:
         self.table.check(denoiser)

@@ -10,6 +10,7 @@ that of the step before, i.e. from the second index to the first.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +46,10 @@ class LearnedRange(ReverseCovariance):
     @property
     def name(self) -> str:
         return "learned_range"
+
+    def identity(self) -> dict[str, Any]:
+        steps = self.steps if self.steps is None or isinstance(self.steps, int) else [int(n) for n in self.steps]
+        return {"name": self.name, "steps": steps}
 
     def check(self, denoiser: Denoiser, kernels: list[ReverseKernel]) -> None:
         for kernel in kernels:

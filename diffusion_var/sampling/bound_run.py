@@ -1,0 +1,268 @@
+"""One pass over images for terms of the likelihood bound: batches, random numbers, sums, and where it was interrupted.
+
+Images are taken in chunks. Within a chunk and a noise draw, the wanted (index, image) pairs are sorted by index and cut
+into batches of one size, so that the network is always full. Every random number comes from (seed, purpose, image,
+draw, index): methods that are compared see the same noise. Memory does not grow with the number of images.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm import tqdm
+
+from ..documents import read_document, write_document
+from ..errors import DiffusionVarWarning, InputError, NumericalError
+from ..models.guidance import check_classes
+from ..randomness import Streams, generator
+from ..variance.conditions import Conditions
+from ..variance.fixed_images import FixedImages
+from .bound import RunningMoments
+from .bound_terms import BoundTerms, prior_kl
+
+FORMAT = "diffusion_var.likelihood_checkpoint"
+FORMAT_VERSION = 1
+_CHECKPOINT_SECONDS = 30.0
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Network evaluations made at once: (node, image of the chunk) pairs of one draw, and their terms' weights."""
+
+    draw: int
+    nodes: IntArray
+    images: IntArray
+    weights: npt.NDArray[np.float64]
+
+
+class BoundRun:
+    """The state of one pass.
+
+    Args:
+        terms: what to compute.
+        images: the images, in the data range.
+        conditions: of the images, or None.
+        columns: number of terms of an image; column 0 is the prior's if `prior` is given.
+        prior: the index at which the prior's term is taken, or None.
+        seed, draws, batch_size: see `likelihood.bits_per_dim`.
+        step_samples: how many of the middle nodes are evaluated for an image and draw; None: all.
+    """
+
+    def __init__(
+        self,
+        terms: BoundTerms,
+        images: FixedImages,
+        conditions: Conditions | None,
+        columns: int,
+        prior: int | None,
+        seed: int,
+        draws: int,
+        batch_size: int,
+        step_samples: int | None = None,
+    ) -> None:
+        self.terms, self.images, self.conditions, self.prior = terms, images, conditions, prior
+        self.seed, self.draws, self.batch_size = seed, draws, batch_size
+        if conditions is not None and terms.denoiser.classes is not None:
+            check_classes(conditions.values, terms.denoiser.classes)
+        middle, nodes = np.arange(len(terms.nodes) - 1), len(terms.nodes)
+        self.strata = None if step_samples is None else np.array_split(middle, step_samples)
+        self.per_image = draws * (nodes if self.strata is None else len(self.strata) + 1)
+        # The sums over the chunks done, the last entry that of whole images; and the place in the present chunk.
+        self.moments = RunningMoments(columns + 1)
+        self.noise_variance = 0.0
+        self.values = np.zeros((draws, batch_size, columns))
+        self.batches_done = 0
+        # While the sums are half changed, an interruption must not save them.
+        self._changing = False
+        self._streams = Streams()
+        self._saved = time.monotonic()
+
+    # ---- the loop ---------------------------------------------------------------------------------------------
+
+    def finish(self, checkpoint: str | Path | None, identity: dict[str, Any], progress: bool) -> None:
+        """Run to the end, from the checkpoint if it holds anything; it is left in place."""
+        path = None if checkpoint is None else Path(checkpoint)
+        if path is not None:
+            self._restore(path, identity)
+            self._save(path, identity)  # an unwritable path is found now, not after the work
+        total = len(self.images) * self.per_image
+        with tqdm(total=total, unit="eval", desc="likelihood", disable=not progress) as bar:
+            bar.update(self.moments.count * self.per_image)
+            try:
+                for start in range(self.moments.count, len(self.images), self.batch_size):
+                    self._chunk(np.arange(start, min(start + self.batch_size, len(self.images))), path, identity, bar)
+            finally:
+                if path is not None and not self._changing:
+                    self._keep(path, identity)
+
+    def _chunk(self, numbers: IntArray, path: Path | None, identity: dict[str, Any], bar: Any) -> None:
+        x_0 = self.images.take(numbers).to(self.terms.denoiser.device)
+        batches = [batch for draw in range(self.draws) for batch in self._batches(numbers, draw)]
+        for batch in batches[: self.batches_done]:
+            bar.update(len(batch.nodes))
+        for batch in batches[self.batches_done :]:
+            self._evaluate(batch, numbers, x_0)
+            self.batches_done += 1
+            bar.update(len(batch.nodes))
+            if path is not None and time.monotonic() - self._saved > _CHECKPOINT_SECONDS:
+                self._save(path, identity)
+        if self.prior is not None:
+            schedule = self.terms.denoiser.schedule
+            level = float(schedule.alpha[self.prior]), float(schedule.sigma[self.prior])
+            self.values[:, : len(numbers), 0] = prior_kl(x_0, *level, schedule.prior_std).cpu().numpy()
+        self._merge(len(numbers))
+
+    def _merge(self, count: int) -> None:
+        """The chunk at hand into the sums."""
+        self._changing = True
+        values = self.values[:, :count]
+        whole = values.sum(-1, keepdims=True)
+        self.moments.add(np.concatenate([values, whole], -1).mean(0))
+        if self.draws > 1:
+            self.noise_variance += float(whole.var(0, ddof=1).sum())
+        self.values[...] = 0.0
+        self.batches_done = 0
+        self._changing = False
+
+    @property
+    def noise_error(self) -> float:
+        """Standard error of the mean over these images, from the spread over draws; nan for one draw."""
+        if self.draws < 2:
+            return float("nan")
+        return float(np.sqrt(self.noise_variance / self.draws)) / self.moments.count
+
+    # ---- one batch --------------------------------------------------------------------------------------------
+
+    def _batches(self, numbers: IntArray, draw: int) -> list[Batch]:
+        """The (node, image) pairs of a chunk and draw, sorted by node, in batches."""
+        if self.strata is None:
+            chosen = [(np.arange(len(self.terms.nodes)), np.ones(len(self.terms.nodes))) for _ in numbers]
+        else:
+            chosen = [self._choose(int(i), draw) for i in numbers]
+        nodes = np.concatenate([picked for picked, _ in chosen])
+        weights = np.concatenate([weight for _, weight in chosen])
+        images = np.repeat(np.arange(len(numbers)), [len(picked) for picked, _ in chosen])
+        order = np.argsort(nodes, kind="stable")
+        cuts = range(0, len(order), self.batch_size)
+        parts = [order[cut : cut + self.batch_size] for cut in cuts]
+        return [Batch(draw, nodes[part], images[part], weights[part]) for part in parts]
+
+    def _choose(self, image: int, draw: int) -> tuple[IntArray, npt.NDArray[np.float64]]:
+        """One node of each stratum, weighted by the stratum's size; and always the last."""
+        assert self.strata is not None
+        stream = generator(self.seed, "likelihood steps", image, draw)
+        picked = [int(stratum[stream.integers(len(stratum))]) for stratum in self.strata]
+        sizes = [float(len(stratum)) for stratum in self.strata]
+        return np.array([*picked, len(self.terms.nodes) - 1]), np.array([*sizes, 1.0])
+
+    @torch.inference_mode()
+    def _evaluate(self, batch: Batch, numbers: IntArray, chunk: torch.Tensor) -> None:
+        denoiser, nodes = self.terms.denoiser, self.terms.nodes
+        indices = torch.tensor([nodes[k].t for k in batch.nodes])
+        x_0, eps = chunk[torch.from_numpy(batch.images)], self._noise(batch, numbers)
+        alpha, sigma = denoiser.coefficients(indices, x_0)
+        posterior = denoiser(alpha * x_0 + sigma * eps, indices, self._condition(batch, numbers))
+        for k in np.unique(batch.nodes):
+            rows = np.flatnonzero(batch.nodes == k)
+            part = slice(int(rows[0]), int(rows[-1]) + 1)  # sorted by node
+            values = self.terms.at(nodes[k], x_0[part], eps[part], posterior.rows(part)).numpy()
+            images, columns = batch.images[part], np.array([column for column, _ in nodes[k].steps])
+            self._refuse_nan(values, int(k), numbers[images])
+            self.values[batch.draw, images[:, None], columns] = values * batch.weights[part, None]
+
+    def _noise(self, batch: Batch, numbers: IntArray) -> torch.Tensor:
+        shape = self.terms.denoiser.shape
+        out = np.empty((len(batch.nodes), *shape), dtype=np.float32)
+        for row, k, image in zip(out, batch.nodes, numbers[batch.images], strict=True):
+            stream = self._streams.at(self.seed, "likelihood noise", image, batch.draw, self.terms.nodes[k].t)
+            stream.standard_normal(out=row, dtype=np.float32)
+        return torch.from_numpy(out).to(self.terms.denoiser.device)
+
+    def _condition(self, batch: Batch, numbers: IntArray) -> torch.Tensor | None:
+        """Of each row; one drawn at random is the same at all steps of an image and draw."""
+        if self.conditions is None:
+            return None
+        picked = np.concatenate(
+            [
+                self.conditions.pick(
+                    numbers[[i]], generator(self.seed, "likelihood condition", int(numbers[i]), batch.draw)
+                )
+                for i in batch.images
+            ]
+        )
+        return self.conditions.take(picked).to(self.terms.denoiser.device)
+
+    def _refuse_nan(self, values: npt.NDArray[np.float64], k: int, images: IntArray) -> None:
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            row, column = bad[0]
+            kernel = self.terms.nodes[k].steps[column][1]
+            raise NumericalError(
+                f"the term of the step {kernel.t} to {kernel.s} is {values[row, column]} for image {images[row]}; "
+                "check the network's weights and precision, and the covariance."
+            )
+
+    # ---- interruptions ----------------------------------------------------------------------------------------
+
+    def _keep(self, path: Path, identity: dict[str, Any]) -> None:
+        """Save at the end or after an interruption; a full disk must hide neither the result nor what stopped us."""
+        try:
+            self._save(path, identity)
+        except InputError as error:
+            warnings.warn(f"the checkpoint is not up to date: {error}", DiffusionVarWarning, stacklevel=2)
+
+    def _save(self, path: Path, identity: dict[str, Any]) -> None:
+        arrays = {"mean": self.moments.mean, "squares": self.moments.squares, "values": self.values}
+        place = {
+            "count": self.moments.count,
+            "noise_variance": self.noise_variance,
+            "batches_done": self.batches_done,
+        }
+        write_document(path, FORMAT, FORMAT_VERSION, arrays, {"identity": identity, **place})
+        self._saved = time.monotonic()
+
+    def _restore(self, path: Path, identity: dict[str, Any]) -> None:
+        if not path.exists():
+            return
+        arrays, metadata = read_document(path, FORMAT, FORMAT_VERSION, "likelihood checkpoint")
+        different = [key for key, value in identity.items() if metadata["identity"].get(key) != value]
+        if different:
+            raise InputError(
+                f"the checkpoint {path} belongs to another run (different {', '.join(different)}); delete it or choose "
+                "another path."
+            )
+        if identity.get("network") is None:
+            warnings.warn(
+                f"the network has no weights to tell it by, so the checkpoint {path} is continued on trust; delete it "
+                "if it was made with another network.",
+                DiffusionVarWarning,
+                stacklevel=4,
+            )
+        self.moments.count, self.noise_variance = metadata["count"], metadata["noise_variance"]
+        self.moments.mean, self.moments.squares = arrays["mean"].copy(), arrays["squares"].copy()
+        self.values, self.batches_done = arrays["values"].copy(), metadata["batches_done"]
+
+
+def run_identity(run: BoundRun, fingerprint: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint must agree on."""
+    denoiser, conditions = run.terms.denoiser, run.conditions
+    return {
+        **settings,
+        "images": fingerprint,
+        "batch_size": run.batch_size,
+        "network": denoiser.fingerprint,
+        "schedule": denoiser.schedule.digest,
+        "shape": list(denoiser.shape),
+        "prediction": denoiser.prediction,
+        "clip": None if denoiser.clip is None else list(denoiser.clip),
+        "guidance_scale": denoiser.guidance_scale,
+        "conditions": None if conditions is None else conditions.fingerprint,
+    }

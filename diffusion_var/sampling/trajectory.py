@@ -1,0 +1,294 @@
+"""Optimal trajectories: which K of the N indices make the likelihood bound least (Analytic-DPM, arXiv:2201.06503, §4).
+
+With the optimal covariance at η = 1, a step t → s adds to the bound, per dimension, half of
+
+    cost(s, t) = log((λ² + γ² v_t)/λ²) = log(1 + (SNR_s − SNR_t) v_t),            γ²/λ² = SNR_s − SNR_t at η = 1,
+
+averaged over the elements where v_t has a structure. The path of K indices from 1 to N with the least sum is found by
+dynamic programming, for all K at once:
+
+    F_1(1) = 0,      F_k(t) = min over s < t of F_{k−1}(s) + cost(s, t).
+
+For data that are i.i.d. Gaussian with variance l, v_t = l/(1 + l SNR_t) and the cost telescopes: every path costs the
+same. With measured costs (`step_costs`) the same programme minimises the bound of any covariance (Watson et al.,
+arXiv:2106.03802).
+
+A minimum over noisy estimates seeks out those that err downwards. So an index whose estimate is poor is not visited:
+its relative standard error above `max_relative_error`, or a variance that is not positive.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DiffusionVarWarning, InputError
+from ..process.schedule import NoiseSchedule, is_whole
+from ..variance.bounds import Estimator
+from ..variance.table import VarianceTable
+from .step_costs import StepCosts
+
+Float64Array = npt.NDArray[np.float64]
+Objective = Literal["kl", "bound"]
+
+#: Elements of a structure that are summed exactly; of more, groups of nearly equal variance count as one.
+MAX_ELEMENTS = 4096
+#: Rows of the dynamic programme at once: what is added and searched stays in the processor's cache.
+_ROWS = 64
+
+
+def optimal(
+    costs: VarianceTable | StepCosts,
+    steps: int,
+    objective: Objective = "kl",
+    structure: str = "isotropic",
+    estimator: Estimator | None = None,
+    max_relative_error: float = 0.1,
+) -> list[int]:
+    """The K indices, 1 and N among them, of the least expected bound; K = 1 is [N]. Best for likelihoods; for sample
+    quality rather use `log_snr` or `quadratic` steps: the KL-optimal path is known to harm the FID.
+
+    Args:
+        costs: a variance table (objective "kl"), or what `step_costs` measured (objective "bound").
+        steps: K.
+        objective: "kl": the expected KL with the optimal covariance of that structure; "bound": the measured bound.
+        structure, estimator, max_relative_error: of the table; see `optimal_paths`.
+
+    Raises InputError for K outside 1…N (less the indices left out) and for costs that do not fit the objective.
+    """
+    num_steps = costs.schedule.num_steps if isinstance(costs, (VarianceTable, StepCosts)) else None
+    if isinstance(steps, bool) or not is_whole(steps) or steps < 1 or (num_steps is not None and steps > num_steps):
+        raise InputError(f"steps={steps} is not a usable number of steps; expected an integer from 1 to {num_steps}.")
+    paths = optimal_paths(costs, steps, objective, structure, estimator, max_relative_error)
+    return paths.steps(int(steps))
+
+
+def optimal_paths(
+    costs: VarianceTable | StepCosts,
+    most: int | None = None,
+    objective: Objective = "kl",
+    structure: str = "isotropic",
+    estimator: Estimator | None = None,
+    max_relative_error: float = 0.1,
+) -> OptimalPaths:
+    """The optimal paths of every number of steps up to `most` (None: all), in one go.
+
+    Args:
+        costs, objective: see `optimal`.
+        structure: of the table: exact for up to 4,096 elements, above them binned (`OptimalPaths.binning_error`).
+        estimator: of the table; None: "residual", or "score_norm" for published arrays.
+        max_relative_error: indices with a larger relative standard error (five times as large for a structure's
+            elements) are not visited, 1 and N excepted. A warning names them. Errors of published arrays are not
+            known; there only variances of zero count as poor.
+    """
+    if objective == "bound":
+        if not isinstance(costs, StepCosts):
+            raise InputError(
+                f"objective='bound' needs measured costs, but got {type(costs).__name__}; measure them with "
+                "dv.step_costs(denoiser, covariance, images)."
+            )
+        return _bound_paths(costs, most)
+    if objective != "kl":
+        raise InputError(f"objective={objective!r} is not known; use 'kl' (from a table) or 'bound' (measured costs).")
+    if not isinstance(costs, VarianceTable):
+        raise InputError(
+            f"objective='kl' needs a variance table, but got {type(costs).__name__}; for what step_costs measured, use "
+            "objective='bound'."
+        )
+    chosen: Estimator = estimator or ("residual" if costs.data is not None else "score_norm")
+    return _kl_paths(costs, most, structure, chosen, max_relative_error)
+
+
+def _kl_paths(
+    table: VarianceTable, most: int | None, structure: str, estimator: Estimator, max_relative_error: float
+) -> OptimalPaths:
+    N = table.schedule.num_steps
+    if not max_relative_error > 0:
+        raise InputError(f"max_relative_error={max_relative_error} must be positive.")
+    table.posterior_variance(N, estimator, structure)  # covers the steps, and knows the names?
+    table.posterior_variance(1, estimator, structure)
+    poor = [n for n in range(2, N) if _is_poor(table, n, structure, estimator, max_relative_error)]
+    if poor:
+        shown = ", ".join(map(str, poor[:8])) + (", …" if len(poor) > 8 else "")
+        warnings.warn(
+            f"{len(poor)} of {N} indices are not visited, since their relative standard error is above "
+            f"{max_relative_error:g} or their variance not positive ({shown}); estimate the table to a lower tolerance "
+            "to have them all.",
+            DiffusionVarWarning,
+            stacklevel=4,
+        )
+    nodes = sorted({*range(1, N + 1)} - {*poor})
+    variances = np.stack([np.ravel(table.posterior_variance(n, estimator, structure)) for n in nodes])
+    binned, errors = bin_variances(variances)
+    matrix = kl_costs(table.schedule, nodes, binned)
+    return OptimalPaths(np.array(nodes), least_costs(matrix, _most(most, nodes)), matrix, 0.5, errors)
+
+
+def _is_poor(table: VarianceTable, n: int, structure: str, estimator: Estimator, limit: float) -> bool:
+    v = table.posterior_variance(n, estimator)
+    if v <= 0.0 or table.standard_error(n, estimator) > limit * v:
+        return True
+    return structure != "isotropic" and table.relative_error(n, structure) > 5 * limit
+
+
+def _bound_paths(costs: StepCosts, most: int | None) -> OptimalPaths:
+    ends = int(costs.indices[0]), int(costs.indices[-1])
+    if ends != (1, costs.schedule.num_steps):
+        raise InputError(
+            f"the measured costs cover the indices {ends[0]} to {ends[1]}, but a path goes from 1 to "
+            f"{costs.schedule.num_steps}; measure them with both among the indices."
+        )
+    nodes = [int(n) for n in costs.indices]
+    table = least_costs(costs.values, _most(most, nodes))
+    return OptimalPaths(costs.indices, table, costs.values, 1.0, np.zeros(len(nodes)))
+
+
+def _most(most: int | None, nodes: Sequence[int]) -> int:
+    """The largest number of steps that is asked for; InputError above that of the indices that may be visited."""
+    if most is None:
+        return len(nodes)
+    if not is_whole(most) or not 1 <= most <= len(nodes):
+        raise InputError(
+            f"{most} steps are asked for, but {len(nodes)} indices can be visited; ask for at least 1 and no more."
+        )
+    return max(int(most), 2)
+
+
+# ---- costs ------------------------------------------------------------------------------------------------------
+
+
+def kl_costs(schedule: NoiseSchedule, nodes: Sequence[int], variances: npt.ArrayLike) -> Float64Array:
+    """(I, I): log(1 + (SNR_s − SNR_t) v_t), averaged over elements, for steps from nodes[j] down to nodes[i]; inf for
+    i ≥ j (module docstring).
+
+    Args:
+        nodes: I indices, ascending.
+        variances: (I,) or (I, E), v of each node and element, at least 0, squared data units.
+    """
+    v = np.asarray(variances, dtype=np.float64).reshape(len(nodes), -1)
+    log_snr = schedule.log_snr[list(nodes)]
+    out = np.full((len(nodes), len(nodes)), math.inf)
+    for j in range(1, len(nodes)):
+        # SNR_s − SNR_t, without cancellation between neighbours
+        difference = -np.exp(log_snr[:j]) * np.expm1(log_snr[j] - log_snr[:j])
+        out[:j, j] = np.log1p(difference[:, None] * v[j]).mean(1)
+    return out
+
+
+def bin_variances(variances: Float64Array, most: int = MAX_ELEMENTS) -> tuple[Float64Array, Float64Array]:
+    """(I, E) variances as (I, at most `most`) of equal weight in each row, and (I,) bounds on what that changes a cost.
+
+    Sorted elements are grouped, and a group takes its geometric mean. With u = log v, log(1 + w eᵘ) has a second
+    derivative between 0 and 1/4 for every w ≥ 0, so that a group errs by at most an eighth of the variance of its u.
+    Variances below 1e-12 of the row's largest are raised to that.
+    """
+    elements = variances.shape[1]
+    if elements <= most:
+        return variances, np.zeros(len(variances))
+    size = -(-elements // most)
+    floor = np.maximum(1e-12 * variances.max(1, keepdims=True), 1e-300)
+    u = np.sort(np.log(np.maximum(variances, floor)), axis=1)
+    # Equal groups, so that a mean over them is one over elements: the first group is filled up with the least element.
+    short = -elements % size
+    u = np.concatenate([np.repeat(u[:, :1], short, axis=1), u], axis=1)
+    groups = u.reshape(len(u), -1, size)
+    return np.exp(groups.mean(2)), groups.var(2).mean(1) / 8.0
+
+
+# ---- the dynamic programme --------------------------------------------------------------------------------------
+
+
+def least_costs(costs: Float64Array, most: int) -> Float64Array:
+    """(most, I): [k, j] is the least cost of a path of k + 1 nodes from node 0 to node j; inf where there is none.
+
+    Args:
+        costs: (I, I), [i, j] the cost of the step between nodes i < j; inf for i ≥ j.
+    """
+    count = len(costs)
+    by_target = np.ascontiguousarray(costs.T)
+    least = np.full((most, count), math.inf)
+    least[0, 0] = 0.0
+    sums = np.empty((_ROWS, count))
+    for k in range(1, most):
+        # A path of k + 1 nodes ends at node k or later, and comes from node k − 1 or later.
+        for first in range(k, count, _ROWS):
+            last = min(first + _ROWS, count)
+            block = sums[: last - first, : last - k]
+            np.add(by_target[first:last, k - 1 : last - 1], least[k - 1, k - 1 : last - 1], out=block)
+            np.min(block, axis=1, out=least[k, first:last])
+    return least
+
+
+@dataclass(frozen=True, eq=False)
+class OptimalPaths:
+    """The optimal paths of all numbers of steps.
+
+    Attributes:
+        nodes: the indices that may be visited, ascending; the first is 1 and the last N.
+        least: see `least_costs`.
+        matrix: the costs of all steps between nodes.
+        nats: what one unit of cost is in nats/dim of the bound (1/2 for "kl").
+        binning: (nodes,) bound on the error of a cost of a step from that node.
+    """
+
+    nodes: npt.NDArray[np.int64]
+    least: Float64Array = field(repr=False)
+    matrix: Float64Array = field(repr=False)
+    nats: float
+    binning: Float64Array = field(repr=False)
+
+    @property
+    def most(self) -> int:
+        """The largest number of steps."""
+        return len(self.least)
+
+    def steps(self, count: int) -> list[int]:
+        """The optimal path of `count` indices, ascending; of one: [N]. Of several equal ones, that with the least
+        indices at its end."""
+        self._check(count)
+        if count == 1:
+            return [int(self.nodes[-1])]
+        path = [len(self.nodes) - 1]
+        for k in range(count - 1, 0, -1):
+            end = path[-1]
+            path.append(int(np.argmin(self.least[k - 1, :end] + self.matrix[:end, end])))
+        return [int(self.nodes[j]) for j in reversed(path)]
+
+    def cost(self, count: int) -> float:
+        """The least cost of `count` indices, in the objective's unit: the sum of cost(s, t) for "kl", nats/dim for
+        "bound". One index has no step, and nothing to compare."""
+        self._check(count)
+        if count == 1:
+            raise InputError("a path of one index has no step between indices, and no cost; ask for two or more.")
+        return float(self.least[count - 1, -1])
+
+    def cost_of(self, steps: Sequence[int]) -> float:
+        """The cost of any path between nodes, e.g. an even one. InputError for indices that are no nodes."""
+        place = {int(n): j for j, n in enumerate(self.nodes)}
+        missing = [n for n in steps if n not in place]
+        if missing or len(steps) < 2:
+            raise InputError(
+                f"the path {list(steps)[:8]} has other indices than the nodes ({missing[:8]}), or only one."
+            )
+        positions = [place[n] for n in steps]
+        return float(sum(self.matrix[i, j] for i, j in itertools.pairwise(positions)))
+
+    def bits_per_dim(self, cost: float) -> float:
+        """A cost as bits/dim of the bound."""
+        return cost * self.nats / math.log(2.0)
+
+    def binning_error(self, count: int) -> float:
+        """A bound on the error that binning (more than 4,096 elements) makes in `cost(count)`; 0 without."""
+        place = {int(n): j for j, n in enumerate(self.nodes)}
+        return float(sum(self.binning[place[n]] for n in self.steps(count)[1:]))
+
+    def _check(self, count: int) -> None:
+        if not is_whole(count) or not 1 <= count <= self.most:
+            raise InputError(f"{count} steps are not among the computed paths of 1 to {self.most} steps.")

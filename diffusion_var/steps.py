@@ -1,0 +1,36 @@
+"""Step lists, as users see them: spacings that need a schedule alone (`process.steps`), and optimal trajectories, which
+need a variance table or measured costs (`sampling.trajectory`)."""
+
+from .process.steps import (
+    SPACINGS,
+    Grid,
+    HasSchedule,
+    check_spacing,
+    explicit,
+    leading,
+    linspace,
+    log_snr,
+    quadratic,
+    resolve,
+    spaced,
+    trailing,
+)
+from .sampling.trajectory import OptimalPaths, optimal, optimal_paths
+
+__all__ = [
+    "SPACINGS",
+    "Grid",
+    "HasSchedule",
+    "OptimalPaths",
+    "check_spacing",
+    "explicit",
+    "leading",
+    "linspace",
+    "log_snr",
+    "optimal",
+    "optimal_paths",
+    "quadratic",
+    "resolve",
+    "spaced",
+    "trailing",
+]
