@@ -1,4 +1,4 @@
-"""What a table says of the steps of a sampler: how much each choice of variance costs, and how much is the mean's fault.
+"""What a table says of a sampler's steps: how much each choice of variance costs, and how much is the mean's fault.
 
 In a step with optimal variance σ*² = λ² + γ² v the expected KL(q(x_s|x_t,x_0) ‖ p(x_s|x_t)) is ½ log(σ*²/λ²) per
 dimension (Analytic-DPM, arXiv:2201.06503, §4), and with another variance u it is more by
