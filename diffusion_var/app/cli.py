@@ -66,6 +66,22 @@ def sample(options: option_sets.SampleOptions) -> None:
     run_sample(options)
 
 
+@command(app, option_sets.NllOptions, "nll")
+def nll(options: option_sets.NllOptions) -> None:
+    """Print a likelihood bound."""
+    from .likelihood import run_nll
+
+    run_nll(options)
+
+
+@command(app, option_sets.StepsOptions, "steps")
+def steps(options: option_sets.StepsOptions) -> None:
+    """Print optimal trajectories."""
+    from .likelihood import run_steps
+
+    run_steps(options)
+
+
 @command(app, option_sets.StatsOptions, "stats")
 def stats(options: option_sets.StatsOptions) -> None:
     """Write feature statistics."""

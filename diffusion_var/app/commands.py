@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
+    from matplotlib.figure import Figure
 
     from ..sampling.sampler import Sampler
     from .model import Model
@@ -80,21 +81,38 @@ def run_estimate(options: EstimateOptions) -> None:
 
 
 def run_show(options: ShowOptions) -> None:
-    """Print a table's summary and, if asked, write its plot."""
-    kind = "" if options.plot is None else options.plot.suffix.lstrip(".").lower()
+    """Print a table's summary and what it says of a sampler's steps; if asked, write its plot."""
+    from ..process.steps import linspace
+    from ..variance.diagnostics import describe, diagnose
+
     if options.plot is not None:
-        if kind not in ("png", "pdf", "svg"):
-            raise InputError(f"the plot {options.plot} must end in .png, .pdf or .svg.")
+        figure_kind(options.plot)
         require_new_file(options.plot, options.overwrite)
     table = VarianceTable.load(options.table)
     print(table.summary())
+    steps = linspace(table.schedule, min(options.steps, table.schedule.num_steps))
+    if sum(table.indices[0] <= n <= table.indices[-1] for n in steps) > 1:
+        print("\n" + describe(diagnose(table, steps)))
     if options.plot is None:
         return
     from . import plots
 
-    figure = plots.variance_curves(table, options.steps)
-    write_atomic(options.plot, lambda file: figure.savefig(file, format=kind))
-    print(f"\nwritten: {options.plot}")
+    write_figure(plots.variance_curves(table, options.steps), options.plot)
+
+
+def figure_kind(path: Path) -> str:
+    """The kind of picture that a path's suffix asks for."""
+    kind = path.suffix.lstrip(".").lower()
+    if kind not in ("png", "pdf", "svg"):
+        raise InputError(f"the plot {path} must end in .png, .pdf or .svg.")
+    return kind
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a picture, atomically, and say so."""
+    kind = figure_kind(path)
+    write_atomic(path, lambda file: figure.savefig(file, format=kind))
+    print(f"\nwritten: {path}")
 
 
 def run_sample(options: SampleOptions) -> None:

@@ -14,7 +14,7 @@ from ..errors import InputError
 
 T = TypeVar("T")
 
-SECTIONS = frozenset({"estimate", "sample", "fid", "stats", "compare", "train_unet", "train_features"})
+SECTIONS = frozenset({"estimate", "sample", "nll", "steps", "fid", "stats", "compare", "train_unet", "train_features"})
 
 
 def load_options(kind: type[T], flags: Mapping[str, Any], config: Path | None = None, section: str | None = None) -> T:

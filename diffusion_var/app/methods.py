@@ -10,10 +10,10 @@ from ..sampling.sampler import Sampler
 from ..variance.covariance import Analytic, FixedLarge, FixedSmall, ReverseCovariance
 from ..variance.learned import LearnedRange
 from ..variance.table import VarianceTable
-from .options import Method, SampleOptions
+from .options import Method, NllOptions, SampleOptions
 
 
-def make_covariance(options: Method | SampleOptions, table: VarianceTable | None) -> ReverseCovariance:
+def make_covariance(options: Method | SampleOptions | NllOptions, table: VarianceTable | None) -> ReverseCovariance:
     """The reverse covariance that the options name."""
     if options.covariance == "beta":
         return FixedLarge()

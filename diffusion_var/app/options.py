@@ -14,6 +14,10 @@ Structures = Literal["isotropic", "channel", "pixel", "dct"]
 Estimators = Literal["residual", "score_norm", "data_variance"]
 Covariances = Literal["beta", "beta_tilde", "analytic", "learned_range"]
 Spacings = Literal["linspace", "leading", "trailing", "quadratic", "log_snr"]
+LikelihoodSpacings = Literal["linspace", "leading", "trailing", "quadratic", "log_snr", "optimal"]
+DecoderVariances = Literal["beta_tilde", "isotropic", "pixel", "covariance"]
+Objectives = Literal["kl", "bound"]
+SPACING_NAMES = {"optimal": "optimal", "even": "even", "log_snr": "even in log-SNR"}
 Metrics = Literal["fid", "kid", "precision", "recall", "density", "coverage"]
 Dtypes = Literal["float32", "bfloat16", "float16"]
 
@@ -78,10 +82,10 @@ class ShowOptions(Options):
     """Show a variance table, as text and as a plot."""
 
     table: Annotated[Path, "variance table", Positional]
-    plot: Annotated[Path | None, "picture to write (png, pdf or svg): β, β̃ and the optimal variance with its error"] = (
+    plot: Annotated[Path | None, "picture to write (png, pdf or svg): variances, their errors, and what steps cost"] = (
         None
     )
-    steps: Annotated[int, "number of sampling steps that the plot is for"] = 25
+    steps: Annotated[int, "number of sampling steps that diagnosis and plot are for"] = 25
     overwrite: Annotated[bool, "replace an existing picture"] = False
 
 
@@ -107,6 +111,63 @@ class SampleOptions(ModelOptions):
     batch_size: Annotated[int, "images at once"] = 64
     seed: Annotated[int, "seed of every random number"] = 0
     overwrite: Annotated[bool, "write into a folder that holds something else"] = False
+
+
+@dataclass
+class NllOptions(ModelOptions):
+    """Bound a model's negative log-likelihood of images from above, in bits/dim."""
+
+    model: Annotated[str, ModelHelp]
+    images: Annotated[str, ImagesHelp + "; neither trained on nor part of the table"]
+    covariance: Annotated[Covariances, "reverse covariance; analytic needs a table"] = "analytic"
+    table: Annotated[Path | None, "variance table, for the analytic covariance"] = None
+    structure: Annotated[Structures, "structure of the analytic covariance"] = "isotropic"
+    estimator: Annotated[Estimators, "estimator of the analytic covariance"] = "residual"
+    steps: Annotated[int | list[int], "number of steps K, or the indices themselves, comma-separated, ascending"] = 25
+    spacing: Annotated[LikelihoodSpacings, "how K steps are spread over 1…N; optimal needs a table"] = "linspace"
+    eta: Annotated[float, "1 is DDPM; above 0"] = 1.0
+    clipped_eps: Annotated[Literal["network", "rederived"] | None, "which ε̂ a step uses where x̂_0 is clipped"] = None
+    decoder_variance: Annotated[
+        DecoderVariances | float, "variance of the last step, or a number; covariance for continuous data only"
+    ] = "beta_tilde"
+    levels: Annotated[int, "number of values a pixel can have"] = 256
+    continuous: Annotated[bool, "bound a density instead (always for latent models): another unit"] = False
+    draws: Annotated[int, "noise draws for each image; 2 or more tell the error of the noise alone"] = 1
+    step_samples: Annotated[int | None, "evaluate only this many of the steps for each image, at random"] = None
+    batch_size: Annotated[int, "network evaluations at once"] = 64
+    seed: Annotated[int, "seed of every random number"] = 0
+    out: Annotated[Path | None, "JSON file to write, with every step's part and all settings"] = None
+    checkpoint: Annotated[Path | None, "file to resume from; by default OUT.partial, removed at the end"] = None
+    json: Annotated[bool, "print JSON"] = False
+    download: Annotated[bool, "let torchvision download the data set"] = False
+    overwrite: Annotated[bool, "replace an existing file"] = False
+
+
+@dataclass
+class StepsOptions(ModelOptions):
+    """Find the optimal trajectories for likelihoods: from a table, or from measured costs (objective bound)."""
+
+    table: Annotated[Path | None, "variance table", Positional] = None
+    steps: Annotated[list[int], "numbers of steps, comma-separated"] = field(default_factory=lambda: [5, 10, 25, 50])
+    structure: Annotated[Structures, "structure of the analytic covariance"] = "isotropic"
+    estimator: Annotated[Estimators | None, "estimator of the table; residual, or score_norm of published arrays"] = (
+        None
+    )
+    max_relative_error: Annotated[float, "indices with a larger relative standard error are not visited"] = 0.1
+    objective: Annotated[Objectives, "kl: from the table alone; bound: from costs measured on images"] = "kl"
+    model: Annotated[str | None, "for bound: " + ModelHelp] = None
+    images: Annotated[str | None, "for bound: " + ImagesHelp] = None
+    covariance: Annotated[Covariances, "for bound: the reverse covariance"] = "analytic"
+    eta: Annotated[float, "for bound: 1 is DDPM; above 0"] = 1.0
+    indices: Annotated[list[int] | None, "for bound: indices to measure; by default 64, even in log-SNR"] = None
+    draws: Annotated[int, "for bound: noise draws for each image"] = 1
+    batch_size: Annotated[int, "for bound: network evaluations at once"] = 64
+    seed: Annotated[int, "for bound: seed of every random number"] = 0
+    checkpoint: Annotated[Path | None, "for bound: file to resume from"] = None
+    plot: Annotated[Path | None, "picture to write (png, pdf or svg)"] = None
+    json: Annotated[bool, "print JSON, one line a number of steps"] = False
+    download: Annotated[bool, "let torchvision download the data set"] = False
+    overwrite: Annotated[bool, "replace an existing picture"] = False
 
 
 @dataclass

@@ -13,7 +13,9 @@ from ..process import steps as step_lists
 from ..process.kernel import ReverseKernel
 from ..variance.bounds import Estimator
 from ..variance.covariance import Analytic, FixedLarge
+from ..variance.diagnostics import StepDiagnosis, diagnose
 from ..variance.table import VarianceTable
+from .options import SPACING_NAMES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,7 +46,8 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
 
 
 def variance_curves(table: VarianceTable, num_steps: int = 25) -> Figure:
-    """β, β̃ and the optimal isotropic variance (η = 1) with its 95 % band: left as they are, right divided by β̃.
+    """β, β̃ and the optimal isotropic variance (η = 1) with its 95 % band, as they are and divided by β̃; and what the
+    steps cost.
 
     Args:
         num_steps: K of the even trajectory from 1 to N whose steps are shown (those within the measured indices).
@@ -60,7 +63,7 @@ def variance_curves(table: VarianceTable, num_steps: int = 25) -> Figure:
     large = np.array([FixedLarge().variance(k) for k in kernels])
     small = np.array([k.beta_tilde for k in kernels])
     error = np.array([k.gain**2 * table.standard_error(k.t, estimator) for k in kernels])
-    figure, (left, right) = new_figure(11, 4.2, columns=2)
+    figure, (left, right, last) = new_figure(16, 4.2, columns=3)
     for axes, scale in ((left, np.ones_like(small)), (right, small)):
         axes.plot(t, large / scale, ".-", label="β (upper choice)", color="#d55e00", linewidth=1.2)
         axes.plot(t, small / scale, ".-", label="β̃ (lower choice)", color="#0072b2", linewidth=1.2)
@@ -75,6 +78,63 @@ def variance_curves(table: VarianceTable, num_steps: int = 25) -> Figure:
     right.set_title("the same, divided by β̃")
     left.set_ylabel("variance")
     right.legend(frameon=False)
+    _kl_panel(last, diagnose(table, inside))
+    return figure
+
+
+def _kl_panel(axes: Any, steps: Sequence[StepDiagnosis]) -> None:
+    """Expected KL of every step, and what each fixed choice adds to it."""
+    t = [step.t for step in steps]
+    curves = {
+        "optimal variance": ([step.optimal for step in steps], "black", "-"),
+        "… its part from an imperfect mean": ([step.imperfect or np.nan for step in steps], "black", ":"),
+        "added by β": ([step.excess["beta"] for step in steps], _COLOURS["beta"], "-"),
+        "added by β̃": ([step.excess["beta_tilde"] for step in steps], _COLOURS["beta_tilde"], "-"),
+    }
+    for name, (values, colour, line) in curves.items():
+        if np.isfinite(values).any():
+            axes.plot(t, values, ".", color=colour, linestyle=line, linewidth=1.2, label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("index t of the step t → s")
+    axes.set_ylabel("bits/dim")
+    axes.set_title("expected KL of the steps")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def trajectories(found: Sequence[dict[str, Any]], N: int) -> Figure:
+    """Optimal step lists, a row each; beside them what they cost and what other spacings cost.
+
+    Args:
+        found: "steps", "indices" and "bits_per_dim" by spacing, for each number of steps.
+        N: of the schedule.
+    """
+    from matplotlib.ticker import NullFormatter
+
+    figure, (left, right) = new_figure(11, 1.6 + 0.5 * max(len(found), 4), columns=2)
+    for row, facts in enumerate(found):
+        left.plot(facts["indices"], [row] * len(facts["indices"]), "|", markersize=12, color="black")
+    left.set_yticks(range(len(found)), [f"K = {facts['steps']}" for facts in found])
+    left.set_xscale("log")
+    left.set_xlim(0.9, 1.1 * N)
+    left.set_xlabel("index n")
+    left.set_title("optimal trajectories")
+    priced = [facts for facts in found if "bits_per_dim" in facts]
+    for name, colour in (("optimal", "black"), ("log_snr", "#009e73"), ("even", "#d55e00")):
+        rows = [facts for facts in priced if name in facts["bits_per_dim"]]
+        values = [facts["bits_per_dim"][name] for facts in rows]
+        if rows:
+            right.plot([facts["steps"] for facts in rows], values, ".-", color=colour, label=SPACING_NAMES[name])
+    right.set_xscale("log")
+    right.set_xticks([facts["steps"] for facts in priced], [str(facts["steps"]) for facts in priced])
+    right.xaxis.set_minor_formatter(NullFormatter())
+    right.set_xlabel("steps K")
+    right.set_ylabel("bits/dim")
+    right.set_title("the steps' share of the bound")
+    right.grid(alpha=0.3, which="both")
+    if priced:
+        right.legend(frameon=False)
     return figure
 
 

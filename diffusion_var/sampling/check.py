@@ -56,8 +56,8 @@ class VarianceCheck:
 
     def __str__(self) -> str:
         rows = [
-            f"{len(self.steps)} DDPM steps, {self.images} images: the noise of each step in units of the optimal one, and",
-            "the total variance of x_s in units of the data's own at that noise level (1 is right for both)",
+            f"{len(self.steps)} DDPM steps, {self.images} images: the noise of each step in units of the optimal one,",
+            "and the total variance of x_s in units of the data's own at that noise level (1 is right for both)",
             "  step             " + "".join(f"{sign:>10} noise    total" for sign in _SIGNS.values()),
         ]
         shown = sorted({int(k) for k in np.linspace(0, len(self.steps) - 1, _ROWS + 1).round()})

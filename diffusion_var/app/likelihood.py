@@ -1,0 +1,191 @@
+"""What the commands nll and steps do, once their options are checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from ..files import write_atomic
+from ..process import steps as step_lists
+from ..variance.table import VarianceTable
+from .commands import figure_kind, require_new_file, write_figure
+from .data import open_images
+from .methods import make_covariance, make_steps
+from .model import open_model
+from .options import SPACING_NAMES, Method, NllOptions, StepsOptions
+
+if TYPE_CHECKING:
+    from ..process.schedule import NoiseSchedule
+    from ..sampling.bound import LikelihoodBound
+    from ..sampling.step_costs import StepCosts
+    from ..sampling.trajectory import OptimalPaths
+
+_INDICES = 64
+
+# ---- nll --------------------------------------------------------------------------------------------------------
+
+
+def run_nll(options: NllOptions) -> None:
+    """Print a bound on the negative log-likelihood of images, and write its parts if asked."""
+    if options.out is not None:
+        require_new_file(options.out, options.overwrite)
+    table = _table_of(options)
+    checkpoint = options.checkpoint
+    if checkpoint is None and options.out is not None:
+        checkpoint = options.out.with_name(options.out.name + ".partial")
+    if checkpoint is not None and options.out is not None and checkpoint.resolve() == options.out.resolve():
+        raise InputError(f"checkpoint and out are both {options.out}, but they are two files; choose another one.")
+    result = _bound(options, table, checkpoint)
+    content = {"model": options.model, "images_name": options.images, **result.to_dict()}
+    if options.out is not None:
+        write_atomic(options.out, (json.dumps(content, indent=2) + "\n").encode())
+        if checkpoint is not None:
+            checkpoint.unlink(missing_ok=True)
+    if options.json:
+        print(json.dumps(content))
+        return
+    print(result)
+    if options.out is not None:
+        print(f"written: {options.out}")
+
+
+def _table_of(options: NllOptions) -> VarianceTable | None:
+    needed = options.covariance == "analytic" or options.spacing == "optimal"
+    if options.table is None:
+        if options.spacing == "optimal":
+            raise InputError(
+                "--spacing optimal needs a variance table; give one with --table, or indices with --steps."
+            )
+        return None
+    if not needed:
+        raise InputError(
+            f"--table has no meaning with --covariance {options.covariance}; add --covariance analytic or --spacing "
+            "optimal, or leave it out."
+        )
+    return VarianceTable.load(options.table)
+
+
+def _bound(options: NllOptions, table: VarianceTable | None, checkpoint: Path | None) -> LikelihoodBound:
+    from ..sampling.likelihood import bits_per_dim, density_bound
+
+    covariance = make_covariance(options, table)  # before the model is opened: a missing table is told at once
+    model = open_model(options.model, options)
+    if options.spacing == "optimal" and isinstance(options.steps, int):
+        from ..sampling.trajectory import optimal
+
+        assert table is not None
+        steps = optimal(table, options.steps, structure=options.structure, estimator=options.estimator)
+    else:
+        spacing = "linspace" if options.spacing == "optimal" else options.spacing
+        steps = make_steps(model.denoiser.schedule, options.steps, spacing)
+    images = open_images(options.images, options.download)
+    conditions = model.table_conditions(options.images, options.download)
+    shared: dict[str, Any] = {
+        "eta": options.eta,
+        "decoder_variance": options.decoder_variance,
+        "draws": options.draws,
+        "step_samples": options.step_samples,
+        "clipped_eps": options.clipped_eps,
+        "conditions": conditions,
+        "batch_size": options.batch_size,
+        "checkpoint": checkpoint,
+        "progress": True,
+    }
+    if options.continuous or model.denoiser.codec is not None:
+        return density_bound(model.denoiser, covariance, model.inputs(images), steps, options.seed, **shared)
+    return bits_per_dim(model.denoiser, covariance, model.inputs(images), steps, options.seed, options.levels, **shared)
+
+
+# ---- steps ------------------------------------------------------------------------------------------------------
+
+
+def run_steps(options: StepsOptions) -> None:
+    """Print the optimal trajectories and what they save, and draw them if asked."""
+    from ..sampling.trajectory import optimal_paths
+
+    if options.plot is not None:
+        figure_kind(options.plot)
+        require_new_file(options.plot, options.overwrite)
+    table = None if options.table is None else VarianceTable.load(options.table)
+    costs: VarianceTable | StepCosts
+    if options.objective == "bound":
+        costs = _measured_costs(options, table)
+    elif table is None:
+        raise InputError("a variance table is needed: diffusion-var steps TABLE (made by `diffusion-var estimate`).")
+    elif options.model is not None or options.images is not None:
+        raise InputError("--model and --images are for --objective bound, and have no meaning here; leave them out.")
+    else:
+        costs = table
+    paths = optimal_paths(
+        costs,
+        max(options.steps),
+        options.objective,
+        options.structure,
+        options.estimator,
+        options.max_relative_error,
+    )
+    found = [_path_facts(paths, costs, count) for count in options.steps]
+    for facts in found:
+        print(json.dumps(facts) if options.json else _path_text(facts))
+    if options.plot is not None:
+        from . import plots
+
+        write_figure(plots.trajectories(found, costs.schedule.num_steps), options.plot)
+
+
+def _measured_costs(options: StepsOptions, table: VarianceTable | None) -> StepCosts:
+    from ..sampling.step_costs import step_costs
+
+    if options.model is None or options.images is None:
+        raise InputError("--objective bound measures costs on images; give --model and --images.")
+    method = Method(options.covariance, estimator=options.estimator or "residual", structure=options.structure)
+    covariance = make_covariance(method, table)
+    model = open_model(options.model, options)
+    return step_costs(
+        model.denoiser,
+        covariance,
+        model.inputs(open_images(options.images, options.download)),
+        _measured_indices(model.denoiser.schedule, options),
+        options.seed,
+        eta=options.eta,
+        draws=options.draws,
+        conditions=model.table_conditions(options.images, options.download),
+        batch_size=options.batch_size,
+        checkpoint=options.checkpoint,
+        progress=True,
+    )
+
+
+def _measured_indices(schedule: NoiseSchedule, options: StepsOptions) -> list[int]:
+    """Those asked for; by default 64, and those of the even trajectories, to compare with."""
+    if options.indices is not None:
+        return options.indices
+    N = schedule.num_steps
+    even = [n for count in options.steps if 1 < count <= min(N, _INDICES) for n in step_lists.linspace(N, count)]
+    return sorted({*step_lists.log_snr(schedule, min(_INDICES, N)), *even})
+
+
+def _path_facts(paths: OptimalPaths, costs: VarianceTable | StepCosts, count: int) -> dict[str, Any]:
+    """The optimal path of a number of steps, and what its steps cost in bits/dim beside those of other spacings."""
+    facts: dict[str, Any] = {"steps": count, "indices": paths.steps(count)}
+    if count == 1:
+        return facts
+    facts["bits_per_dim"] = {"optimal": paths.bits_per_dim(paths.cost(count))}
+    for name, spread in (("even", step_lists.linspace), ("log_snr", step_lists.log_snr)):
+        path = spread(costs.schedule, count)
+        if {*path} <= {int(n) for n in paths.nodes}:
+            facts["bits_per_dim"][name] = paths.bits_per_dim(paths.cost_of(path))
+    if error := paths.binning_error(count):
+        facts["binning_error"] = paths.bits_per_dim(error)
+    return facts
+
+
+def _path_text(facts: dict[str, Any]) -> str:
+    lines = [f"K = {facts['steps']}: {','.join(map(str, facts['indices']))}"]
+    if "bits_per_dim" in facts:
+        parts = [f"{SPACING_NAMES[name]} {bits:.4f}" for name, bits in facts["bits_per_dim"].items()]
+        error = f" (binning errs by at most {facts['binning_error']:.1g})" if "binning_error" in facts else ""
+        lines.append(f"    the steps' share of the bound, bits/dim: {', '.join(parts)}{error}")
+    return "\n".join(lines)
