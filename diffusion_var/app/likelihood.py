@@ -78,8 +78,7 @@ def _bound(options: NllOptions, table: VarianceTable | None, checkpoint: Path | 
         assert table is not None
         steps = optimal(table, options.steps, structure=options.structure, estimator=options.estimator)
     else:
-        spacing = "linspace" if options.spacing == "optimal" else options.spacing
-        steps = make_steps(model.denoiser.schedule, options.steps, spacing)
+        steps = make_steps(model.denoiser.schedule, options.steps, options.spacing)
     images = open_images(options.images, options.download)
     conditions = model.table_conditions(options.images, options.download)
     shared: dict[str, Any] = {

@@ -31,6 +31,11 @@ def make_covariance(options: Method | SampleOptions | NllOptions, table: Varianc
 def make_steps(schedule: NoiseSchedule, steps: int | list[int], spacing: str = "linspace") -> list[int]:
     """The step list that the options name: K steps in a spacing, or explicit indices."""
     if isinstance(steps, list):
+        if spacing != "linspace":
+            raise InputError(
+                f"--spacing {spacing} has no meaning for a list of indices ({steps[0]}, …); give a number of steps, or "
+                "leave it out."
+            )
         return step_lists.resolve(schedule, steps)
     spread = {
         "linspace": step_lists.linspace,

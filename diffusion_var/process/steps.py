@@ -91,13 +91,16 @@ SPACINGS: dict[str, Callable[[Grid, int], list[int]]] = {
 }
 
 
-def log_snr(schedule: NoiseSchedule, steps: int) -> list[int]:
+def log_snr(schedule: NoiseSchedule | HasSchedule, steps: int) -> list[int]:
     """K indices evenly spaced in log-SNR, 1 and N included; K = 1 is [N]. Where indices are scarcer than the spacing
     (near n = 1), repetitions are moved up to the next free index."""
     N, steps = _check(schedule, steps)
+    held = schedule if isinstance(schedule, NoiseSchedule) else getattr(schedule, "schedule", None)
+    if not isinstance(held, NoiseSchedule):
+        raise InputError(f"log_snr needs a schedule, or what holds one, but got {schedule!r}; a number N has no SNR.")
     if steps == 1:
         return [N]
-    levels = schedule.log_snr[1:]
+    levels = held.log_snr[1:]
     finite = int(np.isfinite(levels).sum())  # zero terminal SNR: space evenly up to N - 1, then N
     wanted = np.linspace(levels[0], levels[finite - 1], steps - (N - finite))
     indices = np.interp(-wanted, -levels[:finite], np.arange(1, finite + 1)).round()

@@ -68,7 +68,7 @@ class BoundTerms:
         if kernel.s == 0 and self.decoder is not None:
             return self.decoder.nats(x_0, posterior, kernel)
         covariance = self.covariances.at(posterior, kernel)
-        if covariance is None or not bool((covariance.variance > 0).all()):
+        if covariance is None or bool((covariance.variance <= 0).any()):  # NaN is found in the term
             raise InputError(
                 f"the covariance {self.covariances.covariance.name} is zero somewhere in the step {kernel.t} to "
                 f"{kernel.s}, so that the bound is infinite; choose one that is positive, such as Analytic."

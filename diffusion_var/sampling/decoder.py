@@ -59,10 +59,10 @@ def discretised_log_prob(
     """
     low, high = data_range
     step = (high - low) / (levels - 1)
-    centre = low + level.double() * step
     std = variance.double().sqrt()
-    lower = torch.where(level == 0, -math.inf, (centre - 0.5 * step - mean.double()) / std)
-    upper = torch.where(level == levels - 1, math.inf, (centre + 0.5 * step - mean.double()) / std)
+    # Neighbours share the very same edge, so that the probabilities sum to 1 for any variance.
+    lower = torch.where(level == 0, -math.inf, (low + (level.double() - 0.5) * step - mean.double()) / std)
+    upper = torch.where(level == levels - 1, math.inf, (low + (level.double() + 0.5) * step - mean.double()) / std)
     return log_normal_interval(lower, upper)
 
 
@@ -128,7 +128,7 @@ class DensityDecoder(Decoder):
 
     def nats(self, x_0: torch.Tensor, posterior: Posterior, kernel: ReverseKernel) -> torch.Tensor:
         found = self.covariance(posterior, kernel)
-        if found is None or not bool((found.variance > 0).all()):
+        if found is None or bool((found.variance <= 0).any()):  # NaN is found in the term
             raise InputError(
                 f"the decoder's variance ({self.name}, step {kernel.t} to 0) is zero somewhere, so that the density "
                 "of x_0 is not defined; choose another decoder_variance."

@@ -142,7 +142,9 @@ class _Request:
             "eta": float(eta),
             "clipped_eps": clipped_eps,
             "covariance": covariance.identity(),
-            "decoder_variance": decoder_variance,
+            "decoder_variance": float(decoder_variance)
+            if isinstance(decoder_variance, np.number)
+            else decoder_variance,
             "step_samples": self.step_samples,
             "seed": self.seed,
             "draws": self.draws,

@@ -186,8 +186,9 @@ def bin_variances(variances: Float64Array, most: int = MAX_ELEMENTS) -> tuple[Fl
     """(I, E) variances as (I, at most `most`) of equal weight in each row, and (I,) bounds on what that changes a cost.
 
     Sorted elements are grouped, and a group takes its geometric mean. With u = log v, log(1 + w eᵘ) has a second
-    derivative between 0 and 1/4 for every w ≥ 0, so that a group errs by at most an eighth of the variance of its u.
-    Variances below 1e-12 of the row's largest are raised to that.
+    derivative between 0 and 1/4 for every w ≥ 0, so that a group errs by at most an eighth of the variance of its u;
+    the slope is between 0 and 1, which bounds what filling up the first group changes. Variances below 1e-12 of the
+    row's largest are raised to that.
     """
     elements = variances.shape[1]
     if elements <= most:
@@ -197,9 +198,10 @@ def bin_variances(variances: Float64Array, most: int = MAX_ELEMENTS) -> tuple[Fl
     u = np.sort(np.log(np.maximum(variances, floor)), axis=1)
     # Equal groups, so that a mean over them is one over elements: the first group is filled up with the least element.
     short = -elements % size
+    filling = short / (elements + short) * (u.mean(1) - u[:, 0])
     u = np.concatenate([np.repeat(u[:, :1], short, axis=1), u], axis=1)
     groups = u.reshape(len(u), -1, size)
-    return np.exp(groups.mean(2)), groups.var(2).mean(1) / 8.0
+    return np.exp(groups.mean(2)), groups.var(2).mean(1) / 8.0 + filling
 
 
 # ---- the dynamic programme --------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from diffusers import DDIMScheduler
 
-from diffusion_var import InputError, NoiseSchedule
+from diffusion_var import Denoiser, InputError, NoiseSchedule
 from diffusion_var.process import steps
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "reverse_variance.json").read_text())
@@ -179,3 +179,11 @@ def test_anything_with_a_schedule_will_do() -> None:
         schedule = NoiseSchedule.linear(100)
 
     assert steps.linspace(Holder(), 7) == steps.linspace(Holder.schedule, 7) == steps.linspace(100, 7)
+
+
+def test_log_snr_takes_what_holds_a_schedule_and_no_bare_number() -> None:
+    schedule = NoiseSchedule.cosine(100)
+    denoiser = Denoiser(lambda x, t: x, schedule, shape=(1, 2, 2))
+    assert steps.log_snr(denoiser, 7) == steps.log_snr(schedule, 7)
+    with pytest.raises(InputError, match="needs a schedule"):
+        steps.log_snr(100, 7)
