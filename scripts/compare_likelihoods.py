@@ -8,8 +8,6 @@ All cells share images and noise, so that differences are known better than the 
 folder as soon as it is computed: interrupted, the same command goes on. Prints Markdown.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from dataclasses import dataclass, field

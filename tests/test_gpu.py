@@ -63,3 +63,20 @@ def test_autocast_changes_little(tables: dict[str, dv.VarianceTable], dtype: tor
         images.append(sampler.sample(64, seed=3))
         assert images[-1].dtype == torch.float32
     assert float((images[0] - images[1]).abs().mean()) < 0.05
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_likelihoods_agree_between_devices(tables: dict[str, dv.VarianceTable], structure: str) -> None:
+    images = digits_splits().score.images[:20]
+    values = [
+        dv.bits_per_dim(
+            dv.Denoiser.from_pretrained(DIGITS, device=device),
+            dv.Analytic(tables["cpu"], structure=structure),
+            images,
+            [1, 250, 500, 1000],
+            step_samples=2,
+            batch_size=8,
+        ).per_step
+        for device in ("cpu", "cuda")
+    ]
+    assert float(abs(values[0] - values[1]).max()) < 2e-3

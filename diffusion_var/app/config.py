@@ -14,7 +14,10 @@ from ..errors import InputError
 
 T = TypeVar("T")
 
-SECTIONS = frozenset({"estimate", "sample", "nll", "steps", "fid", "stats", "compare", "train_unet", "train_features"})
+#: Names of commands and scripts. `steps` is an option of others, so that its options have a file of their own.
+SECTIONS = frozenset(
+    {"estimate", "sample", "nll", "fid", "stats", "compare", "compare_likelihoods", "train_unet", "train_features"}
+)
 
 
 def load_options(kind: type[T], flags: Mapping[str, Any], config: Path | None = None, section: str | None = None) -> T:

@@ -1,12 +1,13 @@
 """Configs with sections: one file for a whole experiment, each command taking its part; and the bundled ones."""
 
+import runpy
 from pathlib import Path
 
 import pytest
 
 from diffusion_var.app.config import SECTIONS, load_options, read_yaml
 from diffusion_var.app.feature_training import TrainFeaturesOptions
-from diffusion_var.app.options import CompareOptions, EstimateOptions, SampleOptions
+from diffusion_var.app.options import CompareOptions, EstimateOptions, NllOptions, SampleOptions, StepsOptions
 from diffusion_var.app.training import TrainUNetOptions
 from diffusion_var.errors import InputError
 
@@ -78,7 +79,8 @@ def test_problems_within_a_section_are_listed_at_once(config):
 
 def test_a_section_is_not_mistaken_for_options_of_another_kind():
     """No option has the name of a section, so that a file is one or the other."""
-    for kind in (EstimateOptions, SampleOptions, CompareOptions, TrainUNetOptions, TrainFeaturesOptions):
+    kinds = (EstimateOptions, SampleOptions, NllOptions, StepsOptions, CompareOptions, TrainUNetOptions)
+    for kind in (*kinds, TrainFeaturesOptions):
         assert not SECTIONS & set(kind.__dataclass_fields__)
 
 
@@ -90,6 +92,8 @@ def test_bundled_configs_are_valid(path):
         "sample": SampleOptions,
         "train_unet": TrainUNetOptions,
         "train_features": TrainFeaturesOptions,
+        "nll": NllOptions,
+        "compare_likelihoods": runpy.run_path(str(ROOT / "scripts" / "compare_likelihoods.py"))["LikelihoodOptions"],
     }
     sections = set(read_yaml(path)) & SECTIONS or {"compare"}
     for section in sections:
