@@ -76,7 +76,10 @@ def bits_per_dim(
     and a covariance that is zero somewhere; NumericalError, naming the step, where a term is NaN or infinite.
     """
     if not is_whole(levels) or levels < 2:
-        raise InputError(f"levels={levels!r} must be a whole number of at least 2; 256 for 8-bit images.")
+        raise InputError(
+            f"levels={levels!r} must be a whole number of at least 2: 256 for 8-bit images. For continuous data "
+            "use dv.density_bound."
+        )
     run = _Request(denoiser, covariance, steps, eta, clipped_eps, decoder_variance, seed, draws, step_samples)
     return run.bound(images, int(levels), data_range, conditions, batch_size, checkpoint, progress)
 

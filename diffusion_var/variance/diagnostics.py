@@ -6,8 +6,8 @@ dimension (Analytic-DPM, arXiv:2201.06503, §4), and with another variance u it 
     ½ (ρ − 1 − log ρ),   ρ = σ*²/u.
 
 The residual v holds the mean's own error: v = v_exact + E‖x̂_0 − E[x_0|x_t]‖²/d. The two other estimators take the mean
-for exact and miss that error twice: where it is uncorrelated with the prediction they are v_exact − E‖…‖²/d, so that
-half of the disagreement is the mean's.
+for exact, and where its error is uncorrelated with the exact prediction (of x_0 or of ε) they are v_exact − E‖…‖²/d:
+then half of what they differ by from v is the mean's. An error that is a shrinkage, say, is not seen rightly in this way.
 """
 
 from __future__ import annotations
