@@ -7,7 +7,7 @@ dimension (Analytic-DPM, arXiv:2201.06503, §4), and with another variance u it 
 
 The residual v holds the mean's own error: v = v_exact + E‖x̂_0 − E[x_0|x_t]‖²/d. The two other estimators take the mean
 for exact, and where its error is uncorrelated with the exact prediction (of x_0 or of ε) they are v_exact − E‖…‖²/d:
-then half of what they differ by from v is the mean's. An error that is a shrinkage, say, is not seen rightly in this way.
+then half of what they differ by from v is the mean's. An error that is a shrinkage, say, is misjudged in this way.
 """
 
 from __future__ import annotations
