@@ -14,7 +14,8 @@ same. With measured costs (`step_costs`) the same programme minimises the bound 
 arXiv:2106.03802).
 
 A minimum over noisy estimates seeks out those that err downwards. So an index whose estimate is poor is not visited:
-its relative standard error above `max_relative_error`, or a variance that is not positive.
+the relative standard error of its isotropic variance is above `max_relative_error`, or that variance is not positive.
+The rule is the same for every structure, since a cost is a mean over elements, in which their own errors average out.
 """
 
 from __future__ import annotations
@@ -84,9 +85,9 @@ def optimal_paths(
         costs, objective: see `optimal`.
         structure: of the table: exact for up to 4,096 elements, above them binned (`OptimalPaths.binning_error`).
         estimator: of the table; None: "residual", or "score_norm" for published arrays.
-        max_relative_error: indices with a larger relative standard error (five times as large for a structure's
-            elements) are not visited, 1 and N excepted. A warning names them. Errors of published arrays are not
-            known; there only variances of zero count as poor.
+        max_relative_error: indices whose isotropic variance has a larger relative standard error are not visited, 1
+            and N excepted. A warning names them. Errors of published arrays are not known; there only variances of
+            zero count as poor.
     """
     if objective == "bound":
         if not isinstance(costs, StepCosts):
@@ -114,7 +115,7 @@ def _kl_paths(
         raise InputError(f"max_relative_error={max_relative_error} must be positive.")
     table.posterior_variance(N, estimator, structure)  # covers the steps, and knows the names?
     table.posterior_variance(1, estimator, structure)
-    poor = [n for n in range(2, N) if _is_poor(table, n, structure, estimator, max_relative_error)]
+    poor = [n for n in range(2, N) if _is_poor(table, n, estimator, max_relative_error)]
     if poor:
         shown = ", ".join(map(str, poor[:8])) + (", …" if len(poor) > 8 else "")
         warnings.warn(
@@ -131,11 +132,9 @@ def _kl_paths(
     return OptimalPaths(np.array(nodes), least_costs(matrix, _most(most, nodes)), matrix, 0.5, errors)
 
 
-def _is_poor(table: VarianceTable, n: int, structure: str, estimator: Estimator, limit: float) -> bool:
+def _is_poor(table: VarianceTable, n: int, estimator: Estimator, limit: float) -> bool:
     v = table.posterior_variance(n, estimator)
-    if v <= 0.0 or table.standard_error(n, estimator) > limit * v:
-        return True
-    return structure != "isotropic" and table.relative_error(n, structure) > 5 * limit
+    return bool(v <= 0.0 or table.standard_error(n, estimator) > limit * v)
 
 
 def _bound_paths(costs: StepCosts, most: int | None) -> OptimalPaths:
