@@ -15,7 +15,8 @@ from .process.steps import (
     spaced,
     trailing,
 )
-from .sampling.trajectory import OptimalPaths, optimal, optimal_paths
+from .sampling.paths import OptimalPaths
+from .sampling.trajectory import optimal, optimal_paths
 
 __all__ = [
     "SPACINGS",

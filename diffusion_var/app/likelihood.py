@@ -19,8 +19,8 @@ from .options import SPACING_NAMES, Method, NllOptions, StepsOptions
 if TYPE_CHECKING:
     from ..process.schedule import NoiseSchedule
     from ..sampling.bound import LikelihoodBound
+    from ..sampling.paths import OptimalPaths
     from ..sampling.step_costs import StepCosts
-    from ..sampling.trajectory import OptimalPaths
 
 _INDICES = 64
 

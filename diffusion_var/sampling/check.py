@@ -23,6 +23,7 @@ from ..process.kernel import ReverseKernel
 from ..process.steps import resolve
 from ..variance.covariance import Analytic, FixedLarge, FixedSmall, ReverseCovariance
 from ..variance.table import VarianceTable
+from .likelihood import check_count
 from .sampler import Sampler
 
 _ROWS = 10
@@ -86,7 +87,7 @@ def check(
     table: VarianceTable,
     denoiser: Denoiser,
     steps: int | Sequence[int] = 10,
-    images: int = 64,
+    count: int = 64,
     seed: int = 0,
     structure: str = "isotropic",
     conditions: Any = None,
@@ -99,7 +100,7 @@ def check(
         table: made for this denoiser and from images.
         denoiser: the model.
         steps: number of steps, or indices.
-        images: how many to draw with each; the totals have a relative error of a few per cent with 64.
+        count: images to draw with each; the totals have a relative error of a few per cent with 64.
         seed: of every random number; the three runs share theirs.
         structure: of the analytic covariance.
         conditions: None, or one per image, as `Sampler.stream` takes them.
@@ -111,8 +112,7 @@ def check(
     table.check(denoiser)
     if table.data is None:
         raise InputError("this table was made from published arrays and knows no data to compare with; estimate one.")
-    if images < 1:
-        raise InputError(f"images={images} must be at least 1.")
+    count, batch_size = check_count("count", count), check_count("batch_size", batch_size)
     choices: dict[str, ReverseCovariance] = {
         "beta_tilde": FixedSmall(),
         "beta": FixedLarge(),
@@ -121,11 +121,11 @@ def check(
     indices = resolve(denoiser.schedule, steps)
     kernels = Sampler(denoiser, choices["analytic"], indices).kernels
     totals = {
-        name: _total_variances(Sampler(denoiser, choice, indices), table, images, seed, conditions, batch_size)
+        name: _total_variances(Sampler(denoiser, choice, indices), table, count, seed, conditions, batch_size)
         for name, choice in choices.items()
     }
     found = [_step(table, k, {name: totals[name][k.s] for name in choices}) for k in kernels]
-    result = VarianceCheck(found, images)
+    result = VarianceCheck(found, count)
     if show:
         print(result)
     return result

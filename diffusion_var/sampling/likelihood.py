@@ -188,10 +188,7 @@ class _Request:
 
     def _grid(self, data_range: Range | None) -> Range:
         """The values of the lowest and the highest level."""
-        own, given = self.denoiser.data_range, check_range("data_range", data_range)
-        if own is not None and given is not None and own != given:
-            raise InputError(f"data_range={given} is not the denoiser's data range {own}; leave it out.")
-        found = given or own
+        found = common_range(self.denoiser, data_range)
         if found is None:
             raise InputError(
                 "this denoiser's data have no range (latents, or continuous data), so that they are no 8-bit images; "
@@ -227,6 +224,14 @@ class _LevelCheck:
     def __call__(self, x: torch.Tensor) -> None:
         levels_of(x, self.levels, self.data_range, first=self.seen)
         self.seen += len(x)
+
+
+def common_range(denoiser: Denoiser, data_range: Range | None) -> Range | None:
+    """The range given or the denoiser's own; InputError where they differ."""
+    own, given = denoiser.data_range, check_range("data_range", data_range)
+    if own is not None and given is not None and own != given:
+        raise InputError(f"data_range={given} is not the denoiser's data range {own}; leave it out.")
+    return given or own
 
 
 def check_count(name: str, value: Any) -> int:

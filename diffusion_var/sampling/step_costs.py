@@ -25,7 +25,7 @@ from ..variance.covariance import ReverseCovariance
 from ..variance.fixed_images import FixedImages
 from .bound_run import BoundRun, run_identity
 from .bound_terms import BoundTerms, Node, refuse_point_mass
-from .likelihood import check_count
+from .likelihood import check_count, common_range
 from .step_covariances import StepCovariances
 
 _INDICES = 64
@@ -44,7 +44,7 @@ class StepCosts:
     """
 
     schedule: NoiseSchedule
-    indices: npt.NDArray[np.int64]
+    indices: npt.NDArray[np.int64] = field(repr=False)
     values: npt.NDArray[np.float64] = field(repr=False)
     standard_errors: npt.NDArray[np.float64] = field(repr=False)
     images: int
@@ -57,6 +57,7 @@ def step_costs(
     indices: Sequence[int] | None = None,
     seed: int = 0,
     *,
+    data_range: tuple[float, float] | None = None,
     eta: float = 1.0,
     draws: int = 1,
     clipped_eps: ClippedEps | None = None,
@@ -92,7 +93,7 @@ def step_costs(
         if j > 0
     ][::-1]
     covariances = StepCovariances(covariance, denoiser, [kernel for node in nodes for _, kernel in node.steps])
-    source = FixedImages(images, denoiser.shape, denoiser.data_range)
+    source = FixedImages(images, denoiser.shape, common_range(denoiser, data_range))
     run = BoundRun(
         BoundTerms(denoiser, nodes, covariances, None),
         source,

@@ -20,11 +20,9 @@ The rule is the same for every structure, since a cost is a mean over elements, 
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -34,6 +32,8 @@ from ..errors import DiffusionVarWarning, InputError
 from ..process.schedule import NoiseSchedule, is_whole
 from ..variance.bounds import Estimator
 from ..variance.table import VarianceTable
+from .likelihood import check_count
+from .paths import OptimalPaths, brief, least_costs
 from .step_costs import StepCosts
 
 Float64Array = npt.NDArray[np.float64]
@@ -41,8 +41,6 @@ Objective = Literal["kl", "bound"]
 
 #: Elements of a structure that are summed exactly; of more, groups of nearly equal variance count as one.
 MAX_ELEMENTS = 4096
-#: Rows of the dynamic programme at once: what is added and searched stays in the processor's cache.
-_ROWS = 64
 
 
 def optimal(
@@ -64,11 +62,8 @@ def optimal(
 
     Raises InputError for K outside 1…N (less the indices left out) and for costs that do not fit the objective.
     """
-    num_steps = costs.schedule.num_steps if isinstance(costs, (VarianceTable, StepCosts)) else None
-    if isinstance(steps, bool) or not is_whole(steps) or steps < 1 or (num_steps is not None and steps > num_steps):
-        raise InputError(f"steps={steps} is not a usable number of steps; expected an integer from 1 to {num_steps}.")
-    paths = optimal_paths(costs, steps, objective, structure, estimator, max_relative_error)
-    return paths.steps(int(steps))
+    count = check_count("steps", steps)
+    return optimal_paths(costs, count, objective, structure, estimator, max_relative_error).steps(count)
 
 
 def optimal_paths(
@@ -117,24 +112,45 @@ def _kl_paths(
     table.posterior_variance(1, estimator, structure)
     poor = [n for n in range(2, N) if _is_poor(table, n, estimator, max_relative_error)]
     if poor:
-        shown = ", ".join(map(str, poor[:8])) + (", …" if len(poor) > 8 else "")
-        warnings.warn(
+        _warn(
             f"{len(poor)} of {N} indices are not visited, since their relative standard error is above "
-            f"{max_relative_error:g} or their variance not positive ({shown}); estimate the table to a lower tolerance "
-            "to have them all.",
-            DiffusionVarWarning,
-            stacklevel=4,
+            f"{max_relative_error:g} or their variance not positive ({brief(poor)}); estimate the table to a lower "
+            "tolerance to have them all."
         )
     nodes = sorted({*range(1, N + 1)} - {*poor})
-    variances = np.stack([np.ravel(table.posterior_variance(n, estimator, structure)) for n in nodes])
-    binned, errors = bin_variances(variances)
-    matrix = kl_costs(table.schedule, nodes, binned)
+    sources = {N: _known_at_end(table, nodes, estimator)}
+    rows = [
+        bin_variances(np.reshape(table.posterior_variance(sources.get(n, n), estimator, structure), (1, -1)))
+        for n in nodes  # one by one: those of large images do not fit into the memory together
+    ]
+    matrix = kl_costs(table.schedule, nodes, np.concatenate([binned for binned, _ in rows]))
+    errors = np.concatenate([error for _, error in rows])
     return OptimalPaths(np.array(nodes), least_costs(matrix, _most(most, nodes)), matrix, 0.5, errors)
 
 
 def _is_poor(table: VarianceTable, n: int, estimator: Estimator, limit: float) -> bool:
     v = table.posterior_variance(n, estimator)
-    return bool(v <= 0.0 or table.standard_error(n, estimator) > limit * v)
+    return not 0.0 < v < math.inf or table.standard_error(n, estimator) > limit * v
+
+
+def _known_at_end(table: VarianceTable, nodes: Sequence[int], estimator: Estimator) -> int:
+    """N, or the nearest node below it where the variance at N is unknown: noise of published arrays, say, or the
+    estimator score_norm at zero SNR. An exact variance hardly changes there."""
+    N = nodes[-1]
+    for n in reversed(nodes):
+        if 0.0 < table.posterior_variance(n, estimator) < math.inf:
+            if n != N:
+                found = table.posterior_variance(N, estimator)
+                _warn(
+                    f"the {estimator} variance at index {N} is {found:g}, with which a step from there has no sensible "
+                    f"cost; that of index {n} stands for it."
+                )
+            return n
+    raise InputError(f"the table has no positive {estimator} variance at any index; estimate it again.")
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, DiffusionVarWarning, stacklevel=5)
 
 
 def _bound_paths(costs: StepCosts, most: int | None) -> OptimalPaths:
@@ -153,11 +169,12 @@ def _most(most: int | None, nodes: Sequence[int]) -> int:
     """The largest number of steps that is asked for; InputError above that of the indices that may be visited."""
     if most is None:
         return len(nodes)
-    if not is_whole(most) or not 1 <= most <= len(nodes):
+    if isinstance(most, bool) or not is_whole(most) or not 1 <= most <= len(nodes):
         raise InputError(
-            f"{most} steps are asked for, but {len(nodes)} indices can be visited; ask for at least 1 and no more."
+            f"steps={most} is not a usable number of steps: {len(nodes)} indices can be visited, so that a whole "
+            f"number from 1 to {len(nodes)} is expected."
         )
-    return max(int(most), 2)
+    return int(most)
 
 
 # ---- costs ------------------------------------------------------------------------------------------------------
@@ -201,95 +218,3 @@ def bin_variances(variances: Float64Array, most: int = MAX_ELEMENTS) -> tuple[Fl
     u = np.concatenate([np.repeat(u[:, :1], short, axis=1), u], axis=1)
     groups = u.reshape(len(u), -1, size)
     return np.exp(groups.mean(2)), groups.var(2).mean(1) / 8.0 + filling
-
-
-# ---- the dynamic programme --------------------------------------------------------------------------------------
-
-
-def least_costs(costs: Float64Array, most: int) -> Float64Array:
-    """(most, I): [k, j] is the least cost of a path of k + 1 nodes from node 0 to node j; inf where there is none.
-
-    Args:
-        costs: (I, I), [i, j] the cost of the step between nodes i < j; inf for i ≥ j.
-    """
-    count = len(costs)
-    by_target = np.ascontiguousarray(costs.T)
-    least = np.full((most, count), math.inf)
-    least[0, 0] = 0.0
-    sums = np.empty((_ROWS, count))
-    for k in range(1, most):
-        # A path of k + 1 nodes ends at node k or later, and comes from node k − 1 or later.
-        for first in range(k, count, _ROWS):
-            last = min(first + _ROWS, count)
-            block = sums[: last - first, : last - k]
-            np.add(by_target[first:last, k - 1 : last - 1], least[k - 1, k - 1 : last - 1], out=block)
-            np.min(block, axis=1, out=least[k, first:last])
-    return least
-
-
-@dataclass(frozen=True, eq=False)
-class OptimalPaths:
-    """The optimal paths of all numbers of steps.
-
-    Attributes:
-        nodes: the indices that may be visited, ascending; the first is 1 and the last N.
-        least: see `least_costs`.
-        matrix: the costs of all steps between nodes.
-        nats: what one unit of cost is in nats/dim of the bound (1/2 for "kl").
-        binning: (nodes,) bound on the error of a cost of a step from that node.
-    """
-
-    nodes: npt.NDArray[np.int64]
-    least: Float64Array = field(repr=False)
-    matrix: Float64Array = field(repr=False)
-    nats: float
-    binning: Float64Array = field(repr=False)
-
-    @property
-    def most(self) -> int:
-        """The largest number of steps."""
-        return len(self.least)
-
-    def steps(self, count: int) -> list[int]:
-        """The optimal path of `count` indices, ascending; of one: [N]. Of several equal ones, that with the least
-        indices at its end."""
-        self._check(count)
-        if count == 1:
-            return [int(self.nodes[-1])]
-        path = [len(self.nodes) - 1]
-        for k in range(count - 1, 0, -1):
-            end = path[-1]
-            path.append(int(np.argmin(self.least[k - 1, :end] + self.matrix[:end, end])))
-        return [int(self.nodes[j]) for j in reversed(path)]
-
-    def cost(self, count: int) -> float:
-        """The least cost of `count` indices, in the objective's unit: the sum of cost(s, t) for "kl", nats/dim for
-        "bound". One index has no step, and nothing to compare."""
-        self._check(count)
-        if count == 1:
-            raise InputError("a path of one index has no step between indices, and no cost; ask for two or more.")
-        return float(self.least[count - 1, -1])
-
-    def cost_of(self, steps: Sequence[int]) -> float:
-        """The cost of any path between nodes, e.g. an even one. InputError for indices that are no nodes."""
-        place = {int(n): j for j, n in enumerate(self.nodes)}
-        missing = [n for n in steps if n not in place]
-        if missing or len(steps) < 2:
-            raise InputError(
-                f"the path {list(steps)[:8]} has other indices than the nodes ({missing[:8]}), or only one."
-            )
-        positions = [place[n] for n in steps]
-        return float(sum(self.matrix[i, j] for i, j in itertools.pairwise(positions)))
-
-    def bits_per_dim(self, cost: float) -> float:
-        """A cost as bits/dim of the bound."""
-        return cost * self.nats / math.log(2.0)
-
-    def binning_error(self, count: int) -> float:
-        """A bound on the error that binning (more than 4,096 elements) makes in `cost(count)`; 0 without."""
-        place = {int(n): j for j, n in enumerate(self.nodes)}
-        return float(sum(self.binning[place[n]] for n in self.steps(count)[1:]))
-
-    def _check(self, count: int) -> None:
-        if not is_whole(count) or not 1 <= count <= self.most:
-            raise InputError(f"{count} steps are not among the computed paths of 1 to {self.most} steps.")

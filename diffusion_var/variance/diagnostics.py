@@ -52,7 +52,8 @@ def mean_error(table: VarianceTable, n: int) -> float | None:
     v = table.posterior_variance(n)
     errors = {other: table.standard_error(n, other) for other in _OTHERS}
     other = min(_OTHERS, key=lambda name: errors[name])
-    gap = v - table.posterior_variance(n, other, bounded=False)
+    # Not `posterior_variance`, which is cut at 0: below that it is where the mean errs by more than the exact variance.
+    gap = v - float(table.nodes.value(other, "isotropic", n))
     if gap <= 2.0 * math.hypot(table.standard_error(n), errors[other]):
         return 0.0
     return float(min(0.5 * gap, v))
@@ -124,7 +125,7 @@ def describe(steps: Sequence[StepDiagnosis]) -> str:
     lines = [
         f"expected KL of the {len(steps)} steps {steps[0].t} to {steps[-1].s} at η = 1, bits/dim:",
         f"  optimal isotropic  {total:9.4f}"
-        + (f"   of which imperfect mean {sum(known):.4f} ({sum(known) / total:.0%})" if known else ""),
+        + (f"   of which imperfect mean {sum(known):.4f} ({sum(known) / total:.0%})" if known and total else ""),
     ]
     for name, sign in (("beta_tilde", "β̃"), ("beta", "β")):
         worst = max(steps, key=lambda step: step.excess[name])

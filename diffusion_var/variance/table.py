@@ -54,6 +54,7 @@ class VarianceTable:
         data: statistics of the data, or None.
         seed, tolerance, evaluations: of the run that made it.
         details: whatever else is worth keeping (versions, shortfall), JSON-serialisable.
+        nodes: what the moments say as they are, without any bound; see `posterior_variance` for what users want.
     """
 
     schedule: NoiseSchedule
@@ -74,7 +75,7 @@ class VarianceTable:
     details: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._nodes = Nodes(self)
+        self.nodes = Nodes(self)
         self._structures: dict[str, Structure] = {}
 
     # ---- files and other sources ------------------------------------------------------------------------------
@@ -188,7 +189,7 @@ class VarianceTable:
                 f"this table was measured with guidance (scale {self.guidance_scale:g}), and the bounds hold for the "
                 "exact posterior mean only; leave out bounded=True."
             )
-        value = self._nodes.value(estimator, structure, n)
+        value = self.nodes.value(estimator, structure, n)
         if bounded if bounded is not None else estimator != "residual":
             value = np.minimum(value, self._upper_bound(structure, n))
         value = np.maximum(value, 0.0)
@@ -200,8 +201,8 @@ class VarianceTable:
         v = self.posterior_variance(n, "residual", structure)
         if n == 0 or self.clip is None:
             return v, np.zeros_like(v), np.zeros_like(v)
-        cross = self._nodes.value("error_clipping", structure, n)
-        return v, cross, np.maximum(self._nodes.value("clipping_square", structure, n), 0.0)
+        cross = self.nodes.value("error_clipping", structure, n)
+        return v, cross, np.maximum(self.nodes.value("clipping_square", structure, n), 0.0)
 
     def standard_error(self, n: int, estimator: Estimator = "residual") -> float:
         """Standard error of the isotropic `posterior_variance(n, estimator, bounded=False)`, squared data units.
@@ -210,14 +211,14 @@ class VarianceTable:
         from published arrays.
         """
         self._check_request(estimator, "isotropic")
-        return self._nodes.standard_error(estimator, self.schedule.check_index(n))
+        return self.nodes.standard_error(estimator, self.schedule.check_index(n))
 
     def relative_error(self, n: int, structure: str = "isotropic") -> float:
         """Relative standard error of the residual value at index n: of the number for isotropic, else the
         root-mean-square over elements. Between measured indices, the larger of the two neighbours'. Values below a
         thousandth of their linear-MMSE value count as that."""
         self._check_request("residual", structure)
-        return self._nodes.relative_error(structure, self.schedule.check_index(n))
+        return self.nodes.relative_error(structure, self.schedule.check_index(n))
 
     def check(self, denoiser: Denoiser) -> None:
         """Refuse a denoiser with another schedule, shape, prediction type, clipping, guidance scale, latent scaling or
@@ -276,4 +277,4 @@ class VarianceTable:
     def _upper_bound(self, structure: str, n: int) -> Float64Array:
         # A DCT coefficient of data in [a, b] can reach √d times the range: the range says nothing of its variance.
         data_range = None if structure == "dct" else self.data_range
-        return upper_bound(self.schedule.alpha[n], self.schedule.sigma[n], self._nodes.linear(structure, n), data_range)
+        return upper_bound(self.schedule.alpha[n], self.schedule.sigma[n], self.nodes.linear(structure, n), data_range)
