@@ -111,11 +111,11 @@ class LikelihoodBound:
         }
 
     def __str__(self) -> str:
-        noise = "" if math.isnan(self.noise_error) else f", noise alone ± {self.noise_error:.2g}"
+        errors = [] if math.isnan(self.standard_error) else [f"standard error {self.standard_error:.2g}"]
+        errors += [] if math.isnan(self.noise_error) else [f"of the noise alone {self.noise_error:.2g}"]
         middle = self.value - self.prior - self.decoder
         return (
-            f"at most {self.value:.4f} ± {self.standard_error:.2g} {self.unit} (standard error over "
-            f"{self.images:,} images{noise})\n"
+            f"at most {self.value:.4f} {self.unit} ({', '.join([f'{self.images:,} images', *errors])})\n"
             f"= prior {self.prior:.4f} + {len(self.steps) - 1} steps {middle:.4f} + decoder {self.decoder:.4f}"
         )
 

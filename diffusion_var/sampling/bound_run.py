@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 import warnings
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ..randomness import Streams, generator
 from ..variance.conditions import Conditions
 from ..variance.fixed_images import FixedImages
 from .bound import RunningMoments
-from .bound_terms import BoundTerms, prior_kl
+from .bound_terms import BoundTerms, Node, prior_kl
 
 FORMAT = "diffusion_var.likelihood_checkpoint"
 FORMAT_VERSION = 1
@@ -41,6 +42,24 @@ class Batch:
     nodes: IntArray
     images: IntArray
     weights: npt.NDArray[np.float64]
+
+
+def strata_of(nodes: Sequence[Node], count: int) -> list[IntArray]:
+    """`count` groups of neighbouring nodes of one step each, that should cost about the same together.
+
+    What a step costs is guessed: log((1 + SNR_s)/(1 + SNR_t)), twice its KL for data of variance 1. Equal numbers of
+    steps would throw the few dear ones next to the data together with many that cost nothing.
+    """
+    kernels = [node.steps[0][1] for node in nodes]
+    at_s, at_t = (
+        np.logaddexp(0.0, kernels[0].schedule.log_snr[indices])
+        for indices in ([kernel.s for kernel in kernels], [kernel.t for kernel in kernels])
+    )
+    share = np.cumsum(at_s - at_t) / np.sum(at_s - at_t)
+    cuts = [0, *(int(np.searchsorted(share, k / count)) + 1 for k in range(1, count)), len(nodes)]
+    for k in range(1, count):  # none of them empty
+        cuts[k] = min(max(cuts[k], cuts[k - 1] + 1), len(nodes) - (count - k))
+    return [np.arange(start, stop) for start, stop in pairwise(cuts)]
 
 
 class BoundRun:
@@ -72,8 +91,8 @@ class BoundRun:
         self.seed, self.draws, self.batch_size = seed, draws, batch_size
         if conditions is not None and terms.denoiser.classes is not None:
             check_classes(conditions.values, terms.denoiser.classes)
-        middle, nodes = np.arange(len(terms.nodes) - 1), len(terms.nodes)
-        self.strata = None if step_samples is None else np.array_split(middle, step_samples)
+        nodes = len(terms.nodes)
+        self.strata = None if step_samples is None else strata_of(terms.nodes[:-1], step_samples)
         self.per_image = draws * (nodes if self.strata is None else len(self.strata) + 1)
         # The sums over the chunks done, the last entry that of whole images; and the place in the present chunk.
         self.moments = RunningMoments(columns + 1)
@@ -170,10 +189,13 @@ class BoundRun:
         x_0, eps = chunk[torch.from_numpy(batch.images)], self._noise(batch, numbers)
         alpha, sigma = denoiser.coefficients(indices, x_0)
         posterior = denoiser(alpha * x_0 + sigma * eps, indices, self._condition(batch, numbers))
+        # Clipping and the tails of the decoder would hide an infinite output.
+        finite = torch.isfinite(posterior.eps).flatten(1).all(1).cpu().numpy()
         for k in np.unique(batch.nodes):
             rows = np.flatnonzero(batch.nodes == k)
             part = slice(int(rows[0]), int(rows[-1]) + 1)  # sorted by node
             values = self.terms.at(nodes[k], x_0[part], eps[part], posterior.rows(part)).numpy()
+            values[~finite[part]] = np.nan
             images, columns = batch.images[part], np.array([column for column, _ in nodes[k].steps])
             self._refuse_nan(values, int(k), numbers[images])
             self.values[batch.draw, images[:, None], columns] = values * batch.weights[part, None]

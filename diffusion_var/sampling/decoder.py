@@ -31,8 +31,8 @@ Range = tuple[float, float]
 #: (one, or per pixel), or, for continuous data, the covariance's own.
 DecoderVariance = Literal["beta_tilde", "isotropic", "pixel", "covariance"]
 
-#: How far, in levels, a float may lie from a level and still be it.
-_ROUNDING = 1e-3
+#: How far, in levels, a float may lie from a level and still be it; and that of float32 itself, in data ranges.
+_ROUNDING, _FLOAT32 = 1e-3, 3e-7
 
 
 def log_normal_interval(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
@@ -74,14 +74,14 @@ def levels_of(x: torch.Tensor, levels: int, data_range: Range, first: int = 0) -
     low, high = data_range
     position = (x.double() - low) * ((levels - 1) / (high - low))
     level = position.round()
-    wrong = ((position - level).abs() > _ROUNDING) | (level < 0) | (level > levels - 1)
+    wrong = ((position - level).abs() > max(_ROUNDING, _FLOAT32 * levels)) | (level < 0) | (level > levels - 1)
     if wrong.any():
         i = int(wrong.flatten(1).any(1).nonzero()[0])
         value = float(x[i][wrong[i]][0])
         raise InputError(
             f"image {first + i} holds {value:.6g}, which is none of {levels} levels from {low:g} to {high:g}: the "
-            "images are not quantised (resized, or noisy?); pass uint8 images, or use dv.density_bound for "
-            "continuous data."
+            "images are not quantised so (resized, or noisy?); pass images of that many levels (uint8 have 256), or "
+            "use dv.density_bound for continuous data."
         )
     return level.long()
 
@@ -155,6 +155,8 @@ def make_decoder(
                 "decoder_variance='covariance' is for continuous data (density_bound): the discretised decoder is "
                 "pixel-diagonal; use 'beta_tilde', 'isotropic', 'pixel' or a number."
             )
+        if isinstance(covariance, Analytic):  # an index that the table does not cover is found now
+            covariance.table.posterior_variance(t, covariance.estimator, covariance.structure, covariance.bounded)
         return DensityDecoder(covariance.name, covariance)
     variance = np.asarray(_variance(denoiser, covariance, t, choice))
     if levels is None or data_range is None:
@@ -181,7 +183,8 @@ def _variance(denoiser: Denoiser, covariance: ReverseCovariance, t: int, choice:
         return ReverseKernel(denoiser.schedule, t=2, s=1).beta_tilde
     if choice not in ("isotropic", "pixel"):
         raise InputError(
-            f"decoder_variance={choice!r} is not known; use 'beta_tilde', 'isotropic', 'pixel', or a number."
+            f"decoder_variance={choice!r} is not known; use 'beta_tilde', 'isotropic', 'pixel', a number, or, for "
+            "continuous data, 'covariance'."
         )
     if not isinstance(covariance, Analytic):
         raise InputError(

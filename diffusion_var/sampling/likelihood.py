@@ -126,6 +126,7 @@ class _Request:
         draws: int,
         step_samples: int | None,
     ) -> None:
+        check_choice(denoiser, covariance)
         check_eta(eta)
         refuse_point_mass(eta)
         check_clipped_eps(clipped_eps)
@@ -135,7 +136,7 @@ class _Request:
             ReverseKernel(denoiser.schedule, t, s, eta, clipped_eps)
             for s, t in zip([0, *self.steps[:-1]], self.steps, strict=True)
         ][::-1]
-        self.decoder_variance, self.seed = decoder_variance, int(seed)
+        self.decoder_variance, self.seed = decoder_variance, check_seed(seed)
         self.draws = check_count("draws", draws)
         self.step_samples = None if step_samples is None else check_count("step_samples", step_samples)
         if self.step_samples is not None and self.step_samples >= len(self.steps) - 1:
@@ -232,6 +233,24 @@ def common_range(denoiser: Denoiser, data_range: Range | None) -> Range | None:
     if own is not None and given is not None and own != given:
         raise InputError(f"data_range={given} is not the denoiser's data range {own}; leave it out.")
     return given or own
+
+
+def check_choice(denoiser: Any, covariance: Any) -> None:
+    """Refuse what is no denoiser, or no reverse covariance."""
+    if not isinstance(denoiser, Denoiser):
+        raise InputError(f"denoiser must be a dv.Denoiser, but got {type(denoiser).__name__}; wrap the network in one.")
+    if not isinstance(covariance, ReverseCovariance):
+        raise InputError(
+            f"covariance must be a reverse covariance, such as dv.Analytic(table) or dv.FixedLarge(), but got "
+            f"{covariance if isinstance(covariance, type) else type(covariance).__name__}."
+        )
+
+
+def check_seed(seed: Any) -> int:
+    """A whole number."""
+    if isinstance(seed, (bool, np.bool_)) or not is_whole(seed):
+        raise InputError(f"seed={seed!r} must be a whole number.")
+    return int(seed)
 
 
 def check_count(name: str, value: Any) -> int:

@@ -25,7 +25,7 @@ from ..variance.covariance import ReverseCovariance
 from ..variance.fixed_images import FixedImages
 from .bound_run import BoundRun, run_identity
 from .bound_terms import BoundTerms, Node, refuse_point_mass
-from .likelihood import check_count, common_range
+from .likelihood import check_choice, check_count, check_seed, common_range
 from .step_covariances import StepCovariances
 
 _INDICES = 64
@@ -75,10 +75,11 @@ def step_costs(
 
     Other arguments and errors as in `bits_per_dim`.
     """
+    check_choice(denoiser, covariance)
     check_eta(eta)
     refuse_point_mass(eta)
     check_clipped_eps(clipped_eps)
-    schedule = denoiser.schedule
+    schedule, seed = denoiser.schedule, check_seed(seed)
     chosen = log_snr(schedule, min(_INDICES, schedule.num_steps)) if indices is None else explicit(schedule, indices)
     if len(chosen) < 2:
         raise InputError(f"indices={chosen} has no step between its indices; give at least two.")
@@ -100,11 +101,11 @@ def step_costs(
         as_conditions(conditions, len(source)),
         columns=len(pairs),
         prior=None,
-        seed=int(seed),
+        seed=seed,
         draws=check_count("draws", draws),
         batch_size=check_count("batch_size", batch_size),
     )
-    settings = {"indices": chosen, "eta": float(eta), "clipped_eps": clipped_eps, "seed": int(seed), "draws": draws}
+    settings = {"indices": chosen, "eta": float(eta), "clipped_eps": clipped_eps, "seed": seed, "draws": draws}
     settings["covariance"] = covariance.identity()
     run.finish(checkpoint, run_identity(run, source.scan(), settings), progress)
     values = np.full((len(chosen), len(chosen)), math.inf)
