@@ -110,6 +110,8 @@ class Comparison:
 
 def run(options: LikelihoodOptions) -> None:
     """Compute all cells and print them."""
+    if min(options.steps) < 2:
+        raise dv.InputError("--steps holds 1: one step has no step between indices to compare; leave it out.")
     work = Comparison(options)
     # With one channel its structure is the isotropic one.
     structures = [name for name in work.table.structures if name != "channel" or work.model.denoiser.shape[0] > 1]

@@ -98,6 +98,7 @@ def run_show(options: ShowOptions) -> None:
     from . import plots
 
     write_figure(plots.variance_curves(table, options.steps), options.plot)
+    print(f"\nwritten: {options.plot}")
 
 
 def figure_kind(path: Path) -> str:
@@ -109,10 +110,9 @@ def figure_kind(path: Path) -> str:
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """Write a picture, atomically, and say so."""
+    """Write a picture, atomically."""
     kind = figure_kind(path)
     write_atomic(path, lambda file: figure.savefig(file, format=kind))
-    print(f"\nwritten: {path}")
 
 
 def run_sample(options: SampleOptions) -> None:

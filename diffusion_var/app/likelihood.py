@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from ..sampling.paths import OptimalPaths
     from ..sampling.step_costs import StepCosts
 
-_INDICES = 64
 
 # ---- nll --------------------------------------------------------------------------------------------------------
 
@@ -53,6 +54,15 @@ def run_nll(options: NllOptions) -> None:
 
 def _table_of(options: NllOptions) -> VarianceTable | None:
     needed = options.covariance == "analytic" or options.spacing == "optimal"
+    if not needed:
+        refuse_set(options, ("structure", "estimator"), f"--covariance {options.covariance}")
+    if options.continuous:
+        refuse_set(options, ("levels",), "--continuous")
+    if options.spacing == "optimal" and options.eta != 1:
+        raise InputError(
+            f"--spacing optimal is for eta=1, but eta={options.eta:g}; measure a path with `diffusion-var steps "
+            "--objective bound --eta …` and give its indices as --steps."
+        )
     if options.table is None:
         if options.spacing == "optimal":
             raise InputError(
@@ -110,12 +120,15 @@ def run_steps(options: StepsOptions) -> None:
     table = None if options.table is None else VarianceTable.load(options.table)
     costs: VarianceTable | StepCosts
     if options.objective == "bound":
+        refuse_set(options, ("max_relative_error",), "--objective bound")
+        if options.covariance != "analytic":
+            refuse_set(options, ("table", "structure", "estimator"), f"--covariance {options.covariance}")
         costs = _measured_costs(options, table)
     elif table is None:
         raise InputError("a variance table is needed: diffusion-var steps TABLE (made by `diffusion-var estimate`).")
-    elif options.model is not None or options.images is not None:
-        raise InputError("--model and --images are for --objective bound, and have no meaning here; leave them out.")
     else:
+        measured = ("model", "images", "covariance", "eta", "indices", "draws", "batch_size", "seed", "checkpoint")
+        refuse_set(options, measured, "--objective kl")
         costs = table
     paths = optimal_paths(
         costs,
@@ -132,6 +145,17 @@ def run_steps(options: StepsOptions) -> None:
         from . import plots
 
         write_figure(plots.trajectories(found, costs.schedule.num_steps), options.plot)
+        if not options.json:
+            print(f"\nwritten: {options.plot}")
+
+
+def refuse_set(options: Any, names: Sequence[str], where: str) -> None:
+    """Refuse options that were given and would be ignored."""
+    defaults = {f.name: f.default for f in fields(options)}
+    given = [name for name in names if getattr(options, name) != defaults[name]]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise InputError(f"{flags} would have no meaning with {where}; leave out one or the other.")
 
 
 def _measured_costs(options: StepsOptions, table: VarianceTable | None) -> StepCosts:
@@ -142,11 +166,14 @@ def _measured_costs(options: StepsOptions, table: VarianceTable | None) -> StepC
     method = Method(options.covariance, estimator=options.estimator or "residual", structure=options.structure)
     covariance = make_covariance(method, table)
     model = open_model(options.model, options)
+    indices = _measured_indices(model.denoiser.schedule, options)
+    if max(options.steps) > len(indices):  # now, and not after the work
+        raise InputError(f"--steps {max(options.steps)} is more than the {len(indices)} indices to be measured.")
     return step_costs(
         model.denoiser,
         covariance,
         model.inputs(open_images(options.images, options.download)),
-        _measured_indices(model.denoiser.schedule, options),
+        indices,
         options.seed,
         eta=options.eta,
         draws=options.draws,
@@ -161,9 +188,11 @@ def _measured_indices(schedule: NoiseSchedule, options: StepsOptions) -> list[in
     """Those asked for; by default 64, and those of the even trajectories, to compare with."""
     if options.indices is not None:
         return options.indices
+    from ..sampling.step_costs import INDICES
+
     N = schedule.num_steps
-    even = [n for count in options.steps if 1 < count <= min(N, _INDICES) for n in step_lists.linspace(N, count)]
-    return sorted({*step_lists.log_snr(schedule, min(_INDICES, N)), *even})
+    even = [n for count in options.steps if 1 < count <= INDICES for n in step_lists.linspace(N, min(count, N))]
+    return sorted({*step_lists.log_snr(schedule, min(max(INDICES, *options.steps, 1), N)), *even})
 
 
 def _path_facts(paths: OptimalPaths, costs: VarianceTable | StepCosts, count: int) -> dict[str, Any]:

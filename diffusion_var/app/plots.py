@@ -78,7 +78,10 @@ def variance_curves(table: VarianceTable, num_steps: int = 25) -> Figure:
     right.set_title("the same, divided by β̃")
     left.set_ylabel("variance")
     right.legend(frameon=False)
-    _kl_panel(last, diagnose(table, inside))
+    if inside[0] > 0:
+        _kl_panel(last, diagnose(table, inside))
+    else:  # no step between measured indices
+        last.set_axis_off()
     return figure
 
 

@@ -114,8 +114,10 @@ class LikelihoodBound:
         errors = [] if math.isnan(self.standard_error) else [f"standard error {self.standard_error:.2g}"]
         errors += [] if math.isnan(self.noise_error) else [f"of the noise alone {self.noise_error:.2g}"]
         middle = self.value - self.prior - self.decoder
+        # A sum of sampled steps is only on average a bound.
+        bound = "at most" if self.settings.get("step_samples") is None else "bound, from sampled steps:"
         return (
-            f"at most {self.value:.4f} {self.unit} ({', '.join([f'{self.images:,} images', *errors])})\n"
+            f"{bound} {self.value:.4f} {self.unit} ({', '.join([f'{self.images:,} images', *errors])})\n"
             f"= prior {self.prior:.4f} + {len(self.steps) - 1} steps {middle:.4f} + decoder {self.decoder:.4f}"
         )
 

@@ -1,7 +1,7 @@
 """One pass over images for terms of the likelihood bound: batches, random numbers, sums, and where it was interrupted.
 
-Images are taken in chunks. Within a chunk and a noise draw, the wanted (index, image) pairs are sorted by index and cut
-into batches of one size, so that the network is always full. Every random number comes from (seed, purpose, image,
+Images are taken in chunks. Within a chunk the wanted (draw, index, image) triples are sorted by index and cut into
+batches of one size, so that the network is always full. Every random number comes from (seed, purpose, image,
 draw, index): methods that are compared see the same noise. Memory does not grow with the number of images.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -31,17 +32,25 @@ from .bound_terms import BoundTerms, Node, prior_kl
 FORMAT = "diffusion_var.likelihood_checkpoint"
 FORMAT_VERSION = 1
 _CHECKPOINT_SECONDS = 30.0
+_CHUNK = 64  # images whose terms are held at once: whatever the batch size, so that it may change on resuming
 IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Network evaluations made at once: (node, image of the chunk) pairs of one draw, and their terms' weights."""
+class Rows:
+    """Network evaluations, a row each: of which draw, node and image (of the chunk), and the weight of its terms."""
 
-    draw: int
+    draws: IntArray
     nodes: IntArray
     images: IntArray
     weights: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def take(self, part: IntArray | slice) -> Rows:
+        """Some of them."""
+        return Rows(self.draws[part], self.nodes[part], self.images[part], self.weights[part])
 
 
 def strata_of(nodes: Sequence[Node], count: int) -> list[IntArray]:
@@ -97,8 +106,8 @@ class BoundRun:
         # The sums over the chunks done, the last entry that of whole images; and the place in the present chunk.
         self.moments = RunningMoments(columns + 1)
         self.noise_variance = 0.0
-        self.values = np.zeros((draws, batch_size, columns))
-        self.batches_done = 0
+        self.values = np.zeros((draws, min(_CHUNK, len(images)), columns))
+        self.rows_done = 0
         # While the sums are half changed, an interruption must not save them.
         self._changing = False
         self._streams = Streams()
@@ -116,21 +125,21 @@ class BoundRun:
         with tqdm(total=total, unit="eval", desc="likelihood", disable=not progress) as bar:
             bar.update(self.moments.count * self.per_image)
             try:
-                for start in range(self.moments.count, len(self.images), self.batch_size):
-                    self._chunk(np.arange(start, min(start + self.batch_size, len(self.images))), path, identity, bar)
+                for start in range(self.moments.count, len(self.images), _CHUNK):
+                    self._chunk(np.arange(start, min(start + _CHUNK, len(self.images))), path, identity, bar)
             finally:
                 if path is not None and not self._changing:
                     self._keep(path, identity)
 
     def _chunk(self, numbers: IntArray, path: Path | None, identity: dict[str, Any], bar: Any) -> None:
         x_0 = self.images.take(numbers).to(self.terms.denoiser.device)
-        batches = [batch for draw in range(self.draws) for batch in self._batches(numbers, draw)]
-        for batch in batches[: self.batches_done]:
-            bar.update(len(batch.nodes))
-        for batch in batches[self.batches_done :]:
+        rows = self._rows(numbers)
+        bar.update(self.rows_done)
+        while self.rows_done < len(rows):
+            batch = rows.take(slice(self.rows_done, self.rows_done + self.batch_size))
             self._evaluate(batch, numbers, x_0)
-            self.batches_done += 1
-            bar.update(len(batch.nodes))
+            self.rows_done += len(batch)
+            bar.update(len(batch))
             if path is not None and time.monotonic() - self._saved > _CHECKPOINT_SECONDS:
                 self._save(path, identity)
         if self.prior is not None:
@@ -148,7 +157,7 @@ class BoundRun:
         if self.draws > 1:
             self.noise_variance += float(whole.var(0, ddof=1).sum())
         self.values[...] = 0.0
-        self.batches_done = 0
+        self.rows_done = 0
         self._changing = False
 
     @property
@@ -160,19 +169,19 @@ class BoundRun:
 
     # ---- one batch --------------------------------------------------------------------------------------------
 
-    def _batches(self, numbers: IntArray, draw: int) -> list[Batch]:
-        """The (node, image) pairs of a chunk and draw, sorted by node, in batches."""
-        if self.strata is None:
-            chosen = [(np.arange(len(self.terms.nodes)), np.ones(len(self.terms.nodes))) for _ in numbers]
-        else:
-            chosen = [self._choose(int(i), draw) for i in numbers]
-        nodes = np.concatenate([picked for picked, _ in chosen])
-        weights = np.concatenate([weight for _, weight in chosen])
-        images = np.repeat(np.arange(len(numbers)), [len(picked) for picked, _ in chosen])
-        order = np.argsort(nodes, kind="stable")
-        cuts = range(0, len(order), self.batch_size)
-        parts = [order[cut : cut + self.batch_size] for cut in cuts]
-        return [Batch(draw, nodes[part], images[part], weights[part]) for part in parts]
+    def _rows(self, numbers: IntArray) -> Rows:
+        """All evaluations of a chunk, sorted by node."""
+        every = np.arange(len(self.terms.nodes)), np.ones(len(self.terms.nodes))
+        draws, nodes, images, weights = [], [], [], []
+        for draw in range(self.draws):
+            for image, number in enumerate(numbers):
+                picked, weight = every if self.strata is None else self._choose(int(number), draw)
+                draws.append(np.full(len(picked), draw))
+                nodes.append(picked)
+                images.append(np.full(len(picked), image))
+                weights.append(weight)
+        rows = Rows(*(np.concatenate(parts) for parts in (draws, nodes, images, weights)))
+        return rows.take(np.argsort(rows.nodes, kind="stable"))
 
     def _choose(self, image: int, draw: int) -> tuple[IntArray, npt.NDArray[np.float64]]:
         """One node of each stratum, weighted by the stratum's size; and always the last."""
@@ -183,7 +192,7 @@ class BoundRun:
         return np.array([*picked, len(self.terms.nodes) - 1]), np.array([*sizes, 1.0])
 
     @torch.inference_mode()
-    def _evaluate(self, batch: Batch, numbers: IntArray, chunk: torch.Tensor) -> None:
+    def _evaluate(self, batch: Rows, numbers: IntArray, chunk: torch.Tensor) -> None:
         denoiser, nodes = self.terms.denoiser, self.terms.nodes
         indices = torch.tensor([nodes[k].t for k in batch.nodes])
         x_0, eps = chunk[torch.from_numpy(batch.images)], self._noise(batch, numbers)
@@ -192,35 +201,31 @@ class BoundRun:
         # Clipping and the tails of the decoder would hide an infinite output.
         finite = torch.isfinite(posterior.eps).flatten(1).all(1).cpu().numpy()
         for k in np.unique(batch.nodes):
-            rows = np.flatnonzero(batch.nodes == k)
-            part = slice(int(rows[0]), int(rows[-1]) + 1)  # sorted by node
+            found = np.flatnonzero(batch.nodes == k)
+            part = slice(int(found[0]), int(found[-1]) + 1)  # sorted by node
             values = self.terms.at(nodes[k], x_0[part], eps[part], posterior.rows(part)).numpy()
             values[~finite[part]] = np.nan
-            images, columns = batch.images[part], np.array([column for column, _ in nodes[k].steps])
-            self._refuse_nan(values, int(k), numbers[images])
-            self.values[batch.draw, images[:, None], columns] = values * batch.weights[part, None]
+            rows, columns = batch.take(part), np.array([column for column, _ in nodes[k].steps])
+            self._refuse_nan(values, int(k), numbers[rows.images])
+            self.values[rows.draws[:, None], rows.images[:, None], columns] = values * rows.weights[:, None]
 
-    def _noise(self, batch: Batch, numbers: IntArray) -> torch.Tensor:
+    def _noise(self, batch: Rows, numbers: IntArray) -> torch.Tensor:
         shape = self.terms.denoiser.shape
-        out = np.empty((len(batch.nodes), *shape), dtype=np.float32)
-        for row, k, image in zip(out, batch.nodes, numbers[batch.images], strict=True):
-            stream = self._streams.at(self.seed, "likelihood noise", image, batch.draw, self.terms.nodes[k].t)
+        out = np.empty((len(batch), *shape), dtype=np.float32)
+        for row, draw, k, image in zip(out, batch.draws, batch.nodes, numbers[batch.images], strict=True):
+            stream = self._streams.at(self.seed, "likelihood noise", image, draw, self.terms.nodes[k].t)
             stream.standard_normal(out=row, dtype=np.float32)
         return torch.from_numpy(out).to(self.terms.denoiser.device)
 
-    def _condition(self, batch: Batch, numbers: IntArray) -> torch.Tensor | None:
+    def _condition(self, batch: Rows, numbers: IntArray) -> torch.Tensor | None:
         """Of each row; one drawn at random is the same at all steps of an image and draw."""
         if self.conditions is None:
             return None
-        picked = np.concatenate(
-            [
-                self.conditions.pick(
-                    numbers[[i]], generator(self.seed, "likelihood condition", int(numbers[i]), batch.draw)
-                )
-                for i in batch.images
-            ]
-        )
-        return self.conditions.take(picked).to(self.terms.denoiser.device)
+        picked = [
+            self.conditions.pick(numbers[[i]], self._streams.at(self.seed, "likelihood condition", numbers[i], draw))
+            for draw, i in zip(batch.draws, batch.images, strict=True)
+        ]
+        return self.conditions.take(np.concatenate(picked)).to(self.terms.denoiser.device)
 
     def _refuse_nan(self, values: npt.NDArray[np.float64], k: int, images: IntArray) -> None:
         bad = np.argwhere(~np.isfinite(values))
@@ -246,7 +251,7 @@ class BoundRun:
         place = {
             "count": self.moments.count,
             "noise_variance": self.noise_variance,
-            "batches_done": self.batches_done,
+            "rows_done": self.rows_done,
         }
         write_document(path, FORMAT, FORMAT_VERSION, arrays, {"identity": identity, **place})
         self._saved = time.monotonic()
@@ -270,7 +275,7 @@ class BoundRun:
             )
         self.moments.count, self.noise_variance = metadata["count"], metadata["noise_variance"]
         self.moments.mean, self.moments.squares = arrays["mean"].copy(), arrays["squares"].copy()
-        self.values, self.batches_done = arrays["values"].copy(), metadata["batches_done"]
+        self.values, self.rows_done = arrays["values"].copy(), metadata["rows_done"]
 
 
 def run_identity(run: BoundRun, fingerprint: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -279,12 +284,13 @@ def run_identity(run: BoundRun, fingerprint: str, settings: dict[str, Any]) -> d
     return {
         **settings,
         "images": fingerprint,
-        "batch_size": run.batch_size,
         "network": denoiser.fingerprint,
         "schedule": denoiser.schedule.digest,
         "shape": list(denoiser.shape),
         "prediction": denoiser.prediction,
         "clip": None if denoiser.clip is None else list(denoiser.clip),
         "guidance_scale": denoiser.guidance_scale,
+        "autocast": None if denoiser.autocast is None else str(denoiser.autocast),
+        "sigma_data": denoiser.sigma_data if denoiser.prediction in ("edm", "edm_v") else None,
         "conditions": None if conditions is None else conditions.fingerprint,
     }

@@ -78,10 +78,10 @@ class BoundTerms:
         return gaussian_kl(kernel.lambda2, covariance.log_det(), covariance.inverse_trace(), quadratic, d)
 
 
-def refuse_point_mass(eta: float) -> None:
-    """Refuse η = 0, for which the bound is infinite."""
+def refuse_point_mass(eta: float, given: float | None = None) -> None:
+    """Refuse η = 0 (or, as `given`, an η whose λ² vanishes in float64), for which the bound is infinite."""
     if eta == 0:
         raise InputError(
-            "eta=0 (DDIM) makes q(x_s|x_t,x_0) a point mass, so that the bound is infinite for every covariance; use "
-            "eta=1 (DDPM), or 0 < eta < 1, for likelihoods."
+            f"eta={abs(eta) if given is None else given:g} (DDIM) makes q(x_s|x_t,x_0) a point mass, so that the bound "
+            "is infinite for every covariance; use eta=1 (DDPM), or 0 < eta < 1, for likelihoods."
         )

@@ -10,6 +10,7 @@ cause, the variance of the step's noise divided by the optimal one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,10 +24,11 @@ from ..process.kernel import ReverseKernel
 from ..process.steps import resolve
 from ..variance.covariance import Analytic, FixedLarge, FixedSmall, ReverseCovariance
 from ..variance.table import VarianceTable
-from .likelihood import check_count
+from .likelihood import check_count, check_seed
 from .sampler import Sampler
 
 _ROWS = 10
+_NOTEWORTHY = 0.01  # of the optimal variance
 _SIGNS = {"beta_tilde": "β̃", "beta": "β", "analytic": "analytic"}
 
 
@@ -76,9 +78,9 @@ class VarianceCheck:
             return text + "."
         low, high = (pick(noisy, key=lambda step: step.noise[name]) for pick in (min, max))
         parts = []
-        if low.noise[name] < 1:
+        if low.noise[name] < 1 - _NOTEWORTHY:
             parts.append(f"too little noise, down to {low.noise[name]:.2g} of the optimum from {low.t} to {low.s}")
-        if high.noise[name] > 1:
+        if high.noise[name] > 1 + _NOTEWORTHY:
             parts.append(f"too much noise, up to {high.noise[name]:.2g} times the optimum from {high.t} to {high.s}")
         return f"{text}; {', and '.join(parts)}." if parts else text + "."
 
@@ -109,10 +111,15 @@ def check(
 
     Raises InputError for a table that does not fit, or of published arrays (they know no data).
     """
+    if not isinstance(table, VarianceTable) or not isinstance(denoiser, Denoiser):
+        raise InputError(
+            f"check takes a variance table and its denoiser, but got {type(table).__name__} and "
+            f"{type(denoiser).__name__}."
+        )
     table.check(denoiser)
     if table.data is None:
         raise InputError("this table was made from published arrays and knows no data to compare with; estimate one.")
-    count, batch_size = check_count("count", count), check_count("batch_size", batch_size)
+    count, batch_size, seed = check_count("count", count), check_count("batch_size", batch_size), check_seed(seed)
     choices: dict[str, ReverseCovariance] = {
         "beta_tilde": FixedSmall(),
         "beta": FixedLarge(),
@@ -155,4 +162,6 @@ def _step(table: VarianceTable, kernel: ReverseKernel, totals: dict[str, float])
     if kernel.s > 0:
         best = float(Analytic(table).variance(kernel))
         noise = {"beta_tilde": kernel.beta_tilde / best, "beta": kernel.beta / best, "analytic": 1.0}
-    return CheckedStep(kernel.t, kernel.s, expected, {k: v / expected for k, v in totals.items()}, noise)
+    return CheckedStep(
+        kernel.t, kernel.s, expected, {k: v / expected if expected else math.nan for k, v in totals.items()}, noise
+    )

@@ -12,6 +12,7 @@ continuous data it is the Gaussian's own density, there with any structure.
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..errors import InputError
+from ..errors import DiffusionVarWarning, InputError
 from ..models.denoiser import Denoiser, Posterior
 from ..process.kernel import ReverseKernel
 from ..process.structure import Isotropic, Pixel
@@ -147,7 +148,8 @@ def make_decoder(
 ) -> Decoder:
     """The decoder from index t for a `decoder_variance`; levels None: of continuous data.
 
-    A pixel that (almost) never errs in the table gets at least the variance of rounding to a level, (distance)²/12.
+    With "pixel", one that (almost) never errs in the table gets at least the variance of rounding to a level,
+    (distance)²/12: in other images it may err.
     """
     if choice == "covariance":
         if levels is not None:
@@ -164,21 +166,26 @@ def make_decoder(
         return DensityDecoder(
             str(choice), lambda posterior, _: StructuredCovariance(structure, variance_tensor(variance, posterior))
         )
-    rounding = ((data_range[1] - data_range[0]) / (levels - 1)) ** 2 / 12
-    floored = np.maximum(variance, rounding) if isinstance(choice, str) else variance
-    return DiscreteDecoder(floored, levels, data_range)
+    if choice == "pixel":
+        variance = np.maximum(variance, ((data_range[1] - data_range[0]) / (levels - 1)) ** 2 / 12)
+    return DiscreteDecoder(variance, levels, data_range)
 
 
 def _variance(denoiser: Denoiser, covariance: ReverseCovariance, t: int, choice: DecoderVariance | float) -> Any:
-    if isinstance(choice, (int, float, np.number)) and not isinstance(choice, bool):
-        if not (math.isfinite(choice) and choice > 0):
-            raise InputError(f"decoder_variance={choice!r} must be positive and finite.")
-        return float(choice)
+    if not isinstance(choice, str):
+        return _positive(choice)
     if choice == "beta_tilde":
         if denoiser.schedule.num_steps < 2:
             raise InputError(
                 "decoder_variance='beta_tilde' is that of the step 2 to 1, but the schedule has one index; give a "
                 "number."
+            )
+        if t > 1:
+            warnings.warn(
+                f"the decoder's variance is that of the step 2 to 1, but the last step starts at index {t}, where x_0 "
+                "is known less well: the bound will be large; use decoder_variance='isotropic', or steps from 1 on.",
+                DiffusionVarWarning,
+                stacklevel=5,
             )
         return ReverseKernel(denoiser.schedule, t=2, s=1).beta_tilde
     if choice not in ("isotropic", "pixel"):
@@ -193,3 +200,14 @@ def _variance(denoiser: Denoiser, covariance: ReverseCovariance, t: int, choice:
             "table.posterior_variance(n) of the smallest index n."
         )
     return covariance.table.posterior_variance(t, covariance.estimator, choice, covariance.bounded)
+
+
+def _positive(choice: Any) -> float:
+    try:
+        known = isinstance(choice, (int, float, np.number)) and not isinstance(choice, bool)
+        value = float(choice) if known else math.nan
+    except OverflowError:
+        value = math.inf
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"decoder_variance={choice!r} must be a positive, finite number, or the name of a choice.")
+    return value

@@ -136,6 +136,8 @@ class _Request:
             ReverseKernel(denoiser.schedule, t, s, eta, clipped_eps)
             for s, t in zip([0, *self.steps[:-1]], self.steps, strict=True)
         ][::-1]
+        if any(kernel.lambda2 == 0.0 for kernel in self.kernels if kernel.s > 0):
+            refuse_point_mass(0.0, eta)
         self.decoder_variance, self.seed = decoder_variance, check_seed(seed)
         self.draws = check_count("draws", draws)
         self.step_samples = None if step_samples is None else check_count("step_samples", step_samples)

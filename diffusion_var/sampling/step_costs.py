@@ -7,7 +7,7 @@ I evaluations an image, not I²/2.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from .bound_terms import BoundTerms, Node, refuse_point_mass
 from .likelihood import check_choice, check_count, check_seed, common_range
 from .step_covariances import StepCovariances
 
-_INDICES = 64
+#: How many indices are measured by default.
+INDICES = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +81,9 @@ def step_costs(
     refuse_point_mass(eta)
     check_clipped_eps(clipped_eps)
     schedule, seed = denoiser.schedule, check_seed(seed)
-    chosen = log_snr(schedule, min(_INDICES, schedule.num_steps)) if indices is None else explicit(schedule, indices)
+    chosen = (
+        log_snr(schedule, min(INDICES, schedule.num_steps)) if indices is None else check_indices(schedule, indices)
+    )
     if len(chosen) < 2:
         raise InputError(f"indices={chosen} has no step between its indices; give at least two.")
     pairs = [(i, j) for j in range(1, len(chosen)) for i in range(j)]
@@ -105,12 +108,20 @@ def step_costs(
         draws=check_count("draws", draws),
         batch_size=check_count("batch_size", batch_size),
     )
-    settings = {"indices": chosen, "eta": float(eta), "clipped_eps": clipped_eps, "seed": seed, "draws": draws}
+    settings = {"indices": chosen, "eta": float(eta), "clipped_eps": clipped_eps, "seed": seed, "draws": run.draws}
+    settings["data_range"] = None if source.data_range is None else list(source.data_range)
     settings["covariance"] = covariance.identity()
     run.finish(checkpoint, run_identity(run, source.scan(), settings), progress)
     values = np.full((len(chosen), len(chosen)), math.inf)
     errors = np.full_like(values, math.nan)
-    d = math.prod(denoiser.shape)
+    d, standard_error = math.prod(denoiser.shape), run.moments.standard_error
     for (i, j), k in column.items():
-        values[i, j], errors[i, j] = run.moments.mean[k] / d, run.moments.standard_error[k] / d
+        values[i, j], errors[i, j] = run.moments.mean[k] / d, standard_error[k] / d
     return StepCosts(schedule, np.array(chosen, dtype=np.int64), values, errors, run.moments.count)
+
+
+def check_indices(schedule: NoiseSchedule, indices: Any) -> list[int]:
+    """Ascending indices, checked."""
+    if not isinstance(indices, Iterable):
+        raise InputError(f"indices={indices!r} must be a list of indices.")
+    return explicit(schedule, list(indices))

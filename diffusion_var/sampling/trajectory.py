@@ -16,6 +16,9 @@ arXiv:2106.03802).
 A minimum over noisy estimates seeks out those that err downwards. So an index whose estimate is poor is not visited:
 the relative standard error of its isotropic variance is above `max_relative_error`, or that variance is not positive.
 The rule is the same for every structure, since a cost is a mean over elements, in which their own errors average out.
+At N, where a path must begin, the nearest good variance below stands for a poor one. Published arrays know no errors;
+theirs are made non-decreasing in n, as exact variances are, by isotonic regression (weights SNR²: the noise of
+1 − E ε̂² is about the same everywhere).
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import isotonic_regression
 
 from ..errors import DiffusionVarWarning, InputError
 from ..process.schedule import NoiseSchedule, is_whole
@@ -81,8 +85,7 @@ def optimal_paths(
         structure: of the table: exact for up to 4,096 elements, above them binned (`OptimalPaths.binning_error`).
         estimator: of the table; None: "residual", or "score_norm" for published arrays.
         max_relative_error: indices whose isotropic variance has a larger relative standard error are not visited, 1
-            and N excepted. A warning names them. Errors of published arrays are not known; there only variances of
-            zero count as poor.
+            and N excepted (see the module docstring). A warning names them. Without meaning for published arrays.
     """
     if objective == "bound":
         if not isinstance(costs, StepCosts):
@@ -105,27 +108,53 @@ def optimal_paths(
 def _kl_paths(
     table: VarianceTable, most: int | None, structure: str, estimator: Estimator, max_relative_error: float
 ) -> OptimalPaths:
-    N = table.schedule.num_steps
-    if not max_relative_error > 0:
-        raise InputError(f"max_relative_error={max_relative_error} must be positive.")
-    table.posterior_variance(N, estimator, structure)  # covers the steps, and knows the names?
-    table.posterior_variance(1, estimator, structure)
-    poor = [n for n in range(2, N) if _is_poor(table, n, estimator, max_relative_error)]
-    if poor:
-        _warn(
-            f"{len(poor)} of {N} indices are not visited, since their relative standard error is above "
-            f"{max_relative_error:g} or their variance not positive ({brief(poor)}); estimate the table to a lower "
-            "tolerance to have them all."
-        )
-    nodes = sorted({*range(1, N + 1)} - {*poor})
-    sources = {N: _known_at_end(table, nodes, estimator)}
-    rows = [
-        bin_variances(np.reshape(table.posterior_variance(sources.get(n, n), estimator, structure), (1, -1)))
-        for n in nodes  # one by one: those of large images do not fit into the memory together
-    ]
+    if not isinstance(max_relative_error, (int, float)) or not max_relative_error > 0:
+        raise InputError(f"max_relative_error={max_relative_error!r} must be a positive number.")
+    for n in (1, table.schedule.num_steps):
+        table.posterior_variance(n, estimator, structure)  # covers the steps, and knows the names?
+    if table.data is None:
+        nodes, rows = _published(table)
+    else:
+        nodes, rows = _measured(table, structure, estimator, max_relative_error)
     matrix = kl_costs(table.schedule, nodes, np.concatenate([binned for binned, _ in rows]))
     errors = np.concatenate([error for _, error in rows])
     return OptimalPaths(np.array(nodes), least_costs(matrix, _most(most, nodes)), matrix, 0.5, errors)
+
+
+def _published(table: VarianceTable) -> tuple[list[int], list[tuple[Float64Array, Float64Array]]]:
+    """All indices, and the variances of published arrays made non-decreasing."""
+    schedule, N = table.schedule, table.schedule.num_steps
+    raw = np.array([float(table.nodes.value("score_norm", "isotropic", n)) for n in range(1, N + 1)])
+    known = np.isfinite(raw)  # not at zero SNR
+    weights = np.exp(2.0 * schedule.log_snr[1:][known])
+    smooth = np.empty(N)
+    smooth[known] = isotonic_regression(raw[known], weights=weights / weights.max() + 1e-300).x
+    smooth[~known] = smooth[known][-1]
+    if smooth[-1] <= 0.0:
+        raise InputError("the published moments give no positive variance at any index; check them and the schedule.")
+    nodes = sorted({1, *(int(n) for n in np.flatnonzero(smooth > 0.0) + 1)})
+    return nodes, [bin_variances(np.full((1, 1), max(smooth[n - 1], 0.0))) for n in nodes]
+
+
+def _measured(
+    table: VarianceTable, structure: str, estimator: Estimator, limit: float
+) -> tuple[list[int], list[tuple[Float64Array, Float64Array]]]:
+    """The indices that may be visited, and their variances."""
+    N = table.schedule.num_steps
+    poor = [n for n in range(2, N) if _is_poor(table, n, estimator, limit)]
+    if poor:
+        _warn(
+            f"{len(poor)} of {N} indices are not visited, since their relative standard error is above "
+            f"{limit:g} or their variance not positive ({brief(poor)}); estimate the table to a lower tolerance to "
+            "have them all."
+        )
+    nodes = sorted({*range(1, N + 1)} - {*poor})
+    sources = {N: _known_at_end(table, nodes, estimator, limit)}
+    # One by one: those of large images do not fit into the memory together.
+    return nodes, [
+        bin_variances(np.reshape(table.posterior_variance(sources.get(n, n), estimator, structure), (1, -1)))
+        for n in nodes
+    ]
 
 
 def _is_poor(table: VarianceTable, n: int, estimator: Estimator, limit: float) -> bool:
@@ -133,12 +162,12 @@ def _is_poor(table: VarianceTable, n: int, estimator: Estimator, limit: float) -
     return not 0.0 < v < math.inf or table.standard_error(n, estimator) > limit * v
 
 
-def _known_at_end(table: VarianceTable, nodes: Sequence[int], estimator: Estimator) -> int:
-    """N, or the nearest node below it where the variance at N is unknown: noise of published arrays, say, or the
-    estimator score_norm at zero SNR. An exact variance hardly changes there."""
+def _known_at_end(table: VarianceTable, nodes: Sequence[int], estimator: Estimator, limit: float) -> int:
+    """N, or the nearest node below it where the variance at N is poor, as score_norm's often is: an exact variance
+    hardly changes there, and without one the last step would be free."""
     N = nodes[-1]
     for n in reversed(nodes):
-        if 0.0 < table.posterior_variance(n, estimator) < math.inf:
+        if not _is_poor(table, n, estimator, limit):
             if n != N:
                 found = table.posterior_variance(N, estimator)
                 _warn(
@@ -150,7 +179,7 @@ def _known_at_end(table: VarianceTable, nodes: Sequence[int], estimator: Estimat
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, DiffusionVarWarning, stacklevel=5)
+    warnings.warn(text, DiffusionVarWarning, stacklevel=6)
 
 
 def _bound_paths(costs: StepCosts, most: int | None) -> OptimalPaths:

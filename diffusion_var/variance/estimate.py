@@ -252,6 +252,8 @@ class _Run:
             "data": evaluator.population.statistics.fingerprint,
             "conditions": None if conditions is None else conditions.fingerprint,
             "guidance_scale": denoiser.guidance_scale,
+            "autocast": None if denoiser.autocast is None else str(denoiser.autocast),
+            "sigma_data": denoiser.sigma_data if denoiser.prediction in ("edm", "edm_v") else None,
         }
 
     def table(self, announce: bool = True) -> VarianceTable:

@@ -120,7 +120,7 @@ def test_fine_levels_are_the_density_less_the_width_of_a_level() -> None:
 @pytest.mark.parametrize("steps", [1, 2, 7, [40], [5, 6, 100]])
 def test_parts_sum_to_the_value_and_have_names(steps: Any) -> None:
     network = Network()
-    found = bound(small_denoiser(network), steps=steps, draws=2, batch_size=4)
+    found = bound(small_denoiser(network), steps=steps, draws=2, batch_size=4, decoder_variance=0.01)
     K = len(found.steps)
     assert found.per_step.shape == found.per_step_error.shape == (K + 1,)
     assert float(found) == found.value == pytest.approx(found.per_step.sum(), rel=1e-12)
@@ -161,9 +161,16 @@ def test_text_names_value_error_and_parts() -> None:
     found = bound(draws=2)
     text = str(found)
     middle = found.value - found.prior - found.decoder
-    assert f"{found.value:.4f} ± {found.standard_error:.2g} bits/dim" in text
-    assert f"noise alone ± {found.noise_error:.2g}" in text
+    assert f"at most {found.value:.4f} bits/dim (6 images, standard error {found.standard_error:.2g}, " in text
+    assert f"of the noise alone {found.noise_error:.2g})" in text
     assert f"prior {found.prior:.4f} + 3 steps {middle:.4f} + decoder {found.decoder:.4f}" in text
+
+
+def test_text_claims_no_more_than_is_known() -> None:
+    """Sampled steps make a bound only on average; one image has no spread."""
+    assert str(bound(steps=12, step_samples=2)).startswith("bound, from sampled steps: ")
+    assert "nan" not in str(bound(images=pictures(1)))
+    assert "error" not in str(bound(images=pictures(1)))
 
 
 # ---- images, however they come ------------------------------------------------------------------------------------

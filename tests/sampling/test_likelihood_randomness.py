@@ -1,6 +1,7 @@
 """Where the bound's noise comes from, what its two standard errors mean, and the steps that are drawn at random."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 from small_likelihoods import SCHEDULE, STEPS, Network, pictures, small_denoiser
 
 import diffusion_var as dv
+from diffusion_var.sampling.bound_run import strata_of
+from diffusion_var.sampling.bound_terms import Node
 
 #: A decoder that does not drown the other terms of this small model.
 OPTIONS: dict[str, Any] = {"steps": STEPS, "decoder_variance": 0.01}
@@ -134,9 +137,35 @@ def test_sampled_steps_are_one_of_each_group(steps: int, step_samples: int) -> N
     assert len(found.per_step) == steps + 1
     middle = np.flatnonzero(found.per_step[1:-1])
     assert len(middle) == count
-    groups = np.array_split(np.arange(steps - 1), count) if count else []
+    falling = found.steps[::-1]
+    kernels = [dv.ReverseKernel(small_denoiser().schedule, t, s) for t, s in pairwise(falling)]
+    groups = strata_of([Node(k.t, ((i, k),)) for i, k in enumerate(kernels)], count) if count else []
+    assert [k for group in groups for k in group] == list(range(steps - 1))
     for k, group in zip(middle, groups, strict=True):
         assert k in group
+
+
+def test_groups_of_steps_cost_about_the_same() -> None:
+    """log((1 + SNR_s)/(1 + SNR_t)) is twice the KL of a step for data of variance 1."""
+    schedule = dv.NoiseSchedule.linear(1000)
+    kernels = [dv.ReverseKernel(schedule, t, t - 1) for t in range(1000, 1, -1)]
+    groups = strata_of([Node(k.t, ((i, k),)) for i, k in enumerate(kernels)], 10)
+    v = 1 / (1 + np.exp(schedule.log_snr))
+    costs = np.array([math.log1p(k.gain**2 * v[k.t] / k.lambda2) for k in kernels])
+    shares = np.array([costs[group].sum() for group in groups]) / costs.sum()
+    assert np.concatenate(groups).tolist() == list(range(999))
+    assert len(groups[0]) > 20 * len(groups[-1])
+    assert np.abs(shares - 0.1).max() < costs.max() / costs.sum()
+
+
+def test_the_dear_steps_are_sampled_apart() -> None:
+    """With equal numbers of steps in the groups the spread is many times as large."""
+    denoiser = dv.oracles.GaussianDenoiser(dv.NoiseSchedule.linear(1000), 0.0, np.full((1, 4, 4), 0.3))
+    data = denoiser.sample(200, seed=1)
+    full = dv.density_bound(denoiser, dv.FixedLarge(), data, 200, decoder_variance=0.01)
+    some = dv.density_bound(denoiser, dv.FixedLarge(), data, 200, decoder_variance=0.01, step_samples=20)
+    assert abs(some.value - full.value) < 4 * some.standard_error
+    assert some.standard_error < 3 * full.standard_error
 
 
 def test_images_and_draws_have_their_own_steps() -> None:

@@ -132,12 +132,31 @@ def test_interrupted_while_sums_are_half_changed(tmp_path: Path, monkeypatch: py
         if len(merged) == 2:
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(bound_run, "_CHUNK", 4)
+    whole = run()
     monkeypatch.setattr(RunningMoments, "add", adds_and_stops)
     with pytest.raises(KeyboardInterrupt):
         run(None, path)
-    monkeypatch.undo()
+    monkeypatch.setattr(RunningMoments, "add", add)
     assert merged == [4, 4]
-    assert_same(run(None, path), run())
+    assert_same(run(None, path), whole)
+
+
+def test_another_batch_size_goes_on(tmp_path: Path) -> None:
+    """After running out of memory, say."""
+    path = tmp_path / "run.ckpt"
+    with pytest.raises(KeyboardInterrupt):
+        run(stop_at(9), path)
+    found = run(None, path, batch_size=3)
+    assert found.value == pytest.approx(run().value, rel=1e-6)
+
+
+def test_another_precision_is_another_run(tmp_path: Path) -> None:
+    path = tmp_path / "run.ckpt"
+    dv.bits_per_dim(small_denoiser(), dv.FixedLarge(), pictures(2), STEPS, checkpoint=path)
+    half = small_denoiser(autocast=torch.bfloat16)
+    with pytest.raises(dv.InputError, match="different autocast"):
+        dv.bits_per_dim(half, dv.FixedLarge(), pictures(2), STEPS, checkpoint=path)
 
 
 def test_errors_leave_a_checkpoint_too(tmp_path: Path) -> None:
@@ -173,7 +192,6 @@ def scaled() -> Network:
         ({"seed": 5}, "seed"),
         ({"steps": 11}, "steps"),
         ({"draws": 3}, "draws"),
-        ({"batch_size": 5}, "batch_size"),
         ({"eta": 0.5, "covariance": dv.FixedSmall()}, "eta, covariance"),
         ({"covariance": dv.FixedSmall()}, "covariance"),
         ({"decoder_variance": 0.02}, "decoder_variance"),

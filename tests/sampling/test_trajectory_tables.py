@@ -133,8 +133,8 @@ def test_binned_elements_cost_what_they_should(
 
 
 def test_poor_indices_are_not_visited(table: dv.VarianceTable) -> None:
-    """What is poor may look cheap: no path of any length has it. The two ends are needed, poor or not."""
-    poor = blurred(table, 0.3, [1, 12, 25, 40, N], "isotropic")
+    """What is poor may look cheap: no path of any length has it. The first index is needed, poor or not."""
+    poor = blurred(table, 0.3, [1, 12, 25, 40], "isotropic")
     with pytest.warns(dv.DiffusionVarWarning, match=r"3 of 60 indices are not visited, .* above 0.1 .*\(12, 25, 40\)"):
         found = dv.steps.optimal_paths(poor)
     assert found.nodes.tolist() == [n for n in range(1, N + 1) if n not in (12, 25, 40)]
@@ -174,39 +174,60 @@ def test_the_isotropic_error_decides_for_every_structure(table: dv.VarianceTable
             assert dv.steps.optimal_paths(poor, structure=structure).most == N - 1
 
 
-@pytest.mark.parametrize("eps_square", [1.0, 1.02])
-def test_variances_of_zero_are_poor_in_published_arrays(eps_square: float) -> None:
-    """Their errors are not known; a zero would make the step from that index free."""
-    values = SCHEDULE.sigma[1:] ** 2 / (SCHEDULE.alpha[1:] ** 2 * 0.3 + SCHEDULE.sigma[1:] ** 2)
-    assert dv.steps.optimal_paths(dv.VarianceTable.from_moments(SCHEDULE, eps_square=values)).most == N
-    values[[49, 56]] = eps_square
-    broken = dv.VarianceTable.from_moments(SCHEDULE, eps_square=values)
-    with pytest.warns(dv.DiffusionVarWarning, match=r"2 of 60 .* not positive \(50, 57\)"):
-        found = dv.steps.optimal_paths(broken)
-    assert not {50, 57} & {*found.steps(58)}
+def test_a_poor_last_variance_is_that_of_the_nearest_good_index(table: dv.VarianceTable) -> None:
+    """Without one the last step might be free, whatever its length."""
+    with pytest.warns(dv.DiffusionVarWarning) as caught:
+        found = dv.steps.optimal_paths(blurred(table, 0.3, [N - 1, N], "isotropic"), structure="pixel")
+    assert "at index 60 is 0.07" in str(caught[1].message)
+    assert "that of index 58 stands for it" in str(caught[1].message)
+    nodes = [*range(1, N - 1), N]
+    v = [table.posterior_variance(min(n, N - 2), structure="pixel").ravel() for n in nodes]
+    np.testing.assert_array_equal(found.matrix, trajectory.kl_costs(SCHEDULE, nodes, v))
 
 
-@pytest.mark.parametrize(
-    ("schedule", "eps_square", "data_range"), [(SCHEDULE, 1.01, (-1.0, 1.0)), (ZERO_TERMINAL, 1.0, None)]
-)
-def test_an_unknown_last_variance_is_that_of_the_index_before(
-    schedule: dv.NoiseSchedule, eps_square: float, data_range: tuple[float, float] | None
-) -> None:
-    """With none the last step would be free (or, at zero SNR, infinitely dear), whatever its length."""
-    values = schedule.sigma[1:] ** 2 / (schedule.alpha[1:] ** 2 * 0.3 + schedule.sigma[1:] ** 2)
-    values[-2:] = values[-2], eps_square
-    broken = dv.VarianceTable.from_moments(schedule, eps_square=values, data_range=data_range)
-    with pytest.warns(dv.DiffusionVarWarning, match="at index 60 is .* that of index 59 stands for it"):
-        found = dv.steps.optimal_paths(broken)
-    assert np.isfinite(found.cost(5))
-    v = [broken.posterior_variance(min(n, N - 1), "score_norm") for n in range(1, N + 1)]
-    expected = trajectory.kl_costs(schedule, range(1, N + 1), v)
-    np.testing.assert_array_equal(found.matrix, expected)
+# ---- published arrays -----------------------------------------------------------------------------------------------
+
+
+def exact_moments(schedule: dv.NoiseSchedule) -> tuple[Any, Any]:
+    """E ε̂² and v of Gaussian data with 64 variances, (N,) each."""
+    l, alpha2, sigma2 = np.logspace(-3, 0, 64), schedule.alpha[1:, None] ** 2, schedule.sigma[1:, None] ** 2
+    return (sigma2 / (alpha2 * l + sigma2)).mean(1), (l * sigma2 / (alpha2 * l + sigma2)).mean(1)
+
+
+@pytest.mark.parametrize("samples", [10, 1000])
+def test_paths_of_noisy_published_arrays_are_nearly_optimal(samples: int) -> None:
+    """1 − E ε̂² is lost in noise at most indices; as it stands, a zero there would be sought out."""
+    schedule = dv.NoiseSchedule.linear(1000)
+    eps_square, v = exact_moments(schedule)
+    matrix = trajectory.kl_costs(schedule, range(1, 1001), v)
+    noisy = eps_square * (1 + np.random.default_rng(1).normal(size=1000) * np.sqrt(2 / 3072 / samples))
+    assert (noisy > 1).sum() > 100
+
+    def true_cost(path: list[int]) -> float:
+        return float(sum(matrix[s - 1, t - 1] for s, t in itertools.pairwise(path)))
+
+    best = true_cost(dv.steps.optimal(dv.VarianceTable.from_moments(schedule, eps_square=eps_square), 10))
+    found = true_cost(dv.steps.optimal(dv.VarianceTable.from_moments(schedule, eps_square=noisy), 10))
+    assert found < 1.02 * best < 0.98 * true_cost(dv.steps.log_snr(schedule, 10))
+
+
+def test_exact_published_arrays_stay_as_they_are() -> None:
+    eps_square, v = exact_moments(SCHEDULE)
+    found = dv.steps.optimal_paths(dv.VarianceTable.from_moments(SCHEDULE, eps_square=eps_square))
+    np.testing.assert_allclose(found.matrix, trajectory.kl_costs(SCHEDULE, range(1, N + 1), v), rtol=1e-9)
+
+
+def test_published_arrays_at_zero_snr() -> None:
+    """ε̂ says nothing of x_0 there: the variance is that of the index before."""
+    eps_square, v = exact_moments(ZERO_TERMINAL)
+    table = dv.VarianceTable.from_moments(ZERO_TERMINAL, eps_square=eps_square, data_range=None)
+    expected = trajectory.kl_costs(ZERO_TERMINAL, range(1, N + 1), [*v[:-1], v[-2]])
+    np.testing.assert_allclose(dv.steps.optimal_paths(table).matrix, expected, rtol=1e-9)
 
 
 def test_no_positive_variance_at_all_is_refused() -> None:
     nothing = dv.VarianceTable.from_moments(SCHEDULE, eps_square=np.full(N, 1.5))
-    with pytest.warns(dv.DiffusionVarWarning), pytest.raises(dv.InputError, match="no positive score_norm variance"):
+    with pytest.raises(dv.InputError, match="no positive variance at any index"):
         dv.steps.optimal(nothing, 2)
 
 
@@ -232,9 +253,10 @@ def test_numbers_of_steps_that_do_not_exist(table: dv.VarianceTable, steps: Any)
         ({"structure": "dct"}, "no structure 'dct'"),
         ({"structure": "block"}, "structure 'block' is not known"),
         ({"estimator": "median"}, "estimator 'median' is not known"),
-        ({"max_relative_error": 0.0}, "max_relative_error=0.0 must be positive"),
-        ({"max_relative_error": -1.0}, "must be positive"),
-        ({"max_relative_error": float("nan")}, "max_relative_error=nan must be positive"),
+        ({"max_relative_error": 0.0}, "max_relative_error=0.0 must be a positive number"),
+        ({"max_relative_error": -1.0}, "must be a positive number"),
+        ({"max_relative_error": "x"}, "must be a positive number"),
+        ({"max_relative_error": float("nan")}, "max_relative_error=nan must be a positive number"),
         ({"most": 0}, "steps=0 is not a usable number of steps: 60 indices"),
         ({"most": 61}, "steps=61 is not a usable number of steps"),
     ],
