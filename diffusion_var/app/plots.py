@@ -11,7 +11,6 @@ import numpy as np
 from ..metrics.score import HIGHER_IS_BETTER
 from ..process import steps as step_lists
 from ..process.kernel import ReverseKernel
-from ..variance.bounds import Estimator
 from ..variance.covariance import Analytic, FixedLarge
 from ..variance.diagnostics import StepDiagnosis, diagnose
 from ..variance.table import VarianceTable
@@ -58,7 +57,7 @@ def variance_curves(table: VarianceTable, num_steps: int = 25) -> Figure:
         inside = [int(n) for n in table.indices] if len(table.indices) > 1 else [0, int(table.indices[0])]
     kernels = [ReverseKernel(table.schedule, t, s) for s, t in pairwise(inside)]
     t = np.array([k.t for k in kernels])
-    estimator: Estimator = "residual" if table.data is not None else "score_norm"
+    estimator = table.default_estimator
     optimal = np.array([float(Analytic(table, estimator).variance(k)) for k in kernels])
     large = np.array([FixedLarge().variance(k) for k in kernels])
     small = np.array([k.beta_tilde for k in kernels])

@@ -15,6 +15,7 @@ neighbouring steps nor for s = 0 (Δ = −∞) nor for zero terminal SNR.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -143,6 +144,14 @@ class ReverseKernel:
         if self.rederives_eps:
             return self.gain * (x_0 - posterior.mean)
         return self.alpha_s * (x_0 - posterior.mean) + self.eps_gain * (eps - posterior.eps)
+
+
+def reverse_kernels(
+    schedule: NoiseSchedule, steps: Sequence[int], eta: float = 1.0, clipped_eps: ClippedEps | None = None
+) -> list[ReverseKernel]:
+    """The steps between ascending indices and the one to 0, the noisiest first."""
+    pairs = zip([0, *steps[:-1]], steps, strict=True)
+    return [ReverseKernel(schedule, t, s, eta, clipped_eps) for s, t in pairs][::-1]
 
 
 def check_eta(eta: float) -> None:

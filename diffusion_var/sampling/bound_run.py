@@ -24,6 +24,7 @@ from ..documents import read_document, write_document
 from ..errors import DiffusionVarWarning, InputError, NumericalError
 from ..models.guidance import check_classes
 from ..randomness import Streams, generator
+from ..variance.checkpoint import require_same_run
 from ..variance.conditions import Conditions
 from ..variance.fixed_images import FixedImages
 from .bound import RunningMoments
@@ -260,19 +261,7 @@ class BoundRun:
         if not path.exists():
             return
         arrays, metadata = read_document(path, FORMAT, FORMAT_VERSION, "likelihood checkpoint")
-        different = [key for key, value in identity.items() if metadata["identity"].get(key) != value]
-        if different:
-            raise InputError(
-                f"the checkpoint {path} belongs to another run (different {', '.join(different)}); delete it or choose "
-                "another path."
-            )
-        if identity.get("network") is None:
-            warnings.warn(
-                f"the network has no weights to tell it by, so the checkpoint {path} is continued on trust; delete it "
-                "if it was made with another network.",
-                DiffusionVarWarning,
-                stacklevel=4,
-            )
+        require_same_run(path, identity, metadata["identity"])
         self.moments.count, self.noise_variance = metadata["count"], metadata["noise_variance"]
         self.moments.mean, self.moments.squares = arrays["mean"].copy(), arrays["squares"].copy()
         self.values, self.rows_done = arrays["values"].copy(), metadata["rows_done"]

@@ -16,7 +16,7 @@ import torch
 
 from ..errors import InputError
 from ..models.denoiser import Denoiser, check_range
-from ..process.kernel import ClippedEps, ReverseKernel, check_clipped_eps, check_eta
+from ..process.kernel import ClippedEps, check_clipped_eps, check_eta, reverse_kernels
 from ..process.schedule import is_whole
 from ..process.steps import resolve
 from ..variance.conditions import as_conditions
@@ -132,10 +132,7 @@ class _Request:
         check_clipped_eps(clipped_eps)
         self.denoiser, self.covariance = denoiser, covariance
         self.steps = resolve(denoiser.schedule, steps)
-        self.kernels = [
-            ReverseKernel(denoiser.schedule, t, s, eta, clipped_eps)
-            for s, t in zip([0, *self.steps[:-1]], self.steps, strict=True)
-        ][::-1]
+        self.kernels = reverse_kernels(denoiser.schedule, self.steps, eta, clipped_eps)
         if any(kernel.lambda2 == 0.0 for kernel in self.kernels if kernel.s > 0):
             refuse_point_mass(0.0, eta)
         self.decoder_variance, self.seed = decoder_variance, check_seed(seed)

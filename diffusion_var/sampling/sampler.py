@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ..errors import InputError, NumericalError
 from ..models.denoiser import Denoiser, Posterior
 from ..models.guidance import check_classes, condition_tensor
-from ..process.kernel import ClippedEps, ReverseKernel, check_clipped_eps, check_eta
+from ..process.kernel import ClippedEps, ReverseKernel, check_clipped_eps, check_eta, reverse_kernels
 from ..process.steps import resolve
 from ..variance.covariance import ReverseCovariance, StructuredCovariance
 from .noise import ImageNoise
@@ -76,10 +76,7 @@ class Sampler:
         check_clipped_eps(clipped_eps)
         self.denoiser, self.covariance, self.eta = denoiser, covariance, eta
         self.steps = resolve(denoiser.schedule, steps)
-        self.kernels = [
-            ReverseKernel(denoiser.schedule, t, s, eta, clipped_eps)
-            for s, t in zip([0, *self.steps[:-1]], self.steps, strict=True)
-        ][::-1]
+        self.kernels = reverse_kernels(denoiser.schedule, self.steps, eta, clipped_eps)
         self.cap_variance = cap_variance(final_noise_cap, denoiser.data_range)
         self._covariances = StepCovariances(covariance, denoiser, self.kernels)
 

@@ -101,8 +101,7 @@ def optimal_paths(
             f"objective='kl' needs a variance table, but got {type(costs).__name__}; for what step_costs measured, use "
             "objective='bound'."
         )
-    chosen: Estimator = estimator or ("residual" if costs.data is not None else "score_norm")
-    return _kl_paths(costs, most, structure, chosen, max_relative_error)
+    return _kl_paths(costs, most, structure, estimator or costs.default_estimator, max_relative_error)
 
 
 def _kl_paths(

@@ -34,19 +34,7 @@ class Checkpoint:
         if not self.path.exists():
             return
         arrays, metadata = read_document(self.path, FORMAT, FORMAT_VERSION, "estimator checkpoint")
-        different = [key for key, value in self.identity.items() if metadata["identity"].get(key) != value]
-        if different:
-            raise InputError(
-                f"the checkpoint {self.path} belongs to another run (different {', '.join(different)}); "
-                "delete it or choose another path."
-            )
-        if self.identity.get("network") is None:
-            warnings.warn(
-                f"the network has no weights to tell it by, so the checkpoint {self.path} is continued on trust; "
-                "delete it if it was made with another network.",
-                DiffusionVarWarning,
-                stacklevel=4,
-            )
+        require_same_run(self.path, self.identity, metadata["identity"])
         for name, sums in run.sums.items():
             sums.restore({key: arrays[f"{name}.{key}"] for key in sums.arrays()})
         run.targets, run.start_counts = arrays["targets"].copy(), arrays["start_counts"].copy()
@@ -62,3 +50,20 @@ class Checkpoint:
         arrays |= {"targets": run.targets, "start_counts": run.start_counts}
         place = {"round_number": run.round_number, "done_in_round": run.done_in_round}
         write_document(self.path, FORMAT, FORMAT_VERSION, arrays, {"identity": self.identity, **place})
+
+
+def require_same_run(path: Path, mine: dict[str, Any], found: dict[str, Any]) -> None:
+    """Refuse the checkpoint of another run; warn where the network cannot be told from others."""
+    different = [key for key, value in mine.items() if found.get(key) != value]
+    if different:
+        raise InputError(
+            f"the checkpoint {path} belongs to another run (different {', '.join(different)}); "
+            "delete it or choose another path."
+        )
+    if mine.get("network") is None:
+        warnings.warn(
+            f"the network has no weights to tell it by, so the checkpoint {path} is continued on trust; "
+            "delete it if it was made with another network.",
+            DiffusionVarWarning,
+            stacklevel=5,
+        )

@@ -95,7 +95,7 @@ def diagnose(table: VarianceTable, steps: Sequence[int]) -> list[StepDiagnosis]:
 
 
 def _diagnose_step(table: VarianceTable, kernel: ReverseKernel) -> StepDiagnosis:
-    estimator: Estimator = "residual" if table.data is not None else "score_norm"
+    estimator = table.default_estimator
     best = float(Analytic(table, estimator).variance(kernel))
     saving = {}
     for name in table.structures:

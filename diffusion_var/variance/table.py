@@ -116,7 +116,7 @@ class VarianceTable:
     def subset(self, structures: Sequence[str]) -> VarianceTable:
         """The table with these structures (and isotropic) only: a smaller file."""
         for name in structures:
-            self._check_request("residual" if self.data is not None else "score_norm", name)
+            self._check_request(self.default_estimator, name)
         kept = {name: moments for name, moments in self.moments.items() if name in ("isotropic", *structures)}
         return replace(self, moments=kept)
 
@@ -154,6 +154,11 @@ class VarianceTable:
     def structures(self) -> tuple[str, ...]:
         """Names of the structures that the table holds."""
         return tuple(self.moments)
+
+    @property
+    def default_estimator(self) -> Estimator:
+        """ "residual", or "score_norm" for published arrays, which know no other."""
+        return "residual" if self.data is not None else "score_norm"
 
     def structure(self, name: str) -> Structure:
         """The structure called `name`, with this table's channel rotation."""
