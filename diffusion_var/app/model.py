@@ -128,11 +128,15 @@ class Model:
 
 def open_model(name: str, options: ModelOptions) -> Model:
     """A model by name: "digits", or a folder or hub id of a diffusers model."""
-    settings: dict[str, Any] = {"device": open_device(options.device), "autocast": _DTYPES[options.dtype]}
+    settings: dict[str, Any] = {
+        "device": open_device(options.device),
+        "autocast": _DTYPES[options.dtype],
+        "guidance_scale": options.guidance_scale,
+    }
     if name == BUNDLED_MODEL and not Path(name).exists():
         with resources.as_file(resources.files("diffusion_var") / "assets" / "digits") as folder:
             return Model(Denoiser.from_pretrained(folder, **settings), options)
-    settings |= {key: getattr(options, key) for key in ("variant", "revision", "guidance_scale", "allow_pickle")}
+    settings |= {key: getattr(options, key) for key in ("variant", "revision", "allow_pickle")}
     return Model(Denoiser.from_pretrained(name, **settings), options)
 
 

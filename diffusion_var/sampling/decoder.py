@@ -81,8 +81,8 @@ def levels_of(x: torch.Tensor, levels: int, data_range: Range, first: int = 0) -
         value = float(x[i][wrong[i]][0])
         raise InputError(
             f"image {first + i} holds {value:.6g}, which is none of {levels} levels from {low:g} to {high:g}: the "
-            "images are not quantised so (resized, or noisy?); pass images of that many levels (uint8 have 256), or "
-            "use dv.density_bound for continuous data."
+            "images are not quantised so (resized, noisy, or in half precision?); pass images of that many levels "
+            "(uint8 have 256), or use dv.density_bound for continuous data."
         )
     return level.long()
 

@@ -131,6 +131,10 @@ def test_an_interrupted_nll_goes_on(table: Path, tmp_path: Path) -> None:
         ("--covariance beta --decoder-variance covariance", "density_bound"),
         ("--covariance beta --decoder-variance 0", "positive"),
         ("--covariance beta --latents folder", "--latents"),
+        ("--covariance beta --guidance-scale 2", "guidance_scale=2"),
+        ("--covariance beta --structure dct", "--structure would have no meaning"),
+        ("--covariance beta --continuous --levels 16", "--levels would have no meaning"),
+        ("--table TABLE --spacing optimal --eta 0.5", "is for eta=1"),
         ("--covariance beta --labels x.npz:y", "--labels"),
     ],
 )
@@ -180,6 +184,12 @@ def test_measured_costs_choose_a_path_for_beta() -> None:
         ("--objective bound", "--model"),
         ("--objective bound --model digits --images digits:table", "variance table"),
         ("TABLE --max-relative-error 0", "positive"),
+        ("TABLE --eta 0.5 --seed 3", "--eta, --seed would have no meaning with --objective kl"),
+        ("--objective bound --model digits --images digits:table --covariance beta --structure dct", "--structure"),
+        (
+            "--objective bound --model digits --images digits:table --covariance beta --steps 9 --indices 1,5",
+            "more than",
+        ),
     ],
 )
 def test_bad_flags_of_steps(table: Path, flags: str, said: str) -> None:
