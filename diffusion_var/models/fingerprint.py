@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from .denoiser import Denoiser
 
 
 def weights_fingerprint(module: torch.nn.Module) -> str:
@@ -16,3 +20,17 @@ def weights_fingerprint(module: torch.nn.Module) -> str:
         content.update(f"{name}{tuple(array.shape)}".encode())
         content.update(array.contiguous().numpy().tobytes())
     return content.hexdigest()
+
+
+def conventions(denoiser: Denoiser) -> dict[str, Any]:
+    """What decides a denoiser's posteriors beside its weights and schedule; JSON-serialisable."""
+    null = None if denoiser.guidance is None else denoiser.guidance.unconditional.detach().cpu().double().numpy()
+    return {
+        "shape": list(denoiser.shape),
+        "prediction": denoiser.prediction,
+        "clip": None if denoiser.clip is None else list(denoiser.clip),
+        "guidance_scale": denoiser.guidance_scale,
+        "unconditional": None if null is None else hashlib.sha256(null.tobytes()).hexdigest(),
+        "autocast": None if denoiser.autocast is None else str(denoiser.autocast),
+        "sigma_data": denoiser.sigma_data if denoiser.prediction in ("edm", "edm_v") else None,
+    }

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ..documents import read_document, write_document
 from ..errors import DiffusionVarWarning, InputError, NumericalError
+from ..models.fingerprint import conventions
 from ..models.guidance import check_classes
 from ..randomness import Streams, generator
 from ..variance.checkpoint import require_same_run
@@ -275,11 +276,6 @@ def run_identity(run: BoundRun, fingerprint: str, settings: dict[str, Any]) -> d
         "images": fingerprint,
         "network": denoiser.fingerprint,
         "schedule": denoiser.schedule.digest,
-        "shape": list(denoiser.shape),
-        "prediction": denoiser.prediction,
-        "clip": None if denoiser.clip is None else list(denoiser.clip),
-        "guidance_scale": denoiser.guidance_scale,
-        "autocast": None if denoiser.autocast is None else str(denoiser.autocast),
-        "sigma_data": denoiser.sigma_data if denoiser.prediction in ("edm", "edm_v") else None,
         "conditions": None if conditions is None else conditions.fingerprint,
+        **conventions(denoiser),
     }

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ..errors import DiffusionVarWarning, InputError
 from ..models.denoiser import Denoiser
+from ..models.fingerprint import conventions
 from ..models.guidance import check_classes
 from ..process.structure import STRUCTURE_NAMES, make_structure
 from . import allocation
@@ -244,16 +245,11 @@ class _Run:
             "indices": self.indices,
             "structures": list(self.sums),
             "schedule": denoiser.schedule.digest,
-            "shape": list(denoiser.shape),
-            "prediction": denoiser.prediction,
-            "clip": None if denoiser.clip is None else list(denoiser.clip),
             "data_range": None if denoiser.data_range is None else list(denoiser.data_range),
             "network": denoiser.fingerprint,
             "data": evaluator.population.statistics.fingerprint,
             "conditions": None if conditions is None else conditions.fingerprint,
-            "guidance_scale": denoiser.guidance_scale,
-            "autocast": None if denoiser.autocast is None else str(denoiser.autocast),
-            "sigma_data": denoiser.sigma_data if denoiser.prediction in ("edm", "edm_v") else None,
+            **conventions(denoiser),
         }
 
     def table(self, announce: bool = True) -> VarianceTable:

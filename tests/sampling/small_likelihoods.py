@@ -1,7 +1,10 @@
 """A small imperfect model with 8-bit images, and its bound worked out image by image, step by step."""
 
 import math
+from collections.abc import Callable
+from dataclasses import fields
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,3 +102,55 @@ def step_by_step(
             terms.append(0.5 * float((ratio - 1 - np.log(ratio) + np.square(error) / variance).sum()))
         rows.append(terms)
     return np.array(rows) / (D * math.log(2))
+
+
+# ---- runs that are interrupted ------------------------------------------------------------------------------------
+
+RUN: dict[str, Any] = {"steps": 12, "seed": 4, "draws": 2, "batch_size": 4, "decoder_variance": 0.01}
+
+
+class Interrupted(Network):
+    """Calls `hook` before every call, with the number of calls so far."""
+
+    def __init__(self, hook: Callable[[int], None]) -> None:
+        super().__init__()
+        self.calls, self.hook = 0, hook
+
+    def forward(self, x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        self.hook(self.calls)
+        self.calls += 1
+        return super().forward(x_t, timestep)
+
+
+def run(network: Any = None, checkpoint: Path | None = None, **options: Any) -> dv.LikelihoodBound:
+    options = {**RUN, **options}
+    return dv.bits_per_dim(
+        small_denoiser(network),
+        options.pop("covariance", dv.FixedLarge()),
+        pictures(10),
+        checkpoint=checkpoint,
+        **options,
+    )
+
+
+def calls(**options: Any) -> int:
+    network = Interrupted(lambda _: None)
+    run(network, **options)
+    return network.calls
+
+
+def stop_at(m: int, error: type[BaseException] = KeyboardInterrupt) -> Interrupted:
+    def hook(number: int) -> None:
+        if number == m:
+            raise error
+
+    return Interrupted(hook)
+
+
+def assert_same(found: dv.LikelihoodBound, expected: dv.LikelihoodBound) -> None:
+    for each in fields(dv.LikelihoodBound):
+        mine, other = getattr(found, each.name), getattr(expected, each.name)
+        if isinstance(mine, np.ndarray):
+            assert np.array_equal(mine, other, equal_nan=True), each.name
+        else:
+            assert mine == other or (math.isnan(mine) and math.isnan(other)), each.name
