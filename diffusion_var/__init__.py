@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import metrics as metrics
     from . import steps as steps
+    from . import training as training
     from .errors import DiffusionVarWarning as DiffusionVarWarning
     from .errors import InputError as InputError
     from .errors import NumericalError as NumericalError
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from .variance.covariance import FixedSmall as FixedSmall
     from .variance.encode import encode_latents as encode_latents
     from .variance.estimate import estimate as estimate
+    from .variance.head import Head as Head
+    from .variance.head import HeadSpec as HeadSpec
     from .variance.learned import LearnedRange as LearnedRange
     from .variance.table import VarianceTable as VarianceTable
 
@@ -42,6 +45,8 @@ _HOMES = {
     "DiffusionVarWarning": "errors",
     "FixedLarge": "variance.covariance",
     "FixedSmall": "variance.covariance",
+    "Head": "variance.head",
+    "HeadSpec": "variance.head",
     "InputError": "errors",
     "LikelihoodBound": "sampling.bound",
     "LearnedRange": "variance.learned",
@@ -59,7 +64,7 @@ _HOMES = {
     "estimate": "variance.estimate",
     "step_costs": "sampling.step_costs",
 }
-_MODULES = {"metrics": "metrics", "oracles": "models.oracles", "steps": "steps"}
+_MODULES = {"metrics": "metrics", "oracles": "models.oracles", "steps": "steps", "training": "training"}
 
 __all__ = [*sorted(_HOMES), *sorted(_MODULES), "__version__"]
 

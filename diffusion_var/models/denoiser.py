@@ -23,6 +23,7 @@ import torch
 
 from ..errors import InputError
 from ..process.schedule import NoiseSchedule, is_whole
+from .features import FeatureTap
 from .fingerprint import weights_fingerprint
 from .guidance import Guidance, check_classes, condition_tensor, make_guidance, network_output
 from .prediction import Prediction, check_prediction, mean_and_eps, network_input
@@ -55,6 +56,11 @@ class Posterior:
         """Of some of the batch's images."""
         extra, features = (None if tensor is None else tensor[part] for tensor in (self.range, self.features))
         return Posterior(self.mean[part], self.eps[part], extra, features)
+
+    def detached(self) -> Posterior:
+        """The same without a graph."""
+        extra, features = (None if tensor is None else tensor.detach() for tensor in (self.range, self.features))
+        return Posterior(self.mean.detach(), self.eps.detach(), extra, features)
 
 
 class Denoiser:
@@ -120,6 +126,7 @@ class Denoiser:
         self.codec: LatentCodec | None = None
         self.prompts: PromptEncoder | None = None
         self._fingerprint: tuple[Any, str] | None = None
+        self._tap: FeatureTap | None = None
         self.device = torch.device(device) if device is not None else _device_of(network)
         if isinstance(network, torch.nn.Module):
             network.to(self.device).eval()  # dropout would make the posterior random
@@ -141,6 +148,12 @@ class Denoiser:
         if other.unconditional is None and scale != 1 and self.prompts is not None:
             other.unconditional = self.prompts.encode([""])[0]
         other.guidance = self._guidance(scale, other.unconditional)
+        return other
+
+    def with_features(self, module: str | None = None) -> Denoiser:
+        """The same denoiser, whose posteriors hold the trunk's last activations; see `features.FeatureTap`."""
+        other = copy.copy(self)
+        other._tap = FeatureTap(self.network, module)
         return other
 
     def _guidance(self, scale: float, unconditional: Any) -> Guidance | None:
@@ -169,11 +182,16 @@ class Denoiser:
                 f"x_t has shape {tuple(x_t.shape)}, but this denoiser takes (B, {', '.join(map(str, self.shape))})."
             )
         alpha, sigma = self.coefficients(n, x_t)
-        prediction, extra = self._predict(x_t, n, condition)
+        if self._tap is None:
+            features, (prediction, extra) = None, self._predict(x_t, n, condition)
+        else:
+            with self._tap.reading() as seen:
+                prediction, extra = self._predict(x_t, n, condition)
+            features = self._tap.features(seen, len(x_t))
         mean, eps = mean_and_eps(self.prediction, prediction, x_t, alpha, sigma, self.sigma_data)
         if self.clip is not None:
             mean = mean.clamp(*self.clip)
-        return Posterior(mean, eps, extra)
+        return Posterior(mean, eps, extra, features)
 
     def coefficients(self, n: int | torch.Tensor, x_t: torch.Tensor) -> tuple[Any, Any]:
         """(α_n, σ_n), floats for one index, else tensors (B, 1, 1, 1) like x_t; float64 until this cast."""

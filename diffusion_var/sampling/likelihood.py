@@ -130,7 +130,7 @@ class _Request:
         check_eta(eta)
         refuse_point_mass(eta)
         check_clipped_eps(clipped_eps)
-        self.denoiser, self.covariance = denoiser, covariance
+        self.denoiser, self.covariance = covariance.prepare(denoiser), covariance
         self.steps = resolve(denoiser.schedule, steps)
         self.kernels = reverse_kernels(denoiser.schedule, self.steps, eta, clipped_eps)
         if any(kernel.lambda2 == 0.0 for kernel in self.kernels if kernel.s > 0):
@@ -184,6 +184,7 @@ class _Request:
         fingerprint = source.scan(None if levels is None else _LevelCheck(levels, grid))
         settings = {**self.settings, "levels": levels, "data_range": None if grid is None else list(grid)}
         run.finish(checkpoint, run_identity(run, fingerprint, settings), progress)
+        self.covariance.report()
         return self._result(run, "density" if levels is None else "discrete", settings)
 
     def _grid(self, data_range: Range | None) -> Range:

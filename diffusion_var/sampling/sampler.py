@@ -74,11 +74,11 @@ class Sampler:
     ) -> None:
         check_eta(eta)
         check_clipped_eps(clipped_eps)
-        self.denoiser, self.covariance, self.eta = denoiser, covariance, eta
+        self.denoiser, self.covariance, self.eta = covariance.prepare(denoiser), covariance, eta
         self.steps = resolve(denoiser.schedule, steps)
         self.kernels = reverse_kernels(denoiser.schedule, self.steps, eta, clipped_eps)
         self.cap_variance = cap_variance(final_noise_cap, denoiser.data_range)
-        self._covariances = StepCovariances(covariance, denoiser, self.kernels)
+        self._covariances = StepCovariances(covariance, self.denoiser, self.kernels)
 
     # ---- images -----------------------------------------------------------------------------------------------
 
@@ -149,6 +149,7 @@ class Sampler:
                     condition = condition.to(self.denoiser.device)
                 # The copy is made outside inference mode, so that the user may change it and differentiate through it.
                 yield self._batch(part, seed, condition, bar, visit).clone()
+        self.covariance.report()
 
     @torch.inference_mode()
     def _batch(

@@ -80,6 +80,7 @@ def step_costs(
     check_eta(eta)
     refuse_point_mass(eta)
     check_clipped_eps(clipped_eps)
+    denoiser = covariance.prepare(denoiser)
     schedule, seed = denoiser.schedule, check_seed(seed)
     chosen = (
         log_snr(schedule, min(INDICES, schedule.num_steps)) if indices is None else check_indices(schedule, indices)
@@ -112,6 +113,7 @@ def step_costs(
     settings["data_range"] = None if source.data_range is None else list(source.data_range)
     settings["covariance"] = covariance.identity()
     run.finish(checkpoint, run_identity(run, source.scan(), settings), progress)
+    covariance.report()
     values = np.full((len(chosen), len(chosen)), math.inf)
     errors = np.full_like(values, math.nan)
     d, standard_error = math.prod(denoiser.shape), run.moments.standard_error

@@ -31,6 +31,7 @@ class TrainingState:
         step: steps done.
         curve: (step, training loss, held-out loss) so far.
         seconds: time spent training so far, over all interruptions.
+        extra: whatever else a run must find again.
     """
 
     network: torch.nn.Module
@@ -39,6 +40,7 @@ class TrainingState:
     step: int = 0
     curve: list[tuple[int, float, float]] = field(default_factory=list)
     seconds: float = 0.0
+    extra: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def save(self, path: Path, identity: dict[str, Any]) -> None:
         """Write the state; `identity` (JSON) is what must agree for the run to be continued."""
@@ -47,6 +49,7 @@ class TrainingState:
         for i, parameter in enumerate(self._parameters()):
             for name, value in self.optimizer.state.get(parameter, {}).items():
                 arrays[f"optimizer.{i}.{name}"] = _array(torch.as_tensor(value))
+        arrays |= {f"extra.{name}": _array(value) for name, value in self.extra.items()}
         metadata = {
             "identity": identity,
             "step": self.step,
@@ -82,6 +85,11 @@ class TrainingState:
                 value.copy_(torch.from_numpy(arrays[f"average.{i}"]))
         for i, parameter in enumerate(self._parameters()):
             self.optimizer.state[parameter] = _optimizer_state(arrays, f"optimizer.{i}.", parameter)
+        self.extra = {
+            name.removeprefix("extra."): torch.from_numpy(a.copy())
+            for name, a in arrays.items()
+            if name.startswith("extra.")
+        }
         self.average.optimization_step = metadata["average_steps"]
         self.step, self.seconds = metadata["step"], metadata["seconds"]
         self.curve = [(int(step), float(train), float(held_out)) for step, train, held_out in metadata["curve"]]

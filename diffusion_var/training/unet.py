@@ -161,7 +161,7 @@ class _Run:
         # Autocast is this module's own; Accelerate's settings (a file, the environment) must not add theirs.
         self.accelerator = Accelerator(mixed_precision="no")
         self.device = self.accelerator.device
-        size = _share(settings.batch_size, self.accelerator.num_processes)
+        size = share_of(settings.batch_size, self.accelerator.num_processes)
         self.share = slice(self.accelerator.process_index * size, (self.accelerator.process_index + 1) * size)
         network.to(self.device).train()
         optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
@@ -246,7 +246,8 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-def _share(batch_size: int, processes: int) -> int:
+def share_of(batch_size: int, processes: int) -> int:
+    """How many images of a batch each process takes."""
     if batch_size % processes:
         raise InputError(f"batch_size={batch_size} does not divide among {processes} processes; choose a multiple.")
     return batch_size // processes

@@ -64,6 +64,10 @@ class Conditions:
         picked: npt.NDArray[np.int64] = self.of_image[images]
         return picked
 
+    def part(self, images: npt.NDArray[np.int64]) -> Conditions:
+        """Those of some of the images, in their order."""
+        return Conditions(self.values, None if self.of_image is None else self.of_image[images])
+
     def take(self, positions: npt.NDArray[np.int64]) -> torch.Tensor:
         """(len, …) conditions, on the CPU."""
         taken: torch.Tensor = self.values[torch.from_numpy(positions)]

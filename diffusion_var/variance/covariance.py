@@ -4,6 +4,8 @@
     FixedLarge   β I  (η = 1 only)                   DDPM's upper choice
     Analytic     λ² I + γ² Cov[x_0|x_t]  from a table  Analytic-DPM and Extended-Analytic-DPM, any structure
 
+(and, depending on the image, `learned.LearnedRange` and `head.Head`).
+
 Where x̂_0 is clipped and a step uses the network's own ε̂, the error of its mean is γ r − c δ, so that the optimum is
 λ² + γ² E r² − 2 γ c E rδ + c² E δ² (DESIGN §2.3); the table holds the three moments.
 """
@@ -56,13 +58,18 @@ class StructuredCovariance:
         return StructuredCovariance(self.structure, self.variance.clamp(max=limit))
 
 
-def optimal_variance(kernel: ReverseKernel, error: Any, cross: Any, shift: Any) -> Any:
-    """λ² + γ² E r² − 2 γ c E rδ + c² E δ²: the optimal variance of the step's mean as it is used (DESIGN §2.3).
+def mean_error_variance(kernel: ReverseKernel, error: Any, cross: Any, shift: Any) -> Any:
+    """γ² E r² − 2 γ c E rδ + c² E δ²: the mean square error of the step's mean as it is used (DESIGN §2.3).
 
-    With ε̂ re-derived δ vanishes and it is λ² + γ² v (eq. 2). Negative estimates are cut at λ² = the case v = 0.
+    With ε̂ re-derived δ vanishes and it is γ² v (eq. 2). Negative estimates are cut at 0, the case v = 0.
     """
     gamma, c = kernel.gain, 0.0 if kernel.rederives_eps else kernel.eps_gain
-    return kernel.lambda2 + np.maximum(gamma**2 * error - 2.0 * gamma * c * cross + c**2 * shift, 0.0)
+    return np.maximum(gamma**2 * error - 2.0 * gamma * c * cross + c**2 * shift, 0.0)
+
+
+def optimal_variance(kernel: ReverseKernel, error: Any, cross: Any, shift: Any) -> Any:
+    """λ² plus `mean_error_variance`: the optimal variance of the step's mean as it is used (DESIGN §2.3)."""
+    return kernel.lambda2 + mean_error_variance(kernel, error, cross, shift)
 
 
 class ReverseCovariance(ABC):
@@ -82,6 +89,13 @@ class ReverseCovariance(ABC):
 
     def check(self, denoiser: Denoiser, kernels: list[ReverseKernel]) -> None:  # noqa: B027 (nothing to check is fine)
         """Refuse, with InputError, a denoiser or steps that this covariance does not fit."""
+
+    def prepare(self, denoiser: Denoiser) -> Denoiser:
+        """The denoiser with whatever its posteriors must hold for this covariance, such as the trunk's features."""
+        return denoiser
+
+    def report(self) -> None:  # noqa: B027 (nothing to report is fine)
+        """Warn of what had to be mended since the last report; called at the end of a run."""
 
     @abstractmethod
     def __call__(self, posterior: Posterior | None, kernel: ReverseKernel) -> StructuredCovariance | None:
@@ -176,15 +190,18 @@ class Analytic(ReverseCovariance):
             if kernel.s > 0:  # the last step adds no noise, so its index need not have been measured
                 self.variance(kernel)
 
-    def variance(self, kernel: ReverseKernel) -> Float64Array:
-        """Σ's variances for a step, float64: (), (C, 1, 1) or (C, H, W)."""
+    def moments(self, kernel: ReverseKernel) -> tuple[Any, Any, Any]:
+        """(E r², E rδ, E δ²) of a step, as `optimal_variance` takes them."""
         if self.estimator == "residual" and not kernel.rederives_eps:
             error, cross, shift = self.table.clipping_moments(kernel.t, self.structure)
             if self.bounded:
                 error = self.table.posterior_variance(kernel.t, "residual", self.structure, True)
-            return np.asarray(optimal_variance(kernel, error, cross, shift))
-        v = self.table.posterior_variance(kernel.t, self.estimator, self.structure, self.bounded)
-        return np.asarray(optimal_variance(kernel, v, 0.0, 0.0))
+            return error, cross, shift
+        return self.table.posterior_variance(kernel.t, self.estimator, self.structure, self.bounded), 0.0, 0.0
+
+    def variance(self, kernel: ReverseKernel) -> Float64Array:
+        """Σ's variances for a step, float64: (), (C, 1, 1) or (C, H, W)."""
+        return np.asarray(optimal_variance(kernel, *self.moments(kernel)))
 
     def __call__(self, posterior: Posterior | None, kernel: ReverseKernel) -> StructuredCovariance:
         # Published arrays do not know the shape of an image; the posterior does.

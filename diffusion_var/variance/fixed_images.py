@@ -62,6 +62,11 @@ class FixedImages:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def quantised(self) -> bool:
+        """Whether they are 8-bit images."""
+        return self._raw(np.zeros(1, dtype=np.int64)).dtype == torch.uint8
+
     def take(self, positions: npt.NDArray[np.int64]) -> torch.Tensor:
         """The images at these positions, (len, C, H, W) float32 in the data range, on the CPU."""
         return self.to_float(self._raw(positions))

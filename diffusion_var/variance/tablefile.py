@@ -18,15 +18,16 @@ FORMAT_VERSION = 2  # 2: guidance scale and latent scaling
 
 def write_table(table: VarianceTable, path: str | Path) -> None:
     """See `VarianceTable.save`."""
-    write_document(path, FORMAT, FORMAT_VERSION, *_contents(table))
+    write_document(path, FORMAT, FORMAT_VERSION, *table_contents(table))
 
 
 def table_digest(table: VarianceTable) -> str:
     """See `VarianceTable.digest`."""
-    return document_digest(FORMAT, FORMAT_VERSION, *_contents(table))
+    return document_digest(FORMAT, FORMAT_VERSION, *table_contents(table))
 
 
-def _contents(table: VarianceTable) -> tuple[Arrays, dict[str, Any]]:
+def table_contents(table: VarianceTable) -> tuple[Arrays, dict[str, Any]]:
+    """The arrays and the metadata of a table's document."""
     schedule = table.schedule
     arrays: Arrays = {
         "schedule.alpha": schedule.alpha,
@@ -64,9 +65,13 @@ def _contents(table: VarianceTable) -> tuple[Arrays, dict[str, Any]]:
 
 def read_table(path: str | Path) -> VarianceTable:
     """See `VarianceTable.load`."""
+    return table_of(*read_document(path, FORMAT, FORMAT_VERSION, "variance table"))
+
+
+def table_of(arrays: Arrays, meta: dict[str, Any]) -> VarianceTable:
+    """The table of a document's arrays and metadata."""
     from .table import StructureMoments, VarianceTable
 
-    arrays, meta = read_document(path, FORMAT, FORMAT_VERSION, "variance table")
     schedule = NoiseSchedule(
         arrays["schedule.alpha"], arrays["schedule.sigma"], arrays["schedule.timestep"], meta["schedule"]["prior_std"]
     )

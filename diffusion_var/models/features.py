@@ -1,0 +1,82 @@
+"""The trunk's last activations: what enters the last layers of a network, read by one forward hook while it runs.
+
+    diffusers UNets       the input of `conv_norm_out`, (B, F, H, W)
+    diffusers' DiT        the input of `norm_out`, tokens (B, T, F)
+    any other network     the input of the module that is named
+
+A head on these features (arXiv:2206.07309, §5) costs no second evaluation of the trunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ..errors import InputError
+
+#: The first layer behind the trunk, by the names that diffusers gives it.
+KNOWN_MODULES = ("conv_norm_out", "norm_out")
+_CANDIDATES = 12
+
+
+class FeatureTap:
+    """Reads what enters one module of a network.
+
+    Args:
+        network: any module.
+        module: name of the module (as in `network.named_modules()`) whose first input the features are; None: found
+            for diffusers UNets and DiT.
+
+    Attribute `name` is the module's. Raises InputError, with the candidates, where it cannot be found.
+    """
+
+    def __init__(self, network: Any, module: str | None = None) -> None:
+        if not isinstance(network, torch.nn.Module):
+            raise InputError(
+                f"a head reads the features of a torch module, but the network is a {type(network).__name__}; wrap it "
+                "in a torch.nn.Module whose last layer is a module of its own."
+            )
+        modules = dict(network.named_modules())
+        found = module if module is not None else next((name for name in KNOWN_MODULES if name in modules), None)
+        if found is None or not found or found not in modules:
+            missing = "its last layer is not known by name" if module is None else f"it has no module {module!r}"
+            last = [name for name in modules if name][-_CANDIDATES:]
+            raise InputError(
+                f"the features of {type(network).__name__} cannot be found: {missing}; name the module whose input "
+                f"they are (features=), one of its last being {', '.join(last) or '(none: it has no modules)'}."
+            )
+        self.name = found
+        self._module = modules[found]
+
+    @contextmanager
+    def reading(self) -> Iterator[list[torch.Tensor]]:
+        """A list that receives the features of each evaluation inside."""
+        seen: list[torch.Tensor] = []
+
+        def keep(_: Any, given: tuple[Any, ...], __: Any) -> None:
+            seen.extend(given[:1])
+
+        handle = self._module.register_forward_hook(keep)
+        try:
+            yield seen
+        finally:
+            handle.remove()
+
+    def features(self, seen: list[torch.Tensor], batch: int) -> torch.Tensor:
+        """Of `batch` images: the first ones, since guidance evaluates the conditional half first. (B, F, H, W) or
+        (B, T, F), float32 where the network runs in less."""
+        if not seen or not isinstance(seen[-1], torch.Tensor) or seen[-1].ndim not in (3, 4) or len(seen[-1]) < batch:
+            what = "was not called" if not seen else f"was given {_described(seen[-1])}"
+            raise InputError(
+                f"the module {self.name!r} has no features to read: it {what}, but a tensor (B, F, H, W) or "
+                "(B, T, F) is expected; name another module (features=)."
+            )
+        found = seen[-1][:batch]
+        return found if found.dtype == torch.float64 else found.float()
+
+
+def _described(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"

@@ -1,0 +1,163 @@
+"""What a head learns: the state-dependent variance of x_0 given x_t, as a multiple ρ of the table's v_t (DESIGN §2.9).
+
+With g = (α²/σ²) v_t, the table's variance in units of the noise, the regression targets y, E[y|x_t] = g ρ(x_t), are
+
+    NPR   y = (α²/σ²)(x_0 − x̂_0)²,  which is (ε − ε̂)² where nothing is clipped     (arXiv:2206.07309, eq. 15)
+    SN    y = ε² − ε̂²                                                               (arXiv:2206.07309, eq. 12)
+    OCM   y = 1 − σ r ⊙ ∂(ε̂·r)/∂x_t,  r = ±1 at random                              (arXiv:2406.10808, eq. 11)
+
+element by element. SN and OCM take ε̂ for the posterior mean of ε; NPR is right for the mean in use, whatever it is.
+Per image and (rotated) channel, `FactorTarget` learns how much of a structure's variances v_k there is:
+
+    factor  ρ(x_t) ≈ E[ mean over k of (B (x_0 − x̂_0))_k² / v_k | x_t ]
+
+The loss is (y/g − ρ)² times a weight. The published ones weigh g², under which the few indices with the largest g are
+all that counts; the default is one over the variance that y/g has given x_t, which is told by the table: 2 for a
+squared Gaussian, and for SN (4 ε̂² + 2 g)/g ≈ (4 (1 − g) + 2 g)/g, since there ε̂² is only taken out in the mean.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ..errors import InputError
+from ..models.denoiser import Posterior
+
+Weighting = Literal["table", "papers"]
+TINY = 1e-12
+#: Elements with less than this part of the mean variance say nothing of a factor: their (·)²/v would drown the rest.
+NEGLIGIBLE = 1e-3
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Noisy images and what is known of them.
+
+    Attributes:
+        x_0, eps: (B, C, H, W).
+        posterior: at x_t, without a graph.
+        sigma: (B, 1, 1, 1).
+        g: (B, 1, 1, 1): (α²/σ²) times the table's isotropic v_t.
+        v: (B, 1, 1, 1) isotropic v_t; for `FactorTarget` the structure's, (B, C, H, W).
+        probe: (B, C, H, W) of ±1 and its vector-Jacobian product ∂(ε̂·r)/∂x_t, where a target needs them.
+    """
+
+    x_0: torch.Tensor
+    eps: torch.Tensor
+    posterior: Posterior
+    sigma: torch.Tensor
+    g: torch.Tensor
+    v: torch.Tensor
+    probe: tuple[torch.Tensor, torch.Tensor] | None = None
+
+
+class Target(ABC):
+    """A regression target in units of the table's variance; see the module docstring."""
+
+    name: str
+    #: Whether it is right for any mean, or takes the network's for the posterior's.
+    any_mean = False
+    #: Whether a draw needs a vector-Jacobian product of the trunk.
+    needs_probe = False
+
+    @abstractmethod
+    def ratio(self, draw: Draw) -> torch.Tensor:
+        """y/g of each element, like x_0, or (B, C, 1, 1)."""
+
+    def noise_variance(self, g: torch.Tensor) -> torch.Tensor:
+        """About the variance of y/g given x_t, where ρ = 1."""
+        return torch.full_like(g, 2.0)
+
+    def loss(self, predicted: torch.Tensor, draw: Draw, weighting: Weighting) -> torch.Tensor:
+        """The weighted squared error, averaged over the batch and its elements."""
+        weight = draw.g**2 if weighting == "papers" else 1.0 / self.noise_variance(draw.g)
+        return (weight * (self.ratio(draw) - predicted).square()).mean()
+
+    @abstractmethod
+    def published(self, raw: torch.Tensor, posterior: Posterior) -> torch.Tensor:
+        """g ρ from what the papers' heads say: y plus whatever their target leaves in it."""
+
+
+class NprTarget(Target):
+    """Noise prediction residual: the squared error of the mean that is used."""
+
+    name, any_mean = "npr", True
+
+    def ratio(self, draw: Draw) -> torch.Tensor:
+        return (draw.x_0 - draw.posterior.mean).square() / draw.v
+
+    def published(self, raw: torch.Tensor, posterior: Posterior) -> torch.Tensor:
+        return raw
+
+
+class SnTarget(Target):
+    """Squared noise: E[ε²|x_t] less the square of the mean. Right if the mean is exact."""
+
+    name = "sn"
+
+    def ratio(self, draw: Draw) -> torch.Tensor:
+        return (draw.eps.square() - draw.posterior.eps.square()) / draw.g.clamp(min=TINY)
+
+    def noise_variance(self, g: torch.Tensor) -> torch.Tensor:
+        return (4.0 * (1.0 - g).clamp(min=0.0) + 2.0 * g) / g.clamp(min=TINY)
+
+    def published(self, raw: torch.Tensor, posterior: Posterior) -> torch.Tensor:
+        return raw - posterior.eps.square()
+
+
+class OcmTarget(Target):
+    """Optimal covariance matching: the diagonal of the network's Jacobian, probed. Right if the mean is exact."""
+
+    name, needs_probe = "ocm", True
+
+    def ratio(self, draw: Draw) -> torch.Tensor:
+        assert draw.probe is not None
+        probe, product = draw.probe
+        return (1.0 - draw.sigma * probe * product) / draw.g.clamp(min=TINY)
+
+    def published(self, raw: torch.Tensor, posterior: Posterior) -> torch.Tensor:
+        return 1.0 + raw
+
+
+class FactorTarget(Target):
+    """How much of a structure's variances there is, per image and (rotated) channel; right for any mean.
+
+    Args:
+        forward: B of the structure, images to coefficients.
+    """
+
+    name, any_mean = "factor", True
+
+    def __init__(self, forward: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.forward = forward
+
+    def ratio(self, draw: Draw) -> torch.Tensor:
+        square = self.forward(draw.x_0 - draw.posterior.mean).square()
+        counts = draw.v >= NEGLIGIBLE * draw.v.mean(dim=(-3, -2, -1), keepdim=True)
+        share = torch.where(counts, square / draw.v.clamp(min=TINY**2), 0.0).sum(dim=(-2, -1), keepdim=True)
+        # A channel without any counted element stays what the table says.
+        number = counts.sum(dim=(-2, -1), keepdim=True)
+        return torch.where(number > 0, share / number.clamp(min=1), 1.0)
+
+    def loss(self, predicted: torch.Tensor, draw: Draw, weighting: Weighting) -> torch.Tensor:
+        # Its noise is the same at every index already.
+        return (0.5 * (self.ratio(draw) - predicted).square()).mean()
+
+    def published(self, raw: torch.Tensor, posterior: Posterior) -> torch.Tensor:
+        raise InputError("the factor target is not one of the papers'; use output='ratio'.")
+
+
+PIXEL_TARGETS: dict[str, Callable[[], Target]] = {"npr": NprTarget, "sn": SnTarget, "ocm": OcmTarget}
+TARGET_NAMES = (*PIXEL_TARGETS, "factor")
+
+
+def positive_ratio(raw: torch.Tensor) -> torch.Tensor:
+    """ρ = softplus(raw + log(e − 1)): 1 where raw is 0, positive everywhere; linear for large ρ, so that the squared
+    error keeps its expectation as minimum, and exponential for small ones, so that a variance can all but vanish."""
+    return torch.nn.functional.softplus(raw + math.log(math.e - 1.0))
