@@ -6,6 +6,7 @@ import typer
 
 from . import options as option_sets
 from .flags import command, new_app, run_app
+from .head_options import TrainHeadOptions
 
 app = new_app("diffusion-var", "The reverse covariance of diffusion models: measure it once, sample and score with it.")
 
@@ -80,6 +81,14 @@ def steps(options: option_sets.StepsOptions) -> None:
     from .likelihood import run_steps
 
     run_steps(options)
+
+
+@command(app, TrainHeadOptions, "train-head")
+def train_head(options: TrainHeadOptions) -> None:
+    """Train a covariance head."""
+    from .head_training import run_train_head
+
+    run_train_head(options)
 
 
 @command(app, option_sets.StatsOptions, "stats")

@@ -189,7 +189,8 @@ def _sample_folder(model: Model, sampler: Sampler, wanted: list[int], options: S
 
 def _settings(sampler: Any, options: SampleOptions) -> dict[str, Any]:
     """What decides the images: kept beside them, and compared when a run is continued."""
-    different = ("out", "count", "first", "batch_size", "device", "overwrite", "table", "model", "prompts", "latents")
+    files = ("out", "table", "model", "prompts", "latents", "head")
+    different = (*files, "count", "first", "batch_size", "device", "overwrite")
     chosen = {key: value for key, value in asdict(options).items() if key not in different}
     table = None if options.table is None else hashlib.sha256(options.table.read_bytes()).hexdigest()
     return {
@@ -198,6 +199,7 @@ def _settings(sampler: Any, options: SampleOptions) -> dict[str, Any]:
         "network": sampler.denoiser.fingerprint,
         "schedule": sampler.denoiser.schedule.digest,
         "table": table,
+        **({} if options.head is None else {"head": sampler.covariance.identity()}),
         "prompts": None if options.prompts is None else hashlib.sha256(options.prompts.read_bytes()).hexdigest(),
     }
 

@@ -237,6 +237,8 @@ class _Run:
         """One seed of one method at one number of steps, from its file or computed."""
         label = f"{method.label} K={len(sampler.steps)} seed={seed}"
         own: dict[str, Any] = {**asdict(method), "name": None, "steps": sampler.steps, "seed": seed}
+        own["head"] = None if method.head is None else sampler.covariance.identity()
+        own = {key: value for key, value in own.items() if key != "head" or value is not None}
         own |= {"count": self.options.count, "table": self._table_hash if method.covariance == "analytic" else None}
         measured = self.store.load(label, own)
         if measured is None:

@@ -86,7 +86,7 @@ def command(app: typer.Typer, kind: type[Any], name: str) -> Callable[[Callable[
             flags = _placed(flags, _positional(hints))
             values = {key: _parse(value, hints[key]) for key, value in flags.items()}
             try:
-                function(load_options(kind, values, config, section=name))
+                function(load_options(kind, values, config, section=name.replace("-", "_")))
             except KeyboardInterrupt:
                 typer.echo("\ninterrupted; the same command continues where it can.", err=True)
                 raise typer.Exit(130) from None

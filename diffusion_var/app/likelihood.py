@@ -127,7 +127,18 @@ def run_steps(options: StepsOptions) -> None:
     elif table is None:
         raise InputError("a variance table is needed: diffusion-var steps TABLE (made by `diffusion-var estimate`).")
     else:
-        measured = ("model", "images", "covariance", "eta", "indices", "draws", "batch_size", "seed", "checkpoint")
+        measured = (
+            "model",
+            "images",
+            "covariance",
+            "head",
+            "eta",
+            "indices",
+            "draws",
+            "batch_size",
+            "seed",
+            "checkpoint",
+        )
         refuse_set(options, measured, "--objective kl")
         costs = table
     paths = optimal_paths(
@@ -163,7 +174,12 @@ def _measured_costs(options: StepsOptions, table: VarianceTable | None) -> StepC
 
     if options.model is None or options.images is None:
         raise InputError("--objective bound measures costs on images; give --model and --images.")
-    method = Method(options.covariance, estimator=options.estimator or "residual", structure=options.structure)
+    method = Method(
+        options.covariance,
+        estimator=options.estimator or "residual",
+        structure=options.structure,
+        head=options.head,
+    )
     covariance = make_covariance(method, table)
     model = open_model(options.model, options)
     indices = _measured_indices(model.denoiser.schedule, options)

@@ -8,6 +8,7 @@ from ..process import steps as step_lists
 from ..process.schedule import NoiseSchedule
 from ..sampling.sampler import Sampler
 from ..variance.covariance import Analytic, FixedLarge, FixedSmall, ReverseCovariance
+from ..variance.head import Head
 from ..variance.learned import LearnedRange
 from ..variance.table import VarianceTable
 from .options import Method, NllOptions, SampleOptions
@@ -15,12 +16,24 @@ from .options import Method, NllOptions, SampleOptions
 
 def make_covariance(options: Method | SampleOptions | NllOptions, table: VarianceTable | None) -> ReverseCovariance:
     """The reverse covariance that the options name."""
+    if options.head is not None and options.covariance != "head":
+        raise InputError(
+            f"head={options.head} has no meaning with the covariance {options.covariance}; leave it out, or choose the "
+            "covariance head."
+        )
     if options.covariance == "beta":
         return FixedLarge()
     if options.covariance == "beta_tilde":
         return FixedSmall()
     if options.covariance == "learned_range":
         return LearnedRange()
+    if options.covariance == "head":
+        if options.head is None:
+            raise InputError(
+                "the covariance head needs a trained head; give its file with --head (made by `diffusion-var "
+                "train-head`)."
+            )
+        return Head.load(options.head)
     if table is None:
         raise InputError(
             "the analytic covariance needs a variance table; give one with --table (made by `diffusion-var estimate`)."

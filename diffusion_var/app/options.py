@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 Structures = Literal["isotropic", "channel", "pixel", "dct"]
 Estimators = Literal["residual", "score_norm", "data_variance"]
-Covariances = Literal["beta", "beta_tilde", "analytic", "learned_range"]
+Covariances = Literal["beta", "beta_tilde", "analytic", "learned_range", "head"]
 Spacings = Literal["linspace", "leading", "trailing", "quadratic", "log_snr"]
 LikelihoodSpacings = Literal["linspace", "leading", "trailing", "quadratic", "log_snr", "optimal"]
 DecoderVariances = Literal["beta_tilde", "isotropic", "pixel", "covariance"]
@@ -30,6 +30,8 @@ DeviceHelp = "where to run, e.g. cpu or cuda:1; by default the GPU if there is o
 FeaturesHelp = "feature network: inception, digits, or a .safetensors file of scripts/train_features.py"
 InceptionHelp = "file of Inception's weights; by default the one in PyTorch's cache, or a download"
 AcceptHelp = "SHA-256 of an Inception weights file, other than the published one, that you trust"
+HeadHelp = "trained head (head.safetensors of train-head), for the covariance head"
+CovarianceHelp = "reverse covariance; analytic needs a table, head a trained head"
 SkipHelp = "leave out files that cannot be decoded, with a warning"
 DtypeHelp = "autocast of the network (its results and everything else stay float32)"
 Positional = "positional"  # marks an option that may also be given without its flag, in the order of the options
@@ -100,8 +102,9 @@ class SampleOptions(ModelOptions):
     steps: Annotated[int | list[int], "number of steps K, or the indices themselves, comma-separated, ascending"] = 25
     spacing: Annotated[Spacings, "how K steps are spread over 1…N"] = "linspace"
     eta: Annotated[float, "1 is DDPM, 0 is DDIM"] = 1.0
-    covariance: Annotated[Covariances, "reverse covariance; analytic needs a table"] = "beta_tilde"
+    covariance: Annotated[Covariances, CovarianceHelp] = "beta_tilde"
     table: Annotated[Path | None, "variance table, for the analytic covariance"] = None
+    head: Annotated[Path | None, HeadHelp] = None
     structure: Annotated[Structures, "structure of the analytic covariance"] = "isotropic"
     estimator: Annotated[Estimators, "estimator of the analytic covariance"] = "residual"
     final_noise_cap: Annotated[float | None, "cap of the last noise, in 255ths of the data range; none by default"] = (
@@ -119,8 +122,9 @@ class NllOptions(ModelOptions):
 
     model: Annotated[str, ModelHelp]
     images: Annotated[str, ImagesHelp + "; neither trained on nor part of the table"]
-    covariance: Annotated[Covariances, "reverse covariance; analytic needs a table"] = "analytic"
+    covariance: Annotated[Covariances, CovarianceHelp] = "analytic"
     table: Annotated[Path | None, "variance table, for the analytic covariance"] = None
+    head: Annotated[Path | None, HeadHelp] = None
     structure: Annotated[Structures, "structure of the analytic covariance"] = "isotropic"
     estimator: Annotated[Estimators, "estimator of the analytic covariance"] = "residual"
     steps: Annotated[int | list[int], "number of steps K, or the indices themselves, comma-separated, ascending"] = 25
@@ -158,6 +162,7 @@ class StepsOptions(ModelOptions):
     model: Annotated[str | None, "for bound: " + ModelHelp] = None
     images: Annotated[str | None, "for bound: " + ImagesHelp] = None
     covariance: Annotated[Covariances, "for bound: the reverse covariance"] = "analytic"
+    head: Annotated[Path | None, "for bound: " + HeadHelp] = None
     eta: Annotated[float, "for bound: 1 is DDPM; above 0"] = 1.0
     indices: Annotated[list[int] | None, "for bound: indices to measure; by default 64, even in log-SNR"] = None
     draws: Annotated[int, "for bound: noise draws for each image"] = 1
@@ -225,6 +230,7 @@ class Method(Options):
     clipped_eps: Literal["network", "rederived"] | None = None
     spacing: Spacings = "linspace"
     steps: list[int] | None = None  # numbers of steps, if other than the comparison's
+    head: Path | None = None  # of train-head, for the covariance head
     name: str | None = None
 
     @property
@@ -239,6 +245,9 @@ class Method(Options):
         if self.covariance == "analytic":
             kind = "" if self.estimator == "residual" else f" ({self.estimator})"
             return f"Analytic-{family} {self.structure}{kind}{rest}"
+        if self.covariance == "head":
+            file = Path(self.head or "head")
+            return f"{family} head {file.parent.name if file.stem == 'head' else file.stem}{rest}"
         sign = {"beta": "β", "beta_tilde": "β̃", "learned_range": "learned range"}[self.covariance]
         return f"{family}{rest}" if self.eta == 0 else f"{family} {sign}{rest}"
 

@@ -19,6 +19,7 @@ from .options import SPACING_NAMES
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ..training.heads import HeadPoint
     from .compare import Comparison
     from .options import Method
 
@@ -28,6 +29,7 @@ _COLOURS = {
     "beta": "#d55e00",
     "beta_tilde": "#0072b2",
     "learned_range": "#56b4e9",
+    "head": "#8c564b",
     "isotropic": "black",
     "channel": "#cc79a7",
     "pixel": "#e69f00",
@@ -232,4 +234,23 @@ def loss_curve(curve: Sequence[tuple[int, float, float]]) -> Figure:
     axes.set_ylabel("loss of the averaged weights")
     axes.grid(alpha=0.3, which="both")
     axes.legend(frameon=False)
+    return figure
+
+
+def head_curve(curve: Sequence[HeadPoint]) -> Figure:
+    """Losses of a head and, where they are known, the bits/dim of held-out images against the step."""
+    panels = [("loss of the averaged weights", {"train": "training images", "held_out": "held-out images"})]
+    if any(np.isfinite(point.bits_per_dim) for point in curve):
+        panels.append(("bits/dim of the averaged weights", {"bits_per_dim": "held-out images"}))
+    figure, axes = new_figure(6 * len(panels), 4, columns=len(panels))
+    for panel, (title, lines) in zip(np.atleast_1d(axes), panels, strict=True):
+        for name, label in lines.items():
+            values = np.array([getattr(point, name) for point in curve])
+            if np.isfinite(values).any():
+                colour = "#0072b2" if name == "train" else "#d55e00"
+                panel.plot([point.step for point in curve], values, ".-", label=label, color=colour)
+        panel.set_xlabel("step")
+        panel.set_ylabel(title)
+        panel.grid(alpha=0.3)
+        panel.legend(frameon=False)
     return figure

@@ -54,7 +54,7 @@ def run_train_unet(options: TrainUNetOptions) -> None:
     state = processes()
     main = state.is_main_process
     if main:
-        _require_own_folder(options.out, options.overwrite)
+        require_own_folder(options.out, options.overwrite)
     images = open_images(options.images, options.download)
     held_out = None if options.held_out is None else open_images(options.held_out, options.download)
     if held_out is not None and tuple(held_out[0].shape) != tuple(images[0].shape):
@@ -145,7 +145,7 @@ def _mapping(name: str, given: str | dict[str, Any]) -> dict[str, Any]:
     return parsed
 
 
-def _require_own_folder(folder: Path, overwrite: bool) -> None:
+def require_own_folder(folder: Path, overwrite: bool) -> None:
     """Refuse a folder with anything but an interrupted run in it; what a kill left of its writing is removed."""
     continues = (folder / CHECKPOINT).is_file()
     parts = [part.name for part in folder.glob(f".{CHECKPOINT}.*.tmp")]
