@@ -170,9 +170,9 @@ class HeadRun:
             if target.needs_probe:
                 product = probe, torch.autograd.grad((posterior.eps * probe).sum(), x_t)[0]
         posterior = posterior.detached()
-        g = self.head.prior.at(n)[0].to(device)
-        v = self.head.prior.variances(n).to(device)
-        return Draw(x_0, eps, posterior, sigma, g, v, product), posterior
+        prior = self.head.prior
+        g, gap, v = (level.to(device) for level in (prior.at(n)[0], prior.gap(n), prior.variances(n)))
+        return Draw(x_0, eps, posterior, sigma, g, gap, v, product), posterior
 
     def refuse_nan(self) -> None:
         """Look at the losses since the last look, of all processes alike."""

@@ -15,7 +15,7 @@ from ..process.structure import Pixel, Shape, Structure
 from .bounds import upper_bound
 from .covariance import Analytic, mean_error_variance
 from .table import VarianceTable
-from .targets import PIXEL_TARGETS, FactorTarget, Target
+from .targets import PIXEL_TARGETS, TINY, FactorTarget, Target
 
 _KEPT_BYTES = 256 * 1024**2
 
@@ -49,6 +49,7 @@ class Prior:
         self.target: Target = PIXEL_TARGETS[target]() if structure is None else FactorTarget(self.structure.forward)
         self.indices = int(table.indices[0]), int(table.indices[-1])
         self._g, self._v, self._most = self._levels()
+        self._gap = torch.zeros_like(self._g) if self.target.any_mean else self._disagreement()
         self._elements: dict[int, torch.Tensor] = {}
 
     def _levels(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -66,6 +67,26 @@ class Prior:
             g[n] = (alpha / sigma) ** 2 * v[n]
             most[n] = float(upper_bound(alpha, sigma, None, table.data_range))
         return torch.from_numpy(g), torch.from_numpy(v), torch.from_numpy(most)
+
+    def _disagreement(self) -> torch.Tensor:
+        """How far an imperfect mean is from what targets of the exact one take for granted, in units of v; (N + 1,).
+
+        With δ_n = (α²/σ²)(score_norm − residual), √(δ_n² + mean of δ²)/g_n: at an index where δ happens to change its
+        sign, the network is no better than at its neighbours.
+        """
+        g, schedule = self._g.numpy(), self.table.schedule
+        delta = np.zeros(len(g))
+        for n in range(self.indices[0], self.indices[1] + 1):
+            if schedule.alpha[n] > 0:
+                value = float(self.table.nodes.value("score_norm", "isotropic", n))
+                delta[n] = (schedule.alpha[n] / schedule.sigma[n]) ** 2 * value - g[n]
+        measured = delta[self.indices[0] : self.indices[1] + 1]
+        return torch.from_numpy(np.sqrt(delta**2 + np.mean(measured**2)) / np.maximum(g, TINY))
+
+    def gap(self, indices: torch.Tensor) -> torch.Tensor:
+        """That disagreement at indices (B,); (B, 1, 1, 1) float32; 0 for targets that are right for any mean."""
+        gap: torch.Tensor = self._gap[indices.cpu()].float()[:, None, None, None]
+        return gap
 
     def at(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """g = (α²/σ²) v and v, the isotropic variance, of indices (B,) on the CPU; each (B, 1, 1, 1) float32."""

@@ -12,8 +12,10 @@ Per image and (rotated) channel, `FactorTarget` learns how much of a structure's
     factor  ρ(x_t) ≈ E[ mean over k of (B (x_0 − x̂_0))_k² / v_k | x_t ]
 
 The loss is (y/g − ρ)² times a weight. The published ones weigh g², under which the few indices with the largest g are
-all that counts; the default is one over the variance that y/g has given x_t, which is told by the table: 2 for a
-squared Gaussian, and for SN (4 ε̂² + 2 g)/g ≈ (4 (1 − g) + 2 g)/g, since there ε̂² is only taken out in the mean.
+all that counts. The default is one over the mean square error that y/g has about ρ = 1, which the table tells: 2, the
+variance of a squared Gaussian; for SN (4 ε̂² + 2 g)/g ≈ (4 (1 − g) + 2 g)/g, since there ε̂² is taken out in the mean
+only; and for SN and OCM besides the square of what the table's estimators disagree by (`Prior.gap`): near pure noise,
+where g is small, an imperfect mean leaves those two nothing to learn from.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ class Draw:
         posterior: at x_t, without a graph.
         sigma: (B, 1, 1, 1).
         g: (B, 1, 1, 1): (α²/σ²) times the table's isotropic v_t.
+        gap: (B, 1, 1, 1): by how much the table's estimators disagree, in units of v (see `Prior.gap`).
         v: (B, 1, 1, 1) isotropic v_t; for `FactorTarget` the structure's, (B, C, H, W).
         probe: (B, C, H, W) of ±1 and its vector-Jacobian product ∂(ε̂·r)/∂x_t, where a target needs them.
     """
@@ -53,6 +56,7 @@ class Draw:
     posterior: Posterior
     sigma: torch.Tensor
     g: torch.Tensor
+    gap: torch.Tensor
     v: torch.Tensor
     probe: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -70,13 +74,13 @@ class Target(ABC):
     def ratio(self, draw: Draw) -> torch.Tensor:
         """y/g of each element, like x_0, or (B, C, 1, 1)."""
 
-    def noise_variance(self, g: torch.Tensor) -> torch.Tensor:
-        """About the variance of y/g given x_t, where ρ = 1."""
+    def error_square(self, g: torch.Tensor, gap: torch.Tensor) -> torch.Tensor:
+        """About the mean square of y/g − ρ, where ρ = 1; like g."""
         return torch.full_like(g, 2.0)
 
     def loss(self, predicted: torch.Tensor, draw: Draw, weighting: Weighting) -> torch.Tensor:
         """The weighted squared error, averaged over the batch and its elements."""
-        weight = draw.g**2 if weighting == "papers" else 1.0 / self.noise_variance(draw.g)
+        weight = draw.g**2 if weighting == "papers" else 1.0 / self.error_square(draw.g, draw.gap)
         return (weight * (self.ratio(draw) - predicted).square()).mean()
 
     @abstractmethod
@@ -104,8 +108,8 @@ class SnTarget(Target):
     def ratio(self, draw: Draw) -> torch.Tensor:
         return (draw.eps.square() - draw.posterior.eps.square()) / draw.g.clamp(min=TINY)
 
-    def noise_variance(self, g: torch.Tensor) -> torch.Tensor:
-        return (4.0 * (1.0 - g).clamp(min=0.0) + 2.0 * g) / g.clamp(min=TINY)
+    def error_square(self, g: torch.Tensor, gap: torch.Tensor) -> torch.Tensor:
+        return (4.0 * (1.0 - g).clamp(min=0.0) + 2.0 * g) / g.clamp(min=TINY) + gap.square()
 
     def published(self, raw: torch.Tensor, posterior: Posterior) -> torch.Tensor:
         return raw - posterior.eps.square()
@@ -120,6 +124,9 @@ class OcmTarget(Target):
         assert draw.probe is not None
         probe, product = draw.probe
         return (1.0 - draw.sigma * probe * product) / draw.g.clamp(min=TINY)
+
+    def error_square(self, g: torch.Tensor, gap: torch.Tensor) -> torch.Tensor:
+        return 2.0 + gap.square()
 
     def published(self, raw: torch.Tensor, posterior: Posterior) -> torch.Tensor:
         return 1.0 + raw
