@@ -28,6 +28,7 @@ class TrainUNetOptions(Options):
     scheduler: Annotated[str | dict[str, Any], "YAML mapping of DDPMScheduler's arguments"] = field(
         default_factory=dict
     )
+    learned_range: Annotated[bool, "learn too where between β̃ and β variances lie (2C channels, hybrid loss)"] = False
     steps: Annotated[int, "optimiser steps"] = 10_000
     batch_size: Annotated[int, "images a step, over all processes together"] = 128
     learning_rate: Annotated[float, "highest learning rate (warm-up, then a cosine to zero)"] = 1e-3
@@ -45,6 +46,7 @@ class TrainUNetOptions(Options):
 def run_train_unet(options: TrainUNetOptions) -> None:
     """Train and save; the same command continues an interrupted run."""
     from ..process.schedule import NoiseSchedule
+    from ..training.hybrid_loss import step_coefficients
     from ..training.unet import UNetTraining, processes, train_unet
     from .data import open_images
 
@@ -65,8 +67,12 @@ def run_train_unet(options: TrainUNetOptions) -> None:
     _require_range("images", images)
     if held_out is not None:
         _require_range("held_out", held_out)
-    network = make_unet(_mapping("unet", options.unet), tuple(images[0].shape), options.seed)
-    scheduler = make_scheduler(_mapping("scheduler", options.scheduler))
+    shape, learned_range = tuple(images[0].shape), settings.learned_range
+    network = make_unet(_mapping("unet", options.unet), shape, options.seed, learned_range)
+    scheduler = make_scheduler(_mapping("scheduler", options.scheduler), learned_range)
+    schedule = NoiseSchedule.from_diffusers(scheduler)
+    if learned_range:
+        step_coefficients(schedule)  # refuses some schedules, and now is before anything is written
     make_folder(options.out)
     parameters = sum(p.numel() for p in network.parameters())
     if main:
@@ -74,7 +80,7 @@ def run_train_unet(options: TrainUNetOptions) -> None:
     result = train_unet(
         network,
         images,
-        NoiseSchedule.from_diffusers(scheduler),
+        schedule,
         settings,
         held_out=held_out,
         checkpoint=options.out / CHECKPOINT,
@@ -85,17 +91,22 @@ def run_train_unet(options: TrainUNetOptions) -> None:
     state.destroy_process_group()
 
 
-def make_unet(arguments: dict[str, Any], shape: tuple[int, ...], seed: int) -> Any:
-    """A UNet2DModel for images of a shape (C, H, W), its initial weights from the seed alone; tried on one image."""
+def make_unet(arguments: dict[str, Any], shape: tuple[int, ...], seed: int, learned_range: bool = False) -> Any:
+    """A UNet2DModel for images of a shape (C, H, W), its initial weights from the seed alone; tried on one image.
+
+    With a learned range it has 2C output channels.
+    """
     import torch
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     sizes = {"sample_size": shape[1] if shape[1] == shape[2] else list(shape[1:])}
-    sizes |= {"in_channels": shape[0], "out_channels": shape[0]}
+    made_shape = (2 * shape[0] if learned_range else shape[0], *shape[1:])
+    sizes |= {"in_channels": shape[0], "out_channels": made_shape[0]}
     for name, value in sizes.items():
         given = arguments.get(name, value)
         if given != value and given != list(shape[1:]):
-            raise InputError(f"unet.{name} is {given}, but the images have {value}; leave it out.")
+            needs = "learned_range needs" if learned_range and name == "out_channels" else "the images have"
+            raise InputError(f"unet.{name} is {given}, but {needs} {value}; leave it out.")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         try:
@@ -109,13 +120,13 @@ def make_unet(arguments: dict[str, Any], shape: tuple[int, ...], seed: int) -> A
             raise InputError(
                 f"the unet cannot take images of shape {shape}: {_first_line(error)}; {_HALVING}."
             ) from error
-    if made != shape:
+    if made != made_shape:
         raise InputError(f"the unet makes images of shape {made} from those of shape {shape}; {_HALVING}.")
     return network
 
 
-def make_scheduler(arguments: dict[str, Any]) -> Any:
-    """A DDPMScheduler, which holds the noise schedule."""
+def make_scheduler(arguments: dict[str, Any], learned_range: bool = False) -> Any:
+    """A DDPMScheduler, which holds the noise schedule and, for samplers, whether the network has a learned range."""
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     if arguments.get("prediction_type", "epsilon") != "epsilon":
@@ -124,8 +135,17 @@ def make_scheduler(arguments: dict[str, Any]) -> Any:
         )
     if arguments.get("thresholding"):
         raise InputError("scheduler.thresholding is true, which no command supports; leave it out.")
+    kind = arguments.get("variance_type", "learned_range" if learned_range else "fixed_small")
+    if learned_range and kind != "learned_range":
+        raise InputError(
+            f"scheduler.variance_type is {kind!r}, but with learned_range it is 'learned_range'; leave one of them out."
+        )
+    if not learned_range and str(kind).startswith("learned"):
+        raise InputError(
+            f"scheduler.variance_type is {kind!r}, but no variance is learned; leave it out, or set learned_range."
+        )
     try:
-        return DDPMScheduler(**arguments)
+        return DDPMScheduler(**({**arguments, "variance_type": kind} if learned_range else arguments))
     except (TypeError, ValueError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
         raise InputError(f"the scheduler's arguments do not make a DDPMScheduler: {_first_line(error)}.") from error
 

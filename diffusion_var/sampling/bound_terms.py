@@ -30,10 +30,14 @@ def prior_kl(x_0: torch.Tensor, alpha: float, sigma: float, prior_std: float) ->
 
 
 def gaussian_kl(
-    lambda2: float, log_det: torch.Tensor, inverse_trace: torch.Tensor, quadratic: torch.Tensor, d: int
+    lambda2: float | torch.Tensor, log_det: torch.Tensor, inverse_trace: torch.Tensor, quadratic: torch.Tensor, d: int
 ) -> torch.Tensor:
-    """KL(N(μ_q, λ² I) ‖ N(μ_p, Σ)) in nats from log det Σ, tr Σ⁻¹ and (μ_q − μ_p)ᵀ Σ⁻¹ (μ_q − μ_p); float64."""
-    return 0.5 * (log_det - d * math.log(lambda2) - d + lambda2 * inverse_trace + quadratic)
+    """KL(N(μ_q, λ² I) ‖ N(μ_p, Σ)) in nats from log det Σ, tr Σ⁻¹ and (μ_q − μ_p)ᵀ Σ⁻¹ (μ_q − μ_p); float64.
+
+    λ² is a float, or one for each of theirs.
+    """
+    log_lambda2 = lambda2.log() if isinstance(lambda2, torch.Tensor) else math.log(lambda2)
+    return 0.5 * (log_det - d * log_lambda2 - d + lambda2 * inverse_trace + quadratic)
 
 
 @dataclass(frozen=True)

@@ -37,15 +37,20 @@ _ROUNDING, _FLOAT32 = 1e-3, 3e-7
 
 
 def log_normal_interval(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    """log(Φ(high) − Φ(low)) for float64 tensors with low < high, ∓∞ allowed; finite wherever the result can be."""
+    """log(Φ(high) − Φ(low)) for float64 tensors with low < high, ∓∞ allowed; finite wherever the result can be.
+
+    So are its gradients (not at ∓∞ itself).
+    """
     # In the upper tail both Φ are nearly 1: mirrored, they are nearly 0 and their logarithms differ.
     mirrored = low > 0
     a, b = torch.where(mirrored, -high, low), torch.where(mirrored, -low, high)
-    log_a, log_b = torch.special.log_ndtr(a), torch.special.log_ndtr(b)
-    tail = log_b + torch.log(-torch.expm1(log_a - log_b))
-    middle = torch.log(0.5 * (torch.erf(b / math.sqrt(2)) - torch.erf(a / math.sqrt(2))))
     # Where the interval holds 0, the two terms of the difference have opposite signs, and nothing cancels.
-    return torch.where((a < 0) & (b > 0), middle, tail)
+    holds_0 = (a < 0) & (b > 0)
+    # Each formula gets harmless arguments where it is not used: a gradient of 0 times an infinite one would be nan.
+    log_a, log_b = (torch.special.log_ndtr(end.masked_fill(holds_0, away)) for end, away in ((a, -2.0), (b, -1.0)))
+    tail = log_b + torch.log(-torch.expm1(log_a - log_b))
+    erf_a, erf_b = (torch.erf(end.masked_fill(~holds_0, away) / math.sqrt(2)) for end, away in ((a, -1.0), (b, 1.0)))
+    return torch.where(holds_0, torch.log(0.5 * (erf_b - erf_a)), tail)
 
 
 def discretised_log_prob(
@@ -65,6 +70,11 @@ def discretised_log_prob(
     lower = torch.where(level == 0, -math.inf, (low + (level.double() - 0.5) * step - mean.double()) / std)
     upper = torch.where(level == levels - 1, math.inf, (low + (level.double() + 0.5) * step - mean.double()) / std)
     return log_normal_interval(lower, upper)
+
+
+def gaussian_nats(log_det: torch.Tensor, quadratic: torch.Tensor, d: int) -> torch.Tensor:
+    """−log N(x; μ, Σ) in nats from log det Σ and (x − μ)ᵀ Σ⁻¹ (x − μ); float64."""
+    return 0.5 * (d * math.log(2 * math.pi) + log_det + quadratic)
 
 
 def levels_of(x: torch.Tensor, levels: int, data_range: Range, first: int = 0) -> torch.Tensor:
@@ -134,8 +144,7 @@ class DensityDecoder(Decoder):
                 f"the decoder's variance ({self.name}, step {kernel.t} to 0) is zero somewhere, so that the density "
                 "of x_0 is not defined; choose another decoder_variance."
             )
-        d = math.prod(x_0.shape[-3:])
-        return 0.5 * (d * math.log(2 * math.pi) + found.log_det() + found.quadratic(x_0 - posterior.mean))
+        return gaussian_nats(found.log_det(), found.quadratic(x_0 - posterior.mean), math.prod(x_0.shape[-3:]))
 
 
 def make_decoder(

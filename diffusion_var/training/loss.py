@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,27 @@ from ..process.schedule import NoiseSchedule
 from ..randomness import generator, normal
 
 
+@dataclass(frozen=True)
+class NoisyBatch:
+    """What a loss is computed from.
+
+    Attributes:
+        x_0, eps: images and noise, (B, C, H, W) float32 on the CPU.
+        n: (B,) their indices.
+        output: the network's at x_t, (B, C or 2C, H, W) float32, on its device.
+    """
+
+    x_0: torch.Tensor
+    eps: torch.Tensor
+    n: torch.Tensor
+    output: torch.Tensor
+
+    def simple_loss(self) -> torch.Tensor:
+        """‖ε̂ − ε‖² averaged over the batch; ε̂ is the first half of 2C channels."""
+        eps = self.eps.to(self.output.device)
+        return torch.nn.functional.mse_loss(self.output[:, : eps.shape[1]], eps)
+
+
 def simple_loss(
     network: Any,
     x_0: torch.Tensor,
@@ -21,7 +43,19 @@ def simple_loss(
     n: torch.Tensor | None = None,
     share: slice = slice(None),
 ) -> torch.Tensor:
-    """‖ε̂ − ε‖² averaged over a batch (B, C, H, W) at random indices, or at the given n (B,).
+    """‖ε̂ − ε‖² averaged over a `noisy_batch`."""
+    return noisy_batch(network, x_0, schedule, stream, n, share).simple_loss()
+
+
+def noisy_batch(
+    network: Any,
+    x_0: torch.Tensor,
+    schedule: NoiseSchedule,
+    stream: np.random.Generator,
+    n: torch.Tensor | None = None,
+    share: slice = slice(None),
+) -> NoisyBatch:
+    """The network's output for a batch (B, C, H, W) at random indices, or at the given n (B,).
 
     `share` is the part of the batch to evaluate; noise and indices are drawn for all of it, so that parts fit together.
     """
@@ -34,7 +68,7 @@ def simple_loss(
     timestep = torch.from_numpy(schedule.timestep[n.numpy()]).float()  # not every device knows float64
     device = next(network.parameters()).device
     out = network((alpha * x_0 + sigma * eps).to(device), timestep.to(device)).sample
-    return torch.nn.functional.mse_loss(out.float(), eps.to(device))
+    return NoisyBatch(x_0, eps, n, out.float())
 
 
 @torch.no_grad()

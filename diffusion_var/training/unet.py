@@ -1,4 +1,5 @@
-"""Training an ε-predicting UNet by the simple loss (see `loss`).
+"""Training an ε-predicting UNet by the simple loss (see `loss`), or with a learned range by the hybrid one
+(`hybrid_loss`).
 
 The weights that are returned are the exponential moving average of those that were trained. Every random number comes
 from (seed, purpose, step), so that a run can be repeated, and continued exactly from a checkpoint; dropout's come from
@@ -12,7 +13,9 @@ import copy
 import hashlib
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +26,7 @@ from tqdm import tqdm
 from ..errors import InputError, NumericalError
 from ..process.schedule import NoiseSchedule
 from ..randomness import generator
+from .hybrid_loss import hybrid_loss, levels_held, step_coefficients
 from .loss import evaluation_loss, float_images, simple_loss, spread
 from .state import TrainingState
 
@@ -45,7 +49,8 @@ class UNetTraining:
         ema_decay: of the moving average, warmed up by diffusers' rule for short runs.
         mixed_precision: dtype of the forward pass.
         flip: mirror half of the images left to right.
-        evaluate_every: steps between entries of the loss curve.
+        evaluate_every: steps between entries of the loss curve, which is of the simple loss.
+        learned_range: the network has 2C channels and learns the range of its variances too.
     """
 
     steps: int
@@ -58,6 +63,7 @@ class UNetTraining:
     flip: bool = False
     evaluate_every: int = 500
     seed: int = 0
+    learned_range: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "warmup_steps", "evaluate_every"):
@@ -85,8 +91,8 @@ class TrainingResult:
 
     Attributes:
         network: the network with averaged weights, in evaluation mode.
-        curve: (step, training loss, held-out loss) at the evaluation points, both of the averaged network, on at most
-            1,024 images each.
+        curve: (step, training loss, held-out loss) at the evaluation points, both the simple loss (of a learned range's
+            first C channels too) of the averaged network, on at most 1,024 images each.
         seconds: spent training.
     """
 
@@ -109,7 +115,7 @@ def train_unet(
     """Train an ε-predicting diffusers UNet, on the device and in as many processes as Accelerate finds.
 
     Args:
-        network: called as network(x_t, timestep).sample; trained in place.
+        network: called as network(x_t, timestep).sample, C channels, or 2C for a learned range; trained in place.
         images: tensor or Dataset of (C, H, W): uint8 (scaled to [-1, 1]) or floats in the data range.
         held_out: images to report a loss on, or None.
         checkpoint: file to continue from if it exists, and to write every `checkpoint_seconds` and at the end, where it
@@ -163,6 +169,10 @@ class _Run:
         self.device = self.accelerator.device
         size = share_of(settings.batch_size, self.accelerator.num_processes)
         self.share = slice(self.accelerator.process_index * size, (self.accelerator.process_index + 1) * size)
+        pixels = float_images(images, spread(len(images), FINGERPRINT_IMAGES))
+        self.loss: Callable[..., torch.Tensor] = simple_loss
+        if settings.learned_range:
+            self.loss = partial(hybrid_loss, coefficients=step_coefficients(schedule), levels=levels_held(pixels))
         network.to(self.device).train()
         optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
         self.state = TrainingState(network, EMAModel(network.parameters(), decay=settings.ema_decay), optimizer)
@@ -171,7 +181,7 @@ class _Run:
             **vars(settings),
             "schedule": schedule.digest,
             "images": len(images),
-            "fingerprint of the images": _fingerprint(images),
+            "fingerprint of the images": _fingerprint(pixels),
             **{f"unet.{name}": value for name, value in getattr(network, "config", {}).items() if name[0] != "_"},
         }
         self.dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else None
@@ -186,7 +196,7 @@ class _Run:
         stream = generator(settings.seed, "train unet", step)
         x_0 = self._batch(stream)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            loss = simple_loss(self.network, x_0, self.schedule, stream, share=self.share)
+            loss = self.loss(self.network, x_0, self.schedule, stream, share=self.share)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.rate(step)
         self.optimizer.zero_grad()
@@ -260,9 +270,8 @@ def _seed(device: torch.device, seed: int) -> None:
         torch.get_device_module(device).manual_seed(seed)
 
 
-def _fingerprint(images: Any) -> str:
+def _fingerprint(pixels: torch.Tensor) -> str:
     """A short hash of a few images: enough to tell one data set from another."""
-    pixels = float_images(images, spread(len(images), FINGERPRINT_IMAGES))
     return hashlib.sha256(str(tuple(pixels.shape)).encode() + pixels.cpu().numpy().tobytes()).hexdigest()[:16]
 
 

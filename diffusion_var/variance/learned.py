@@ -23,9 +23,11 @@ from ..process.structure import Pixel
 from .covariance import ReverseCovariance, StructuredCovariance, image_shape
 
 
-def learned_range_variance(raw: torch.Tensor, beta: float, beta_tilde: float) -> torch.Tensor:
-    """exp(f log β + (1 − f) log β̃) with f = (raw + 1)/2 (Improved DDPM eq. 15); like `raw`."""
-    low, high = np.log(beta_tilde), np.log(beta)
+def learned_range_variance(
+    raw: torch.Tensor, beta: float | torch.Tensor, beta_tilde: float | torch.Tensor
+) -> torch.Tensor:
+    """exp(f log β + (1 − f) log β̃) with f = (raw + 1)/2 (Improved DDPM eq. 15); like `raw`, to which β, β̃ broadcast."""
+    low, high = (end.log() if isinstance(end, torch.Tensor) else np.log(end) for end in (beta_tilde, beta))
     variance: torch.Tensor = ((raw + 1) * (0.5 * (high - low)) + low).exp()
     return variance
 

@@ -105,6 +105,31 @@ def test_intervals_of_the_normal_distribution(low: float, high: float) -> None:
     assert found == pytest.approx(exact_log_interval(low, high), rel=1e-10, abs=1e-15)
 
 
+@pytest.mark.parametrize("start", [-1e4, -38.0, -9.0, -0.5, 0.0, 0.5, 9.0, 38.0, 1e4])
+@pytest.mark.parametrize("width", [1e-4, 1.0, 30.0])
+def test_gradients_of_intervals(start: float, width: float) -> None:
+    """d log P = (φ(high) d high − φ(low) d low)/P, wherever the formula that is not used has none."""
+    low, high = scalar(start).requires_grad_(), scalar(start + width).requires_grad_()
+    log_p = log_normal_interval(low, high)
+    found = torch.autograd.grad(log_p, (low, high))
+    with mpmath.workdps(50):
+        expected = [
+            sign * mpmath.exp(-(mpmath.mpf(float(end.detach())) ** 2) / 2 - exact_log_interval(low.item(), high.item()))
+            for sign, end in ((-1, low), (1, high))
+        ]
+        expected = [float(value / mpmath.sqrt(2 * mpmath.pi)) for value in expected]
+    # Both are differences of z²/2 and log Φ, of which at z = 10⁴ the last digits are 1e-8.
+    assert [float(value) for value in found] == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def test_the_gradient_at_the_outermost_levels_and_of_a_vast_variance() -> None:
+    for level, mean, variance in ((0, 0.5, 1e-4), (255, 0.5, 1e-4), (0, -1.0, 1e-4), (128, 1 / 255, 1e34)):
+        given = scalar(variance).requires_grad_()
+        discretised_log_prob(torch.tensor(level), scalar(mean), given, 256, RANGE).backward()
+        shifted = (exact_log_prob(level, mean, variance * (1 + change), 256, RANGE) for change in (1e-4, -1e-4))
+        assert float(given.grad) * variance == pytest.approx(float(np.diff([*shifted])[0]) / -2e-4, rel=1e-5), level
+
+
 def test_the_two_tails_are_mirror_images() -> None:
     for mean in MEANS:
         torch.testing.assert_close(log_probs(mean, 1e-4).flip(0), log_probs(-mean, 1e-4), rtol=1e-9, atol=1e-12)
