@@ -36,6 +36,7 @@ class LikelihoodOptions(ModelOptions):
     table: Annotated[Path | None, "variance table; by default one is measured on table_images into OUT"] = None
     table_images: Annotated[str, "images that the table is measured on: " + ImagesHelp] = "digits:table"
     images: Annotated[str, "images to score: " + ImagesHelp] = "digits:score"
+    heads: Annotated[list[Path], "heads of train-head to compare too, comma-separated"] = field(default_factory=list)
     steps: Annotated[list[int], "numbers of steps, comma-separated"] = field(default_factory=lambda: [5, 10, 25, 50])
     tolerance: Annotated[float, "tolerance of the variance table"] = 0.01
     max_evaluations: Annotated[int | None, "bound on the network evaluations of the table"] = None
@@ -103,7 +104,7 @@ class Comparison:
             draws=self.options.draws,
             conditions=self.conditions,
             batch_size=self.options.batch_size,
-            checkpoint=self.folder / f"{label}-{spacing}-{len(steps)}.safetensors",
+            checkpoint=self.folder / f"{label.replace(' ', '-')}-{spacing}-{len(steps)}.safetensors",
             progress=True,
         )
 
@@ -116,7 +117,12 @@ def run(options: LikelihoodOptions) -> None:
     # With one channel its structure is the isotropic one.
     structures = [name for name in work.table.structures if name != "channel" or work.model.denoiser.shape[0] > 1]
     fixed: dict[str, ReverseCovariance] = {"beta_tilde": dv.FixedSmall(), "beta": dv.FixedLarge()}
-    methods = fixed | {name: dv.Analytic(work.table, structure=name) for name in structures}
+    heads: dict[str, ReverseCovariance] = {head_label(path): dv.Head.load(path) for path in options.heads}
+    if len(heads) < len(options.heads):
+        raise dv.InputError(
+            "two of --heads have the same name; the name is the file's, or of head.safetensors the folder's."
+        )
+    methods = fixed | {name: dv.Analytic(work.table, structure=name) for name in structures} | heads
     cells: dict[tuple[str, str, int], dv.LikelihoodBound] = {}
     for label, covariance in methods.items():
         path_of = label if label in structures else "isotropic"
@@ -128,7 +134,7 @@ def run(options: LikelihoodOptions) -> None:
             cells[label, "even", count] = work.bound(label, covariance, even, "even")
             cells[label, "optimal", count] = work.bound(label, covariance, best, "optimal")
     print_cells(cells, list(methods), options.steps)
-    print_gains(cells, [name for name in structures if name != "isotropic"], options.steps)
+    print_gains(cells, [name for name in (*structures, *heads) if name != "isotropic"], options.steps)
     rows = []
     for factor in FACTORS:
         covariance = Scaled(methods["isotropic"], factor)
@@ -141,13 +147,18 @@ def run(options: LikelihoodOptions) -> None:
     print_rows(["factor", *(f"K = {k}" for k in options.steps)], rows)
 
 
+def head_label(path: Path) -> str:
+    """The file's name, or where all are called head, the folder's."""
+    return f"head {path.parent.name if path.stem == 'head' else path.stem}"
+
+
 def print_cells(cells: dict[tuple[str, str, int], dv.LikelihoodBound], labels: list[str], counts: list[int]) -> None:
     """Bits/dim ± standard error, one row a method and trajectory."""
     some = next(iter(cells.values()))
     print(f"\nBits/dim ± standard error over {some.images:,} images, {some.draws} noise draw(s) each:\n")
     rows = [
         [
-            SIGNS.get(label, f"analytic {label}"),
+            SIGNS.get(label, label if label.startswith("head ") else f"analytic {label}"),
             spacing,
             *(f"{(cell := cells[label, spacing, k]).value:.4f} ± {cell.standard_error:.4f}" for k in counts),
         ]
