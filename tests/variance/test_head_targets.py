@@ -1,0 +1,171 @@
+"""What heads learn, and the covariance that their output makes, against independent computations in float64."""
+
+import numpy as np
+import pytest
+import torch
+from small_heads import SHAPE, head, table
+
+import diffusion_var as dv
+from diffusion_var.process.structure import make_structure
+from diffusion_var.randomness import generator
+from diffusion_var.variance.targets import PIXEL_TARGETS, Draw, FactorTarget, positive_ratio
+
+
+def drawn(*shape, name="x"):
+    return torch.from_numpy(generator(5, name).standard_normal(shape or (4, *SHAPE)))
+
+
+def draw(v=None):
+    posterior = dv.Posterior(drawn(name="mean"), drawn(name="eps hat"))
+    level = torch.linspace(0.1, 0.9, 4, dtype=torch.float64)[:, None, None, None]
+    return Draw(
+        drawn(name="x_0"),
+        drawn(name="eps"),
+        posterior,
+        sigma=level.sqrt(),
+        g=level**2,
+        gap=level / 3,
+        v=2 * level if v is None else v,
+        probe=(drawn(name="probe").sign(), drawn(name="product")),
+    )
+
+
+def reference(name, d):
+    """y/g of each target by DESIGN §2.9, and about its mean square error."""
+    g = d.g.numpy()
+    if name == "npr":
+        return (d.x_0 - d.posterior.mean).numpy() ** 2 / d.v.numpy(), np.full_like(g, 2.0)
+    gap = (d.g.sqrt() / 3).numpy() ** 2
+    if name == "sn":
+        return (d.eps.numpy() ** 2 - d.posterior.eps.numpy() ** 2) / g, (4 * (1 - g) + 2 * g) / g + gap
+    r, product = (x.numpy() for x in d.probe)
+    return (1 + r * (-d.sigma.numpy() * product)) / g, 2 + gap
+
+
+@pytest.mark.parametrize("name", ["npr", "sn", "ocm"])
+def test_pixel_targets_and_their_losses(name):
+    d, target = draw(), PIXEL_TARGETS[name]()
+    y, error_square = reference(name, d)
+    np.testing.assert_allclose(target.ratio(d).numpy(), y, rtol=1e-10)
+    predicted = drawn(name="predicted")
+    off = (y - predicted.numpy()) ** 2
+    np.testing.assert_allclose(float(target.loss(predicted, d, "table")), (off / error_square).mean(), rtol=1e-10)
+    np.testing.assert_allclose(float(target.loss(predicted, d, "papers")), (off * d.g.numpy() ** 2).mean(), rtol=1e-10)
+
+
+def test_unclipped_npr_is_the_noise_prediction_residual():
+    """(α²/σ²)(x_0 − x̂_0)² = (ε − ε̂)² where x̂_0 = (x_t − σ ε̂)/α."""
+    alpha, sigma = 0.6, 0.8
+    x_0, eps, eps_hat = drawn(name="x_0"), drawn(name="eps"), drawn(name="eps hat")
+    mean = (alpha * x_0 + sigma * eps - sigma * eps_hat) / alpha
+    g, v = 0.3, 0.3 * (sigma / alpha) ** 2
+    levels = [torch.full((4, 1, 1, 1), value, dtype=torch.float64) for value in (sigma, g, 0.0, v)]
+    d = Draw(x_0, eps, dv.Posterior(mean, eps_hat), *levels)
+    np.testing.assert_allclose(PIXEL_TARGETS["npr"]().ratio(d).numpy(), (eps - eps_hat).numpy() ** 2 / g, rtol=1e-10)
+
+
+def test_factor_is_the_mean_of_standardised_squares_without_negligible_elements():
+    structure = make_structure("dct", SHAPE)
+    v = (drawn(name="v").square() + 0.1).contiguous()
+    v[:, :, 3, 4] = 1e-9  # hardly ever varies
+    d, target = draw(v), FactorTarget(structure.forward)
+    from scipy.fft import dctn
+
+    coefficients = np.stack([dctn(x, axes=(0, 1, 2), norm="ortho") for x in (d.x_0 - d.posterior.mean).numpy()])
+    kept = np.ones(SHAPE, dtype=bool)
+    kept[0, 3, 4] = False
+    expected = (coefficients**2 / v.numpy())[:, kept].reshape(4, 1, -1).mean(-1)[..., None, None]
+    np.testing.assert_allclose(target.ratio(d).numpy(), expected, rtol=1e-10)
+    predicted = drawn(4, 1, 1, 1, name="factor")
+    for weighting in ("table", "papers"):
+        loss = 0.5 * ((expected - predicted.numpy()) ** 2).mean()
+        np.testing.assert_allclose(float(target.loss(predicted, d, weighting)), loss, rtol=1e-10)
+
+
+def test_positive_ratio_starts_at_one_and_stays_positive():
+    raw = torch.tensor([-60.0, 0.0, 60.0], dtype=torch.float64)
+    ratio = positive_ratio(raw)
+    assert ratio[0] > 0
+    np.testing.assert_allclose(ratio[1:].numpy(), [1.0, 60.0 + np.log(np.e - 1)], rtol=1e-12)
+
+
+KERNELS = [(50, 20, 1.0, None), (20, 5, 1.0, None), (20, 5, 0.5, None), (5, 1, 0.0, None), (20, 5, 0.0, "rederived")]
+
+
+@pytest.mark.parametrize(("t", "s", "eta", "clipped_eps"), KERNELS)
+@pytest.mark.parametrize("structure", [None, "dct", "pixel"])
+def test_covariance_of_a_ratio(t, s, eta, clipped_eps, structure, monkeypatch):
+    """λ² + ρ times the table's mean square error of the step's mean, written out from DESIGN §2.1 to §2.3."""
+    spec = {} if structure is None else {"target": "factor", "structure": structure}
+    made, schedule = head(**spec), table().schedule
+    ratio = (drawn(name="ratio") if structure is None else drawn(4, 1, 1, 1, name="ratio")).abs()
+    monkeypatch.setattr(made, "ratio", lambda *_: ratio)
+    kernel = dv.ReverseKernel(schedule, t, s, eta, clipped_eps)
+    posterior = dv.Posterior(drawn(name="mean"), drawn(name="eps"), features=drawn(4, 8, 8, 8, name="f"))
+    found = made(posterior, kernel)
+    a_t, s_t, a_s, s_s = (
+        float(x) for x in (schedule.alpha[t], schedule.sigma[t], schedule.alpha[s], schedule.sigma[s])
+    )
+    beta_tilde = (s_t**2 - (a_t / a_s) ** 2 * s_s**2) * (s_s / s_t) ** 2
+    lambda2 = eta**2 * beta_tilde
+    c = np.sqrt(s_s**2 - lambda2)
+    gamma = a_s - c * a_t / s_t
+    error, cross, shift = table().clipping_moments(t, structure or "isotropic")
+    rederives = eta == 1.0 if clipped_eps is None else clipped_eps == "rederived"
+    extra = gamma**2 * error if rederives else gamma**2 * error - 2 * gamma * c * cross + c**2 * shift
+    np.testing.assert_allclose(found.variance.numpy(), lambda2 + ratio.numpy() * np.maximum(extra, 0), rtol=1e-9)
+    assert found.structure.name == (structure or "pixel")
+
+
+@pytest.mark.parametrize("name", ["npr", "sn", "ocm"])
+def test_published_outputs(name):
+    """Σ of the papers: (σ²/α²) times g, h − ε̂² or 1 + h, clipped to what a posterior variance in [-1, 1] can be."""
+    made = head(target=name, output="papers")
+    posterior = dv.Posterior(drawn(name="mean"), drawn(name="eps"), features=torch.zeros(4, 8, 8, 8))
+    raw, t = drawn(name="raw"), 20
+    indices = torch.full((4,), t)
+    schedule = table().schedule
+    level = float(schedule.sigma[t] / schedule.alpha[t]) ** 2
+    said = {"npr": raw, "sn": raw - posterior.eps**2, "ocm": 1 + raw}[name]
+    v = np.clip(level * said.numpy(), 0.0, min(level, 1.0))
+    found = made._tamed(made.output(raw, posterior, indices)).numpy() * table().posterior_variance(t)
+    np.testing.assert_allclose(found, v, rtol=1e-6, atol=1e-9)  # the prior's levels are float32
+
+
+def test_disagreement_of_the_estimators_counts_for_exact_mean_targets_only():
+    every = torch.arange(1, 51)
+    assert float(head(target="npr").prior.gap(every).abs().max()) == 0.0
+    gap = head(target="sn").prior.gap(every).flatten().double()
+    prior, schedule = head(target="sn").prior, table().schedule
+    delta = np.array(
+        [
+            (schedule.alpha[n] / schedule.sigma[n]) ** 2
+            * (table().nodes.value("score_norm", "isotropic", n) - table().posterior_variance(n))
+            for n in range(1, 51)
+        ]
+    )
+    expected = np.sqrt(delta**2 + np.mean(delta**2)) / prior.at(every)[0].flatten().numpy()
+    np.testing.assert_allclose(gap.numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "named"),
+    [
+        ({"target": "nrp"}, "target 'nrp' is not known"),
+        ({"target": "factor"}, "structure=None does not go with the target 'factor'"),
+        ({"structure": "dct"}, "structure='dct' does not go with the target 'npr'"),
+        ({"target": "factor", "structure": "channel"}, "structure='channel' has no variances"),
+        ({"target": "factor", "structure": "dct", "output": "papers"}, "output='papers'"),
+        ({"output": "raw"}, "output 'raw' is not known"),
+    ],
+)
+def test_specs_that_make_no_sense(spec, named):
+    with pytest.raises(dv.InputError, match=named):
+        dv.HeadSpec(**spec)
+
+
+def test_published_arrays_make_no_prior():
+    schedule = dv.NoiseSchedule.linear(50, 1e-3, 0.2)
+    arrays = dv.VarianceTable.from_moments(schedule, eps_square=np.full(50, 0.5))
+    with pytest.raises(dv.InputError, match="published arrays"):
+        dv.Head(head().network, arrays, dv.HeadSpec())
