@@ -1,0 +1,184 @@
+"""Training of heads: exact resumption, interruptions, NaN, early stopping, and a trunk that is left alone."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_heads import denoiser, head, images, table
+
+import diffusion_var as dv
+from diffusion_var.errors import NumericalError
+from diffusion_var.training import HeadTraining, train_head
+from diffusion_var.training.head_run import HeadRun
+
+SETTINGS = {
+    "steps": 9,
+    "batch_size": 8,
+    "evaluate_every": 4,
+    "learning_rate": 1e-2,
+    "likelihood_images": 4,
+    "likelihood_steps": 3,
+    "seed": 3,
+}
+
+
+class Stop(Exception):
+    pass
+
+
+def train(model=None, source=None, spec=None, checkpoint=None, **changes):
+    return train_head(
+        denoiser() if model is None else model,
+        table(),
+        images() if source is None else source,
+        HeadTraining(**{**SETTINGS, **changes}),
+        dv.HeadSpec(**(spec or {})),
+        held_out=images(60)[40:],
+        checkpoint=checkpoint,
+        checkpoint_seconds=0,
+        progress=False,
+    )
+
+
+def weights(result):
+    return torch.cat([p.detach().flatten() for p in result.head.network.parameters()])
+
+
+SPECS = [{}, {"target": "sn"}, {"target": "ocm"}, {"target": "factor", "structure": "dct"}, {"kind": "residual"}]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_stopped_and_resumed_is_uninterrupted(spec, tmp_path, monkeypatch):
+    whole = train(spec=spec)
+    step, calls = HeadRun.step, []
+
+    def stop_at_seven(self):
+        calls.append(1)
+        if len(calls) == 7:
+            raise Stop
+        step(self)
+
+    monkeypatch.setattr(HeadRun, "step", stop_at_seven)
+    path = tmp_path / "head.partial"
+    with pytest.raises(Stop):
+        train(spec=spec, checkpoint=path)
+    resumed = train(spec=spec, checkpoint=path)
+    assert len(calls) == 7 + 3  # six steps before, three after
+    assert torch.equal(weights(whole), weights(resumed))
+    assert [vars(p) for p in whole.curve] == [vars(p) for p in resumed.curve]
+    assert [p.step for p in whole.curve] == [4, 8, 9]
+    assert float((weights(whole) - weights(train(spec=spec, seed=4))).abs().max()) > 1e-4
+
+
+def test_parts_of_a_batch_add_up():
+    one, parts = train(), train(accumulate=3)
+    assert float((weights(one) - weights(parts)).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize(("target", "graphs"), [("npr", False), ("sn", False), ("ocm", True)])
+def test_no_graph_through_the_trunk_but_for_ocm(target, graphs, monkeypatch):
+    model, seen = denoiser(), []
+    model.network.requires_grad_(True)
+    before = [p.clone() for p in model.network.parameters()]
+    forward = model.network.conv_out.forward
+
+    def look(x):
+        out = forward(x)
+        seen.append(out.requires_grad)
+        return out
+
+    monkeypatch.setattr(model.network.conv_out, "forward", look)
+    train(model, spec={"target": target}, steps=2, evaluate_every=5, likelihood_images=0)
+    assert seen[1:3] == [graphs, graphs]  # the first call only looks at the features' shape
+    assert all(p.grad is None and p.requires_grad for p in model.network.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, model.network.parameters(), strict=True))
+
+
+def test_nan_names_the_step_and_keeps_the_last_good_state(tmp_path, monkeypatch):
+    draw, calls = HeadRun._draw, []
+
+    def spoilt(self, *given):
+        made, posterior = draw(self, *given)
+        calls.append(1)
+        if len(calls) == 4:
+            made.x_0.fill_(float("nan"))
+        return made, posterior
+
+    path = tmp_path / "head.partial"
+    monkeypatch.setattr(HeadRun, "_draw", spoilt)
+    with pytest.raises(NumericalError, match="loss is nan at step 3;"):
+        train(checkpoint=path)
+    resumed = train(checkpoint=path)  # the fourth draw is past
+    monkeypatch.setattr(HeadRun, "_draw", draw)
+    assert torch.equal(weights(resumed), weights(train()))
+
+
+def test_early_stopping_keeps_the_best(tmp_path, monkeypatch):
+    losses = iter([3.0, 3.0, 2.0, 1.0, 9.0, 5.0, 9.0, 6.0])  # training, held-out, ...
+    monkeypatch.setattr(HeadRun, "_loss", lambda *_: next(losses))
+    stopped = train(steps=40, evaluate_every=2, patience=2, checkpoint=tmp_path / "c")
+    assert stopped.stopped_early
+    assert [p.held_out for p in stopped.curve] == [3.0, 1.0, 5.0, 6.0]
+    monkeypatch.undo()
+    again = train(steps=40, evaluate_every=2, patience=2, checkpoint=tmp_path / "c")  # nothing left to do
+    assert torch.equal(weights(again), weights(stopped))
+    assert float((weights(train(steps=4)) - weights(stopped)).abs().max()) < 1e-7
+
+
+def test_a_checkpoint_of_another_run(tmp_path):
+    path = tmp_path / "head.partial"
+    train(checkpoint=path)
+    for changes, named in [
+        ({"seed": 4}, "seed"),
+        ({"spec": {"target": "sn"}}, "head target"),
+        ({"steps": 12}, "steps"),
+    ]:
+        with pytest.raises(dv.InputError, match=f"belongs to another run: its {named} is"):
+            train(checkpoint=path, **changes)
+    with pytest.raises(dv.InputError, match="belongs to another run: its images"):
+        train(source=images(30), checkpoint=path)
+
+
+def test_what_cannot_be_trained():
+    with pytest.raises(dv.InputError, match="batch_size=0 must be at least 1"):
+        HeadTraining(steps=1, batch_size=0)
+    with pytest.raises(dv.InputError, match="weighting='paper' must be 'table' or 'papers'"):
+        HeadTraining(steps=1, weighting="paper")
+    with pytest.raises(dv.InputError, match="patience stops by the loss on held-out"):
+        train_head(denoiser(), table(), images(), HeadTraining(steps=1, patience=2))
+    with pytest.raises(dv.InputError, match="made for another model"):
+        train(denoiser(clip=None))
+    conditional = denoiser()
+    conditional.conditional = True
+    with pytest.raises(dv.InputError, match="this model is conditional, but images have no conditions"):
+        train(conditional)
+
+
+def test_a_guided_mean_is_not_the_posteriors():
+    model = denoiser().with_guidance(3.0, torch.tensor(0))
+    with pytest.raises(dv.InputError, match="the target 'sn' takes the mean for"):
+        head(target="sn").prior.refuse_guided(model)
+    head(target="npr").prior.refuse_guided(model)
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(tmp_path):
+    """torchrun and gloo, each process on its half of every batch."""
+    out = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
+    code = tmp_path / "run.py"
+    code.write_text(
+        "import sys; sys.path[:0] = sys.argv[2:]\n"
+        "from test_head_training import train\n"
+        "import torch.distributed as dist\n"
+        "result = train()\n"
+        "if not dist.is_initialized() or dist.get_rank() == 0: result.head.save(sys.argv[1])\n"
+    )
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parent)]
+    subprocess.run([sys.executable, code, out[0], *paths], check=True)
+    run = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29517"]
+    subprocess.run([*run, code, out[1], *paths], check=True)
+    one, two = (torch.cat([p.flatten() for p in dv.Head.load(path).network.parameters()]) for path in out)
+    assert float((one - two).abs().max()) < 1e-5
