@@ -1,0 +1,145 @@
+"""A head as a reverse covariance: sampling, likelihoods, what is made safe, and its file."""
+
+import warnings
+
+import pytest
+import torch
+from small_heads import SHAPE, denoiser, head, images, table
+
+import diffusion_var as dv
+from diffusion_var.documents import read_document, write_document
+from diffusion_var.errors import DiffusionVarWarning
+from diffusion_var.variance import headfile
+
+CLIPS = [True, False]
+
+
+def sample(covariance, clipped=True, **options):
+    return dv.Sampler(denoiser((-1.0, 1.0) if clipped else None), covariance, **{"steps": 4, **options}).sample(
+        5, seed=2
+    )
+
+
+@pytest.mark.parametrize("clipped", CLIPS)
+@pytest.mark.parametrize(("eta", "cap"), [(1.0, None), (0.5, None), (0.0, 1.0)])
+@pytest.mark.parametrize("structure", [None, "dct", "pixel"])
+def test_an_untrained_head_is_the_tables_covariance(structure, eta, cap, clipped):
+    spec = {} if structure is None else {"target": "factor", "structure": structure}
+    mine = sample(head(clipped=clipped, **spec), clipped, eta=eta, final_noise_cap=cap)
+    analytic = dv.Analytic(table(clipped), structure=structure or "isotropic")
+    theirs = sample(analytic, clipped, eta=eta, final_noise_cap=cap)
+    # softplus(log(e − 1)) is 1 but for float32's rounding, which small α_t magnify
+    assert float((mine - theirs).abs().max()) < 2e-5
+
+
+@pytest.mark.parametrize("structure", [None, "dct"])
+def test_its_likelihood_is_too(structure):
+    spec = {} if structure is None else {"target": "factor", "structure": structure}
+    analytic = dv.Analytic(table(), structure=structure or "isotropic")
+    mine, theirs = (dv.bits_per_dim(denoiser(), c, images(6), steps=4) for c in (head(**spec), analytic))
+    assert abs(float(mine) - float(theirs)) < 1e-6
+    costs = [dv.step_costs(denoiser(), c, images(6), indices=[1, 5, 20, 50]).values for c in (head(**spec), analytic)]
+    finite = costs[1] < float("inf")
+    assert float(abs(costs[0][finite] - costs[1][finite]).max()) < 1e-5
+
+
+def test_a_trained_head_depends_on_the_image_and_not_on_the_batch():
+    made = head(scale=0.3)
+    model = made.prepare(denoiser())
+    posterior = model(images(6).float() / 127.5 - 1, 20)
+    kernel = dv.ReverseKernel(model.schedule, 20, 5)
+    variance = made(posterior, kernel).variance
+    assert variance.shape == (6, *SHAPE)
+    assert float(variance.std(dim=0).max()) > 1e-3 * float(variance.mean())
+    assert float((made(posterior.rows(slice(2, 4)), kernel).variance - variance[2:4]).abs().max()) < 1e-6
+    sampler = dv.Sampler(denoiser(), made, 4)
+    assert float((sampler.sample(5, batch_size=2) - sampler.sample(5, batch_size=5)).abs().max()) < 1e-5
+
+
+def spoilt(value, monkeypatch):
+    made = head()
+    ratio = made.ratio
+
+    def some(posterior, n):
+        out = ratio(posterior, n)
+        out[0, 0, 0, :3] = value
+        return out
+
+    monkeypatch.setattr(made, "ratio", some)
+    return made
+
+
+@pytest.mark.parametrize(("value", "nonfinite", "negative"), [(float("nan"), 9, 0), (float("inf"), 9, 0), (-2.0, 0, 9)])
+def test_unusable_variances_are_clamped_counted_and_reported_once(value, nonfinite, negative, monkeypatch):
+    made = spoilt(value, monkeypatch)  # 3 elements of one image at each of 3 steps to s > 0
+    with pytest.warns(DiffusionVarWarning, match=f"{nonfinite} were not finite .* and {negative} negative"):
+        found = sample(made)
+    assert vars(made.clamped) == {"nonfinite": nonfinite, "negative": negative, "total": 3 * 5 * 64}
+    replaced = spoilt(1.0 if negative == 0 else 0.0, monkeypatch)
+    assert torch.equal(found, sample(replaced))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made.report()  # nothing new
+
+
+# ---- the file ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", [{}, {"kind": "residual"}, {"target": "factor", "structure": "dct"}])
+def test_saved_and_loaded(spec, tmp_path):
+    made = head(scale=0.3, **spec)
+    made.training = {"steps": 5}
+    made.save(tmp_path / "head.safetensors")
+    loaded = dv.Head.load(tmp_path / "head.safetensors")
+    assert loaded.spec == made.spec
+    assert loaded.training == {"steps": 5}
+    assert loaded.identity() == made.identity()
+    assert torch.equal(sample(loaded), sample(made))
+    loaded.save(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "head.safetensors").read_bytes()
+
+
+def test_files_that_are_refused(tmp_path):
+    path = tmp_path / "head.safetensors"
+    with pytest.raises(dv.InputError, match="there is no variance head at"):
+        dv.Head.load(path)
+    table().save(path)
+    with pytest.raises(dv.InputError, match="not a variance head"):
+        dv.Head.load(path)
+    head().save(path)
+    good = path.read_bytes()
+    path.write_bytes(good[:-40])
+    with pytest.raises(dv.InputError, match="damaged"):
+        dv.Head.load(path)
+    path.write_bytes(good[:-4] + bytes([good[-4] ^ 1]) + good[-3:])
+    with pytest.raises(dv.InputError, match="damaged"):
+        dv.Head.load(path)
+    path.write_bytes(good)
+    arrays, metadata = read_document(path, headfile.FORMAT, 1, "variance head")
+    facts = {key: value for key, value in metadata.items() if key not in ("format", "format_version")}
+    write_document(path, headfile.FORMAT, 2, arrays, facts)
+    with pytest.raises(dv.InputError, match="format version 2"):
+        dv.Head.load(path)
+    arrays["head.out.bias"][0] = float("nan")
+    write_document(path, headfile.FORMAT, 1, arrays, facts)
+    with pytest.raises(dv.InputError, match=r"NaN or infinite weights \(out.bias\)"):
+        dv.Head.load(path)
+    del arrays["head.out.bias"]
+    write_document(path, headfile.FORMAT, 1, arrays, facts)
+    with pytest.raises(dv.InputError, match="are not those of a simple head"):
+        dv.Head.load(path)
+
+
+def test_models_that_it_does_not_belong_to():
+    other = denoiser()
+    next(other.network.parameters()).data += 0.1
+    with pytest.raises(dv.InputError, match="network fingerprint"):
+        dv.Sampler(other, head(), 4)
+    schedule = dv.NoiseSchedule.linear(50, 1e-3, 0.1)
+    with pytest.raises(dv.InputError, match="schedule"):
+        dv.bits_per_dim(dv.Denoiser(denoiser().network, schedule, shape=SHAPE), head(), images(2), 4)
+    larger = dv.Denoiser(denoiser().network, denoiser().schedule, shape=(1, 16, 16))
+    with pytest.raises(dv.InputError, match="shape"):
+        dv.Sampler(larger, head(), 4)
+    with pytest.raises(dv.InputError, match="needs the trunk's features"):
+        head()(denoiser()(torch.zeros(1, *SHAPE), 20), dv.ReverseKernel(schedule, 20, 5))

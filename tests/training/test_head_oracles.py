@@ -1,0 +1,69 @@
+"""Heads against a mixture of Gaussians, whose Cov[x_0|x_t] is known in closed form.
+
+The trunk is exact and its features hold what the covariance depends on, so that what is missing is the head's training.
+"""
+
+import numpy as np
+import pytest
+import torch
+from small_heads import MixtureTrunk
+
+import diffusion_var as dv
+from diffusion_var.randomness import generator
+from diffusion_var.training import HeadTraining, train_head
+
+SHAPE = (1, 4, 4)
+TIMES = (10, 20, 30)
+
+
+def exact():
+    schedule = dv.NoiseSchedule.linear(40, 2e-3, 0.25)
+    means = 1.2 * generator(0, "means").standard_normal((2, *SHAPE))
+    return dv.oracles.MixtureDenoiser(schedule, means, [0.05, 0.05])
+
+
+def trained(target, bias=0.0, steps=1500):
+    model = exact()
+    denoiser = dv.Denoiser(
+        MixtureTrunk(model, bias), model.schedule, shape=SHAPE, clip=None, data_range=None, conditional=False
+    )
+    data = model.sample(4000, seed=1)
+    table = dv.estimate(denoiser, data, tolerance=0.03, progress=False, structures=["isotropic"], indices=range(1, 41))
+    settings = HeadTraining(steps, 128, 5e-3, "cosine", ema_decay=0.99, evaluate_every=steps, likelihood_images=0)
+    spec = dv.HeadSpec(target, "residual", module="last")
+    return model, denoiser, train_head(denoiser, table, data, settings, spec, progress=False).head
+
+
+def errors(model, denoiser, head, bias=0.0):
+    """‖v̂ − v‖/‖v‖ per index, over images and pixels: of the head, and of the table's isotropic value."""
+    out = {}
+    for n in TIMES:
+        x_0 = model.sample(400, seed=2)
+        eps = torch.from_numpy(generator(3, "noise", n).standard_normal(x_0.shape)).float()
+        alpha, sigma = model.coefficients(n, x_0)
+        x_t = alpha * x_0 + sigma * eps
+        truth = model.posterior_variance(x_t, n) + (bias * sigma / alpha) ** 2
+        with torch.no_grad():
+            ratio = head.ratio(head.prepare(denoiser)(x_t, n), n)
+        v = head.table.posterior_variance(n)
+        said = ratio.double() * v, torch.full_like(truth, v)
+        out[n] = [float((each - truth).norm() / truth.norm()) for each in said]
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "most"), [("npr", 0.25), ("sn", 0.35), ("ocm", 0.25)])
+def test_heads_approach_the_covariance_of_a_mixture(target, most):
+    found = errors(*trained(target))
+    print(target, {n: [round(e, 3) for e in pair] for n, pair in found.items()})
+    assert max(head for head, _ in found.values()) < most
+    assert np.mean([head for head, _ in found.values()]) < 0.4 * np.mean([table for _, table in found.values()])
+
+
+@pytest.mark.slow
+def test_with_a_biased_mean_npr_is_right_and_sn_is_not():
+    """ε̂ + 0.4: the residual variance is Var + (0.4 σ/α)²; E[ε²] − ε̂² is Var less (0.4 σ/α)² and a term in ε."""
+    npr, sn = (np.mean([head for head, _ in errors(*trained(t, 0.4), 0.4).values()]) for t in ("npr", "sn"))
+    print("biased", npr, sn)
+    assert npr < 0.1
+    assert sn > 3 * npr
