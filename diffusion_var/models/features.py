@@ -65,17 +65,65 @@ class FeatureTap:
         finally:
             handle.remove()
 
-    def features(self, seen: list[torch.Tensor], batch: int) -> torch.Tensor:
-        """Of `batch` images: the first ones, since guidance evaluates the conditional half first. (B, F, H, W) or
-        (B, T, F), float32 where the network runs in less."""
+    def watch(self) -> Watch:
+        """Reads every evaluation from now on."""
+        return Watch(self)
+
+    def features(self, seen: list[torch.Tensor], batch: int, last: bool = False) -> torch.Tensor:
+        """Of `batch` images, (B, F, H, W) or (B, T, F), float32 where the network runs in less. With guidance there are
+        twice as many, of which the conditional ones come first here, and last in diffusers' pipelines."""
         if not seen or not isinstance(seen[-1], torch.Tensor) or seen[-1].ndim not in (3, 4) or len(seen[-1]) < batch:
             what = "was not called" if not seen else f"was given {_described(seen[-1])}"
             raise InputError(
                 f"the module {self.name!r} has no features to read: it {what}, but a tensor (B, F, H, W) or "
                 "(B, T, F) is expected; name another module (features=)."
             )
-        found = seen[-1][:batch]
+        found = seen[-1][-batch:] if last else seen[-1][:batch]
         return found if found.dtype == torch.float64 else found.float()
+
+
+class Watch:
+    """A hook that stays, and keeps the features of the last evaluation until they are taken.
+
+    A copy of a watch watches nothing: it belongs to no network.
+    """
+
+    def __init__(self, tap: FeatureTap) -> None:
+        self._tap: FeatureTap | None = tap
+        self._seen: list[torch.Tensor] = []
+        self._handle: Any = tap._module.register_forward_hook(self._keep)
+
+    def _keep(self, _: Any, given: tuple[Any, ...], __: Any) -> None:
+        self._seen = list(given[:1])
+
+    def take(self, batch: int) -> tuple[torch.Tensor, bool] | None:
+        """The features of `batch` images, and whether there were twice as many (guidance); None if the network has not
+        been evaluated since the last time."""
+        seen, self._seen = self._seen, []
+        if not seen or self._tap is None:
+            return None
+        return self._tap.features(seen, batch, last=True), len(seen[-1]) == 2 * batch
+
+    def remove(self) -> None:
+        """Watch no longer."""
+        if self._handle is not None:
+            self._handle.remove()
+
+    def __deepcopy__(self, memo: Any) -> Watch:
+        return self._unattached()
+
+    def __reduce__(self) -> Any:
+        return (_no_watch, ())
+
+    @classmethod
+    def _unattached(cls) -> Watch:
+        made = cls.__new__(cls)
+        made._tap, made._seen, made._handle = None, [], None
+        return made
+
+
+def _no_watch() -> Watch:
+    return Watch._unattached()
 
 
 def _described(value: Any) -> str:

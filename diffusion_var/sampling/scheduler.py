@@ -17,7 +17,6 @@ makes a DDIMScheduler of the one it is constructed with: use DDPMPipeline, or as
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -32,21 +31,21 @@ from diffusers.utils.torch_utils import randn_tensor
 from ..errors import InputError
 from ..models.conventions import prediction_of
 from ..models.denoiser import Posterior, check_range
+from ..models.features import Watch
 from ..models.prediction import check_prediction, mean_and_eps
 from ..process import steps as step_lists
 from ..process.foreign import schedule_of
 from ..process.kernel import ClippedEps, ReverseKernel, check_clipped_eps, check_eta
-from ..variance.bounds import Estimator
-from ..variance.covariance import Analytic, StructuredCovariance
-from ..variance.lists import STRUCTURES as LISTED
-from ..variance.lists import VarianceLists
+from ..variance.covariance import StructuredCovariance
+from ..variance.head import Head
 from ..variance.table import VarianceTable
 from .forward import ForwardProcess
 from .plan import StepPlan, indices_of
 from .sampler import cap_variance
 from .scheduler_files import SchedulerFiles
-from .table_beside import TABLE_FILE, check_pipeline, check_sample, check_table, config_to_fit
-from .variance_choice import chosen_covariance, settings_digest, split_output
+from .scheduler_sources import SchedulerSources
+from .table_beside import check_sample
+from .variance_choice import chosen_covariance, split_output
 
 
 @dataclass
@@ -57,18 +56,19 @@ class AnalyticSchedulerOutput(BaseOutput):
     pred_original_sample: torch.Tensor
 
 
-class AnalyticScheduler(ForwardProcess, SchedulerFiles, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+class AnalyticScheduler(ForwardProcess, SchedulerSources, SchedulerFiles, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """DDPM and DDIM steps (any 0 ≤ η ≤ 1) with a fixed, learned-range or analytic reverse variance.
 
     Args (besides those of DDPMScheduler and DDIMScheduler, which mean the same):
         variance_type: "fixed_small" (η²β̃), "fixed_large" (β, η = 1), "learned_range" (2C-channel networks, η = 1) or
-            "analytic" (needs a table: use `from_table`). Nothing falls back to anything else.
+            "analytic" (needs a table: use `from_table`) or "head" (`from_head`). Nothing falls back to anything else.
         eta: 1 is DDPM, 0 is DDIM.
         clipped_eps: see `ReverseKernel`.
         final_noise_cap: see `Sampler`; needs `data_range`.
         data_range: (low, high) of the samples; None for latents.
         posterior_variance, clipping_cross, clipping_shift: see `VarianceLists`; filled in by `from_table`.
         structure, estimator, table_shape, table_file, table_digest: of the table, which may lie beside the config.
+        head_file, head_digest: of the head, which lies beside the config.
 
     Attribute `generator` (None: the global one): draws the noise where a pipeline hands none to `step`, as LDMPipeline
     and DiTPipeline do.
@@ -110,6 +110,8 @@ class AnalyticScheduler(ForwardProcess, SchedulerFiles, SchedulerMixin, ConfigMi
         table_shape: list[int] | None = None,
         table_file: str | None = None,
         table_digest: str | None = None,
+        head_file: str | None = None,
+        head_digest: str | None = None,
     ) -> None:
         if trained_betas is not None:  # arrays would break saving
             self.register_to_config(  # type: ignore[no-untyped-call]
@@ -122,79 +124,13 @@ class AnalyticScheduler(ForwardProcess, SchedulerFiles, SchedulerMixin, ConfigMi
         check_clipped_eps(clipped_eps)
         step_lists.check_spacing(timestep_spacing)
         self.table: VarianceTable | None = None
+        self.head: Head | None = None
+        self._watch: Watch | None = None
         self.generator: torch.Generator | None = None
         self._covariance = chosen_covariance(self._options, self.schedule)
         self._cap = cap_variance(final_noise_cap, check_range("data_range", cast(Any, data_range)))
         self._use(range(1, self.schedule.num_steps + 1), None)
         self.num_inference_steps: int | None = None
-
-    # ---- what it is made of -----------------------------------------------------------------------------------
-
-    @classmethod
-    def from_table(
-        cls,
-        table: VarianceTable,
-        config: Any,
-        *,
-        estimator: Estimator = "residual",
-        structure: str = "isotropic",
-        eta: float = 1.0,
-        **options: Any,
-    ) -> AnalyticScheduler:
-        """A scheduler with a table's variances.
-
-        Args:
-            table: measured for the pipeline's network.
-            config: the config of the pipeline's own scheduler (or that scheduler), for schedule, prediction type,
-                clipping and spacing; or the pipeline itself, and then its network and latent scaling are checked too.
-            estimator, structure: as in `Analytic`.
-            eta: 1 is DDPM, 0 is DDIM.
-            options: anything else of the class, e.g. `timestep_spacing` or `final_noise_cap`.
-
-        Raises InputError where table and config disagree, and for what the table does not hold.
-        """
-        Analytic(table, estimator, structure)  # refuses what the table cannot give
-        parameters = inspect.signature(cls.__init__).parameters
-        if unknown := sorted(set(options) - set(parameters)):
-            raise InputError(f"{unknown[0]} is no option of AnalyticScheduler; check its spelling.")
-        if hasattr(config, "scheduler"):
-            check_pipeline(table, config)
-            config = config.scheduler
-        given = config_to_fit(table, config, options)
-        options |= {"table_shape": None if table.shape is None else list(table.shape)}
-        options |= {"variance_type": "analytic", "eta": eta, "estimator": estimator, "structure": structure}
-        if table.data_range is not None:
-            options.setdefault("data_range", list(table.data_range))
-        if structure in LISTED:
-            lists: dict[str, Any] = VarianceLists.from_table(table, estimator, structure).lists()
-            known = {name: parameter.default for name, parameter in parameters.items()}
-            digest = settings_digest({**known, **given, **options})
-            scheduler = cast(AnalyticScheduler, cls.from_config(given, **options, **lists, table_digest=digest))
-        else:
-            kept = table.subset([structure])
-            made = cls.from_config(given, **options, table_file=TABLE_FILE, table_digest=kept.digest)
-            scheduler = cast(AnalyticScheduler, made)
-            scheduler.attach(kept)
-        if not scheduler.schedule.matches(table.schedule):
-            raise InputError(
-                "AnalyticScheduler knows schedules that are given by betas, with timesteps 0 to N - 1, but this table "
-                "has another (flow, EDM, VE, continuous timesteps); use Sampler(denoiser, Analytic(table), steps)."
-            )
-        return scheduler
-
-    def attach(self, table: VarianceTable) -> None:
-        """Give the scheduler the table that its config names (pixel and dct structures)."""
-        if self._options.table_file is None:
-            raise InputError("the scheduler's config names no table; use AnalyticScheduler.from_table to give it one.")
-        if self._options.table_digest not in (None, table.digest):
-            raise InputError(
-                f"this table (digest {table.digest[:12]}) is not the one that the scheduler was made with "
-                f"({self._options.table_digest[:12]}); use AnalyticScheduler.from_table for another."
-            )
-        check_table(table, self._known_config)
-        self.table = table
-        self._covariance = Analytic(table, self._options.estimator, self._options.structure)
-        self._covariances.clear()
 
     # ---- the timesteps ----------------------------------------------------------------------------------------
 
@@ -247,6 +183,7 @@ class AnalyticScheduler(ForwardProcess, SchedulerFiles, SchedulerMixin, ConfigMi
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
         variance_noise: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
         **overrides: Any,
     ) -> AnalyticSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """x_s from x_t.
@@ -258,6 +195,7 @@ class AnalyticScheduler(ForwardProcess, SchedulerFiles, SchedulerMixin, ConfigMi
             generator: one, or one for each image.
             return_dict: False: a tuple (x_s, x̂_0).
             variance_noise: the noise to use instead of drawing it.
+            features: the trunk's, of these images, for variance_type "head"; None: those that were watched.
             overrides: `eta`, and `use_clipped_model_output` as in DDIMScheduler, for this step.
 
         Returns: x_s and the (clipped) x̂_0, in the sample's dtype.
@@ -267,7 +205,8 @@ class AnalyticScheduler(ForwardProcess, SchedulerFiles, SchedulerMixin, ConfigMi
         x = sample if sample.dtype == torch.float64 else sample.float()
         output = output.to(x.dtype)
         mean, eps = mean_and_eps(self.prediction, output, x, kernel.alpha_t, kernel.sigma_t)
-        posterior = Posterior(self._bounded(mean), eps, None if raw is None else raw.to(x.dtype))
+        found = self._features(features, len(x)) if self._options.variance_type == "head" else None
+        posterior = Posterior(self._bounded(mean), eps, None if raw is None else raw.to(x.dtype), found)
         previous = kernel.mean(x, posterior)
         if kernel.s > 0 and (covariance := self._covariance_of(kernel, posterior)) is not None:
             if variance_noise is None:
@@ -279,6 +218,8 @@ class AnalyticScheduler(ForwardProcess, SchedulerFiles, SchedulerMixin, ConfigMi
                     dtype=model_output.dtype,
                 )
             previous = previous + covariance.colour(variance_noise.to(x.dtype))
+        if kernel.s == 0 and self._covariance is not None:
+            self._covariance.report()
         previous, mean = previous.to(sample.dtype), posterior.mean.to(sample.dtype)
         return AnalyticSchedulerOutput(previous, mean) if return_dict else (previous, mean)
 
@@ -300,16 +241,19 @@ class AnalyticScheduler(ForwardProcess, SchedulerFiles, SchedulerMixin, ConfigMi
 
     def _covariance_of(self, kernel: ReverseKernel, posterior: Posterior) -> StructuredCovariance | None:
         if self._covariance is None:
+            kind, call = (
+                ("head", "attach_head(head)") if self._options.variance_type == "head" else ("table", "attach(table)")
+            )
             raise InputError(
-                f"the scheduler's table ({self._options.table_file}) is not attached; load the scheduler with "
-                "AnalyticScheduler.from_pretrained, or call scheduler.attach(table)."
+                f"the scheduler's {kind} ({self._options[f'{kind}_file']}) is not attached; load the scheduler with "
+                f"AnalyticScheduler.from_pretrained, or call scheduler.{call}."
             )
         mean = posterior.mean
         key = (kernel.t, kernel.s, kernel.eta, kernel.rederives_eps, mean.shape[1:], mean.dtype, mean.device)
         if key in self._covariances:
             return self._covariances[key]
         check_sample(tuple(mean.shape[1:]), self._options.table_shape, self._options.structure)
-        covariance = self._covariance(posterior, kernel)
+        covariance: StructuredCovariance | None = self._covariance(posterior, kernel)
         if covariance is not None and self._cap is not None and kernel.s == self._plan.indices[0]:
             covariance = covariance.capped(self._cap)
         if not self._covariance.depends_on_image:

@@ -11,13 +11,16 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..errors import InputError
-from .table_beside import find_table, require_betas
+from ..variance.head import Head
+from ..variance.table import VarianceTable
+from .table_beside import find_beside, require_betas
 
 
 class SchedulerFiles(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
-    """`from_config`, `from_pretrained` and `save_config` of a scheduler with a `table`."""
+    """`from_config`, `from_pretrained` and `save_config` of a scheduler with a `table` or a `head`."""
 
     table: Any
+    head: Any
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **options: Any) -> Any:
@@ -29,11 +32,19 @@ class SchedulerFiles(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return super().from_config(config, return_unused_kwargs, **options)
 
     def save_config(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **options: Any) -> None:
-        """Write the config, and beside it the table where there is one; `save_pretrained` calls this."""
+        """Write the config, and beside it the table or head where there is one; `save_pretrained` calls this."""
         config: Any = self.config
         if self.table is not None:
             Path(save_directory).mkdir(parents=True, exist_ok=True)
             self.table.save(Path(save_directory) / config.table_file)
+        elif self.head is not None:
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            self.head.save(Path(save_directory) / config.head_file)
+        elif config.variance_type == "head":
+            raise InputError(
+                f"the scheduler's head ({config.head_file}) is not attached, so that it cannot be saved; call "
+                "scheduler.attach_head(head) first."
+            )
         elif config.table_file is not None and config.variance_type == "analytic":
             raise InputError(
                 f"the scheduler's table ({config.table_file}) is not attached, so that it cannot be saved; call "
@@ -49,10 +60,12 @@ class SchedulerFiles(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return_unused_kwargs: bool = False,
         **options: Any,
     ) -> Any:
-        """Load from a folder or the hub; a table that the config names is found beside it."""
+        """Load from a folder or the hub; a table or head that the config names is found beside it."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, subfolder, return_unused_kwargs, **options)
         scheduler: Any = loaded[0] if isinstance(loaded, tuple) else loaded
-        name = scheduler.config.table_file
+        name, where = scheduler.config.table_file, str(pretrained_model_name_or_path)
         if name is not None and scheduler.config.variance_type == "analytic":
-            scheduler.attach(find_table(str(pretrained_model_name_or_path), subfolder, name, options))
+            scheduler.attach(VarianceTable.load(find_beside(where, subfolder, name, options)))
+        if scheduler.config.variance_type == "head":
+            scheduler.attach_head(Head.load(find_beside(where, subfolder, scheduler.config.head_file, options)))
         return loaded

@@ -16,30 +16,30 @@ from ..process.foreign import SUPPORTED, config_of, family_of, schedule_of
 from ..variance.table import VarianceTable
 
 TABLE_FILE = "variance_table.safetensors"
+HEAD_FILE = "variance_head.safetensors"
 _OF_A_TABLE = ("posterior_variance", "clipping_cross", "clipping_shift", "table_shape", "table_file", "table_digest")
+_OF_A_HEAD = ("head_file", "head_digest")
 _HUB_OPTIONS = ("cache_dir", "force_download", "token", "local_files_only", "revision")
 
 
-def find_table(where: str, subfolder: str | None, name: str, options: Mapping[str, Any]) -> VarianceTable:
-    """The table called `name` in a local folder or a hub repository; InputError where it is missing."""
+def find_beside(where: str, subfolder: str | None, name: str, options: Mapping[str, Any]) -> Path:
+    """The file called `name` (a table, a head) beside the config, in a local folder or a hub repository; InputError
+    where it cannot be had."""
     if Path(name).name != name:
-        raise InputError(
-            f"the scheduler's table_file is {name!r}, but a plain file name beside the config is expected."
-        )
+        raise InputError(f"the scheduler's config names the file {name!r}, but a plain name beside it is expected.")
     folder = Path(where) / (subfolder or "")
     if folder.is_dir():
-        return VarianceTable.load(folder / name)
+        return folder / name
     from huggingface_hub import hf_hub_download
 
     chosen = {key: options[key] for key in _HUB_OPTIONS if key in options}
     try:
-        path = hf_hub_download(where, name, subfolder=subfolder, **chosen)
+        return Path(hf_hub_download(where, name, subfolder=subfolder, **chosen))
     except Exception as error:  # the transport's own errors are no OSErrors, and differ from version to version
         raise InputError(
-            f"the scheduler in {where} needs its table {name} beside its config, but it could not be had "
+            f"the scheduler in {where} needs its file {name} beside its config, but it could not be had "
             f"({type(error).__name__}); save the scheduler again."
         ) from error
-    return VarianceTable.load(path)
 
 
 def check_pipeline(table: VarianceTable, pipe: Any) -> None:
@@ -103,7 +103,7 @@ def config_to_fit(table: VarianceTable, config: Any, options: Mapping[str, Any])
     given = {**config_of(config), **options}
     check_table(table, given)
     # The given class's defaults need not be AnalyticScheduler's, so they count as given; None is no value.
-    dropped = ("_use_default_values", *_OF_A_TABLE)
+    dropped = ("_use_default_values", *_OF_A_TABLE, *_OF_A_HEAD)
     kept = {key: value for key, value in given.items() if value is not None and key not in dropped}
     return {**kept, "clip_sample": clip_of(given) is not None}
 

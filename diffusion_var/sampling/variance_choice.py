@@ -24,11 +24,11 @@ _BELONG_TO = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr"),
     *("prediction_type", "clip_sample", "thresholding", "estimator", "structure"),
 )
-VARIANCE_TYPES = (*_UNMEASURED, "analytic")
+VARIANCE_TYPES = (*_UNMEASURED, "analytic", "head")
 
 
 def chosen_covariance(config: Any, schedule: NoiseSchedule) -> ReverseCovariance | None:
-    """The reverse covariance of a config; None where its table lies in a file and has yet to be attached.
+    """The reverse covariance of a config; None where its table or head lies in a file and has yet to be attached.
 
     Raises InputError for an unknown variance_type, one that its η does not allow, and "analytic" without variances.
     """
@@ -39,6 +39,13 @@ def chosen_covariance(config: Any, schedule: NoiseSchedule) -> ReverseCovariance
         raise InputError(f"variance_type={kind!r} is not known; use one of {', '.join(VARIANCE_TYPES)}{hint}.")
     if kind in ("fixed_large", "learned_range") and config.eta != 1:
         raise InputError(f"variance_type={kind!r} is defined for eta=1 only, but eta={config.eta}; use eta=1.")
+    if kind == "head":
+        if config.head_file is None:
+            raise InputError(
+                "variance_type='head' needs a trained head, but there is none; make the scheduler with "
+                "AnalyticScheduler.from_head(head, pipe)."
+            )
+        return None
     if kind != "analytic":
         return _UNMEASURED[kind]()
     if config.posterior_variance is not None:

@@ -125,6 +125,13 @@ class Head(ReverseCovariance):
 
         return read_head(path)
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything in the head's file."""
+        from .headfile import head_digest
+
+        return head_digest(self)
+
     # ---- what a reverse covariance is asked -------------------------------------------------------------------
 
     def identity(self) -> dict[str, Any]:

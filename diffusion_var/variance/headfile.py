@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..documents import Arrays, read_document, write_document
+from ..documents import Arrays, document_digest, read_document, write_document
 from ..errors import InputError
 from ..models.heads import HeadNetwork
 from .head import Head, HeadSpec
@@ -24,6 +24,15 @@ _WEIGHTS, _TABLE = "head.", "table."
 
 def write_head(head: Head, path: str | Path) -> None:
     """See `Head.save`."""
+    write_document(path, FORMAT, FORMAT_VERSION, *_contents(head))
+
+
+def head_digest(head: Head) -> str:
+    """See `Head.digest`."""
+    return document_digest(FORMAT, FORMAT_VERSION, *_contents(head))
+
+
+def _contents(head: Head) -> tuple[Arrays, dict[str, Any]]:
     arrays, table = table_contents(head.table)
     content: Arrays = {_TABLE + name: array for name, array in arrays.items()}
     content |= {_WEIGHTS + name: value.detach().cpu().numpy() for name, value in head.network.state_dict().items()}
@@ -33,7 +42,7 @@ def write_head(head: Head, path: str | Path) -> None:
         "training": head.training,
         "table": table,
     }
-    write_document(path, FORMAT, FORMAT_VERSION, content, metadata)
+    return content, metadata
 
 
 def read_head(path: str | Path) -> Head:
