@@ -65,7 +65,8 @@ class SchedulerFiles(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         scheduler: Any = loaded[0] if isinstance(loaded, tuple) else loaded
         name, where = scheduler.config.table_file, str(pretrained_model_name_or_path)
         if name is not None and scheduler.config.variance_type == "analytic":
-            scheduler.attach(VarianceTable.load(find_beside(where, subfolder, name, options)))
+            scheduler.attach(VarianceTable.load(find_beside("table", where, subfolder, name, options)))
         if scheduler.config.variance_type == "head":
-            scheduler.attach_head(Head.load(find_beside(where, subfolder, scheduler.config.head_file, options)))
+            file = find_beside("head", where, subfolder, scheduler.config.head_file, options)
+            scheduler.attach_head(Head.load(file))
         return loaded

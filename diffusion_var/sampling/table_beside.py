@@ -22,11 +22,13 @@ _OF_A_HEAD = ("head_file", "head_digest")
 _HUB_OPTIONS = ("cache_dir", "force_download", "token", "local_files_only", "revision")
 
 
-def find_beside(where: str, subfolder: str | None, name: str, options: Mapping[str, Any]) -> Path:
-    """The file called `name` (a table, a head) beside the config, in a local folder or a hub repository; InputError
-    where it cannot be had."""
+def find_beside(kind: str, where: str, subfolder: str | None, name: str, options: Mapping[str, Any]) -> Path:
+    """The file called `name`, a table or head (its `kind`), beside the config, in a local folder or a hub repository;
+    InputError where it cannot be had."""
     if Path(name).name != name:
-        raise InputError(f"the scheduler's config names the file {name!r}, but a plain name beside it is expected.")
+        raise InputError(
+            f"the scheduler's config names the file {name!r}, but a plain file name beside the config is expected."
+        )
     folder = Path(where) / (subfolder or "")
     if folder.is_dir():
         return folder / name
@@ -37,7 +39,7 @@ def find_beside(where: str, subfolder: str | None, name: str, options: Mapping[s
         return Path(hf_hub_download(where, name, subfolder=subfolder, **chosen))
     except Exception as error:  # the transport's own errors are no OSErrors, and differ from version to version
         raise InputError(
-            f"the scheduler in {where} needs its file {name} beside its config, but it could not be had "
+            f"the scheduler in {where} needs its {kind} {name} beside its config, but it could not be had "
             f"({type(error).__name__}); save the scheduler again."
         ) from error
 

@@ -12,7 +12,7 @@ from diffusion_var.errors import InputError, NumericalError
 from diffusion_var.metrics.images import to_float
 from diffusion_var.randomness import generator
 from diffusion_var.training.loss import evaluation_loss, float_images, simple_loss, spread
-from diffusion_var.training.unet import UNetTraining, _share, train_unet
+from diffusion_var.training.unet import UNetTraining, share_of, train_unet
 
 SCHEDULE = dv.NoiseSchedule.linear(100, 1e-3, 0.1)
 
@@ -262,9 +262,9 @@ def test_wrong_settings(wrong: dict[str, object], said: str) -> None:
 
 
 def test_refusals() -> None:
-    assert _share(12, 3) == 4
+    assert share_of(12, 3) == 4
     with pytest.raises(InputError, match="batch_size=10 does not divide among 4 processes"):
-        _share(10, 4)
+        share_of(10, 4)
     with pytest.raises(InputError, match="there are no images"):
         train(torch.zeros(0, 1, 8, 8))
     broken = Linear()
