@@ -10,84 +10,34 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from ..errors import InputError
 from ..files import make_folder
 from ..metrics.images import to_uint8
-from ..metrics.score import HIGHER_IS_BETTER, Score, require_same_protocol
+from ..metrics.score import Score, require_same_protocol
 from ..models.denoiser import Denoiser
 from ..sampling.sampler import Sampler
 from ..variance.allocation import check_budget, default_indices
 from ..variance.estimate import estimate
 from ..variance.table import VarianceTable
 from .cells import FOLDER, CellStore, Measured
+from .comparison import Cell, Comparison
 from .data import open_images
+from .likelihood_cells import LikelihoodScoring
 from .methods import make_sampler, make_steps
 from .model import Model, open_model
-from .options import CompareOptions, Method
+from .options import BITS, CompareOptions, Method
 from .score_cells import Scoring, baseline_groups
 
 GRID_IMAGES = 12
 TABLE = "table.safetensors"
-
-
-@dataclass
-class Cell:
-    """One method at one number of steps: its scores for every seed, and a few of its images.
-
-    Attributes:
-        scores: metric -> one number per seed.
-        grid: (G, C, H, W) uint8, the first images of the first seed.
-    """
-
-    method: Method
-    steps: int
-    scores: dict[str, list[float]]
-    grid: torch.Tensor
-
-    def mean(self, metric: str) -> float:
-        """Mean over seeds."""
-        return float(np.mean(self.scores[metric]))
-
-    def spread(self, metric: str) -> float:
-        """Standard deviation over seeds; nan for one seed."""
-        scores = self.scores[metric]
-        return float(np.std(scores, ddof=1)) if len(scores) > 1 else float("nan")
-
-
-@dataclass
-class Comparison:
-    """What a comparison measured.
-
-    Attributes:
-        table: the variance table; None where no method needs one.
-        cells: in the order of methods, then steps.
-        baseline: metric -> scores of real images, in groups as large as a cell's of one seed; empty without a baseline.
-        protocols: metric -> how its scores were taken.
-    """
-
-    options: CompareOptions
-    table: VarianceTable | None
-    cells: list[Cell] = field(default_factory=list)
-    baseline: dict[str, list[float]] = field(default_factory=dict)
-    protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def cell(self, method: Method, steps: int) -> Cell | None:
-        """The cell of a method and a number of steps, if there is one."""
-        return next((c for c in self.cells if c.method == method and c.steps == steps), None)
-
-    def column(self, steps: int, metric: str) -> list[Cell]:
-        """The cells at a number of steps, best first."""
-        sign = -1 if metric in HIGHER_IS_BETTER else 1
-        return sorted((c for c in self.cells if c.steps == steps), key=lambda c: sign * c.mean(metric))
 
 
 def compare(options: CompareOptions, folder: Path, announce: Callable[[str], None] = print) -> Comparison:
@@ -106,11 +56,12 @@ def compare(options: CompareOptions, folder: Path, announce: Callable[[str], Non
     check_budget(options.tolerance, options.max_evaluations, default_indices(denoiser.schedule))
     sources = _open_sources(options)
     scoring = Scoring(options, denoiser.device, model.image_shape)
+    likelihoods = LikelihoodScoring(options, model) if BITS in options.metrics else None
     groups = baseline_groups(options, model.image_shape)
     table, table_file = _table(options, model, sources, folder, announce)
     store = CellStore(folder, _common(options, model, scoring))
     result = Comparison(options, table)
-    run = _Run(result, model, scoring, store, table_file)
+    run = _Run(result, model, scoring, likelihoods, store, table_file)
     announce("2/3 sampling and scoring")
     run.measure_cells()
     run.measure_baseline(groups)
@@ -139,6 +90,11 @@ def _check(options: CompareOptions) -> None:
         raise InputError("methods must hold at least one method, and none with an empty name.")
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise InputError(f"two methods are called {twice[0]!r}; remove one, or give it another name.")
+    if not options.image_metrics:
+        raise InputError(
+            f"metrics holds {BITS} alone, which needs no samples; add a metric of images such as fid, or use "
+            "`diffusion-var nll` or scripts/compare_likelihoods.py."
+        )
     if options.count < 2 or options.batch_size < 1:
         raise InputError(
             f"count={options.count} and batch_size={options.batch_size} must be at least 2 (better hundreds) and 1."
@@ -201,7 +157,7 @@ def _common(options: CompareOptions, model: Model, scoring: Scoring) -> dict[str
         "clip": denoiser.clip,
         "data_range": denoiser.data_range,
         "dtype": options.dtype,
-        "metrics": options.metrics,
+        "metrics": options.image_metrics,
         **scoring.identity,
     }
 
@@ -209,9 +165,17 @@ def _common(options: CompareOptions, model: Model, scoring: Scoring) -> dict[str
 class _Run:
     """The loop over cells. `by_metric`: metric -> name of the cell -> its score."""
 
-    def __init__(self, result: Comparison, model: Model, scoring: Scoring, store: CellStore, table: Path) -> None:
+    def __init__(
+        self,
+        result: Comparison,
+        model: Model,
+        scoring: Scoring,
+        likelihoods: LikelihoodScoring | None,
+        store: CellStore,
+        table: Path,
+    ) -> None:
         self.result, self.options, self.model, self.denoiser = result, result.options, model, model.denoiser
-        self.scoring, self.store = scoring, store
+        self.scoring, self.likelihoods, self.store = scoring, likelihoods, store
         self.by_metric: dict[str, dict[str, Score]] = {metric: {} for metric in self.options.metrics}
         self._table_hash = None if result.table is None else hashlib.sha256(table.read_bytes()).hexdigest()
 
@@ -223,23 +187,25 @@ class _Run:
             for k in self.options.method_steps(method)
         ]
         samplers = [make_sampler(self.denoiser, method, steps, self.result.table) for method, _, steps in plan]
-        evaluations = sum(k for _, k, _ in plan) * len(self.options.seeds) * self.options.count
-        with tqdm(total=evaluations, unit="eval", unit_scale=True, desc="compare") as bar:
+        with_bits = [k for method, k, _ in plan if self.likelihoods is not None and self.likelihoods.has(method)]
+        bound_size = 0 if self.likelihoods is None else len(self.likelihoods.images)
+        evaluations = sum(k for _, k, _ in plan) * self.options.count + sum(with_bits) * bound_size
+        total = evaluations * len(self.options.seeds)
+        with tqdm(total=total, unit="eval", unit_scale=True, desc="compare") as bar:
             for (method, k, _), sampler in zip(plan, samplers, strict=True):
                 bar.set_postfix_str(f"{method.label}, K={k}")
                 measured = [self._cell(method, sampler, seed, bar) for seed in self.options.seeds]
                 scores: dict[str, list[float]] = {
-                    metric: [float(m.scores[metric]) for m in measured] for metric in self.options.metrics
+                    metric: [float(m.scores[metric]) for m in measured] for metric in self.options.image_metrics
                 }
+                if self.likelihoods is not None and self.likelihoods.has(method):
+                    scores[BITS] = [self._bits(method, sampler, seed, bar) for seed in self.options.seeds]
                 self.result.cells.append(Cell(method, k, scores, torch.from_numpy(measured[0].grid)))
 
     def _cell(self, method: Method, sampler: Sampler, seed: int, bar: Any) -> Measured:
         """One seed of one method at one number of steps, from its file or computed."""
         label = f"{method.label} K={len(sampler.steps)} seed={seed}"
-        own: dict[str, Any] = {**asdict(method), "name": None, "steps": sampler.steps, "seed": seed}
-        own["head"] = None if method.head is None else sampler.covariance.identity()
-        own = {key: value for key, value in own.items() if key != "head" or value is not None}
-        own |= {"count": self.options.count, "table": self._table_hash if method.covariance == "analytic" else None}
+        own = self._own(method, sampler, seed) | {"count": self.options.count}
         measured = self.store.load(label, own)
         if measured is None:
             grid: list[torch.Tensor] = []
@@ -250,6 +216,29 @@ class _Run:
             bar.update(len(sampler.steps) * self.options.count)
         self._remember(label, measured)
         return measured
+
+    def _own(self, method: Method, sampler: Sampler, seed: int) -> dict[str, Any]:
+        """What a cell has for itself."""
+        own: dict[str, Any] = {**asdict(method), "name": None, "steps": sampler.steps, "seed": seed}
+        own["head"] = None if method.head is None else sampler.covariance.identity()
+        own = {key: value for key, value in own.items() if key != "head" or value is not None}
+        return own | {"table": self._table_hash if method.covariance == "analytic" else None}
+
+    def _bits(self, method: Method, sampler: Sampler, seed: int, bar: Any) -> float:
+        """The likelihood bound with one seed's noise, from its file or computed."""
+        assert self.likelihoods is not None
+        label = f"{method.label} K={len(sampler.steps)} seed={seed}"
+        # The cap is on samples alone: capped and not, a method has one likelihood.
+        own = self._own(method, sampler, seed) | {"final_noise_cap": None, **self.likelihoods.identity}
+        measured = self.store.load(label, own)
+        if measured is None:
+            partial = self.store.path(label, own).with_suffix(".partial")
+            measured = Measured({BITS: self.likelihoods.score(sampler, method.clipped_eps, seed, partial)})
+            self.store.save(label, own, measured)
+            partial.unlink(missing_ok=True)
+        bar.update(len(sampler.steps) * len(self.likelihoods.images))
+        self.by_metric[BITS][label] = measured.scores[BITS]
+        return float(measured.scores[BITS])
 
     def _images(self, sampler: Sampler, seed: int, grid: list[torch.Tensor], bar: Any) -> Iterator[torch.Tensor]:
         """Batches of uint8 images; the first ones are left in `grid`."""
@@ -278,5 +267,5 @@ class _Run:
                 self._remember(label, measured)
 
     def _remember(self, label: str, measured: Measured) -> None:
-        for metric in self.options.metrics:
+        for metric in self.options.image_metrics:
             self.by_metric[metric][label] = measured.scores[metric]

@@ -12,21 +12,25 @@ from typing import Any
 import numpy as np
 
 from ..metrics.score import HIGHER_IS_BETTER
-from .compare import Cell, Comparison
-from .options import Method, family_name
+from .comparison import Cell, Comparison
+from .options import BITS, Method, family_name
 
 
 def findings(result: Comparison) -> list[str]:
     """Who wins at each number of steps by the first metric, and where the analytic variance does not help."""
-    metric = result.options.metrics[0]
-    winners = [_winner(result, k, metric) for k in result.options.all_steps]
+    first, *others = result.options.metrics
+    found = _winners(result, first)
+    if len(result.options.seeds) > 1:
+        found += [*_family_findings(result, first), *([] if first == BITS else _cap_findings(result, first))]
+    # Likelihoods and images often disagree, so that neither speaks for the other.
+    found += [f"Bits/dim, {line}" for line in _winners(result, BITS)] if BITS in others else []
     if len(result.options.seeds) < 2:
-        return [*winners, "With one seed no two methods can be told apart; give more seeds."]
-    return [
-        *winners,
-        *_family_findings(result, metric),
-        *_cap_findings(result, metric),
-    ]
+        found.append("With one seed no two methods can be told apart; give more seeds.")
+    return found
+
+
+def _winners(result: Comparison, metric: str) -> list[str]:
+    return [_winner(result, k, metric) for k in result.options.all_steps if result.column(k, metric)]
 
 
 def verdict(a: Cell, b: Cell, metric: str) -> int:
@@ -49,14 +53,14 @@ def score_text(scores: list[float], metric: str) -> str:
     parts = [float(np.mean(scores)), *([float(np.std(scores, ddof=1))] if len(scores) > 1 else [])]
     if metric == "kid":
         return " ± ".join(f"{part:.0f}" if abs(part) >= 100 else f"{part:.3g}" for part in parts)
-    digits = 3 if metric in HIGHER_IS_BETTER else 2
+    digits = 4 if metric == BITS else 3 if metric in HIGHER_IS_BETTER else 2
     return " ± ".join(f"{part:.{digits}f}" for part in parts)
 
 
 def score_rows(result: Comparison, metric: str) -> list[tuple[str, list[tuple[str, bool]]]]:
     """Rows (label, [(score text, best of its column), …]) for the table; "–" where a method was not run."""
     steps = result.options.all_steps
-    best = {k: result.column(k, metric)[0].mean(metric) for k in steps}
+    best = {k: column[0].mean(metric) for k in steps if (column := result.column(k, metric))}
     rows = []
     for method in result.options.methods:
         cells = [(k, result.cell(method, k)) for k in steps]
@@ -64,7 +68,9 @@ def score_rows(result: Comparison, metric: str) -> list[tuple[str, list[tuple[st
             (
                 method.label,
                 [
-                    ("–", False) if c is None else (score_text(c.scores[metric], metric), c.mean(metric) == best[k])
+                    ("–", False)
+                    if c is None or metric not in c.scores
+                    else (score_text(c.scores[metric], metric), c.mean(metric) == best[k])
                     for k, c in cells
                 ],
             )
@@ -114,7 +120,7 @@ def _family_findings(result: Comparison, metric: str) -> list[str]:
 def _cap_findings(result: Comparison, metric: str) -> list[str]:
     """Where the last-step noise cap helps and where it harms."""
     verdicts = []
-    for cell in (c for c in result.cells if c.method.final_noise_cap is not None):
+    for cell in (c for c in result.cells if c.method.final_noise_cap is not None and metric in c.scores):
         wanted = _plain(cell.method, final_noise_cap=None)
         twin = next((c for c in result.cells if c.steps == cell.steps and _plain(c.method) == wanted), None)
         if twin is not None:

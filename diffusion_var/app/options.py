@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 Structures = Literal["isotropic", "channel", "pixel", "dct"]
 Estimators = Literal["residual", "score_norm", "data_variance"]
@@ -19,6 +19,8 @@ DecoderVariances = Literal["beta_tilde", "isotropic", "pixel", "covariance"]
 Objectives = Literal["kl", "bound"]
 SPACING_NAMES = {"optimal": "optimal", "even": "even", "log_snr": "even in log-SNR"}
 Metrics = Literal["fid", "kid", "precision", "recall", "density", "coverage"]
+BITS: Final = "bits_per_dim"  # of the model, not of its samples
+CompareMetrics = Literal["fid", "kid", "precision", "recall", "density", "coverage", "bits_per_dim"]
 Dtypes = Literal["float32", "bfloat16", "float16"]
 
 ModelHelp = "diffusers pipeline or UNet folder, hub id, or 'digits' (bundled)"
@@ -278,9 +280,10 @@ class CompareOptions(ModelOptions):
     features: Annotated[str, FeaturesHelp] = "digits"
     inception_weights: Annotated[Path | None, InceptionHelp] = None
     accept_weights: Annotated[str | None, AcceptHelp] = None
-    metrics: Annotated[list[Metrics], "what to measure, comma-separated; who wins is told by the first"] = field(
+    metrics: Annotated[list[CompareMetrics], "what to measure, comma-separated; who wins is told by the first"] = field(
         default_factory=lambda: ["fid"]
     )
+    likelihood_images: Annotated[str, "for bits_per_dim: held-out images, " + ImagesHelp] = "digits:score"
     tolerance: Annotated[float, "tolerance of the variance table"] = 0.02
     max_evaluations: Annotated[int | None, "bound on the network evaluations of the variance table"] = None
     steps: Annotated[list[int], "numbers of steps, comma-separated"] = field(default_factory=lambda: [5, 10, 25])
@@ -290,6 +293,11 @@ class CompareOptions(ModelOptions):
     methods: list[Method] = field(default_factory=_demo_methods)
     download: Annotated[bool, "let torchvision download the data set"] = False
     overwrite: Annotated[bool, "write into a folder that holds something else"] = False
+
+    @property
+    def image_metrics(self) -> list[Metrics]:
+        """What is measured of samples: all metrics but bits/dim."""
+        return [metric for metric in self.metrics if metric != BITS]
 
     def method_steps(self, method: Method) -> list[int]:
         """The numbers of steps that a method is run at."""

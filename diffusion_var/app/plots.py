@@ -14,17 +14,17 @@ from ..process.kernel import ReverseKernel
 from ..variance.covariance import Analytic, FixedLarge
 from ..variance.diagnostics import StepDiagnosis, diagnose
 from ..variance.table import VarianceTable
-from .options import SPACING_NAMES
+from .options import BITS, SPACING_NAMES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..training.heads import HeadPoint
-    from .compare import Comparison
+    from .comparison import Comparison
     from .options import Method
 
 _BAND = 1.96
-TITLES = {"fid": "Fréchet distance", "kid": "kernel distance"}
+TITLES = {"fid": "Fréchet distance", "kid": "kernel distance", BITS: "bits/dim"}
 _COLOURS = {
     "beta": "#d55e00",
     "beta_tilde": "#0072b2",
@@ -144,7 +144,7 @@ def trajectories(found: Sequence[dict[str, Any]], N: int) -> Figure:
 
 def score_curves(result: Comparison, metric: str) -> Figure:
     """Score against number of steps, one line a method, with the spread over seeds; a panel for each η."""
-    etas = sorted({m.eta for m in result.options.methods}, reverse=True)
+    etas = sorted({c.method.eta for c in result.cells if metric in c.scores}, reverse=True)
     figure, axes = new_figure(6.2 * len(etas), 4.9, columns=len(etas))
     panels = np.atleast_1d(axes)
     for panel in panels[1:]:
@@ -154,7 +154,7 @@ def score_curves(result: Comparison, metric: str) -> Figure:
         drawn: list[tuple[str, str]] = []
         # Side by side, so that error bars do not hide each other.
         for shift, method in zip(np.geomspace(0.97, 1.03, max(len(methods), 2)), methods, strict=False):
-            cells = [c for c in result.cells if c.method == method]
+            cells = [c for c in result.cells if c.method == method and metric in c.scores]
             drawn.append((_colour(method), "-" if method.final_noise_cap is None else "--"))
             panel.errorbar(
                 [c.steps * shift for c in cells],
@@ -167,7 +167,7 @@ def score_curves(result: Comparison, metric: str) -> Figure:
                 markersize=4,
                 capsize=2,
             )
-        if result.baseline:
+        if metric in result.baseline:
             panel.axhline(np.mean(result.baseline[metric]), color="grey", linestyle=":", label="real images")
         panel.set_title("DDPM (η = 1)" if eta == 1 else "DDIM (η = 0)" if eta == 0 else f"η = {eta:g}")
         _score_axes(panel, result, metric)
@@ -185,7 +185,7 @@ def _score_axes(panel: Any, result: Comparison, metric: str) -> None:
     from matplotlib.ticker import NullFormatter
 
     steps = result.options.all_steps
-    values = [c.mean(metric) for c in result.cells] + result.baseline.get(metric, [])
+    values = [c.mean(metric) for c in result.cells if metric in c.scores] + result.baseline.get(metric, [])
     panel.set_xscale("log")
     panel.set_xticks(steps, [str(k) for k in steps])
     panel.xaxis.set_minor_formatter(NullFormatter())

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from ..files import write_atomic
 from ..metrics.score import HIGHER_IS_BETTER
 from . import plots
-from .compare import Comparison
+from .comparison import Comparison
 from .findings import findings, score_rows, score_text
+from .options import BITS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,6 +36,7 @@ def write_report(result: Comparison, folder: Path) -> None:
         "metrics": [
             {
                 "name": metric,
+                "of_images": metric != BITS,
                 "title": plots.TITLES.get(metric, metric),
                 "best": "higher" if metric in HIGHER_IS_BETTER else "lower",
                 "rows": score_rows(result, metric),
@@ -75,7 +77,7 @@ def as_json(result: Comparison) -> dict[str, Any]:
                 "final_noise_cap": c.method.final_noise_cap,
                 "spacing": c.method.spacing,
                 "steps": c.steps,
-                "images": result.options.count * len(c.scores[result.options.metrics[0]]),
+                "images": result.options.count * len(result.options.seeds),
                 "scores": {
                     metric: {
                         "values": values,
@@ -102,7 +104,7 @@ def text_table(result: Comparison, metric: str) -> str:
     rows = [
         (label, [("* " if best else "") + text for text, best in cells]) for label, cells in score_rows(result, metric)
     ]
-    if result.baseline:
+    if metric in result.baseline:
         rows.append(("real images", [score_text(result.baseline[metric], metric)]))
     width = max(len(head), *(len(label) for label, _ in rows)) + 2
     lines = [head.ljust(width) + "".join(f"{f'K = {k}':>20s}" for k in result.options.all_steps)]
@@ -127,7 +129,9 @@ def _csv(result: Comparison) -> str:
     writer.writerow(["method", "steps", "seed", "images", *result.options.metrics])
     for cell in result.cells:
         for i, seed in enumerate(result.options.seeds):
-            scores = [repr(cell.scores[metric][i]) for metric in result.options.metrics]
+            scores = [
+                repr(cell.scores[metric][i]) if metric in cell.scores else "" for metric in result.options.metrics
+            ]
             writer.writerow([cell.method.label, cell.steps, seed, result.options.count, *scores])
     return out.getvalue()
 

@@ -30,7 +30,7 @@ class Scoring:
 
     def __init__(self, options: CompareOptions, device: torch.device, shape: tuple[int, ...]) -> None:
         self.options, self.device = options, device
-        self.keep = any(metric != "fid" for metric in options.metrics)
+        self.keep = any(metric != "fid" for metric in options.image_metrics)
         self.features = load_features(
             options.features, inception_weights=options.inception_weights, accept_weights=options.accept_weights
         )
@@ -69,7 +69,7 @@ class Scoring:
 
     def scores(self, sample: FeatureSample) -> dict[str, Score]:
         """The scores of a sample, by metric."""
-        return evaluate(sample, self.reference, self.options.metrics, self.features)
+        return evaluate(sample, self.reference, self.options.image_metrics, self.features)
 
 
 def baseline_groups(options: CompareOptions, shape: tuple[int, ...]) -> list[Any]:
@@ -77,9 +77,9 @@ def baseline_groups(options: CompareOptions, shape: tuple[int, ...]) -> list[Any
 
     Random, for a folder may hold its images class by class. Raises InputError for images that cannot be scored.
     """
-    least = NEAREST_OF_DENSITY + 1 if any(metric in _NEIGHBOURS for metric in options.metrics) else 2
+    least = NEAREST_OF_DENSITY + 1 if any(metric in _NEIGHBOURS for metric in options.image_metrics) else 2
     if options.count < least:
-        raise InputError(f"count is {options.count}; expected at least {least} for {', '.join(options.metrics)}.")
+        raise InputError(f"count is {options.count}; expected at least {least} for {', '.join(options.image_metrics)}.")
     if options.baseline is None:
         return []
     images = open_images(options.baseline, options.download)

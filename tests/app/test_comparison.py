@@ -12,7 +12,8 @@ from PIL import Image
 
 import diffusion_var as dv
 from diffusion_var.app.commands import run_compare
-from diffusion_var.app.compare import Cell, Comparison, compare
+from diffusion_var.app.compare import compare
+from diffusion_var.app.comparison import Cell, Comparison
 from diffusion_var.app.config import load_options
 from diffusion_var.app.findings import findings, score_rows, verdict
 from diffusion_var.app.options import CompareOptions, Method

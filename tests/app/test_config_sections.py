@@ -7,6 +7,7 @@ import pytest
 
 from diffusion_var.app.config import SECTIONS, load_options, read_yaml
 from diffusion_var.app.feature_training import TrainFeaturesOptions
+from diffusion_var.app.head_options import TrainHeadOptions
 from diffusion_var.app.options import CompareOptions, EstimateOptions, NllOptions, SampleOptions, StepsOptions
 from diffusion_var.app.training import TrainUNetOptions
 from diffusion_var.errors import InputError
@@ -80,7 +81,7 @@ def test_problems_within_a_section_are_listed_at_once(config):
 def test_a_section_is_not_mistaken_for_options_of_another_kind():
     """No option has the name of a section, so that a file is one or the other."""
     kinds = (EstimateOptions, SampleOptions, NllOptions, StepsOptions, CompareOptions, TrainUNetOptions)
-    for kind in (*kinds, TrainFeaturesOptions):
+    for kind in (*kinds, TrainFeaturesOptions, TrainHeadOptions):
         assert not SECTIONS & set(kind.__dataclass_fields__)
 
 
@@ -92,6 +93,7 @@ def test_bundled_configs_are_valid(path):
         "sample": SampleOptions,
         "train_unet": TrainUNetOptions,
         "train_features": TrainFeaturesOptions,
+        "train_head": TrainHeadOptions,
         "nll": NllOptions,
         "compare_likelihoods": runpy.run_path(str(ROOT / "scripts" / "compare_likelihoods.py"))["LikelihoodOptions"],
     }

@@ -1,0 +1,156 @@
+"""Bits/dim in a comparison: the bound's own numbers, beside scores of samples and kept like them."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import diffusion_var as dv
+from diffusion_var.app.commands import run_compare
+from diffusion_var.app.config import load_options
+from diffusion_var.app.digits import digits_splits
+from diffusion_var.app.likelihood_cells import LikelihoodScoring
+from diffusion_var.app.options import CompareOptions
+from diffusion_var.app.score_cells import Scoring
+from diffusion_var.errors import InputError
+from diffusion_var.sampling.bound_terms import BoundTerms
+
+SMALL: dict[str, Any] = {
+    "tolerance": 0.5,
+    "steps": [2, 4],
+    "seeds": [0, 1],
+    "count": 20,
+    "baseline": None,
+    "metrics": ["fid", "bits_per_dim"],
+    "likelihood_images": "digits:score[:30]",
+    "methods": [
+        {"covariance": "beta"},
+        {"covariance": "beta", "final_noise_cap": 1},
+        {"covariance": "beta_tilde", "eta": 0},
+        {"covariance": "analytic", "structure": "pixel", "spacing": "quadratic", "eta": 0.5},
+    ],
+}
+
+
+def options(folder: Path, **changes: Any) -> CompareOptions:
+    return replace(load_options(CompareOptions, {**SMALL, "out": folder, **changes}), baseline=None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("likelihoods") / "run"
+    run_compare(options(found))
+    return found
+
+
+def cells(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    content = json.loads((folder / "results.json").read_text())
+    return {(cell["method"], cell["steps"]): cell["scores"] for cell in content["cells"]}
+
+
+def test_the_numbers_are_those_of_the_api(folder: Path) -> None:
+    denoiser = dv.Denoiser.from_pretrained(Path(dv.__file__).parent / "assets" / "digits")
+    table = dv.VarianceTable.load(folder / "table.safetensors")
+    images, found = digits_splits().score.images[:30], cells(folder)
+    asked = {
+        "DDPM β": (dv.FixedLarge(), dv.steps.linspace(denoiser.schedule, 4), 1.0),
+        "Analytic-η=0.5 pixel, quadratic": (
+            dv.Analytic(table, structure="pixel"),
+            dv.steps.quadratic(denoiser.schedule, 4),
+            0.5,
+        ),
+    }
+    for label, (covariance, steps, eta) in asked.items():
+        values = [float(dv.bits_per_dim(denoiser, covariance, images, steps, seed, eta=eta)) for seed in (0, 1)]
+        assert found[label, 4]["bits_per_dim"]["values"] == pytest.approx(values, rel=1e-4)
+        assert found[label, 4]["bits_per_dim"]["mean"] == pytest.approx(np.mean(values), rel=1e-4)
+
+
+def test_without_noise_there_is_none_and_the_cap_changes_nothing(folder: Path) -> None:
+    found = cells(folder)
+    assert all(set(found["DDIM", k]) == {"fid"} for k in (2, 4))
+    for k in (2, 4):
+        assert found["DDPM β", k]["bits_per_dim"] == found["DDPM β, cap 1", k]["bits_per_dim"]
+        assert found["DDPM β", k]["fid"] != found["DDPM β, cap 1", k]["fid"]
+    with (folder / "results.csv").open() as file:
+        rows = {(row["method"], row["steps"], row["seed"]): row["bits_per_dim"] for row in csv.DictReader(file)}
+    assert rows["DDIM", "2", "0"] == ""
+    assert float(rows["DDPM β", "2", "1"]) == found["DDPM β", 2]["bits_per_dim"]["values"][1]
+
+
+def test_the_report_tells_of_both(folder: Path) -> None:
+    text = (folder / "report.md").read_text()
+    best, who = min((s["bits_per_dim"]["mean"], m) for (m, k), s in cells(folder).items() if k == 4 and len(s) == 2)
+    assert f"**{best:.4f} ±" in text
+    assert "An upper bound on −log₂ P of the images `digits:score[:30]`" in text
+    assert "| DDIM | – | – |" in text
+    assert f"- Bits/dim, K = 4: {who} has the best score, {best:.4f}" in text
+    assert (folder / "scores_bits_per_dim.png").stat().st_size > 5000
+    assert "reference: digits:score[:30]" in text.split("## Protocol: bits/dim")[1]
+
+
+def test_cells_are_computed_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of samples serve with and without likelihoods; those of likelihoods belong to their images."""
+    bounds, samples = [], []
+    whole, scores = LikelihoodScoring.score, Scoring.scores
+
+    def count(self: LikelihoodScoring, *rest: Any) -> Any:
+        bounds.append(rest[0].steps)
+        return whole(self, *rest)
+
+    def sample(self: Scoring, *rest: Any) -> Any:
+        samples.append(rest)
+        return scores(self, *rest)
+
+    monkeypatch.setattr(LikelihoodScoring, "score", count)
+    monkeypatch.setattr(Scoring, "scores", sample)
+    methods = SMALL["methods"][:3]
+    run_compare(options(tmp_path / "run", metrics=["fid"], methods=methods))
+    assert (len(bounds), len(samples)) == (0, 3 * 2 * 2)
+    run_compare(options(tmp_path / "run", methods=methods))
+    assert (len(bounds), len(samples)) == (2 * 2, 3 * 2 * 2)  # two methods with noise share their bounds
+    run_compare(options(tmp_path / "run", methods=methods))
+    assert (len(bounds), len(samples)) == (2 * 2, 3 * 2 * 2)
+    run_compare(options(tmp_path / "run", methods=methods, likelihood_images="digits:score[:31]"))
+    assert (len(bounds), len(samples)) == (4 * 2, 3 * 2 * 2)
+    assert not list((tmp_path / "run").rglob("*.partial"))
+
+
+def test_an_interrupted_bound_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = options(tmp_path / "run", methods=SMALL["methods"][:1], seeds=[0], steps=[3], batch_size=4)
+    calls, whole = [], BoundTerms.at
+
+    def at(self: BoundTerms, *rest: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return whole(self, *rest)
+
+    monkeypatch.setattr(BoundTerms, "at", at)
+    with pytest.raises(KeyboardInterrupt):
+        run_compare(settings)
+    assert len(list((tmp_path / "run" / "cells").glob("*.partial"))) == 1
+    run_compare(settings)
+    resumed = len(calls) - 5
+    cut = cells(tmp_path / "run")
+    calls[:] = [1] * 5
+    run_compare(replace(settings, out=tmp_path / "whole"))
+    assert cut == cells(tmp_path / "whole")
+    assert 0 < resumed < len(calls) - 5
+
+
+def test_refusals(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"metrics holds bits_per_dim alone.*add a metric of images such as fid"):
+        run_compare(options(tmp_path / "a", metrics=["bits_per_dim"]))
+    with pytest.raises(InputError, match=r"every method has η = 0.*leave bits_per_dim out"):
+        run_compare(options(tmp_path / "b", methods=[{"covariance": "beta_tilde", "eta": 0}]))
+    with pytest.raises(InputError, match="nowhere"):
+        run_compare(options(tmp_path / "c", likelihood_images="nowhere"))
+    np.save(tmp_path / "wide.npy", np.zeros((3, 1, 9, 9), dtype=np.uint8))
+    with pytest.raises(InputError, match=r"9, 9"):
+        run_compare(options(tmp_path / "d", likelihood_images=str(tmp_path / "wide.npy")))
+    assert not list(tmp_path.glob("*/cells/*"))
