@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .errors import NumericalError as NumericalError
     from .models import oracles as oracles
     from .models.denoiser import Denoiser as Denoiser
-    from .models.denoiser import Posterior as Posterior
+    from .models.posterior import Posterior as Posterior
     from .process.kernel import ReverseKernel as ReverseKernel
     from .process.schedule import NoiseSchedule as NoiseSchedule
     from .sampling.bound import LikelihoodBound as LikelihoodBound
@@ -52,7 +52,7 @@ _HOMES = {
     "LearnedRange": "variance.learned",
     "NoiseSchedule": "process.schedule",
     "NumericalError": "errors",
-    "Posterior": "models.denoiser",
+    "Posterior": "models.posterior",
     "ReverseKernel": "process.kernel",
     "Sampler": "sampling.sampler",
     "StepCosts": "sampling.step_costs",

@@ -37,7 +37,10 @@ class TrainHeadOptions(ModelOptions):
     learning_rate: Annotated[float, "of Adam"] = 1e-4
     rate_schedule: Annotated[Literal["constant", "cosine"], "constant, or a cosine to zero"] = "constant"
     ema_decay: Annotated[float, "decay of the moving average of the weights, which is what is saved"] = 0.9999
-    weighting: Annotated[Literal["table", "papers"], "every index counts, or the plain squared error"] = "table"
+    weighting: Annotated[
+        Literal["table", "likelihood", "papers"],
+        "every index counts, or each for what it costs in bits (npr, factor), or the papers' plain squared error",
+    ] = "table"
     accumulate: Annotated[int, "parts that a batch is evaluated in: less memory"] = 1
     evaluate_every: Annotated[int, "steps between points of the curve"] = 500
     patience: Annotated[int | None, "stop after so many points without a lower held-out loss; keep the best"] = None

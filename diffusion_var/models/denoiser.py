@@ -14,7 +14,6 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +25,7 @@ from ..process.schedule import NoiseSchedule, is_whole
 from .features import FeatureTap
 from .fingerprint import weights_fingerprint
 from .guidance import Guidance, check_classes, condition_tensor, make_guidance, network_output
+from .posterior import Posterior
 from .prediction import Prediction, check_prediction, mean_and_eps, network_input
 
 if TYPE_CHECKING:
@@ -34,33 +34,6 @@ if TYPE_CHECKING:
 
 Range = tuple[float, float]
 Network = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class Posterior:
-    """What is known of x_0 given x_t; tensors of shape (B, C, H, W).
-
-    Attributes:
-        mean: the (clipped) estimate of E[x_0|x_t].
-        eps: the network's own ε̂.
-        range: the raw second half of a 2C-channel network, or None.
-        features: the trunk's last activations where a head asks for them, or None.
-    """
-
-    mean: torch.Tensor
-    eps: torch.Tensor
-    range: torch.Tensor | None = None
-    features: torch.Tensor | None = None
-
-    def rows(self, part: slice) -> Posterior:
-        """Of some of the batch's images."""
-        extra, features = (None if tensor is None else tensor[part] for tensor in (self.range, self.features))
-        return Posterior(self.mean[part], self.eps[part], extra, features)
-
-    def detached(self) -> Posterior:
-        """The same without a graph."""
-        extra, features = (None if tensor is None else tensor.detach() for tensor in (self.range, self.features))
-        return Posterior(self.mean.detach(), self.eps.detach(), extra, features)
 
 
 class Denoiser:

@@ -17,15 +17,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..errors import InputError
 from .schedule import NoiseSchedule
 
 ClippedEps = Literal["network", "rederived"]
+FloatOrArray = TypeVar("FloatOrArray", float, npt.NDArray[np.float64])
 
 
 def beta(sigma_t: float, log_snr_t: float, log_snr_s: float) -> float:
@@ -51,6 +53,13 @@ def eps_gain(sigma_s: float, log_snr_t: float, log_snr_s: float, eta: float) -> 
 def gain(alpha_t: float, sigma_t: float, alpha_s: float, c: float, beta: float, lambda2: float) -> float:
     """γ of eq. (2) for every η, as (α_s² β + α_t² λ²)/(σ_t (α_s σ_t + α_t c)): no cancellation."""
     return (alpha_s**2 * beta + alpha_t**2 * lambda2) / (sigma_t * (alpha_s * sigma_t + alpha_t * c))
+
+
+def noise_floor(log_snr_t: FloatOrArray, log_snr_s: FloatOrArray) -> FloatOrArray:
+    """λ²/γ² at η = 1, = (σ_s²/α_s²)/(1 − exp(logSNR_t − logSNR_s)): a variance of x_0 that a step from t to s cannot
+    tell from its own noise (from eq. 2)."""
+    found: FloatOrArray = np.exp(-log_snr_s) / -np.expm1(log_snr_t - log_snr_s)
+    return found
 
 
 class MeanAndEps(Protocol):

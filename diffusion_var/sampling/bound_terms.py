@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import InputError
-from ..models.denoiser import Denoiser, Posterior
+from ..models.denoiser import Denoiser
+from ..models.posterior import Posterior
 from ..process.kernel import ReverseKernel
 from .decoder import Decoder
 from .step_covariances import StepCovariances

@@ -22,7 +22,8 @@ import numpy.typing as npt
 import torch
 
 from ..errors import DiffusionVarWarning, InputError
-from ..models.denoiser import Denoiser, Posterior
+from ..models.denoiser import Denoiser
+from ..models.posterior import Posterior
 from ..process.kernel import ReverseKernel
 from ..process.structure import Isotropic, Pixel
 from ..variance.covariance import Analytic, ReverseCovariance, StructuredCovariance, variance_tensor

@@ -21,8 +21,9 @@ import torch
 from tqdm import tqdm
 
 from ..errors import InputError, NumericalError
-from ..models.denoiser import Denoiser, Posterior
+from ..models.denoiser import Denoiser
 from ..models.guidance import check_classes, condition_tensor
+from ..models.posterior import Posterior
 from ..process.kernel import ClippedEps, ReverseKernel, check_clipped_eps, check_eta, reverse_kernels
 from ..process.steps import resolve
 from ..variance.covariance import ReverseCovariance, StructuredCovariance

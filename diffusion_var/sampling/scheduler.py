@@ -30,8 +30,9 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..errors import InputError
 from ..models.conventions import prediction_of
-from ..models.denoiser import Posterior, check_range
+from ..models.denoiser import check_range
 from ..models.features import Watch
+from ..models.posterior import Posterior
 from ..models.prediction import check_prediction, mean_and_eps
 from ..process import steps as step_lists
 from ..process.foreign import schedule_of

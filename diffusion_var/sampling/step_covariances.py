@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..models.denoiser import Denoiser, Posterior
+from ..models.denoiser import Denoiser
+from ..models.posterior import Posterior
 from ..process.kernel import ReverseKernel
 from ..variance.covariance import ReverseCovariance, StructuredCovariance
 

@@ -13,8 +13,10 @@ import torch
 from tqdm import tqdm
 
 from ..errors import NumericalError
-from ..models.denoiser import Denoiser, Posterior
+from ..models.denoiser import Denoiser
 from ..models.fingerprint import conventions
+from ..models.posterior import Posterior
+from ..process.kernel import noise_floor
 from ..randomness import generator, normal
 from ..sampling.likelihood import bits_per_dim, density_bound
 from ..variance.conditions import Conditions
@@ -149,13 +151,30 @@ class HeadRun:
         eps = normal(stream, len(picks), *self.denoiser.shape)
         probe = torch.from_numpy(stream.integers(0, 2, eps.shape, dtype=np.int8)).float() * 2 - 1
         chosen = None if conditions is None else conditions.pick(picks, stream)
+        floor = self._floors(n, stream)
         for part in np.array_split(rows, min(parts, len(rows))):
             x_0 = images.take(picks[part])
             condition = None if chosen is None or conditions is None else conditions.take(chosen[part])
-            yield (part, *self._draw(x_0, eps[part], probe[part], torch.from_numpy(n[part]), condition))
+            indices = torch.from_numpy(n[part])
+            yield (part, *self._draw(x_0, eps[part], probe[part], indices, floor[part], condition))
+
+    def _floors(self, n: IntArray, stream: np.random.Generator) -> torch.Tensor:
+        """λ²/γ² of a step down from each index, (B, 1, 1, 1): its length is log-uniform in 1…N, so that fine and coarse
+        trajectories count alike, and it ends at 1, for the step to 0 is the decoder's."""
+        schedule = self.denoiser.schedule
+        length = np.round(schedule.num_steps ** stream.random(len(n))).astype(np.int64)
+        s = np.maximum(n - np.maximum(length, 1), np.minimum(n - 1, 1))
+        found = noise_floor(schedule.log_snr[n], schedule.log_snr[s])
+        return torch.from_numpy(found).float()[:, None, None, None]
 
     def _draw(
-        self, x_0: torch.Tensor, eps: torch.Tensor, probe: torch.Tensor, n: torch.Tensor, condition: Any
+        self,
+        x_0: torch.Tensor,
+        eps: torch.Tensor,
+        probe: torch.Tensor,
+        n: torch.Tensor,
+        floor: torch.Tensor,
+        condition: Any,
     ) -> tuple[Draw, Posterior]:
         """Noisy images, and the trunk's posterior without a graph."""
         device, target = self.denoiser.device, self.head.target
@@ -172,7 +191,7 @@ class HeadRun:
         posterior = posterior.detached()
         prior = self.head.prior
         g, gap, v = (level.to(device) for level in (prior.at(n)[0], prior.gap(n), prior.variances(n)))
-        return Draw(x_0, eps, posterior, sigma, g, gap, v, product), posterior
+        return Draw(x_0, eps, posterior, sigma, g, gap, v, floor.to(device), product), posterior
 
     def refuse_nan(self) -> None:
         """Look at the losses since the last look, of all processes alike."""

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -41,7 +41,7 @@ class HeadTraining:
         batch_size: images a step, over all processes together.
         learning_rate, rate_schedule: of Adam; constant, or lowered to zero along a cosine.
         ema_decay: of the moving average of the weights, which is what is kept.
-        weighting: "table": every index counts (see `variance.targets`); "papers": the plain squared error.
+        weighting: what the loss lets count, "table", "likelihood" (npr and factor) or "papers"; see `variance.targets`.
         accumulate: parts that the batch of a process is evaluated in, one after the other: less memory.
         evaluate_every: steps between entries of the curve.
         patience: stop after so many entries without a lower held-out loss, and keep the best weights; None: never.
@@ -71,7 +71,7 @@ class HeadTraining:
             ("ema_decay", 0 <= self.ema_decay < 1, "at least 0 and below 1"),
             ("likelihood_images", self.likelihood_images >= 0, "at least 0"),
             ("rate_schedule", self.rate_schedule in ("constant", "cosine"), "'constant' or 'cosine'"),
-            ("weighting", self.weighting in ("table", "papers"), "'table' or 'papers'"),
+            ("weighting", self.weighting in get_args(Weighting), f"one of {', '.join(get_args(Weighting))}"),
         ):
             if not fits:
                 raise InputError(f"{name}={getattr(self, name)!r} must be {expected}.")
@@ -148,6 +148,10 @@ def train_head(
     spec = spec or HeadSpec()
     if settings.patience is not None and held_out is None:
         raise InputError("patience stops by the loss on held-out images, but there are none; pass held_out=.")
+    if settings.weighting == "likelihood" and spec.target in ("sn", "ocm"):
+        raise InputError(
+            f"the target {spec.target!r} may be negative, so that it has no likelihood; use weighting='table'."
+        )
     table.check(denoiser)
     sources = [_source(images, conditions, denoiser, "images")]
     if held_out is not None:

@@ -21,7 +21,8 @@ import numpy.typing as npt
 import torch
 
 from ..errors import InputError
-from ..models.denoiser import Denoiser, Posterior
+from ..models.denoiser import Denoiser
+from ..models.posterior import Posterior
 from ..process.kernel import ReverseKernel
 from ..process.structure import Isotropic, Shape, Structure
 from .bounds import Estimator

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 
 from ..errors import NumericalError
-from ..models.denoiser import Denoiser, Posterior
+from ..models.denoiser import Denoiser
+from ..models.posterior import Posterior
 from ..process.structure import Structure, make_structure
 from ..randomness import Streams
 from .conditions import Conditions

@@ -20,9 +20,10 @@ from typing import Any, Literal, get_args
 import torch
 
 from ..errors import DiffusionVarWarning, InputError
-from ..models.denoiser import Denoiser, Posterior
+from ..models.denoiser import Denoiser
 from ..models.fingerprint import weights_fingerprint
 from ..models.heads import HeadKind, HeadNetwork
+from ..models.posterior import Posterior
 from ..process.kernel import ReverseKernel
 from .covariance import ReverseCovariance, StructuredCovariance
 from .head_prior import Prior

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..models.denoiser import Denoiser, Posterior
+from ..models.denoiser import Denoiser
+from ..models.posterior import Posterior
 from ..process.kernel import ReverseKernel
 from ..process.steps import resolve
 from ..process.structure import Pixel

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from ..models.denoiser import Denoiser, Posterior
+from ..models.denoiser import Denoiser
+from ..models.posterior import Posterior
 from ..process.kernel import ReverseKernel
 from ..process.structure import Channel, Isotropic, Structure
 from .bounds import Estimator

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..models.denoiser import Posterior
+from ..models.posterior import Posterior
 from ..process.linear import linear_gain, linear_mmse
 from ..process.structure import Structure
 from .population import DataStatistics

@@ -11,11 +11,16 @@ Per image and (rotated) channel, `FactorTarget` learns how much of a structure's
 
     factor  ρ(x_t) ≈ E[ mean over k of (B (x_0 − x̂_0))_k² / v_k | x_t ]
 
-The loss is (y/g − ρ)² times a weight. The published ones weigh g², under which the few indices with the largest g are
-all that counts. The default is one over the mean square error that y/g has about ρ = 1, which the table tells: 2, the
-variance of a squared Gaussian; for SN (4 ε̂² + 2 g)/g ≈ (4 (1 − g) + 2 g)/g, since there ε̂² is taken out in the mean
-only; and for SN and OCM besides the square of what the table's estimators disagree by (`Prior.gap`): near pure noise,
-where g is small, an imperfect mean leaves those two nothing to learn from.
+Every loss has E[y|x_t] as its minimum, and differs in what it lets count ("weighting"):
+
+    papers       g² (y/g − ρ)², the published ones: the few indices with the largest g are all that counts.
+    table        (y/g − ρ)² over the mean square error that y/g has about ρ = 1, which the table tells: 2, the variance
+                 of a squared Gaussian; for SN (4 ε̂² + 2 g)/g ≈ (4 (1 − g) + 2 g)/g, since there ε̂² is taken out in
+                 the mean only; and for SN and OCM besides the square of what the table's estimators disagree by
+                 (`Prior.gap`): near pure noise, where g is small, an imperfect mean leaves those two nothing to learn
+                 from.
+    likelihood   the bound's own terms (`step_loss`), of steps from t to an index s drawn at random: each index and
+                 pixel counts for what it costs in bits. For NPR and the factor; SN's and OCM's y may be negative.
 """
 
 from __future__ import annotations
@@ -29,10 +34,13 @@ from typing import Literal
 import torch
 
 from ..errors import InputError
-from ..models.denoiser import Posterior
+from ..models.posterior import Posterior
 
-Weighting = Literal["table", "papers"]
+Weighting = Literal["table", "likelihood", "papers"]
 TINY = 1e-12
+#: Least floor of `step_loss` in units of the mean variance: elements that are always exact (a plain border, clipped)
+#: would otherwise gain without end.
+LEAST_FLOOR = 1e-3
 #: Elements with less than this part of the mean variance say nothing of a factor: their (·)²/v would drown the rest.
 NEGLIGIBLE = 1e-3
 
@@ -48,6 +56,7 @@ class Draw:
         g: (B, 1, 1, 1): (α²/σ²) times the table's isotropic v_t.
         gap: (B, 1, 1, 1): by how much the table's estimators disagree, in units of v (see `Prior.gap`).
         v: (B, 1, 1, 1) isotropic v_t; for `FactorTarget` the structure's, (B, C, H, W).
+        floor: (B, 1, 1, 1): λ²/γ² of a step from t to a random s (`noise_floor`).
         probe: (B, C, H, W) of ±1 and its vector-Jacobian product ∂(ε̂·r)/∂x_t, where a target needs them.
     """
 
@@ -58,6 +67,7 @@ class Draw:
     g: torch.Tensor
     gap: torch.Tensor
     v: torch.Tensor
+    floor: torch.Tensor
     probe: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
@@ -79,13 +89,35 @@ class Target(ABC):
         return torch.full_like(g, 2.0)
 
     def loss(self, predicted: torch.Tensor, draw: Draw, weighting: Weighting) -> torch.Tensor:
-        """The weighted squared error, averaged over the batch and its elements."""
+        """The loss of predicted ρ, averaged over the batch and its elements; ()."""
+        if weighting == "likelihood":
+            return self.likelihood_loss(predicted, draw)
         weight = draw.g**2 if weighting == "papers" else 1.0 / self.error_square(draw.g, draw.gap)
         return (weight * (self.ratio(draw) - predicted).square()).mean()
+
+    def likelihood_loss(self, predicted: torch.Tensor, draw: Draw) -> torch.Tensor:
+        """The bound's own terms; InputError for targets that are no squares."""
+        raise InputError(
+            f"the target {self.name!r} may be negative, so that it has no likelihood; use weighting='table'."
+        )
 
     @abstractmethod
     def published(self, raw: torch.Tensor, posterior: Posterior) -> torch.Tensor:
         """g ρ from what the papers' heads say: y plus whatever their target leaves in it."""
+
+
+def step_loss(
+    square: torch.Tensor, v: torch.Tensor, ratio: torch.Tensor, floor: torch.Tensor, least: float | torch.Tensor
+) -> torch.Tensor:
+    """What a step of the bound costs with variance ρ v instead of v, in nats an element (DESIGN §2.10 over γ²):
+
+        ½ [ log((F + ρ v)/(F + v)) + (F + (x_0 − x̂_0)²)/(F + ρ v) − 1 ],     F = λ²/γ².
+
+    Args: (x_0 − x̂_0)², v, ρ, F (broadcast), and the least F.
+    """
+    floor = torch.maximum(floor, torch.as_tensor(least, dtype=floor.dtype, device=floor.device))
+    variance = floor + ratio * v
+    return 0.5 * ((variance / (floor + v)).log() + (floor + square) / variance - 1.0)
 
 
 class NprTarget(Target):
@@ -95,6 +127,10 @@ class NprTarget(Target):
 
     def ratio(self, draw: Draw) -> torch.Tensor:
         return (draw.x_0 - draw.posterior.mean).square() / draw.v
+
+    def likelihood_loss(self, predicted: torch.Tensor, draw: Draw) -> torch.Tensor:
+        square = (draw.x_0 - draw.posterior.mean).square()
+        return step_loss(square, draw.v, predicted, draw.floor, LEAST_FLOOR * draw.v).mean()
 
     def published(self, raw: torch.Tensor, posterior: Posterior) -> torch.Tensor:
         return raw
@@ -153,8 +189,15 @@ class FactorTarget(Target):
         return torch.where(number > 0, share / number.clamp(min=1), 1.0)
 
     def loss(self, predicted: torch.Tensor, draw: Draw, weighting: Weighting) -> torch.Tensor:
+        if weighting == "likelihood":
+            return self.likelihood_loss(predicted, draw)
         # Its noise is the same at every index already.
         return (0.5 * (self.ratio(draw) - predicted).square()).mean()
+
+    def likelihood_loss(self, predicted: torch.Tensor, draw: Draw) -> torch.Tensor:
+        square = self.forward(draw.x_0 - draw.posterior.mean).square()
+        least = LEAST_FLOOR * draw.v.mean(dim=(-3, -2, -1), keepdim=True)
+        return step_loss(square, draw.v, predicted, draw.floor, least).mean()
 
     def published(self, raw: torch.Tensor, posterior: Posterior) -> torch.Tensor:
         raise InputError("the factor target is not one of the papers'; use output='ratio'.")

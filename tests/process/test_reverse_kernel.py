@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion_var import InputError, NoiseSchedule, ReverseKernel
+from diffusion_var.process.kernel import noise_floor
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "reverse_variance.json").read_text())
 EPS = np.finfo(np.float64).eps
@@ -74,6 +75,16 @@ def test_every_coefficient_against_its_definition_in_fifty_digits(k: ReverseKern
 
 
 @sweep
+@given(kernels(eta=1.0))
+def test_noise_floor_is_the_steps_own_noise_over_its_gain(k: ReverseKernel) -> None:
+    log_snr = k.schedule.log_snr
+    found = noise_floor(float(log_snr[k.t]), float(log_snr[k.s]))
+    assert close(found, k.lambda2 / k.gain**2)
+    both = noise_floor(log_snr[[k.t, k.t]], log_snr[[k.s, 0]])
+    assert both[0] == pytest.approx(found, rel=1e-14)
+    assert both[1] == 0.0
+
+
 @given(kernels())
 def test_variances_add_up(k: ReverseKernel) -> None:
     assert close(k.lambda2, k.eta**2 * k.beta_tilde)

@@ -144,8 +144,10 @@ def test_a_checkpoint_of_another_run(tmp_path):
 def test_what_cannot_be_trained():
     with pytest.raises(dv.InputError, match="batch_size=0 must be at least 1"):
         HeadTraining(steps=1, batch_size=0)
-    with pytest.raises(dv.InputError, match="weighting='paper' must be 'table' or 'papers'"):
+    with pytest.raises(dv.InputError, match="weighting='paper' must be one of table, likelihood, papers"):
         HeadTraining(steps=1, weighting="paper")
+    with pytest.raises(dv.InputError, match="target 'sn' may be negative"):
+        train(spec={"target": "sn"}, weighting="likelihood")
     with pytest.raises(dv.InputError, match="patience stops by the loss on held-out"):
         train_head(denoiser(), table(), images(), HeadTraining(steps=1, patience=2))
     with pytest.raises(dv.InputError, match="made for another model"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import diffusion_var as dv
-from diffusion_var.models.denoiser import Posterior
+from diffusion_var.models.posterior import Posterior
 from diffusion_var.process.structure import make_structure
 from diffusion_var.randomness import generator
 from diffusion_var.variance.covariance import StructuredCovariance, optimal_variance

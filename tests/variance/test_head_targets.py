@@ -1,14 +1,17 @@
 """What heads learn, and the covariance that their output makes, against independent computations in float64."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 from small_heads import SHAPE, head, table
 
 import diffusion_var as dv
 from diffusion_var.process.structure import make_structure
 from diffusion_var.randomness import generator
-from diffusion_var.variance.targets import PIXEL_TARGETS, Draw, FactorTarget, positive_ratio
+from diffusion_var.variance.targets import PIXEL_TARGETS, Draw, FactorTarget, positive_ratio, step_loss
 
 
 def drawn(*shape, name="x"):
@@ -26,6 +29,7 @@ def draw(v=None):
         g=level**2,
         gap=level / 3,
         v=2 * level if v is None else v,
+        floor=3 * level**2,
         probe=(drawn(name="probe").sign(), drawn(name="product")),
     )
 
@@ -59,7 +63,7 @@ def test_unclipped_npr_is_the_noise_prediction_residual():
     x_0, eps, eps_hat = drawn(name="x_0"), drawn(name="eps"), drawn(name="eps hat")
     mean = (alpha * x_0 + sigma * eps - sigma * eps_hat) / alpha
     g, v = 0.3, 0.3 * (sigma / alpha) ** 2
-    levels = [torch.full((4, 1, 1, 1), value, dtype=torch.float64) for value in (sigma, g, 0.0, v)]
+    levels = [torch.full((4, 1, 1, 1), value, dtype=torch.float64) for value in (sigma, g, 0.0, v, 1.0)]
     d = Draw(x_0, eps, dv.Posterior(mean, eps_hat), *levels)
     np.testing.assert_allclose(PIXEL_TARGETS["npr"]().ratio(d).numpy(), (eps - eps_hat).numpy() ** 2 / g, rtol=1e-10)
 
@@ -76,10 +80,57 @@ def test_factor_is_the_mean_of_standardised_squares_without_negligible_elements(
     kept[0, 3, 4] = False
     expected = (coefficients**2 / v.numpy())[:, kept].reshape(4, 1, -1).mean(-1)[..., None, None]
     np.testing.assert_allclose(target.ratio(d).numpy(), expected, rtol=1e-10)
-    predicted = drawn(4, 1, 1, 1, name="factor")
+    predicted = drawn(4, 1, 1, 1, name="factor").abs()
+    loss = 0.5 * ((expected - predicted.numpy()) ** 2).mean()
     for weighting in ("table", "papers"):
-        loss = 0.5 * ((expected - predicted.numpy()) ** 2).mean()
         np.testing.assert_allclose(float(target.loss(predicted, d, weighting)), loss, rtol=1e-10)
+    loss = bound_term(
+        coefficients,
+        v.numpy(),
+        predicted.numpy(),
+        np.maximum(d.floor.numpy(), 1e-3 * v.numpy().mean((1, 2, 3), keepdims=True)),
+    )
+    np.testing.assert_allclose(float(target.loss(predicted, d, "likelihood")), loss.mean(), rtol=1e-9)
+
+
+def bound_term(error, v, ratio, floor):
+    """What a step with variance ρ v costs, by quadrature over x_s, over what is expected of v: γ = 0.7, λ² = F γ²."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(20)
+    gamma = 0.7
+
+    x_s = np.sqrt(floor)[..., None] * gamma * nodes + gamma * error[..., None]  # about the step's mean
+    scale = gamma * np.sqrt(floor + ratio * v)[..., None]
+    cost = -(norm.logpdf(x_s, scale=scale) * weights).sum(-1) / weights.sum()
+    return cost - norm.entropy(scale=gamma * np.sqrt(floor + v))
+
+
+def test_the_likelihood_loss_of_npr_is_the_bounds_own_term():
+    d, predicted = draw(), drawn(name="predicted").abs() + 0.1
+    expected = bound_term((d.x_0 - d.posterior.mean).numpy(), d.v.numpy(), predicted.numpy(), d.floor.numpy())
+    np.testing.assert_allclose(
+        float(PIXEL_TARGETS["npr"]().loss(predicted, d, "likelihood")), expected.mean(), rtol=1e-9
+    )
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.3, 100.0])
+def test_a_step_costs_least_at_the_mean_square(floor):
+    """Over many errors of one variance ρ v the best ρ is theirs, whatever the step."""
+    square = drawn(4000, name="errors").square() * 0.6
+    best = (square.mean() / 0.2).requires_grad_()
+    v, floor = (torch.tensor(value, dtype=torch.float64) for value in (0.2, floor))
+    cost = step_loss(square, v, best, floor, 0.0).mean()
+    (slope,) = torch.autograd.grad(cost, best)
+    assert abs(slope) < 1e-12
+    for factor in (0.8, 1.25):
+        assert step_loss(square, v, factor * best.detach(), floor, 0.0).mean() > cost
+    np.testing.assert_allclose(step_loss(v, v, torch.ones(()), floor, 0.0).numpy(), 0.0, atol=1e-12)
+
+
+def test_what_is_always_exact_gains_a_bounded_number():
+    target, d = PIXEL_TARGETS["npr"](), draw()
+    exact = replace(d, x_0=d.posterior.mean, floor=torch.zeros_like(d.floor))
+    gains = [float(target.loss(torch.full_like(d.x_0, ratio), exact, "likelihood")) for ratio in (1e-2, 1e-6, 1e-30)]
+    assert gains[0] > gains[1] > gains[2] > -0.5 * np.log(1.1e3)
 
 
 def test_positive_ratio_starts_at_one_and_stays_positive():
@@ -169,3 +220,9 @@ def test_published_arrays_make_no_prior():
     arrays = dv.VarianceTable.from_moments(schedule, eps_square=np.full(50, 0.5))
     with pytest.raises(dv.InputError, match="published arrays"):
         dv.Head(head().network, arrays, dv.HeadSpec())
+
+
+@pytest.mark.parametrize("name", ["sn", "ocm"])
+def test_targets_that_may_be_negative_have_no_likelihood(name):
+    with pytest.raises(dv.InputError, match=rf"target '{name}' may be negative.*use weighting='table'"):
+        PIXEL_TARGETS[name]().loss(drawn(name="predicted"), draw(), "likelihood")
