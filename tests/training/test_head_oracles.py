@@ -3,6 +3,8 @@
 The trunk is exact and its features hold what the covariance depends on, so that what is missing is the head's training.
 """
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -22,14 +24,17 @@ def exact():
     return dv.oracles.MixtureDenoiser(schedule, means, [0.05, 0.05])
 
 
-def trained(target, bias=0.0, steps=1500):
+@cache
+def trained(target, bias=0.0, steps=1500, weighting="table"):
     model = exact()
     denoiser = dv.Denoiser(
         MixtureTrunk(model, bias), model.schedule, shape=SHAPE, clip=None, data_range=None, conditional=False
     )
     data = model.sample(4000, seed=1)
     table = dv.estimate(denoiser, data, tolerance=0.03, progress=False, structures=["isotropic"], indices=range(1, 41))
-    settings = HeadTraining(steps, 128, 5e-3, "cosine", ema_decay=0.99, evaluate_every=steps, likelihood_images=0)
+    settings = HeadTraining(
+        steps, 128, 5e-3, "cosine", ema_decay=0.99, weighting=weighting, evaluate_every=steps, likelihood_images=0
+    )
     spec = dv.HeadSpec(target, "residual", module="last")
     return model, denoiser, train_head(denoiser, table, data, settings, spec, progress=False).head
 
@@ -67,3 +72,13 @@ def test_with_a_biased_mean_npr_is_right_and_sn_is_not():
     print("biased", npr, sn)
     assert npr < 0.1
     assert sn > 3 * npr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "weighting"), [("npr", "table"), ("npr", "likelihood"), ("sn", "table")])
+def test_weighting_makes_every_index_count(target, weighting):
+    """Under the papers' weights a head hardly learns the indices with a small g, and stays near the table's value."""
+    balanced, papers = (errors(*trained(target, weighting=each)) for each in (weighting, "papers"))
+    print(target, weighting, {n: [round(found[n][0], 3) for found in (balanced, papers)] for n in TIMES})
+    for n in (20, 30):
+        assert balanced[n][0] < 0.7 * papers[n][0]
