@@ -202,7 +202,7 @@ class HeadRun:
             step = self.state.step - losses.shape[1] + first
             raise NumericalError(
                 f"the head's loss is {float(losses[:, first].mean())} at step {step}; lower the learning rate, or "
-                "check the images and the trunk. The checkpoint holds the last good state."
+                "check the images and the trunk. The checkpoint, if there is one yet, holds the last good state."
             )
         self._losses = []
 

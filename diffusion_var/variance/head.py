@@ -147,7 +147,8 @@ class Head(ReverseCovariance):
         return denoiser.with_features(self.spec.module)
 
     def check(self, denoiser: Denoiser, kernels: list[ReverseKernel]) -> None:
-        self.table.check(denoiser)
+        if mismatch := self.table.mismatch(denoiser, "the head"):
+            raise InputError(f"this head was trained on another model ({mismatch}); train one on this model.")
         self.prior.refuse_guided(denoiser)
         for kernel in kernels:
             if kernel.s > 0:

@@ -228,6 +228,13 @@ class VarianceTable:
     def check(self, denoiser: Denoiser) -> None:
         """Refuse a denoiser with another schedule, shape, prediction type, clipping, guidance scale, latent scaling or
         network than the table's."""
+        if mismatch := self.mismatch(denoiser):
+            raise InputError(
+                f"this variance table was made for another model ({mismatch}); estimate one for this model."
+            )
+
+    def mismatch(self, denoiser: Denoiser, owner: str = "the table") -> str:
+        """In what a denoiser differs from the table's, in words; empty where they fit. `owner` is who has the table."""
         facts: list[tuple[str, Any, Any]] = []
         if not self.schedule.matches(denoiser.schedule):
             facts.append(("schedule", self.schedule, denoiser.schedule))
@@ -242,13 +249,9 @@ class VarianceTable:
             facts.append(("latent scaling", self.latent_scaling, denoiser.codec.scaling))
         if self.network is not None and denoiser.fingerprint is not None:  # a bare function has no weights to compare
             facts.append(("network fingerprint", self.network[:12], denoiser.fingerprint[:12]))
-        mismatch = [
-            f"{name}: the table has {mine}, the denoiser {theirs}" for name, mine, theirs in facts if mine != theirs
-        ]
-        if mismatch:
-            raise InputError(
-                f"this variance table was made for another model ({'; '.join(mismatch)}); estimate one for this model."
-            )
+        return "; ".join(
+            f"{name}: {owner} has {mine}, the denoiser {theirs}" for name, mine, theirs in facts if mine != theirs
+        )
 
     def summary(self) -> str:
         """A short text: where the table comes from, and a line per tenth of the measured indices."""
