@@ -126,7 +126,7 @@ def train_head(
     held_out: Any = None,
     conditions: Any = None,
     held_out_conditions: Any = None,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
     progress: bool = True,
 ) -> HeadResult:
@@ -158,7 +158,7 @@ def train_head(
         sources.append(_source(held_out, held_out_conditions, denoiser, "held_out"))
     with _frozen(denoiser):
         run = HeadRun(_new_head(denoiser, table, spec, settings.seed, sources[0]), denoiser, sources, settings)
-        stopped = run.finish(checkpoint, checkpoint_seconds, progress)
+        stopped = run.finish(None if checkpoint is None else Path(checkpoint), checkpoint_seconds, progress)
     curve = [HeadPoint(int(step), *values) for step, *values in run.curve]
     head = run.result()
     head.training = _record(settings, curve, run.state.step, stopped)
