@@ -133,9 +133,7 @@ def test_files_that_are_refused(tmp_path):
 def test_models_that_it_does_not_belong_to():
     other = denoiser()
     next(other.network.parameters()).data += 0.1
-    with pytest.raises(
-        dv.InputError, match="this head was trained on another model .*network fingerprint: the head has"
-    ):
+    with pytest.raises(dv.InputError, match=r"trained on another model .*network fingerprint: the head has"):
         dv.Sampler(other, head(), 4)
     schedule = dv.NoiseSchedule.linear(50, 1e-3, 0.1)
     with pytest.raises(dv.InputError, match="schedule"):
