@@ -17,6 +17,7 @@ from ..models.denoiser import Denoiser
 from ..models.fingerprint import conventions
 from ..models.posterior import Posterior
 from ..process.kernel import noise_floor
+from ..process.schedule import NoiseSchedule
 from ..randomness import generator, normal
 from ..sampling.likelihood import bits_per_dim, density_bound
 from ..variance.conditions import Conditions
@@ -33,6 +34,14 @@ if TYPE_CHECKING:
 EVALUATION_IMAGES = 512
 Source = tuple[FixedImages, Conditions | None]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def random_floors(schedule: NoiseSchedule, n: IntArray, stream: np.random.Generator) -> torch.Tensor:
+    """λ²/γ² of a step down from each index, (B, 1, 1, 1) float32: its length is log-uniform in 1…N, so that fine and
+    coarse trajectories count alike, and it ends at 1, for the step to 0 is the decoder's."""
+    length = np.round(schedule.num_steps ** stream.random(len(n))).astype(np.int64)
+    s = np.maximum(n - np.maximum(length, 1), np.minimum(n - 1, 1))
+    return torch.from_numpy(noise_floor(schedule.log_snr[n], schedule.log_snr[s])).float()[:, None, None, None]
 
 
 class HeadRun:
@@ -151,21 +160,12 @@ class HeadRun:
         eps = normal(stream, len(picks), *self.denoiser.shape)
         probe = torch.from_numpy(stream.integers(0, 2, eps.shape, dtype=np.int8)).float() * 2 - 1
         chosen = None if conditions is None else conditions.pick(picks, stream)
-        floor = self._floors(n, stream)
+        floor = random_floors(self.denoiser.schedule, n, stream)
         for part in np.array_split(rows, min(parts, len(rows))):
             x_0 = images.take(picks[part])
             condition = None if chosen is None or conditions is None else conditions.take(chosen[part])
             indices = torch.from_numpy(n[part])
             yield (part, *self._draw(x_0, eps[part], probe[part], indices, floor[part], condition))
-
-    def _floors(self, n: IntArray, stream: np.random.Generator) -> torch.Tensor:
-        """λ²/γ² of a step down from each index, (B, 1, 1, 1): its length is log-uniform in 1…N, so that fine and coarse
-        trajectories count alike, and it ends at 1, for the step to 0 is the decoder's."""
-        schedule = self.denoiser.schedule
-        length = np.round(schedule.num_steps ** stream.random(len(n))).astype(np.int64)
-        s = np.maximum(n - np.maximum(length, 1), np.minimum(n - 1, 1))
-        found = noise_floor(schedule.log_snr[n], schedule.log_snr[s])
-        return torch.from_numpy(found).float()[:, None, None, None]
 
     def _draw(
         self,

@@ -4,10 +4,12 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import diffusion_var as dv
 from diffusion_var.app.commands import run_compare
@@ -154,3 +156,18 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"9, 9"):
         run_compare(options(tmp_path / "d", likelihood_images=str(tmp_path / "wide.npy")))
     assert not list(tmp_path.glob("*/cells/*"))
+
+
+def test_conditions_of_the_images_tell_cells_apart() -> None:
+    settings = load_options(CompareOptions, SMALL)
+    denoiser = dv.Denoiser.from_pretrained(Path(dv.__file__).parent / "assets" / "digits")
+
+    def identity(*conditions: int) -> Any:
+        given = dv.Conditions(torch.tensor(conditions)) if conditions else None
+        model: Any = SimpleNamespace(
+            denoiser=denoiser, inputs=lambda images: images, table_conditions=lambda *_, **__: given
+        )
+        return json.dumps(LikelihoodScoring(settings, model).identity, sort_keys=True)
+
+    assert len({identity(), identity(1), identity(2)}) == 3
+    assert identity(1) == identity(1)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small_heads import denoiser, head, images, table
@@ -11,7 +12,7 @@ from small_heads import denoiser, head, images, table
 import diffusion_var as dv
 from diffusion_var.errors import NumericalError
 from diffusion_var.training import HeadTraining, train_head
-from diffusion_var.training.head_run import HeadRun
+from diffusion_var.training.head_run import HeadRun, random_floors
 
 SETTINGS = {
     "steps": 9,
@@ -184,3 +185,18 @@ def test_two_processes_train_what_one_trains(tmp_path):
     subprocess.run([*run, code, out[1], *paths], check=True)
     one, two = (torch.cat([p.flatten() for p in dv.Head.load(path).network.parameters()]) for path in out)
     assert float((one - two).abs().max()) < 1e-5
+
+
+def test_floors_are_those_of_steps_of_every_length():
+    """Each is λ²/γ² of a step from its index to a lower one, not 0; half of the steps are shorter than √N."""
+    schedule = table().schedule
+    n = np.repeat([1, 2, 10, 50], 400)
+    floors = random_floors(schedule, n, np.random.default_rng(0)).flatten().numpy()
+    for t in (2, 10, 50):
+        kernels = [dv.ReverseKernel(schedule, t, s) for s in range(t - 1, 0, -1)]
+        possible = np.array([kernel.lambda2 / kernel.gain**2 for kernel in kernels])
+        found = np.abs(floors[n == t, None] / possible - 1).argmin(1)  # the step's length, less one
+        np.testing.assert_allclose(floors[n == t], possible[found], rtol=1e-5)
+        assert set(found) >= {0, t - 2}
+        assert abs((found + 1 < schedule.num_steps**0.5).mean() - 0.5) < 0.1 or t < 10
+    assert not floors[n == 1].any()  # there is but the decoder's step
