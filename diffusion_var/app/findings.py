@@ -78,6 +78,13 @@ def score_rows(result: Comparison, metric: str) -> list[tuple[str, list[tuple[st
     return rows
 
 
+def _fixed_and_measured(cells: list[Cell]) -> tuple[list[Cell], list[Cell]]:
+    """Those whose variance took no images to know (β, β̃, DDIM, the network's own range), and tables and heads."""
+    known = ("analytic", "head")
+    fixed, measured = ([c for c in cells if (c.method.covariance in known) == wanted] for wanted in (False, True))
+    return fixed, measured
+
+
 def _winner(result: Comparison, steps: int, metric: str) -> str:
     ranked = result.column(steps, metric)
     first = ranked[0]
@@ -86,31 +93,32 @@ def _winner(result: Comparison, steps: int, metric: str) -> str:
     if len(ranked) > 1 and len(first.scores[metric]) > 1:
         tie = f"not told apart from it: {', '.join(near)}" if near else "every other method is worse"
         who = f"; {'no other method is told apart from it' if len(near) == len(ranked) - 1 else tie}"
-    fixed = [c for c in ranked if c.method.covariance != "analytic"]
-    analytic = [c for c in ranked if c.method.covariance == "analytic"]
+    fixed, measured = _fixed_and_measured(ranked)
     who += "."
-    if fixed and analytic and fixed[0] is first and verdict(analytic[0], first, metric) == 1:
+    if fixed and measured and fixed[0] is first and verdict(measured[0], first, metric) == 1:
         who += " A fixed variance wins here: the measured one does not help."
-    elif fixed and analytic and fixed[0] is not first:
+    elif fixed and measured and fixed[0] is not first:
         who += f" The best fixed choice is {fixed[0].method.label} with {_text(fixed[0], metric)}."
     return f"K = {steps}: {first.method.label} has the best score, {_text(first, metric)}{who}"
 
 
 def _family_findings(result: Comparison, metric: str) -> list[str]:
-    """Within one η and number of steps, each analytic row against the best fixed row."""
+    """Within one η and number of steps, each analytic row or head against the best fixed row."""
     out = []
     for eta in sorted({m.eta for m in result.options.methods}, reverse=True):
         for k in result.options.all_steps:
             cells = [c for c in result.column(k, metric) if c.method.eta == eta]
-            fixed = [c for c in cells if c.method.covariance != "analytic"]
-            analytic = [c for c in cells if c.method.covariance == "analytic"]
-            if not fixed or not analytic:
+            fixed, measured = _fixed_and_measured(cells)
+            if not fixed or not measured:
                 continue
-            signs = [verdict(c, fixed[0], metric) for c in analytic]
-            worse = [f"{c.method.label} ({_text(c, metric)})" for c, s in zip(analytic, signs, strict=True) if s == 1]
+            signs = [verdict(c, fixed[0], metric) for c in measured]
+            worse = [f"{c.method.label} ({_text(c, metric)})" for c, s in zip(measured, signs, strict=True) if s == 1]
+            rows = (
+                "analytic rows and heads" if any(c.method.covariance == "head" for c in measured) else "analytic rows"
+            )
             text = (
                 f"{family_name(eta)}, K = {k}: against {fixed[0].method.label} ({_text(fixed[0], metric)}), "
-                f"{signs.count(-1)} of {len(analytic)} analytic rows are better, {signs.count(0)} not told apart, "
+                f"{signs.count(-1)} of {len(measured)} {rows} are better, {signs.count(0)} not told apart, "
                 f"{signs.count(1)} worse"
             )
             out.append(f"{text}: {', '.join(worse)}." if worse else f"{text}.")

@@ -140,6 +140,15 @@ def test_findings_say_so_where_the_fixed_variance_wins() -> None:
     assert "1 of 1 analytic rows are better" in won[1]
 
 
+def test_findings_count_heads_as_measured() -> None:
+    head = Method("head", head=Path("runs/npr/head.safetensors"))
+    scores = {(0, 5): [2.0, 2.1, 2.3], (1, 5): [3.0, 3.1, 3.2], (2, 5): [1.0, 1.1, 1.2]}
+    said = findings(_comparison(scores, [FIXED, ANALYTIC, head]))
+    assert "DDPM head npr has the best score" in said[0]
+    assert "The best fixed choice is DDPM β̃" in said[0]
+    assert "DDPM β̃ (2.13 ± 0.15), 1 of 2 analytic rows and heads are better, 0 not told apart, 1 worse" in said[1]
+
+
 def test_findings_of_the_cap() -> None:
     capped = Method("analytic", structure="dct", final_noise_cap=1.0)
     scores = {(0, 5): [2.0, 2.1, 2.2], (1, 5): [1.0, 1.1, 1.2], (0, 10): [1.0, 1.1, 1.2], (1, 10): [3.0, 3.1, 3.2]}
