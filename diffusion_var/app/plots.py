@@ -29,12 +29,12 @@ _COLOURS = {
     "beta": "#d55e00",
     "beta_tilde": "#0072b2",
     "learned_range": "#56b4e9",
-    "head": "#8c564b",
     "isotropic": "black",
     "channel": "#cc79a7",
     "pixel": "#e69f00",
     "dct": "#009e73",
 }
+_HEAD_COLOURS = ("#8c564b", "#9467bd", "#e377c2", "#17becf", "#bcbd22", "#7f7f7f", "#d62728", "#aec7e8")
 _MARKERS = "osD^v"  # for methods that would look the same otherwise
 
 
@@ -155,7 +155,7 @@ def score_curves(result: Comparison, metric: str) -> Figure:
         # Side by side, so that error bars do not hide each other.
         for shift, method in zip(np.geomspace(0.97, 1.03, max(len(methods), 2)), methods, strict=False):
             cells = [c for c in result.cells if c.method == method and metric in c.scores]
-            drawn.append((_colour(method), "-" if method.final_noise_cap is None else "--"))
+            drawn.append((_colour(method, result.options.methods), "-" if method.final_noise_cap is None else "--"))
             panel.errorbar(
                 [c.steps * shift for c in cells],
                 [c.mean(metric) for c in cells],
@@ -176,7 +176,10 @@ def score_curves(result: Comparison, metric: str) -> Figure:
     return figure
 
 
-def _colour(method: Method) -> str:
+def _colour(method: Method, methods: Sequence[Method]) -> str:
+    if method.covariance == "head":  # each head one of its own, the same in every panel
+        heads = list(dict.fromkeys(m.head for m in methods if m.covariance == "head"))
+        return _HEAD_COLOURS[heads.index(method.head) % len(_HEAD_COLOURS)]
     return _COLOURS[method.structure if method.covariance == "analytic" else method.covariance]
 
 
@@ -191,7 +194,13 @@ def _score_axes(panel: Any, result: Comparison, metric: str) -> None:
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set_xlabel("steps K")
     panel.grid(alpha=0.3, which="both")
-    if metric not in HIGHER_IS_BETTER and min(values) > 0:
+    if metric == BITS:
+        # β̃ is so far off at few steps that no other two could be told apart.
+        high = min(max(values), 2.0 * float(np.median(values)))
+        panel.set_ylim(min(values) - 0.05 * (high - min(values)), high + 0.05 * (high - min(values)))
+        if max(values) > high:
+            panel.set_title(f"{panel.get_title()}, cut at twice the median")
+    elif metric not in HIGHER_IS_BETTER and min(values) > 0:
         panel.set_yscale("log")
         low, high = min(values) * 0.85, max(values) * 1.15
         decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
