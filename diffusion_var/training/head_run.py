@@ -24,6 +24,7 @@ from ..variance.conditions import Conditions
 from ..variance.fixed_images import FixedImages
 from ..variance.head import Head
 from ..variance.targets import Draw
+from .interruption import Interruption
 from .loss import spread
 from .state import TrainingState
 from .unet import CHECK_EVERY, processes, share_of
@@ -103,12 +104,14 @@ class HeadRun:
             self.curve = [tuple(row) for row in state.extra.get("curve", torch.zeros(0, 4)).tolist()]
         begun = saved = time.monotonic()
         earlier, hidden = state.seconds, not (progress and main)
-        with tqdm(total=settings.steps, initial=state.step, unit="step", desc="train head", disable=hidden) as bar:
+        bar = tqdm(total=settings.steps, initial=state.step, unit="step", desc="train head", disable=hidden)
+        with Interruption(deferred=self.accelerator.num_processes == 1) as interruption, bar:
             while state.step < settings.steps and not self._out_of_patience():
                 self.step()
                 bar.update()
                 last, evaluates = state.step == settings.steps, state.step % settings.evaluate_every == 0
-                due = checkpoint is not None and (last or evaluates or time.monotonic() - saved >= checkpoint_seconds)
+                late = interruption.asked or time.monotonic() - saved >= checkpoint_seconds
+                due = checkpoint is not None and (last or evaluates or late)
                 if last or evaluates or due or state.step % CHECK_EVERY == 0:
                     self.refuse_nan()
                 if last or evaluates:
@@ -118,6 +121,8 @@ class HeadRun:
                     state.extra["curve"] = torch.tensor(self.curve, dtype=torch.float64).reshape(-1, 4)
                     state.save(checkpoint, identity)
                     saved = time.monotonic()
+                if interruption.asked:
+                    raise KeyboardInterrupt
         return state.step < settings.steps
 
     def _out_of_patience(self) -> bool:

@@ -139,8 +139,8 @@ def train_head(
         spec: which head; None: `HeadSpec()`, NPR with a simple head.
         held_out: images that are neither trained on nor part of the table, for the curve and `patience`; or None.
         conditions, held_out_conditions: None, one per image, or a `Conditions`; for conditional models.
-        checkpoint: file to continue from if it exists, and to write every `checkpoint_seconds` and at the end, where it
-            is left: a result not yet saved is not lost.
+        checkpoint: file to continue from if it exists; written every `checkpoint_seconds`, on Ctrl-C and at the end,
+            where it is left: a result not yet saved is not lost.
 
     Raises InputError for what does not fit together and for a checkpoint of another run; NumericalError, naming the
     step, where the loss is not finite (the checkpoint then holds the last good state).

@@ -27,6 +27,7 @@ from ..errors import InputError, NumericalError
 from ..process.schedule import NoiseSchedule
 from ..randomness import generator
 from .hybrid_loss import hybrid_loss, levels_held, step_coefficients
+from .interruption import Interruption
 from .loss import evaluation_loss, float_images, simple_loss, spread
 from .state import TrainingState
 
@@ -118,8 +119,8 @@ def train_unet(
         network: called as network(x_t, timestep).sample, C channels, or 2C for a learned range; trained in place.
         images: tensor or Dataset of (C, H, W): uint8 (scaled to [-1, 1]) or floats in the data range.
         held_out: images to report a loss on, or None.
-        checkpoint: file to continue from if it exists, and to write every `checkpoint_seconds` and at the end, where it
-            is left: a result not yet saved is not lost.
+        checkpoint: file to continue from if it exists; written every `checkpoint_seconds`, on Ctrl-C and at the end,
+            where it is left: a result not yet saved is not lost.
 
     Raises InputError for unusable arguments and for a checkpoint of another run, NumericalError where the loss is not
     finite.
@@ -134,13 +135,15 @@ def train_unet(
     earlier, hidden = state.seconds, not (progress and main)
     with (
         torch.random.fork_rng(devices=_cuda(run.device)),
+        Interruption(deferred=run.accelerator.num_processes == 1) as interruption,
         tqdm(total=settings.steps, initial=state.step, unit="step", desc="train", disable=hidden) as bar,
     ):
         while state.step < settings.steps:
             run.step()
             bar.update()
             last, evaluates = state.step == settings.steps, state.step % settings.evaluate_every == 0
-            due = main and checkpoint is not None and (last or time.monotonic() - saved >= checkpoint_seconds)
+            late = interruption.asked or time.monotonic() - saved >= checkpoint_seconds
+            due = main and checkpoint is not None and (last or late)
             if last or evaluates or due or state.step % CHECK_EVERY == 0:
                 run.refuse_nan()
             if main and (last or evaluates):
@@ -150,6 +153,8 @@ def train_unet(
             if due and checkpoint is not None:
                 state.save(checkpoint, run.identity)
                 saved = time.monotonic()
+            if interruption.asked:
+                raise KeyboardInterrupt
     return TrainingResult(run.averaged(), state.curve, state.seconds)
 
 
