@@ -41,7 +41,9 @@ def document_digest(form: str, version: int, arrays: Arrays, metadata: dict[str,
 def read_document(path: str | Path, form: str, version: int, noun: str) -> tuple[Arrays, dict[str, Any]]:
     """Read what `write_document` wrote; `noun` names the thing in error messages."""
     if not Path(path).is_file():
-        raise InputError(f"there is no {noun} at {path}; check the path.")
+        inside = sorted(found.name for found in Path(path).glob("*.safetensors")) if Path(path).is_dir() else []
+        hint = f"it is a folder: give a file in it ({', '.join(inside[:3])})" if inside else "check the path"
+        raise InputError(f"there is no {noun} at {path}; {hint}.")
     try:
         with safe_open(str(path), framework="numpy") as file:
             text = (file.metadata() or {}).get(_KEY)

@@ -104,6 +104,8 @@ def test_files_that_are_refused(tmp_path):
     with pytest.raises(dv.InputError, match="there is no variance head at"):
         dv.Head.load(path)
     table().save(path)
+    with pytest.raises(dv.InputError, match=r"it is a folder: give a file in it \(head.safetensors\)"):
+        dv.Head.load(tmp_path)
     with pytest.raises(dv.InputError, match="not a variance head"):
         dv.Head.load(path)
     head().save(path)
