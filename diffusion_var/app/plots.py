@@ -197,7 +197,8 @@ def _score_axes(panel: Any, result: Comparison, metric: str) -> None:
     if metric == BITS:
         # β̃ is so far off at few steps that no other two could be told apart.
         high = min(max(values), 2.0 * float(np.median(values)))
-        panel.set_ylim(min(values) - 0.05 * (high - min(values)), high + 0.05 * (high - min(values)))
+        margin = 0.05 * max(high - min(values), 0.01)
+        panel.set_ylim(min(values) - margin, high + margin)
         if max(values) > high:
             panel.set_title(f"{panel.get_title()}, cut at twice the median")
     elif metric not in HIGHER_IS_BETTER and min(values) > 0:
