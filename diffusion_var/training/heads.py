@@ -28,7 +28,7 @@ from ..variance.conditions import Conditions, as_conditions
 from ..variance.fixed_images import FixedImages
 from ..variance.head import Head, HeadSpec
 from ..variance.table import VarianceTable
-from ..variance.targets import Weighting
+from ..variance.targets import Weighting, no_likelihood
 from .head_run import HeadRun
 
 
@@ -149,9 +149,7 @@ def train_head(
     if settings.patience is not None and held_out is None:
         raise InputError("patience stops by the loss on held-out images, but there are none; pass held_out=.")
     if settings.weighting == "likelihood" and spec.target in ("sn", "ocm"):
-        raise InputError(
-            f"the target {spec.target!r} may be negative, so that it has no likelihood; use weighting='table'."
-        )
+        raise no_likelihood(spec.target)
     table.check(denoiser)
     sources = [_source(images, conditions, denoiser, "images")]
     if held_out is not None:

@@ -97,13 +97,16 @@ class Target(ABC):
 
     def likelihood_loss(self, predicted: torch.Tensor, draw: Draw) -> torch.Tensor:
         """The bound's own terms; InputError for targets that are no squares."""
-        raise InputError(
-            f"the target {self.name!r} may be negative, so that it has no likelihood; use weighting='table'."
-        )
+        raise no_likelihood(self.name)
 
     @abstractmethod
     def published(self, raw: torch.Tensor, posterior: Posterior) -> torch.Tensor:
         """g ρ from what the papers' heads say: y plus whatever their target leaves in it."""
+
+
+def no_likelihood(target: str) -> InputError:
+    """What is said of a target that the weighting "likelihood" has no sense for."""
+    return InputError(f"the target {target!r} may be negative, so that it has no likelihood; use weighting='table'.")
 
 
 def step_loss(

@@ -13,10 +13,12 @@ import torch
 
 import diffusion_var as dv
 from diffusion_var.app.commands import run_compare
+from diffusion_var.app.comparison import Cell, Comparison
 from diffusion_var.app.config import load_options
 from diffusion_var.app.digits import digits_splits
 from diffusion_var.app.likelihood_cells import LikelihoodScoring
-from diffusion_var.app.options import CompareOptions
+from diffusion_var.app.options import CompareOptions, Method
+from diffusion_var.app.plots import score_curves
 from diffusion_var.app.score_cells import Scoring
 from diffusion_var.errors import InputError
 from diffusion_var.sampling.bound_terms import BoundTerms
@@ -143,6 +145,26 @@ def test_an_interrupted_bound_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     run_compare(replace(settings, out=tmp_path / "whole"))
     assert cut == cells(tmp_path / "whole")
     assert 0 < resumed < len(calls) - 5
+
+
+def test_a_hopeless_method_does_not_hide_the_others() -> None:
+    """β̃'s hundreds of bits are cut off, and the picture says so; scores that lie together are shown whole."""
+    methods = [Method("beta_tilde"), Method("beta"), Method("analytic")]
+
+    def panel(bits: list[float]) -> Any:
+        result = Comparison(CompareOptions(methods=methods, steps=[5], metrics=["fid", "bits_per_dim"]), None)
+        result.cells = [
+            Cell(method, 5, {"bits_per_dim": [value] * 3}, torch.empty(0))
+            for method, value in zip(methods, bits, strict=True)
+        ]
+        return score_curves(result, "bits_per_dim").axes[0]
+
+    cut = panel([700.0, 7.0, 6.0])
+    assert 14.0 < cut.get_ylim()[1] < 15.0
+    assert "cut at twice the median" in cut.get_title()
+    whole = panel([8.0, 7.0, 6.0])
+    assert 8.0 < whole.get_ylim()[1] < 8.5
+    assert "cut" not in whole.get_title()
 
 
 def test_refusals(tmp_path: Path) -> None:
