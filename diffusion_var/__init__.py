@@ -10,59 +10,59 @@ if TYPE_CHECKING:
     from . import metrics as metrics
     from . import steps as steps
     from . import training as training
+    from .covariance.head import Head as Head
+    from .covariance.head import HeadSpec as HeadSpec
+    from .covariance.learned_range import LearnedRange as LearnedRange
+    from .covariance.reverse import Analytic as Analytic
+    from .covariance.reverse import FixedLarge as FixedLarge
+    from .covariance.reverse import FixedSmall as FixedSmall
     from .errors import DiffusionVarWarning as DiffusionVarWarning
     from .errors import InputError as InputError
     from .errors import NumericalError as NumericalError
+    from .likelihood.bound import bits_per_dim as bits_per_dim
+    from .likelihood.bound import density_bound as density_bound
+    from .likelihood.result import LikelihoodBound as LikelihoodBound
+    from .likelihood.step_costs import StepCosts as StepCosts
+    from .likelihood.step_costs import step_costs as step_costs
     from .models import oracles as oracles
+    from .models.conditions import Conditions as Conditions
     from .models.denoiser import Denoiser as Denoiser
     from .models.posterior import Posterior as Posterior
+    from .models.pretrained.encode import encode_latents as encode_latents
+    from .pipelines.scheduler import AnalyticScheduler as AnalyticScheduler
     from .process.kernel import ReverseKernel as ReverseKernel
     from .process.schedule import NoiseSchedule as NoiseSchedule
-    from .sampling.bound import LikelihoodBound as LikelihoodBound
     from .sampling.check import check as check
-    from .sampling.likelihood import bits_per_dim as bits_per_dim
-    from .sampling.likelihood import density_bound as density_bound
     from .sampling.sampler import Sampler as Sampler
-    from .sampling.scheduler import AnalyticScheduler as AnalyticScheduler
-    from .sampling.step_costs import StepCosts as StepCosts
-    from .sampling.step_costs import step_costs as step_costs
-    from .variance.conditions import Conditions as Conditions
-    from .variance.covariance import Analytic as Analytic
-    from .variance.covariance import FixedLarge as FixedLarge
-    from .variance.covariance import FixedSmall as FixedSmall
-    from .variance.encode import encode_latents as encode_latents
     from .variance.estimate import estimate as estimate
-    from .variance.head import Head as Head
-    from .variance.head import HeadSpec as HeadSpec
-    from .variance.learned import LearnedRange as LearnedRange
     from .variance.table import VarianceTable as VarianceTable
 
 _HOMES = {
-    "Analytic": "variance.covariance",
-    "AnalyticScheduler": "sampling.scheduler",
-    "Conditions": "variance.conditions",
+    "Analytic": "covariance.reverse",
+    "AnalyticScheduler": "pipelines.scheduler",
+    "Conditions": "models.conditions",
     "Denoiser": "models.denoiser",
     "DiffusionVarWarning": "errors",
-    "FixedLarge": "variance.covariance",
-    "FixedSmall": "variance.covariance",
-    "Head": "variance.head",
-    "HeadSpec": "variance.head",
+    "FixedLarge": "covariance.reverse",
+    "FixedSmall": "covariance.reverse",
+    "Head": "covariance.head",
+    "HeadSpec": "covariance.head",
     "InputError": "errors",
-    "LikelihoodBound": "sampling.bound",
-    "LearnedRange": "variance.learned",
+    "LikelihoodBound": "likelihood.result",
+    "LearnedRange": "covariance.learned_range",
     "NoiseSchedule": "process.schedule",
     "NumericalError": "errors",
     "Posterior": "models.posterior",
     "ReverseKernel": "process.kernel",
     "Sampler": "sampling.sampler",
-    "StepCosts": "sampling.step_costs",
+    "StepCosts": "likelihood.step_costs",
     "VarianceTable": "variance.table",
-    "bits_per_dim": "sampling.likelihood",
+    "bits_per_dim": "likelihood.bound",
     "check": "sampling.check",
-    "density_bound": "sampling.likelihood",
-    "encode_latents": "variance.encode",
+    "density_bound": "likelihood.bound",
+    "encode_latents": "models.pretrained.encode",
     "estimate": "variance.estimate",
-    "step_costs": "sampling.step_costs",
+    "step_costs": "likelihood.step_costs",
 }
 _MODULES = {"metrics": "metrics", "oracles": "models.oracles", "steps": "steps", "training": "training"}
 

@@ -1,6 +1,8 @@
 """Step lists, as users see them: spacings that need a schedule alone (`process.steps`), and optimal trajectories, which
 need a variance table or measured costs (`sampling.trajectory`)."""
 
+from .likelihood.paths import OptimalPaths
+from .likelihood.trajectories import optimal, optimal_paths
 from .process.steps import (
     SPACINGS,
     Grid,
@@ -15,8 +17,6 @@ from .process.steps import (
     spaced,
     trailing,
 )
-from .sampling.paths import OptimalPaths
-from .sampling.trajectory import optimal, optimal_paths
 
 __all__ = [
     "SPACINGS",

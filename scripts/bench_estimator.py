@@ -17,9 +17,9 @@ import time
 import torch
 
 import diffusion_var as dv
-from diffusion_var.app.data import open_images
 from diffusion_var.app.model import open_model
 from diffusion_var.app.options import ModelOptions
+from diffusion_var.data.names import open_images
 from diffusion_var.variance.moments import TARGETS
 
 

@@ -137,8 +137,8 @@ def compare_throughput(args: argparse.Namespace, weights: Path) -> None:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     from torch_fidelity.utils import get_featuresdict_from_dataset
 
-    from diffusion_var.metrics.collect import collect
     from diffusion_var.metrics.inception import InceptionFeatures
+    from diffusion_var.metrics.sample import collect
 
     network = InceptionFeatures(weights, sha256(weights.read_bytes()).hexdigest()).to(args.device)
     extractor = FeatureExtractorInceptionV3("bench", ["2048"], feature_extractor_weights_path=str(weights))

@@ -22,10 +22,10 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 
 import diffusion_var as dv
 from diffusion_var.app.config import read_yaml
+from diffusion_var.data.fixed_images import FixedImages
 from diffusion_var.models.heads import HeadNetwork
-from diffusion_var.training.head_run import HeadRun
-from diffusion_var.training.heads import HeadTraining
-from diffusion_var.variance.fixed_images import FixedImages
+from diffusion_var.training.head import HeadTraining
+from diffusion_var.training.head_draws import HeadRun
 
 CONFIG = Path(__file__).parents[1] / "configs" / "mnist.yaml"
 SAMPLING_TARGET, TRAINING_TARGET = 1.05, 1.5

@@ -15,9 +15,9 @@ from collections.abc import Callable
 import torch
 
 import diffusion_var as dv
-from diffusion_var.app.data import open_images
 from diffusion_var.app.model import open_model
 from diffusion_var.app.options import ModelOptions
+from diffusion_var.data.names import open_images
 
 
 def timed(function: Callable[[], object]) -> float:

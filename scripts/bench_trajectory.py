@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 import diffusion_var as dv
+from diffusion_var.likelihood.paths import least_costs
+from diffusion_var.likelihood.trajectories import kl_costs
 from diffusion_var.process.linear import linear_mmse
-from diffusion_var.sampling.paths import least_costs
-from diffusion_var.sampling.trajectory import kl_costs
 
 TARGET_RATIO, TARGET_SECONDS = 2.0, 3.0
 SPECTRUM = np.logspace(-3, 0, 64)

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import diffusion_var as dv
-from diffusion_var.app.data import open_images
 from diffusion_var.app.flags import script
 from diffusion_var.app.model import open_model
 from diffusion_var.app.options import ImagesHelp, ModelHelp, ModelOptions
+from diffusion_var.covariance.reverse import ReverseCovariance, StructuredCovariance
+from diffusion_var.data.names import open_images
 from diffusion_var.files import make_folder
-from diffusion_var.variance.covariance import ReverseCovariance, StructuredCovariance
 
 print = functools.partial(print, flush=True)  # the report may go to a pipe
 FACTORS = (0.1, 0.25, 4.0, 10.0)

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 import diffusion_var as dv
-from diffusion_var.app.data import open_images
 from diffusion_var.app.model import open_model
 from diffusion_var.app.options import ModelOptions
-from diffusion_var.metrics.features import load_features
+from diffusion_var.data.names import open_images
+from diffusion_var.metrics.networks import load_features
 
 
 def schedulers(own: Any, table: dv.VarianceTable) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 import diffusion_var as dv
+from diffusion_var.data.images import save_images, save_npz, to_uint8
 from diffusion_var.files import require_writable_folder
-from diffusion_var.metrics.images import save_images, save_npz, to_uint8
 
 
 def main(options: argparse.Namespace) -> None:

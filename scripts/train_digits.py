@@ -22,10 +22,10 @@ from typing import Any
 import torch
 
 import diffusion_var as dv
-from diffusion_var.app.digits import digits_splits
+from diffusion_var.data.digits import digits_splits
+from diffusion_var.data.images import to_float, to_uint8
 from diffusion_var.files import write_atomic
-from diffusion_var.metrics.features import DigitsFeatures
-from diffusion_var.metrics.images import to_float, to_uint8
+from diffusion_var.metrics.networks import DigitsFeatures
 from diffusion_var.training.classifier import accuracy, train_classifier
 from diffusion_var.training.unet import UNetTraining, train_unet
 

@@ -9,7 +9,7 @@ then `diffusion-var fid samples/ real/ --features features.safetensors`. The ima
 The accuracy on held-out images, printed and kept in the file, says how far the features can be trusted.
 """
 
-from diffusion_var.app.feature_training import TrainFeaturesOptions, run_train_features
+from diffusion_var.app.commands.train_features import TrainFeaturesOptions, run_train_features
 from diffusion_var.app.flags import script
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import diffusion_var as dv
-from diffusion_var.app.digits import digits_splits
+from diffusion_var.data.digits import digits_splits
 
 pytestmark = [
     pytest.mark.gpu,

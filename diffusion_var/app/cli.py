@@ -30,7 +30,7 @@ def _version(
 @command(app, option_sets.CompareOptions, "demo")
 def demo(options: option_sets.CompareOptions) -> None:
     """Compare every choice of reverse variance on the bundled digits model; writes a report."""
-    from .commands import run_compare
+    from .commands.outputs import run_compare
 
     run_compare(options)
 
@@ -38,7 +38,7 @@ def demo(options: option_sets.CompareOptions) -> None:
 @command(app, option_sets.CompareOptions, "compare")
 def compare(options: option_sets.CompareOptions) -> None:
     """Compare methods by their scores; writes a report."""
-    from .commands import run_compare
+    from .commands.outputs import run_compare
 
     run_compare(options)
 
@@ -46,7 +46,7 @@ def compare(options: option_sets.CompareOptions) -> None:
 @command(app, option_sets.EstimateOptions, "estimate")
 def estimate(options: option_sets.EstimateOptions) -> None:
     """Write a variance table."""
-    from .commands import run_estimate
+    from .commands.outputs import run_estimate
 
     run_estimate(options)
 
@@ -54,7 +54,7 @@ def estimate(options: option_sets.EstimateOptions) -> None:
 @command(app, option_sets.ShowOptions, "show")
 def show(options: option_sets.ShowOptions) -> None:
     """Print a variance table and draw it."""
-    from .commands import run_show
+    from .commands.outputs import run_show
 
     run_show(options)
 
@@ -62,7 +62,7 @@ def show(options: option_sets.ShowOptions) -> None:
 @command(app, option_sets.SampleOptions, "sample")
 def sample(options: option_sets.SampleOptions) -> None:
     """Write samples."""
-    from .commands import run_sample
+    from .commands.outputs import run_sample
 
     run_sample(options)
 
@@ -70,7 +70,7 @@ def sample(options: option_sets.SampleOptions) -> None:
 @command(app, option_sets.NllOptions, "nll")
 def nll(options: option_sets.NllOptions) -> None:
     """Print a likelihood bound."""
-    from .likelihood import run_nll
+    from .commands.nll import run_nll
 
     run_nll(options)
 
@@ -78,7 +78,7 @@ def nll(options: option_sets.NllOptions) -> None:
 @command(app, option_sets.StepsOptions, "steps")
 def steps(options: option_sets.StepsOptions) -> None:
     """Print optimal trajectories."""
-    from .likelihood import run_steps
+    from .commands.nll import run_steps
 
     run_steps(options)
 
@@ -86,7 +86,7 @@ def steps(options: option_sets.StepsOptions) -> None:
 @command(app, TrainHeadOptions, "train-head")
 def train_head(options: TrainHeadOptions) -> None:
     """Train a covariance head."""
-    from .head_training import run_train_head
+    from .commands.train_head import run_train_head
 
     run_train_head(options)
 
@@ -94,7 +94,7 @@ def train_head(options: TrainHeadOptions) -> None:
 @command(app, option_sets.StatsOptions, "stats")
 def stats(options: option_sets.StatsOptions) -> None:
     """Write feature statistics."""
-    from .scoring import run_stats
+    from .commands.fid import run_stats
 
     run_stats(options)
 
@@ -102,7 +102,7 @@ def stats(options: option_sets.StatsOptions) -> None:
 @command(app, option_sets.FidOptions, "fid")
 def fid(options: option_sets.FidOptions) -> None:
     """Print scores."""
-    from .scoring import run_fid
+    from .commands.fid import run_fid
 
     run_fid(options)
 

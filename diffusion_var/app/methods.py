@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from ..covariance.head import Head
+from ..covariance.learned_range import LearnedRange
+from ..covariance.reverse import Analytic, FixedLarge, FixedSmall, ReverseCovariance
 from ..errors import InputError
 from ..models.denoiser import Denoiser
 from ..process import steps as step_lists
 from ..process.schedule import NoiseSchedule
 from ..sampling.sampler import Sampler
-from ..variance.covariance import Analytic, FixedLarge, FixedSmall, ReverseCovariance
-from ..variance.head import Head
-from ..variance.learned import LearnedRange
 from ..variance.table import VarianceTable
 from .options import Method, NllOptions, SampleOptions
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data.labels import open_labels
+from ..data.names import open_device
 from ..errors import InputError
+from ..models.conditions import Conditions
 from ..models.denoiser import Denoiser
-from ..models.latents import IMAGE_RANGE
-from ..variance.conditions import Conditions
-from .data import open_device
-from .labels import open_labels
+from ..models.pretrained.latents import IMAGE_RANGE
 from .options import ModelOptions
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,7 +57,7 @@ class Model:
 
     def inputs(self, images: Any) -> Any:
         """Pictures as the model's data: encoded where it works on latents, once, into `options.latents`."""
-        from ..variance.encode import encode_latents
+        from ..models.pretrained.encode import encode_latents
 
         if self.denoiser.codec is None:
             if self.options.latents is not None:

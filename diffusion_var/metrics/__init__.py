@@ -8,13 +8,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .collect import FeatureSample, collect
-    from .distances import frechet_distance
-    from .evaluate import evaluate
-    from .features import load_features
+    from ..data.images import read_images
     from .fid import feature_statistics, fid
-    from .images import read_images
+    from .frechet import frechet_distance
+    from .networks import load_features
+    from .sample import FeatureSample, collect
     from .score import Score, require_same_protocol, score_table
+    from .scores import evaluate
     from .statistics import FeatureStatistics
 
 __all__ = [
@@ -33,16 +33,16 @@ __all__ = [
 ]
 
 _HOME = {
-    "FeatureSample": "collect",
+    "FeatureSample": "sample",
     "FeatureStatistics": "statistics",
     "Score": "score",
-    "collect": "collect",
-    "evaluate": "evaluate",
+    "collect": "sample",
+    "evaluate": "scores",
     "feature_statistics": "fid",
     "fid": "fid",
-    "frechet_distance": "distances",
-    "load_features": "features",
-    "read_images": "images",
+    "frechet_distance": "frechet",
+    "load_features": "networks",
+    "read_images": ".data.images",
     "require_same_protocol": "score",
     "score_table": "score",
 }

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import torch
 
-from .collect import Images, collect
-from .evaluate import evaluate
-from .features import load_features
+from .networks import load_features
+from .sample import Images, collect
 from .score import Score as Score
+from .scores import evaluate
 from .sides import Features, Side
 from .statistics import FeatureStatistics
 

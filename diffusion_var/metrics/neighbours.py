@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from .estimate import Features, feature_pair, whole_number
+from .feature_arrays import Features, feature_pair, whole_number
 
 Array = npt.NDArray[np.float64]
 

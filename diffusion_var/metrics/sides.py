@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
+from ..data.arrays import ARRAY_KEYS
 from ..errors import InputError
-from .arrays import ARRAY_KEYS
-from .collect import FeatureSample, Images, collect, network_origin
-from .features import FeatureNetwork, load_features
+from .networks import FeatureNetwork, load_features
+from .sample import FeatureSample, Images, collect, network_origin
 from .statistics import FeatureStatistics
 
 Features = str | os.PathLike[str] | FeatureNetwork | nn.Module | Callable[[Tensor], Tensor]

@@ -36,8 +36,8 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from ..randomness import generator
-from .distances import Moments, factor, moments
-from .estimate import Estimate, feature_array, whole_number
+from .feature_arrays import Estimate, feature_array, whole_number
+from .frechet import Moments, factor, moments
 from .statistics import Array
 
 # Rows of z that are weighted at a time.

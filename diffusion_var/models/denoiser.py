@@ -23,14 +23,14 @@ import torch
 from ..errors import InputError
 from ..process.schedule import NoiseSchedule, is_whole
 from .features import FeatureTap
-from .fingerprint import weights_fingerprint
 from .guidance import Guidance, check_classes, condition_tensor, make_guidance, network_output
+from .identity import weights_fingerprint
 from .posterior import Posterior
 from .prediction import Prediction, check_prediction, mean_and_eps, network_input
 
 if TYPE_CHECKING:
-    from .latents import LatentCodec
-    from .prompts import PromptEncoder
+    from .pretrained.latents import LatentCodec
+    from .pretrained.prompts import PromptEncoder
 
 Range = tuple[float, float]
 Network = Callable[..., Any]
@@ -110,7 +110,7 @@ class Denoiser:
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> Denoiser:
         """A diffusers pipeline, or UNet and scheduler, in a folder or on the hub. See `models.pretrained.load`."""
-        from .pretrained import load
+        from .pretrained.load import load
 
         return load(path, **options)
 

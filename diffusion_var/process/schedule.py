@@ -230,7 +230,7 @@ class NoiseSchedule:
     def from_diffusers(cls, scheduler: Any) -> NoiseSchedule:
         """The schedule of a diffusers scheduler, of its config, or of the config as a plain dict; see
         `process.foreign.schedule_of` for the supported ones."""
-        from .foreign import schedule_of
+        from .diffusers_configs import schedule_of
 
         return schedule_of(scheduler)
 

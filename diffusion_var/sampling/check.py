@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..covariance.reverse import Analytic, FixedLarge, FixedSmall, ReverseCovariance
 from ..errors import InputError
+from ..likelihood.bound import check_count, check_seed
 from ..models.denoiser import Denoiser
 from ..process.kernel import ReverseKernel
 from ..process.steps import resolve
-from ..variance.covariance import Analytic, FixedLarge, FixedSmall, ReverseCovariance
 from ..variance.table import VarianceTable
-from .likelihood import check_count, check_seed
 from .sampler import Sampler
 
 _ROWS = 10

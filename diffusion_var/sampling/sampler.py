@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..covariance.reverse import ReverseCovariance, StructuredCovariance
+from ..covariance.step_covariances import StepCovariances
 from ..errors import InputError, NumericalError
 from ..models.denoiser import Denoiser
 from ..models.guidance import check_classes, condition_tensor
 from ..models.posterior import Posterior
 from ..process.kernel import ClippedEps, ReverseKernel, check_clipped_eps, check_eta, reverse_kernels
 from ..process.steps import resolve
-from ..variance.covariance import ReverseCovariance, StructuredCovariance
 from .noise import ImageNoise
-from .step_covariances import StepCovariances
 
 
 def noise_cap_variance(cap: float, data_range: tuple[float, float]) -> float:

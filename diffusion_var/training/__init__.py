@@ -4,17 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .heads import HeadResult as HeadResult
-    from .heads import HeadTraining as HeadTraining
-    from .heads import train_head as train_head
+    from .head import HeadResult as HeadResult
+    from .head import HeadTraining as HeadTraining
+    from .head import train_head as train_head
     from .unet import UNetTraining as UNetTraining
     from .unet import train_unet as train_unet
 
 _HOMES = {
-    "HeadResult": "heads",
-    "HeadTraining": "heads",
+    "HeadResult": "head",
+    "HeadTraining": "head",
     "UNetTraining": "unet",
-    "train_head": "heads",
+    "train_head": "head",
     "train_unet": "unet",
 }
 __all__ = list(_HOMES)

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..covariance.learned_range import learned_range_variance
+from ..covariance.reverse import StructuredCovariance
 from ..errors import InputError
+from ..likelihood.decoder import discretised_log_prob, gaussian_nats, levels_of
+from ..likelihood.terms import gaussian_kl
 from ..models.prediction import check_prediction, mean_and_eps
 from ..process.kernel import reverse_kernels
 from ..process.schedule import NoiseSchedule
 from ..process.structure import Pixel
-from ..sampling.bound_terms import gaussian_kl
-from ..sampling.decoder import discretised_log_prob, gaussian_nats, levels_of
-from ..variance.covariance import StructuredCovariance
-from ..variance.learned import learned_range_variance
 from .loss import noisy_batch
 
 BOUND_WEIGHT = 0.001

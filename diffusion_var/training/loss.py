@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data.images import to_float
 from ..errors import InputError
-from ..metrics.images import to_float
 from ..process.schedule import NoiseSchedule
 from ..randomness import generator, normal
 

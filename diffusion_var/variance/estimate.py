@@ -22,16 +22,16 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ..errors import DiffusionVarWarning, InputError
+from ..models.conditions import as_conditions
 from ..models.denoiser import Denoiser
-from ..models.fingerprint import conventions
 from ..models.guidance import check_classes
+from ..models.identity import conventions
 from ..process.structure import STRUCTURE_NAMES, make_structure
 from . import allocation
 from .checkpoint import Checkpoint
-from .conditions import as_conditions
-from .draws import ShardEvaluator
 from .moments import CONTROLS, SHARD, MomentSums, control_expectations
 from .population import Population
+from .shards import ShardEvaluator
 from .table import StructureMoments, VarianceTable
 
 _CHECKPOINT_SECONDS = 30.0

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..data.fixed_images import FixedImages
 from ..process.structure import channel_rotation, make_structure
-from .fixed_images import FixedImages
 
 Float64Array = npt.NDArray[np.float64]
 

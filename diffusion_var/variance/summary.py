@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .bounds import Estimator
+from .estimators import Estimator
 
 if TYPE_CHECKING:
     from .table import VarianceTable

@@ -19,9 +19,9 @@ from ..errors import InputError
 from ..models.denoiser import Denoiser
 from ..process.schedule import NoiseSchedule
 from ..process.structure import STRUCTURE_NAMES, Structure, make_structure
-from .bounds import ESTIMATORS, Estimator, upper_bound
+from .estimators import ESTIMATORS, Estimator, upper_bound
+from .interpolation import Nodes
 from .moments import NUM_MOMENTS, TARGETS
-from .nodes import Nodes
 from .population import DataStatistics
 
 Float64Array = npt.NDArray[np.float64]
@@ -82,34 +82,34 @@ class VarianceTable:
 
     def save(self, path: str | Path) -> None:
         """Write the table to one safetensors file, atomically; the same table gives the same bytes."""
-        from .tablefile import write_table
+        from .table_file import write_table
 
         write_table(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> VarianceTable:
         """Read a table; InputError for a missing, damaged or newer file."""
-        from .tablefile import read_table
+        from .table_file import read_table
 
         return read_table(path)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the table and a model card that states where it comes from; see `variance.hub.push_table`."""
-        from .hub import push_table
+        from .card import push_table
 
         return push_table(self, repo_id, **options)
 
     @classmethod
     def from_hub(cls, repo_id: str | Path, **options: Any) -> VarianceTable:
         """The table of a hub repository, or of a folder written like one; see `variance.hub.fetch_table`."""
-        from .hub import fetch_table
+        from .card import fetch_table
 
         return fetch_table(repo_id, **options)
 
     @property
     def digest(self) -> str:
         """SHA-256 of everything in the table; a saved table has the digest of the one that was saved."""
-        from .tablefile import table_digest
+        from .table_file import table_digest
 
         return table_digest(self)
 

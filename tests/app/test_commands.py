@@ -208,7 +208,7 @@ def test_bad_tables(table: Path, tmp_path: Path) -> None:
 
 
 def test_nan_from_the_network_keeps_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffusion_var.app import commands
+    from diffusion_var.app.commands import outputs as commands
 
     genuine, calls = commands.open_model, 0
 

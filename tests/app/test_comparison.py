@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 import diffusion_var as dv
-from diffusion_var.app.commands import run_compare
-from diffusion_var.app.compare import compare
-from diffusion_var.app.comparison import Cell, Comparison
+from diffusion_var.app.commands.outputs import run_compare
+from diffusion_var.app.compare.findings import findings, score_rows, verdict
+from diffusion_var.app.compare.result import Cell, Comparison
+from diffusion_var.app.compare.run import compare
 from diffusion_var.app.config import load_options
-from diffusion_var.app.findings import findings, score_rows, verdict
 from diffusion_var.app.options import CompareOptions, Method
 from diffusion_var.errors import InputError
 
@@ -54,7 +54,7 @@ def test_scores_are_those_of_the_samplers_own_images(runs: list[Path]) -> None:
     denoiser = dv.Denoiser.from_pretrained(Path(dv.__file__).parent / "assets" / "digits")
     table = dv.VarianceTable.load(runs[0] / "table.safetensors")
     sampler = dv.Sampler(denoiser, dv.Analytic(table, structure="dct"), 4, eta=1.0, final_noise_cap=1.0)
-    from diffusion_var.app.digits import digits_splits
+    from diffusion_var.data.digits import digits_splits
 
     for seed, score in zip(content["seeds"], cell["scores"]["fid"]["values"], strict=True):
         images = sampler.sample(70, seed=seed, batch_size=70)
@@ -189,7 +189,7 @@ def test_bad_comparisons_are_refused_before_anything_is_measured(
 
 def test_bundled_digits_look_like_their_kind() -> None:
     """The shipped model at 25 steps scores within a few times what real images score, and far better than noise."""
-    from diffusion_var.app.digits import digits_splits
+    from diffusion_var.data.digits import digits_splits
 
     splits = digits_splits()
     denoiser = dv.Denoiser.from_pretrained(Path(dv.__file__).parent / "assets" / "digits", device="cpu")

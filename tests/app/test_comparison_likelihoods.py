@@ -12,16 +12,16 @@ import pytest
 import torch
 
 import diffusion_var as dv
-from diffusion_var.app.commands import run_compare
-from diffusion_var.app.comparison import Cell, Comparison
+from diffusion_var.app.commands.outputs import run_compare
+from diffusion_var.app.compare.likelihood_scores import LikelihoodScoring
+from diffusion_var.app.compare.result import Cell, Comparison
+from diffusion_var.app.compare.sample_scores import Scoring
 from diffusion_var.app.config import load_options
-from diffusion_var.app.digits import digits_splits
-from diffusion_var.app.likelihood_cells import LikelihoodScoring
 from diffusion_var.app.options import CompareOptions, Method
-from diffusion_var.app.plots import score_curves
-from diffusion_var.app.score_cells import Scoring
+from diffusion_var.data.digits import digits_splits
 from diffusion_var.errors import InputError
-from diffusion_var.sampling.bound_terms import BoundTerms
+from diffusion_var.likelihood.terms import BoundTerms
+from diffusion_var.plots import score_curves
 
 SMALL: dict[str, Any] = {
     "tolerance": 0.5,

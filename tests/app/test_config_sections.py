@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from diffusion_var.app.commands.train_features import TrainFeaturesOptions
+from diffusion_var.app.commands.train_unet import TrainUNetOptions
 from diffusion_var.app.config import SECTIONS, load_options, read_yaml
-from diffusion_var.app.feature_training import TrainFeaturesOptions
 from diffusion_var.app.head_options import TrainHeadOptions
 from diffusion_var.app.options import CompareOptions, EstimateOptions, NllOptions, SampleOptions, StepsOptions
-from diffusion_var.app.training import TrainUNetOptions
 from diffusion_var.errors import InputError
 
 ROOT = Path(__file__).parents[2]

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, Subset
 
-from diffusion_var.app.data import ImageName, Part, TorchvisionImages, open_images, parse_name
-from diffusion_var.app.digits import digits_splits
+from diffusion_var.data.digits import digits_splits
+from diffusion_var.data.names import ImageName, Part, TorchvisionImages, open_images, parse_name
 from diffusion_var.errors import InputError
 
 

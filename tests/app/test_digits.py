@@ -3,7 +3,7 @@
 import torch
 from sklearn.datasets import load_digits
 
-from diffusion_var.app.digits import digits_images, digits_splits
+from diffusion_var.data.digits import digits_images, digits_splits
 
 
 def test_images_are_scaled_to_8_bits():

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_var.app.data import open_images
-from diffusion_var.app.digits import digits_splits
-from diffusion_var.app.labels import open_labels
+from diffusion_var.data.digits import digits_splits
+from diffusion_var.data.labels import open_labels
+from diffusion_var.data.names import open_images
 from diffusion_var.errors import InputError
 
 FILES = {"cat/1.png": 10, "dog/0.png": 20, "cat/0.png": 30, "ant/x/7.png": 40}  # grey value by name

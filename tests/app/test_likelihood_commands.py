@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 import diffusion_var as dv
 from diffusion_var.app import cli
-from diffusion_var.app.digits import digits_splits
 from diffusion_var.app.model import open_model
 from diffusion_var.app.options import ModelOptions
+from diffusion_var.data.digits import digits_splits
 from diffusion_var.errors import InputError
 
 NLL = ["nll", "--model", "digits", "--images", "digits:score[:20]"]

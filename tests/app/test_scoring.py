@@ -10,10 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from diffusion_var.app import cli
-from diffusion_var.app.digits import digits_splits
+from diffusion_var.data.digits import digits_splits
+from diffusion_var.data.images import save_images, save_npz
 from diffusion_var.errors import DiffusionVarWarning, InputError
-from diffusion_var.metrics import FeatureStatistics, evaluate, fid
-from diffusion_var.metrics.images import save_images, save_npz
+from diffusion_var.metrics import FeatureStatistics, fid
+from diffusion_var.metrics import scores as evaluate
 
 SPLITS = digits_splits()
 DIGITS = ["--features", "digits"]

@@ -8,11 +8,11 @@ from typer.testing import CliRunner
 
 import diffusion_var as dv
 from diffusion_var.app.cli import app
-from diffusion_var.app.data import open_images
+from diffusion_var.app.commands.train_head import run_train_head
 from diffusion_var.app.head_options import TrainHeadOptions
-from diffusion_var.app.head_training import run_train_head
 from diffusion_var.app.model import open_model
 from diffusion_var.app.options import ModelOptions
+from diffusion_var.data.names import open_images
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from torch import nn
 
 from diffusion_var.documents import read_document, write_document
 from diffusion_var.errors import InputError
-from diffusion_var.metrics.classifier_features import (
+from diffusion_var.metrics.classifier import (
     FORM,
     FORMAT,
     ClassifierFeatures,
@@ -17,7 +17,7 @@ from diffusion_var.metrics.classifier_features import (
     read_features,
     save_features,
 )
-from diffusion_var.metrics.features import FeatureNetwork, load_features
+from diffusion_var.metrics.networks import FeatureNetwork, load_features
 
 
 def digits(count=3):

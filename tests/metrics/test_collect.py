@@ -8,11 +8,11 @@ import torch
 from pictures import Colours, Pixels, blobs, pixels_hash
 from torch.utils.data import DataLoader, Subset
 
+from diffusion_var.data.images import read_images, save_images, save_npz, to_float
 from diffusion_var.errors import DiffusionVarWarning, InputError
-from diffusion_var.metrics import collect
-from diffusion_var.metrics.collect import NUMBER_FORMAT
-from diffusion_var.metrics.features import CallableFeatures
-from diffusion_var.metrics.images import read_images, save_images, save_npz, to_float
+from diffusion_var.metrics import sample as collect
+from diffusion_var.metrics.networks import CallableFeatures
+from diffusion_var.metrics.sample import NUMBER_FORMAT
 
 A = blobs(300, 1)
 

@@ -5,11 +5,10 @@ import pytest
 import torch
 from pictures import Colours, Pixels, blobs, pixels_hash
 
+from diffusion_var.data.images import read_images, save_images, save_npz
 from diffusion_var.errors import DiffusionVarWarning, InputError
 from diffusion_var.metrics import (
     FeatureStatistics,
-    collect,
-    evaluate,
     feature_statistics,
     fid,
     frechet_distance,
@@ -17,11 +16,12 @@ from diffusion_var.metrics import (
     score_table,
     sides,
 )
-from diffusion_var.metrics.evaluate import METRICS
-from diffusion_var.metrics.features import load_features
-from diffusion_var.metrics.images import read_images, save_images, save_npz
-from diffusion_var.metrics.kernel import kernel_distance
+from diffusion_var.metrics import sample as collect
+from diffusion_var.metrics import scores as evaluate
+from diffusion_var.metrics.kid import kernel_distance
 from diffusion_var.metrics.neighbours import density_coverage, precision_recall
+from diffusion_var.metrics.networks import load_features
+from diffusion_var.metrics.scores import METRICS
 from diffusion_var.metrics.uncertainty import bootstrap_interval, fid_infinity
 
 A, B = blobs(300, 1), blobs(250, 2, brightness=140)

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from diffusion_var.errors import InputError
-from diffusion_var.metrics import classifier_features
-from diffusion_var.metrics.classifier_features import ASSET, DigitsFeatures
-from diffusion_var.metrics.features import CallableFeatures, FeatureNetwork, fingerprint, load_features
+from diffusion_var.metrics import classifier as classifier_features
+from diffusion_var.metrics.classifier import ASSET, DigitsFeatures
+from diffusion_var.metrics.networks import CallableFeatures, FeatureNetwork, fingerprint, load_features
 
 
 def digits(count=3):
@@ -171,7 +171,7 @@ class TestLoadFeatures:
                 load_features("digits")
 
     def test_bundled_digits_weights(self):
-        from diffusion_var.app.digits import digits_splits
+        from diffusion_var.data.digits import digits_splits
         from diffusion_var.training.classifier import accuracy
 
         network = load_features("digits")

@@ -8,10 +8,10 @@ import torch
 from pictures import Pixels, blobs, pixels_hash
 from torch.utils.data import Dataset, TensorDataset
 
+from diffusion_var.data.images import save_images, save_npz, to_float
 from diffusion_var.errors import DiffusionVarWarning, InputError
 from diffusion_var.metrics import FeatureStatistics, Score, feature_statistics, fid, frechet_distance, sides
-from diffusion_var.metrics.features import DigitsFeatures
-from diffusion_var.metrics.images import save_images, save_npz, to_float
+from diffusion_var.metrics.networks import DigitsFeatures
 
 
 class Items(Dataset):

@@ -7,7 +7,7 @@ import torch
 from scipy.linalg import sqrtm, svdvals
 
 from diffusion_var.errors import InputError
-from diffusion_var.metrics.distances import SMALL, factor, frechet_distance
+from diffusion_var.metrics.frechet import SMALL, factor, frechet_distance
 from diffusion_var.metrics.statistics import FeatureStatistics
 
 

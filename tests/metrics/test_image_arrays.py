@@ -13,9 +13,9 @@ import torch
 from numpy.lib import format as npy
 from PIL import Image
 
+from diffusion_var.data import arrays
+from diffusion_var.data.images import read_images
 from diffusion_var.errors import InputError
-from diffusion_var.metrics import arrays
-from diffusion_var.metrics.images import read_images
 
 
 def random_pixels(*shape, seed=0):

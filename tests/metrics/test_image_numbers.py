@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion_var.data.images import read_images, save_images, save_npz, to_float, to_uint8
 from diffusion_var.errors import InputError
-from diffusion_var.metrics.images import read_images, save_images, save_npz, to_float, to_uint8
 
 LEVELS = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
 

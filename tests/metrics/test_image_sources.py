@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusion_var.data import sources
+from diffusion_var.data.images import read_images
 from diffusion_var.errors import DiffusionVarWarning, InputError
-from diffusion_var.metrics import sources
-from diffusion_var.metrics.images import read_images
 
 
 def random_pixels(*shape, seed=0):

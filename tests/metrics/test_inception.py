@@ -10,8 +10,8 @@ from inception_weights import random_weights, write_random_weights
 from torch import nn
 
 from diffusion_var.errors import InputError
-from diffusion_var.metrics.features import FeatureNetwork, load_features
 from diffusion_var.metrics.inception import InceptionFeatures
+from diffusion_var.metrics.networks import FeatureNetwork, load_features
 from diffusion_var.metrics.weights import file_hash, fingerprint
 
 

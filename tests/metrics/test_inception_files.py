@@ -11,8 +11,8 @@ from inception_weights import random_weights, write_random_weights
 
 from diffusion_var.errors import InputError
 from diffusion_var.metrics import inception
-from diffusion_var.metrics.features import load_features
 from diffusion_var.metrics.inception import InceptionFeatures, find_weights
+from diffusion_var.metrics.networks import load_features
 from diffusion_var.metrics.weights import file_hash
 
 

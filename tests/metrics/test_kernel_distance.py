@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from diffusion_var.errors import InputError
-from diffusion_var.metrics import kernel
-from diffusion_var.metrics.kernel import kernel_distance
+from diffusion_var.metrics import kid as kernel
+from diffusion_var.metrics.kid import kernel_distance
 
 
 def features(count, dimension, seed, shift=0.0):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffusion_var import InputError
-from diffusion_var.models.prompts import PromptEncoder
+from diffusion_var.models.pretrained.prompts import PromptEncoder
 
 transformers = pytest.importorskip("transformers")
 

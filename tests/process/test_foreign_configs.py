@@ -19,7 +19,7 @@ from diffusers import (
 )
 
 from diffusion_var import InputError, NoiseSchedule
-from diffusion_var.process.foreign import SUPPORTED
+from diffusion_var.process.diffusers_configs import SUPPORTED
 
 from_diffusers = NoiseSchedule.from_diffusers
 

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 
 import diffusion_var as dv
+from diffusion_var.covariance.reverse import ReverseCovariance, StructuredCovariance, variance_tensor
 from diffusion_var.process.structure import Structure
-from diffusion_var.variance.covariance import ReverseCovariance, StructuredCovariance, variance_tensor
 
 SHAPE = (1, 4, 4)
 SCHEDULE = dv.NoiseSchedule.linear(1000)

@@ -10,8 +10,8 @@ import torch
 from torch.distributions import MultivariateNormal, Normal
 
 import diffusion_var as dv
-from diffusion_var.process.structure import make_structure
-from diffusion_var.sampling.decoder import (
+from diffusion_var.covariance.reverse import StructuredCovariance
+from diffusion_var.likelihood.decoder import (
     DensityDecoder,
     DiscreteDecoder,
     discretised_log_prob,
@@ -19,7 +19,7 @@ from diffusion_var.sampling.decoder import (
     log_normal_interval,
     make_decoder,
 )
-from diffusion_var.variance.covariance import StructuredCovariance
+from diffusion_var.process.structure import make_structure
 
 RANGE = (-1.0, 1.0)
 STEP = 2 / 255

@@ -7,9 +7,9 @@ import torch
 from small_heads import SHAPE, denoiser, head, images, table
 
 import diffusion_var as dv
+from diffusion_var.covariance import head_file as headfile
 from diffusion_var.documents import read_document, write_document
 from diffusion_var.errors import DiffusionVarWarning
-from diffusion_var.variance import headfile
 
 CLIPS = [True, False]
 

@@ -20,7 +20,7 @@ from small_likelihoods import (
 )
 
 import diffusion_var as dv
-from diffusion_var.sampling import bound_run
+from diffusion_var.likelihood import run as bound_run
 
 # ---- other runs' checkpoints --------------------------------------------------------------------------------------
 

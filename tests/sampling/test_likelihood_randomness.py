@@ -10,8 +10,8 @@ import torch
 from small_likelihoods import SCHEDULE, STEPS, Network, pictures, small_denoiser
 
 import diffusion_var as dv
-from diffusion_var.sampling.bound_run import strata_of
-from diffusion_var.sampling.bound_terms import Node
+from diffusion_var.likelihood.run import strata_of
+from diffusion_var.likelihood.terms import Node
 
 #: A decoder that does not drown the other terms of this small model.
 OPTIONS: dict[str, Any] = {"steps": STEPS, "decoder_variance": 0.01}

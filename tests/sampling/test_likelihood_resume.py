@@ -18,8 +18,8 @@ from small_likelihoods import (
 )
 
 import diffusion_var as dv
-from diffusion_var.sampling import bound_run
-from diffusion_var.sampling.bound import RunningMoments
+from diffusion_var.likelihood import run as bound_run
+from diffusion_var.likelihood.result import RunningMoments
 
 # ---- the same to the last bit -------------------------------------------------------------------------------------
 

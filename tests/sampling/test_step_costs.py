@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import diffusion_var as dv
+from diffusion_var.covariance.reverse import ReverseCovariance, StructuredCovariance
 from diffusion_var.process.structure import make_structure
-from diffusion_var.variance.covariance import ReverseCovariance, StructuredCovariance
 
 N, SHAPE = 40, (1, 4, 3)
 SCHEDULE = dv.NoiseSchedule.linear(N, 1e-3, 0.3)

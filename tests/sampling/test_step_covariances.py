@@ -8,10 +8,10 @@ import torch
 from small_likelihoods import SCHEDULE, SHAPE, STEPS, Network, pictures, small_denoiser
 
 import diffusion_var as dv
+from diffusion_var.covariance import step_covariances
+from diffusion_var.covariance.reverse import ReverseCovariance, StructuredCovariance
+from diffusion_var.covariance.step_covariances import StepCovariances
 from diffusion_var.process.structure import make_structure
-from diffusion_var.sampling import step_covariances
-from diffusion_var.sampling.step_covariances import StepCovariances
-from diffusion_var.variance.covariance import ReverseCovariance, StructuredCovariance
 
 
 class Counted(ReverseCovariance):

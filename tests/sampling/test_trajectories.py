@@ -12,10 +12,10 @@ import numpy.typing as npt
 import pytest
 
 import diffusion_var as dv
+from diffusion_var.likelihood.paths import least_costs
+from diffusion_var.likelihood.trajectories import bin_variances, kl_costs
 from diffusion_var.process.schedule import NoiseSchedule
 from diffusion_var.randomness import generator
-from diffusion_var.sampling.paths import least_costs
-from diffusion_var.sampling.trajectory import bin_variances, kl_costs
 
 Array = npt.NDArray[np.float64]
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import diffusion_var as dv
+from diffusion_var.likelihood import trajectories as trajectory
 from diffusion_var.randomness import generator
-from diffusion_var.sampling import trajectory
 from diffusion_var.variance.table import StructureMoments
 
 N, SHAPE = 60, (2, 4, 2)

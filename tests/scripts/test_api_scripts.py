@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import diffusion_var as dv
-from diffusion_var.app.digits import digits_splits
-from diffusion_var.metrics.images import read_images, to_uint8
+from diffusion_var.data.digits import digits_splits
+from diffusion_var.data.images import read_images, to_uint8
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"

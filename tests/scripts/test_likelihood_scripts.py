@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import diffusion_var as dv
-from diffusion_var.app.digits import digits_splits
 from diffusion_var.app.model import open_model
 from diffusion_var.app.options import ModelOptions
+from diffusion_var.data.digits import digits_splits
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_var.app import feature_training
+from diffusion_var.app.commands import train_features as feature_training
 from diffusion_var.app.config import load_options
-from diffusion_var.app.digits import digits_splits
+from diffusion_var.data.digits import digits_splits
 from diffusion_var.errors import InputError
-from diffusion_var.metrics.classifier_features import ClassifierFeatures
-from diffusion_var.metrics.features import load_features
+from diffusion_var.metrics.classifier import ClassifierFeatures
+from diffusion_var.metrics.networks import load_features
 from diffusion_var.training import classifier
 from diffusion_var.training.classifier import accuracy
 

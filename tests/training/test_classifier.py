@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion_var.app.digits import digits_splits
+from diffusion_var.data.digits import digits_splits
 from diffusion_var.errors import InputError, NumericalError
-from diffusion_var.metrics.classifier_features import ClassifierFeatures, DigitsFeatures
+from diffusion_var.metrics.classifier import ClassifierFeatures, DigitsFeatures
 from diffusion_var.randomness import generator
 from diffusion_var.training.classifier import accuracy, augment, train_classifier
 

@@ -9,12 +9,12 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 import diffusion_var as dv
+from diffusion_var.covariance.step_covariances import StepCovariances
+from diffusion_var.data.images import to_float
 from diffusion_var.errors import InputError
-from diffusion_var.metrics.images import to_float
+from diffusion_var.likelihood.decoder import make_decoder
+from diffusion_var.likelihood.terms import BoundTerms, Node
 from diffusion_var.randomness import generator, normal
-from diffusion_var.sampling.bound_terms import BoundTerms, Node
-from diffusion_var.sampling.decoder import make_decoder
-from diffusion_var.sampling.step_covariances import StepCovariances
 from diffusion_var.training.hybrid_loss import hybrid_loss, levels_held, range_bound, step_coefficients
 from diffusion_var.training.loss import evaluation_loss, simple_loss, spread
 from diffusion_var.training.unet import FINGERPRINT_IMAGES, UNetTraining, train_unet

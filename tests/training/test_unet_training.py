@@ -8,8 +8,8 @@ import torch
 from small_training import Images, small_unet, train, weights
 
 import diffusion_var as dv
+from diffusion_var.data.images import to_float
 from diffusion_var.errors import InputError, NumericalError
-from diffusion_var.metrics.images import to_float
 from diffusion_var.randomness import generator
 from diffusion_var.training.loss import evaluation_loss, float_images, simple_loss, spread
 from diffusion_var.training.unet import UNetTraining, share_of, train_unet

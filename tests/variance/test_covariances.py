@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import diffusion_var as dv
+from diffusion_var.covariance.reverse import StructuredCovariance, optimal_variance
 from diffusion_var.models.posterior import Posterior
 from diffusion_var.process.structure import make_structure
 from diffusion_var.randomness import generator
-from diffusion_var.variance.covariance import StructuredCovariance, optimal_variance
 
 SCHEDULE = dv.NoiseSchedule.linear(1000)
 STEPS = [(1000, 889), (556, 445), (750, 250), (501, 500), (2, 1)]

@@ -10,8 +10,8 @@ import torch
 from populations import exact_population
 
 import diffusion_var as dv
+from diffusion_var.covariance.diagnostics import describe, diagnose, excess_kl, mean_error
 from diffusion_var.process.structure import make_structure
-from diffusion_var.variance.diagnostics import describe, diagnose, excess_kl, mean_error
 
 SCHEDULE, SHAPE = dv.NoiseSchedule.linear(1000), (1, 4, 4)
 SPECTRUM = np.geomspace(0.02, 1.0, 16).reshape(SHAPE)

@@ -12,9 +12,9 @@ from diffusers import AutoencoderKL
 from torch.utils.data import Dataset, TensorDataset
 
 import diffusion_var as dv
-from diffusion_var.models.latents import LatentCodec
+from diffusion_var.models.pretrained import encode as module
+from diffusion_var.models.pretrained.latents import LatentCodec
 from diffusion_var.process.linear import linear_mmse
-from diffusion_var.variance import encode as module
 
 SCHEDULE = dv.NoiseSchedule.linear(100)
 SHAPE, IMAGE = (2, 4, 4), (3, 8, 8)

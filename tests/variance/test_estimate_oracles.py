@@ -8,7 +8,7 @@ from populations import elementwise_in, exact_population
 import diffusion_var as dv
 from diffusion_var.process.structure import Dct, make_structure
 from diffusion_var.randomness import generator
-from diffusion_var.variance.bounds import ESTIMATORS
+from diffusion_var.variance.estimators import ESTIMATORS
 
 SCHEDULE = dv.NoiseSchedule.linear(1000)
 INDICES = [3, 60, 250, 500]

@@ -10,8 +10,7 @@ from crooked import IMAGES, SCHEDULE, SHAPE, crooked_denoiser, truth
 import diffusion_var as dv
 from diffusion_var.process.structure import make_structure
 from diffusion_var.randomness import generator
-from diffusion_var.variance.bounds import ESTIMATORS
-from diffusion_var.variance.draws import ShardEvaluator
+from diffusion_var.variance.estimators import ESTIMATORS
 from diffusion_var.variance.moments import (
     SHARD,
     TARGETS,
@@ -22,6 +21,7 @@ from diffusion_var.variance.moments import (
     shard_sums,
 )
 from diffusion_var.variance.population import Population
+from diffusion_var.variance.shards import ShardEvaluator
 
 INDICES = list(range(50, 1000, 100))
 

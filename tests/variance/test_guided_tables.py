@@ -9,7 +9,7 @@ import torch
 from populations import exact_population
 
 import diffusion_var as dv
-from diffusion_var.models.latents import LatentCodec
+from diffusion_var.models.pretrained.latents import LatentCodec
 from diffusion_var.process.structure import make_structure
 
 SCHEDULE = dv.NoiseSchedule.linear(100)

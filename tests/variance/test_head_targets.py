@@ -9,9 +9,9 @@ from scipy.stats import norm
 from small_heads import SHAPE, head, table
 
 import diffusion_var as dv
+from diffusion_var.covariance.head_targets import PIXEL_TARGETS, Draw, FactorTarget, positive_ratio, step_loss
 from diffusion_var.process.structure import make_structure
 from diffusion_var.randomness import generator
-from diffusion_var.variance.targets import PIXEL_TARGETS, Draw, FactorTarget, positive_ratio, step_loss
 
 
 def drawn(*shape, name="x"):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import diffusion_var as dv
-from diffusion_var.variance.covariance import ReverseCovariance
+from diffusion_var.covariance.reverse import ReverseCovariance
 
 N, SHAPE, SIGMA_DATA = 40, (1, 2, 2), 0.7
 MEANS = np.random.default_rng(1).normal(0.0, 1.0, (3, *SHAPE))

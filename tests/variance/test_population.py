@@ -7,8 +7,8 @@ import torch
 from torch.utils.data import Dataset, TensorDataset
 
 import diffusion_var as dv
+from diffusion_var.data import fixed_images as module
 from diffusion_var.randomness import generator
-from diffusion_var.variance import fixed_images as module
 from diffusion_var.variance.population import Population
 
 SHAPE = (3, 4, 5)

@@ -16,8 +16,8 @@ import yaml
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 import diffusion_var as dv
-from diffusion_var.models.latents import LatentCodec
-from diffusion_var.variance.hub import FILE, model_card, write_repository
+from diffusion_var.models.pretrained.latents import LatentCodec
+from diffusion_var.variance.card import FILE, model_card, write_repository
 
 SCHEDULE = dv.NoiseSchedule.linear(100)
 SHAPE = (1, 2, 3)

@@ -16,7 +16,7 @@ from crooked import IMAGES, SCHEDULE, crooked_denoiser
 
 import diffusion_var as dv
 from diffusion_var.documents import write_document
-from diffusion_var.variance import tablefile
+from diffusion_var.variance import table_file as tablefile
 
 VERSION_1_KEYS = {
     *("schedule", "structures", "shape", "prediction", "clip", "data_range", "network", "data"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import diffusion_var as dv
-from diffusion_var.variance.lists import VarianceLists
+from diffusion_var.covariance.lists import VarianceLists
 
 N, SHAPE = 50, (3, 4, 4)
 SCHEDULE = dv.NoiseSchedule.linear(N)

@@ -9,7 +9,7 @@ import diffusion_var as dv
 from diffusion_var.process.linear import linear_mmse
 from diffusion_var.process.structure import make_structure
 from diffusion_var.randomness import generator
-from diffusion_var.variance.bounds import score_norm, upper_bound
+from diffusion_var.variance.estimators import score_norm, upper_bound
 
 STRUCTURES = ("isotropic", "channel", "pixel", "dct")
 

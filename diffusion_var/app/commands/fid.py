@@ -1,0 +1,115 @@
+"""What the commands stats and fid do, once their options are checked."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from ...data.names import open_device, open_images
+from ...errors import InputError
+from ...metrics.networks import FeatureNetwork, load_features
+from ...metrics.sample import collect
+from ...metrics.score import Score
+from ...metrics.scores import evaluate
+from ..options import FidOptions, StatsOptions
+from .outputs import require_new_file
+
+_TITLES = {"fid": "FID", "fid_infinity": "FID∞", "kid": "KID"}
+
+
+def run_stats(options: StatsOptions) -> None:
+    """Write the feature statistics of images to an npz."""
+    if options.out.suffix.lower() != ".npz":
+        raise InputError(f"the output {options.out} does not end in .npz; give the file that suffix.")
+    require_new_file(options.out, options.overwrite)
+    device = open_device(options.device)
+    images = open_images(options.images, options.download, options.skip_corrupt)
+    sample = collect(
+        images,
+        _features(options),
+        batch_size=options.batch_size,
+        device=device,
+        name=options.images,
+        progress=True,
+    )
+    sample.statistics.save(options.out)
+    for key, value in sample.origin.items():
+        print(f"  {key}: {value}")
+    print(f"written: statistics of {sample.statistics.count} images in {options.out}")
+
+
+def run_fid(options: FidOptions) -> None:
+    """Print scores of images against a reference, with their protocol."""
+    device = open_device(options.device)
+    images, reference = (
+        _side(name, options.download, options.skip_corrupt) for name in (options.images, options.reference)
+    )
+    # The default network is loaded only if there are images to put through it.
+    default = options.features == "inception" and options.inception_weights is None and options.accept_weights is None
+    scores = evaluate(
+        images,
+        reference,
+        options.metrics,
+        "inception" if default else _features(options),
+        seed=options.seed,
+        bootstrap=options.bootstrap,
+        extrapolate=options.extrapolate,
+        batch_size=options.batch_size,
+        device=device,
+        names=(options.images, options.reference),
+        progress=not options.json,
+    )
+    print("\n".join(_json_lines(scores) if options.json else _text(scores)))
+
+
+def _features(options: StatsOptions | FidOptions) -> FeatureNetwork:
+    return load_features(
+        options.features, inception_weights=options.inception_weights, accept_weights=options.accept_weights
+    )
+
+
+def _side(name: str, download: bool, skip_corrupt: bool) -> Any:
+    """An npz goes to the harness by name, since it may hold statistics instead of images."""
+    return name if Path(name).suffix.lower() == ".npz" else open_images(name, download, skip_corrupt)
+
+
+def _json_lines(scores: dict[str, Score]) -> list[str]:
+    return [
+        json.dumps(
+            {
+                "metric": metric,
+                "value": score.value,
+                "standard_error": None if math.isnan(score.standard_error or 0.0) else score.standard_error,
+                "interval": score.interval,
+                "protocol": score.protocol,
+            },
+            ensure_ascii=False,
+        )
+        for metric, score in scores.items()
+    ]
+
+
+def _text(scores: dict[str, Score]) -> list[str]:
+    """The scores, then the protocol: once where they share it, and for each what is its own."""
+    lines = []
+    for metric, score in scores.items():
+        own = {**score.protocol["parameters"], **score.protocol.get("interval", {})}
+        remark = f"  [{', '.join(f'{key} {value}' for key, value in own.items())}]" if own else ""
+        lines.append(f"{_TITLES.get(metric, metric)}: {score}{remark}")
+    first = next(iter(scores.values())).protocol
+    others = [score.protocol for score in scores.values()]
+    for key, value in first.items():
+        if key in ("metric", "parameters", "interval"):
+            continue
+        values = [protocol.get(key) for protocol in others]
+        if all(found == value for found in values):
+            lines.append(f"  {key}: {_plain(value)}")
+        else:  # a file that holds statistics and images serves different metrics differently
+            lines += [f"  {key} ({metric}): {found}" for metric, found in zip(scores, values, strict=True)]
+    return lines
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)

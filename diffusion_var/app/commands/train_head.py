@@ -1,0 +1,97 @@
+"""Training a covariance head from options: what the command train-head does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...data.names import open_images
+from ...errors import InputError
+from ...files import make_folder, write_atomic
+from ...variance.table import VarianceTable
+from ..head_options import TrainHeadOptions
+from ..model import Model, open_model
+from .train_unet import CHECKPOINT, require_own_folder
+
+if TYPE_CHECKING:
+    from ...models.conditions import Conditions
+    from ...training.head import HeadResult
+
+HEAD = "head.safetensors"
+
+
+def run_train_head(options: TrainHeadOptions) -> None:
+    """Train and save; the same command continues an interrupted run. One process, or many by torchrun."""
+    from ...covariance.head import HeadSpec
+    from ...training.head import HeadTraining, train_head
+    from ...training.unet import processes
+
+    settings = HeadTraining(**{name: getattr(options, name) for name in HeadTraining.__dataclass_fields__})
+    spec = HeadSpec(options.target, options.kind, options.structure, options.output, options.features)
+    state = processes()
+    if state.is_main_process:
+        require_own_folder(options.out, options.overwrite)
+    table = VarianceTable.load(options.table)
+    if state.num_processes > 1 and options.device is None:
+        options = replace(options, device=str(state.device))
+    model = open_model(options.model, options)
+    table.check(model.denoiser)
+    images, conditions = _open(model, options.images, options)
+    held_out, held_out_conditions = None, None
+    if options.held_out is not None:
+        other = Model(model.denoiser, replace(options, labels=options.held_out_labels))
+        held_out, held_out_conditions = _open(other, options.held_out, options)
+    elif options.held_out_labels is not None:
+        raise InputError("--held-out-labels has no meaning without --held-out; leave it out.")
+    make_folder(options.out)
+    result = train_head(
+        model.denoiser,
+        table,
+        images,
+        settings,
+        spec,
+        held_out=held_out,
+        conditions=conditions,
+        held_out_conditions=held_out_conditions,
+        checkpoint=options.out / CHECKPOINT,
+    )
+    if state.is_main_process:
+        _save(result, options)
+    state.destroy_process_group()
+
+
+def _open(model: Model, name: str, options: TrainHeadOptions) -> tuple[Any, Conditions | None]:
+    """Images as the model's data, and their conditions."""
+    images = open_images(name, options.download)
+    conditions = model.table_conditions(name, options.download)
+    return model.inputs(images), conditions
+
+
+def _save(result: HeadResult, options: TrainHeadOptions) -> None:
+    """The head, its curve as csv and picture, and a record of how it was made."""
+    from ... import plots
+
+    folder = options.out
+    result.head.save(folder / HEAD)
+    names = ("step", "train", "held_out", "bits_per_dim")
+    lines = [",".join(names), *(",".join(repr(getattr(p, name)) for name in names) for p in result.curve)]
+    write_atomic(folder / "curve.csv", ("\n".join(lines) + "\n").encode())
+    figure = plots.head_curve(result.curve)
+    write_atomic(folder / "curve.png", lambda file: figure.savefig(file, format="png"))
+    parameters = sum(p.numel() for p in result.head.network.parameters())
+    record = {**asdict(options), "parameters": parameters, "seconds": round(result.seconds, 1)}
+    record |= {"stopped_early": result.stopped_early}
+    text = json.dumps(record, indent=2, default=lambda value: str(value) if isinstance(value, Path) else value)
+    write_atomic(folder / "training.json", (text + "\n").encode())
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    last = result.curve[-1]
+    parts = [f"loss {last.train:.4g}"]
+    parts += [f"held-out loss {last.held_out:.4g}"] if last.held_out == last.held_out else []
+    parts += [f"{last.bits_per_dim:.4f} bits/dim"] if last.bits_per_dim == last.bits_per_dim else []
+    early = ", stopped early" if result.stopped_early else ""
+    print(
+        f"written: {folder / HEAD} ({parameters:,} parameters; {', '.join(parts)} at step {last.step}{early}; "
+        f"{result.seconds / 60:.1f} minutes of training)"
+    )

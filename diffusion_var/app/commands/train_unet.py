@@ -1,0 +1,213 @@
+"""Training a diffusers UNet from options: what `scripts/train_unet.py` does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from ...errors import InputError
+from ...files import make_folder, require_empty_folder, write_atomic
+from ..options import ImagesHelp, Options
+
+CHECKPOINT = "training.partial"
+_HALVING = "every block but the last halves height and width, which must stay whole"
+
+
+@dataclass
+class TrainUNetOptions(Options):
+    """Train a diffusers UNet2DModel on images; writes a DDPMPipeline folder that every command takes as --model."""
+
+    images: Annotated[str, "images to train on: " + ImagesHelp]
+    out: Annotated[Path, "folder for the pipeline, its loss curve and, while it trains, its checkpoint"]
+    held_out: Annotated[str | None, "images to report a loss on: " + ImagesHelp] = None
+    unet: Annotated[str | dict[str, Any], "YAML mapping of UNet2DModel's arguments; sizes default to the images'"] = (
+        field(default_factory=dict)
+    )
+    scheduler: Annotated[str | dict[str, Any], "YAML mapping of DDPMScheduler's arguments"] = field(
+        default_factory=dict
+    )
+    learned_range: Annotated[bool, "learn too where between β̃ and β variances lie (2C channels, hybrid loss)"] = False
+    steps: Annotated[int, "optimiser steps"] = 10_000
+    batch_size: Annotated[int, "images a step, over all processes together"] = 128
+    learning_rate: Annotated[float, "highest learning rate (warm-up, then a cosine to zero)"] = 1e-3
+    warmup_steps: Annotated[int, "steps of warm-up"] = 200
+    weight_decay: Annotated[float, "weight decay of AdamW"] = 1e-4
+    ema_decay: Annotated[float, "decay of the moving average of the weights, which is what is saved"] = 0.999
+    mixed_precision: Annotated[Literal["no", "bf16"], "precision of the forward pass"] = "no"
+    flip: Annotated[bool, "mirror half of the images left to right"] = False
+    evaluate_every: Annotated[int, "steps between points of the loss curve"] = 500
+    seed: Annotated[int, "seed of every random number"] = 0
+    download: Annotated[bool, "let torchvision download the data set"] = False
+    overwrite: Annotated[bool, "write into a folder that holds something else"] = False
+
+
+def run_train_unet(options: TrainUNetOptions) -> None:
+    """Train and save; the same command continues an interrupted run."""
+    from ...data.names import open_images
+    from ...process.schedule import NoiseSchedule
+    from ...training.hybrid_loss import step_coefficients
+    from ...training.unet import UNetTraining, processes, train_unet
+
+    settings = UNetTraining(
+        **{name: getattr(options, name) for name in UNetTraining.__dataclass_fields__}  # the same names in both
+    )
+    state = processes()
+    main = state.is_main_process
+    if main:
+        require_own_folder(options.out, options.overwrite)
+    images = open_images(options.images, options.download)
+    held_out = None if options.held_out is None else open_images(options.held_out, options.download)
+    if held_out is not None and tuple(held_out[0].shape) != tuple(images[0].shape):
+        raise InputError(
+            f"held_out has images of shape {tuple(held_out[0].shape)} and images {tuple(images[0].shape)}; "
+            "they must be the same."
+        )
+    _require_range("images", images)
+    if held_out is not None:
+        _require_range("held_out", held_out)
+    shape, learned_range = tuple(images[0].shape), settings.learned_range
+    network = make_unet(_mapping("unet", options.unet), shape, options.seed, learned_range)
+    scheduler = make_scheduler(_mapping("scheduler", options.scheduler), learned_range)
+    schedule = NoiseSchedule.from_diffusers(scheduler)
+    if learned_range:
+        step_coefficients(schedule)  # refuses some schedules, and now is before anything is written
+    make_folder(options.out)
+    parameters = sum(p.numel() for p in network.parameters())
+    if main:
+        print(f"training {parameters / 1e6:.2f} M parameters on {len(images)} images, {settings.steps} steps")
+    result = train_unet(
+        network,
+        images,
+        schedule,
+        settings,
+        held_out=held_out,
+        checkpoint=options.out / CHECKPOINT,
+    )
+    if main:
+        record = {"images": options.images, "held_out": options.held_out, "parameters": parameters}
+        _save(result, scheduler, {**vars(settings), **record}, options.out)
+    state.destroy_process_group()
+
+
+def make_unet(arguments: dict[str, Any], shape: tuple[int, ...], seed: int, learned_range: bool = False) -> Any:
+    """A UNet2DModel for images of a shape (C, H, W), its initial weights from the seed alone; tried on one image.
+
+    With a learned range it has 2C output channels.
+    """
+    import torch
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    sizes = {"sample_size": shape[1] if shape[1] == shape[2] else list(shape[1:])}
+    made_shape = (2 * shape[0] if learned_range else shape[0], *shape[1:])
+    sizes |= {"in_channels": shape[0], "out_channels": made_shape[0]}
+    for name, value in sizes.items():
+        given = arguments.get(name, value)
+        if given != value and given != list(shape[1:]):
+            needs = "learned_range needs" if learned_range and name == "out_channels" else "the images have"
+            raise InputError(f"unet.{name} is {given}, but {needs} {value}; leave it out.")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        try:
+            network = UNet2DModel(**{**arguments, **sizes})
+        except Exception as error:  # diffusers raises whatever a wrong argument leads to
+            raise InputError(f"the unet's arguments do not make a UNet2DModel: {_first_line(error)}.") from error
+        try:
+            with torch.no_grad():
+                made = tuple(network(torch.zeros(1, *shape), torch.ones(1)).sample.shape[1:])
+        except Exception as error:
+            raise InputError(
+                f"the unet cannot take images of shape {shape}: {_first_line(error)}; {_HALVING}."
+            ) from error
+    if made != made_shape:
+        raise InputError(f"the unet makes images of shape {made} from those of shape {shape}; {_HALVING}.")
+    return network
+
+
+def make_scheduler(arguments: dict[str, Any], learned_range: bool = False) -> Any:
+    """A DDPMScheduler, which holds the noise schedule and, for samplers, whether the network has a learned range."""
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    if arguments.get("prediction_type", "epsilon") != "epsilon":
+        raise InputError(
+            f"scheduler.prediction_type is {arguments['prediction_type']!r}; only 'epsilon' is trained: leave it out."
+        )
+    if arguments.get("thresholding"):
+        raise InputError("scheduler.thresholding is true, which no command supports; leave it out.")
+    kind = arguments.get("variance_type", "learned_range" if learned_range else "fixed_small")
+    if learned_range and kind != "learned_range":
+        raise InputError(
+            f"scheduler.variance_type is {kind!r}, but with learned_range it is 'learned_range'; leave one of them out."
+        )
+    if not learned_range and str(kind).startswith("learned"):
+        raise InputError(
+            f"scheduler.variance_type is {kind!r}, but no variance is learned; leave it out, or set learned_range."
+        )
+    try:
+        return DDPMScheduler(**({**arguments, "variance_type": kind} if learned_range else arguments))
+    except (TypeError, ValueError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
+        raise InputError(f"the scheduler's arguments do not make a DDPMScheduler: {_first_line(error)}.") from error
+
+
+def _mapping(name: str, given: str | dict[str, Any]) -> dict[str, Any]:
+    """A mapping from a config as it is, from a flag as YAML."""
+    if isinstance(given, dict):
+        return given
+    import yaml
+
+    try:
+        parsed = yaml.safe_load(given)
+    except yaml.YAMLError as error:
+        raise InputError(f"{name} is not valid YAML ({_first_line(error)}); expected a mapping.") from error
+    if not isinstance(parsed, dict):
+        raise InputError(f'{name} is {given!r}; expected a YAML mapping such as "{{layers_per_block: 1}}".')
+    return parsed
+
+
+def require_own_folder(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder with anything but an interrupted run in it; what a kill left of its writing is removed."""
+    continues = (folder / CHECKPOINT).is_file()
+    parts = [part.name for part in folder.glob(f".{CHECKPOINT}.*.tmp")]
+    require_empty_folder(folder, overwrite or continues, ignore=parts)
+    for name in parts:
+        (folder / name).unlink()
+
+
+def _require_range(name: str, images: Any) -> None:
+    """Floats are taken as they are: those of another range than [-1, 1] would train a useless network."""
+    from ...training.loss import float_images, spread
+
+    found = float_images(images, spread(len(images), 64))
+    low, high = float(found.min()), float(found.max())
+    if not (low >= -1.001 and high <= 1.001):
+        raise InputError(
+            f"{name} holds floats between {low:.4g} and {high:.4g}; expected 8-bit images, or floats in [-1, 1]."
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _save(result: Any, scheduler: Any, record: dict[str, Any], folder: Path) -> None:
+    """The pipeline, its loss curve as csv and picture, and a record of how it was made."""
+    from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+
+    from ... import plots
+
+    DDPMPipeline(result.network.cpu(), scheduler).save_pretrained(folder, safe_serialization=True)
+    for weights in folder.rglob("*.safetensors"):  # safetensors writes files that only their owner can read
+        weights.chmod(0o644)
+    lines = ["step,train,held_out", *(f"{step},{train!r},{held_out!r}" for step, train, held_out in result.curve)]
+    write_atomic(folder / "loss.csv", ("\n".join(lines) + "\n").encode())
+    figure = plots.loss_curve(result.curve)
+    write_atomic(folder / "loss.png", lambda file: figure.savefig(file, format="png"))
+    record |= {"seconds": round(result.seconds, 1), "train_loss": result.curve[-1][1]}
+    record["held_out_loss"] = None if result.curve[-1][2] != result.curve[-1][2] else result.curve[-1][2]
+    write_atomic(folder / "training.json", (json.dumps(record, indent=2) + "\n").encode())
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    held_out = "" if record["held_out_loss"] is None else f", held-out loss {record['held_out_loss']:.4g}"
+    print(
+        f"written: {folder} (loss {record['train_loss']:.4g}{held_out}, {result.seconds / 60:.1f} minutes of training)"
+    )

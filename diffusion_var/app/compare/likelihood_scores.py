@@ -1,0 +1,77 @@
+"""How the cells of a comparison get their likelihoods: one set of images, every method that has a bound on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from ...data.fixed_images import FixedImages
+from ...data.names import open_images
+from ...errors import InputError
+from ...likelihood.bound import bits_per_dim
+from ...metrics.score import Score
+from ...process.kernel import ClippedEps
+from ...sampling.sampler import Sampler
+from ..model import Model
+from ..options import BITS, CompareOptions, Method
+
+LEVELS: Final = 256
+DECODER: Final = "beta_tilde"
+
+
+class LikelihoodScoring:
+    """Bits/dim of `likelihood_images` under a sampler's covariance, steps and η.
+
+    Attributes:
+        images: the images, M of them.
+        identity: what decides the numbers, besides sampler and seed: plain data.
+
+    Raises InputError for images or methods that cannot have any.
+    """
+
+    def __init__(self, options: CompareOptions, model: Model) -> None:
+        self.options, self.denoiser = options, model.denoiser
+        if not any(map(self.has, options.methods)):
+            raise InputError(
+                f"every method has η = 0, whose bound on the likelihood is infinite; leave {BITS} out, or add a method "
+                "with η above 0."
+            )
+        if self.denoiser.codec is not None:
+            raise InputError(
+                f"{BITS} is for models of pixels, but {options.model} works on latents; leave it out, and use "
+                "`diffusion-var nll` for a density of latents."
+            )
+        self.images: Any = model.inputs(open_images(options.likelihood_images, options.download))
+        self.conditions = model.table_conditions(options.likelihood_images, options.download, own=True)
+        self._fingerprint = FixedImages(self.images, self.denoiser.shape, self.denoiser.data_range).scan()
+        given = {} if self.conditions is None else {"conditions_of_images": self.conditions.fingerprint}
+        self.identity = {BITS: {"images": self._fingerprint, "levels": LEVELS, "decoder": DECODER, **given}}
+
+    def has(self, method: Method) -> bool:
+        """Whether a method has a likelihood: without noise in its steps it has none."""
+        return method.eta > 0
+
+    def score(self, sampler: Sampler, clipped_eps: ClippedEps | None, seed: int, checkpoint: Path) -> Score:
+        """The bound, with the noise of one seed; interrupted, it goes on from `checkpoint`."""
+        bound = bits_per_dim(
+            self.denoiser,
+            sampler.covariance,
+            self.images,
+            sampler.steps,
+            seed,
+            LEVELS,
+            eta=sampler.eta,
+            decoder_variance=DECODER,
+            clipped_eps=clipped_eps,
+            conditions=self.conditions,
+            batch_size=self.options.batch_size,
+            checkpoint=checkpoint,
+        )
+        protocol = {
+            "metric": BITS,
+            "parameters": {"levels": LEVELS, "decoder_variance": DECODER, "noise_draws": 1},
+            "images": bound.images,
+            "reference": self.options.likelihood_images,
+            "reference_sha256": self._fingerprint,
+        }
+        return Score(bound.value, protocol, bound.standard_error)

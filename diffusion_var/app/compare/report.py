@@ -1,0 +1,156 @@
+"""The report of a comparison: results.json, results.csv, report.md and a self-contained report.html.
+
+Every number and every sentence about who wins is made from this run's scores.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ... import plots
+from ...files import write_atomic
+from ...metrics.score import HIGHER_IS_BETTER
+from ..options import BITS
+from .findings import findings, score_rows, score_text
+from .result import Comparison
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def write_report(result: Comparison, folder: Path) -> None:
+    """Write all files of the report into `folder`."""
+    write_atomic(folder / "results.json", (json.dumps(as_json(result), indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomic(folder / "results.csv", _csv(result).encode())
+    pictures = {name: _png(figure) for name, figure in _figures(result).items()}
+    for name, picture in pictures.items():
+        write_atomic(folder / f"{name}.png", picture)
+    content = {
+        "options": result.options,
+        "metrics": [
+            {
+                "name": metric,
+                "of_images": metric != BITS,
+                "title": plots.TITLES.get(metric, metric),
+                "best": "higher" if metric in HIGHER_IS_BETTER else "lower",
+                "rows": score_rows(result, metric),
+                "baseline": score_text(result.baseline.get(metric, []), metric),
+                "picture": f"scores_{metric}",
+                "protocol": _flat(result.protocols[metric]),
+            }
+            for metric in result.options.metrics
+        ],
+        "steps": result.options.all_steps,
+        "images": result.options.count * len(result.options.seeds),
+        "findings": findings(result),
+        "table": result.table,
+        "summary": None if result.table is None else result.table.summary(),
+        "pictures": {name: base64.b64encode(picture).decode() for name, picture in pictures.items()},
+    }
+    for name in ("report.md", "report.html"):
+        write_atomic(folder / name, _render(name, content).encode())
+
+
+def _figures(result: Comparison) -> dict[str, Figure]:
+    figures = {f"scores_{metric}": plots.score_curves(result, metric) for metric in result.options.metrics}
+    if result.table is not None:
+        figures["variance"] = plots.variance_curves(result.table, max(result.options.all_steps))
+    return figures | {f"samples_{k}": plots.sample_grid(result, k) for k in result.options.all_steps}
+
+
+def as_json(result: Comparison) -> dict[str, Any]:
+    """The scores as plain data; the same in every run with the same options and seed."""
+    return {
+        "cells": [
+            {
+                "method": c.method.label,
+                "covariance": c.method.covariance,
+                "estimator": c.method.estimator if c.method.covariance == "analytic" else None,
+                "structure": c.method.structure if c.method.covariance == "analytic" else None,
+                "eta": c.method.eta,
+                "final_noise_cap": c.method.final_noise_cap,
+                "spacing": c.method.spacing,
+                "steps": c.steps,
+                "images": result.options.count * len(result.options.seeds),
+                "scores": {
+                    metric: {
+                        "values": values,
+                        "mean": c.mean(metric),
+                        "spread": None if math.isnan(c.spread(metric)) else c.spread(metric),
+                    }
+                    for metric, values in c.scores.items()
+                },
+            }
+            for c in result.cells
+        ],
+        "baseline": result.baseline,
+        "seeds": result.options.seeds,
+        "evaluations_of_the_table": None if result.table is None else result.table.evaluations,
+        "protocols": result.protocols,
+        "findings": findings(result),
+    }
+
+
+def text_table(result: Comparison, metric: str) -> str:
+    """The scores as text for a terminal, the best of each column starred."""
+    better = "higher" if metric in HIGHER_IS_BETTER else "lower"
+    head = f"{plots.TITLES.get(metric, metric)} ({better} is better)"
+    rows = [
+        (label, [("* " if best else "") + text for text, best in cells]) for label, cells in score_rows(result, metric)
+    ]
+    if metric in result.baseline:
+        rows.append(("real images", [score_text(result.baseline[metric], metric)]))
+    width = max(len(head), *(len(label) for label, _ in rows)) + 2
+    lines = [head.ljust(width) + "".join(f"{f'K = {k}':>20s}" for k in result.options.all_steps)]
+    lines += [label.ljust(width) + "".join(f"{text:>20s}" for text in texts) for label, texts in rows]
+    return "\n".join(["", *lines])
+
+
+def _flat(protocol: dict[str, Any]) -> dict[str, str]:
+    """The protocol as lines of text: nested fields in one line, empty ones left out."""
+    return {
+        key.replace("_", " "): ", ".join(f"{k} {v}" for k, v in value.items())
+        if isinstance(value, dict)
+        else str(value)
+        for key, value in protocol.items()
+        if value not in (None, {})
+    }
+
+
+def _csv(result: Comparison) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["method", "steps", "seed", "images", *result.options.metrics])
+    for cell in result.cells:
+        for i, seed in enumerate(result.options.seeds):
+            scores = [
+                repr(cell.scores[metric][i]) if metric in cell.scores else "" for metric in result.options.metrics
+            ]
+            writer.writerow([cell.method.label, cell.steps, seed, result.options.count, *scores])
+    return out.getvalue()
+
+
+def _png(figure: Figure) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", metadata={"Software": None}, bbox_inches="tight")
+    return out.getvalue()
+
+
+def _render(name: str, content: dict[str, Any]) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("diffusion_var.app.compare"),
+        autoescape=name.endswith(".html"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(f"{name}.j2").render(content)

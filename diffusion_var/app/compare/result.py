@@ -1,0 +1,65 @@
+"""What a comparison measured: cells, each a method at a number of steps, and the floor that real images give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...metrics.score import HIGHER_IS_BETTER
+from ...variance.table import VarianceTable
+from ..options import CompareOptions, Method
+
+
+@dataclass
+class Cell:
+    """One method at one number of steps: its scores for every seed, and a few of its images.
+
+    Attributes:
+        scores: metric -> one number per seed; a metric that the method does not have (likelihoods at η = 0) is absent.
+        grid: (G, C, H, W) uint8, the first images of the first seed.
+    """
+
+    method: Method
+    steps: int
+    scores: dict[str, list[float]]
+    grid: torch.Tensor
+
+    def mean(self, metric: str) -> float:
+        """Mean over seeds."""
+        return float(np.mean(self.scores[metric]))
+
+    def spread(self, metric: str) -> float:
+        """Standard deviation over seeds; nan for one seed."""
+        scores = self.scores[metric]
+        return float(np.std(scores, ddof=1)) if len(scores) > 1 else float("nan")
+
+
+@dataclass
+class Comparison:
+    """What a comparison measured.
+
+    Attributes:
+        table: the variance table; None where no method needs one.
+        cells: in the order of methods, then steps.
+        baseline: metric -> scores of real images, in groups as large as a cell's of one seed; empty without a baseline.
+        protocols: metric -> how its scores were taken.
+    """
+
+    options: CompareOptions
+    table: VarianceTable | None
+    cells: list[Cell] = field(default_factory=list)
+    baseline: dict[str, list[float]] = field(default_factory=dict)
+    protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def cell(self, method: Method, steps: int) -> Cell | None:
+        """The cell of a method and a number of steps, if there is one."""
+        return next((c for c in self.cells if c.method == method and c.steps == steps), None)
+
+    def column(self, steps: int, metric: str) -> list[Cell]:
+        """The cells at a number of steps that have the metric, best first."""
+        sign = -1 if metric in HIGHER_IS_BETTER else 1
+        having = (c for c in self.cells if c.steps == steps and metric in c.scores)
+        return sorted(having, key=lambda c: sign * c.mean(metric))

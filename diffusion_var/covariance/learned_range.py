@@ -1,0 +1,86 @@
+"""The learned range of Improved DDPM (arXiv:2102.09672, eq. 15): a network with 2C channels says, per pixel, where
+between β̃ and β the variance of a step lies,
+
+    log Σ = f log β_{t|s} + (1 − f) log β̃_{t|s},      f = (raw + 1)/2,
+
+with β and β̃ of the steps really taken (respacing), for η = 1. β̃ vanishes in the step to s = 0; there Improved DDPM uses
+that of the step before, i.e. from the second index to the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..models.denoiser import Denoiser
+from ..models.posterior import Posterior
+from ..process.kernel import ReverseKernel
+from ..process.steps import resolve
+from ..process.structure import Pixel
+from .reverse import ReverseCovariance, StructuredCovariance, image_shape
+
+
+def learned_range_variance(
+    raw: torch.Tensor, beta: float | torch.Tensor, beta_tilde: float | torch.Tensor
+) -> torch.Tensor:
+    """exp(f log β + (1 − f) log β̃) with f = (raw + 1)/2 (Improved DDPM eq. 15); like `raw`, to which β, β̃ broadcast."""
+    low, high = (end.log() if isinstance(end, torch.Tensor) else np.log(end) for end in (beta_tilde, beta))
+    variance: torch.Tensor = ((raw + 1) * (0.5 * (high - low)) + low).exp()
+    return variance
+
+
+class LearnedRange(ReverseCovariance):
+    """The variance that a 2C-channel network gives itself, per pixel; for η = 1.
+
+    Args:
+        steps: the sampler's steps (their number or the list), which only the step to s = 0 needs: its β̃ is that from
+            the second index to the first. None: the full process, 2 → 1.
+    """
+
+    depends_on_image = True
+
+    def __init__(self, steps: int | Sequence[int] | None = None) -> None:
+        self.steps = steps
+
+    @property
+    def name(self) -> str:
+        return "learned_range"
+
+    def identity(self) -> dict[str, Any]:
+        steps = self.steps if self.steps is None or isinstance(self.steps, int) else [int(n) for n in self.steps]
+        return {"name": self.name, "steps": steps}
+
+    def check(self, denoiser: Denoiser, kernels: list[ReverseKernel]) -> None:
+        for kernel in kernels:
+            _require_ddpm(kernel)
+
+    def __call__(self, posterior: Posterior | None, kernel: ReverseKernel) -> StructuredCovariance:
+        _require_ddpm(kernel)
+        if posterior is None or posterior.range is None:
+            raise InputError(
+                "LearnedRange needs a network with 2C output channels (Improved DDPM, DiT), but this one returns C; "
+                "use FixedSmall, FixedLarge or Analytic."
+            )
+        variance = learned_range_variance(posterior.range, kernel.beta, self._beta_tilde(kernel))
+        return StructuredCovariance(Pixel(image_shape(posterior)), variance)
+
+    def _beta_tilde(self, kernel: ReverseKernel) -> float:
+        if kernel.s > 0:
+            return kernel.beta_tilde
+        steps = [1, 2] if self.steps is None else resolve(kernel.schedule, self.steps)
+        if steps[0] != kernel.t:
+            raise InputError(
+                f"the last step of LearnedRange goes from index {kernel.t} to 0, but its steps begin with {steps[0]}; "
+                "pass the sampler's steps: LearnedRange(steps)."
+            )
+        # A single step has none before it: nothing but β is left.
+        return kernel.beta if len(steps) == 1 else ReverseKernel(kernel.schedule, steps[1], steps[0]).beta_tilde
+
+
+def _require_ddpm(kernel: ReverseKernel) -> None:
+    if kernel.eta != 1.0:
+        raise InputError(f"LearnedRange is defined for eta=1 only, but eta={kernel.eta}; use eta=1 or Analytic.")

@@ -1,0 +1,223 @@
+"""The decoder, the last term of the likelihood bound: how probable the image itself is, given the least noisy x_t.
+
+For 8-bit images it is a Gaussian N(x̂_0, v) per pixel, discretised: with levels y_k evenly spaced over the data range
+and h half of their distance,
+
+    P(k) = Φ((y_k + h − x̂_0)/√v) − Φ((y_k − h − x̂_0)/√v),      the two outermost intervals reaching to ∓∞
+
+(DDPM, arXiv:2006.11239, eq. 13), computed in log space without cancellation, so that no tail becomes log 0. For
+continuous data it is the Gaussian's own density, there with any structure.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..covariance.reverse import Analytic, ReverseCovariance, StructuredCovariance, variance_tensor
+from ..errors import DiffusionVarWarning, InputError
+from ..models.denoiser import Denoiser
+from ..models.posterior import Posterior
+from ..process.kernel import ReverseKernel
+from ..process.structure import Isotropic, Pixel
+
+Range = tuple[float, float]
+#: Which variance the decoder has: β̃ of the step 2 → 1 (as in the published codes), the table's v of the smallest index
+#: (one, or per pixel), or, for continuous data, the covariance's own.
+DecoderVariance = Literal["beta_tilde", "isotropic", "pixel", "covariance"]
+
+#: How far, in levels, a float may lie from a level and still be it; and that of float32 itself, in data ranges.
+_ROUNDING, _FLOAT32 = 1e-3, 3e-7
+
+
+def log_normal_interval(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """log(Φ(high) − Φ(low)) for float64 tensors with low < high, ∓∞ allowed; finite wherever the result can be.
+
+    So are its gradients (not at ∓∞ itself).
+    """
+    # In the upper tail both Φ are nearly 1: mirrored, they are nearly 0 and their logarithms differ.
+    mirrored = low > 0
+    a, b = torch.where(mirrored, -high, low), torch.where(mirrored, -low, high)
+    # Where the interval holds 0, the two terms of the difference have opposite signs, and nothing cancels.
+    holds_0 = (a < 0) & (b > 0)
+    # Each formula gets harmless arguments where it is not used: a gradient of 0 times an infinite one would be nan.
+    log_a, log_b = (torch.special.log_ndtr(end.masked_fill(holds_0, away)) for end, away in ((a, -2.0), (b, -1.0)))
+    tail = log_b + torch.log(-torch.expm1(log_a - log_b))
+    erf_a, erf_b = (torch.erf(end.masked_fill(~holds_0, away) / math.sqrt(2)) for end, away in ((a, -1.0), (b, 1.0)))
+    return torch.where(holds_0, torch.log(0.5 * (erf_b - erf_a)), tail)
+
+
+def discretised_log_prob(
+    level: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, levels: int, data_range: Range
+) -> torch.Tensor:
+    """log P of each pixel's level under the discretised Gaussian (module docstring), in nats; float64.
+
+    Args:
+        level: whole numbers 0…levels − 1, any shape.
+        mean: of the Gaussian, in data units, like `level`.
+        variance: > 0, broadcastable to them, in squared data units.
+    """
+    low, high = data_range
+    step = (high - low) / (levels - 1)
+    std = variance.double().sqrt()
+    # Neighbours share the very same edge, so that the probabilities sum to 1 for any variance.
+    lower = torch.where(level == 0, -math.inf, (low + (level.double() - 0.5) * step - mean.double()) / std)
+    upper = torch.where(level == levels - 1, math.inf, (low + (level.double() + 0.5) * step - mean.double()) / std)
+    return log_normal_interval(lower, upper)
+
+
+def gaussian_nats(log_det: torch.Tensor, quadratic: torch.Tensor, d: int) -> torch.Tensor:
+    """−log N(x; μ, Σ) in nats from log det Σ and (x − μ)ᵀ Σ⁻¹ (x − μ); float64."""
+    return 0.5 * (d * math.log(2 * math.pi) + log_det + quadratic)
+
+
+def levels_of(x: torch.Tensor, levels: int, data_range: Range, first: int = 0) -> torch.Tensor:
+    """The level of each pixel, int64; x (B, C, H, W) in the data range. `first` is the number of the first image.
+
+    Raises InputError, naming the image, for values that are none of the levels.
+    """
+    low, high = data_range
+    position = (x.double() - low) * ((levels - 1) / (high - low))
+    level = position.round()
+    wrong = ((position - level).abs() > max(_ROUNDING, _FLOAT32 * levels)) | (level < 0) | (level > levels - 1)
+    if wrong.any():
+        i = int(wrong.flatten(1).any(1).nonzero()[0])
+        value = float(x[i][wrong[i]][0])
+        raise InputError(
+            f"image {first + i} holds {value:.6g}, which is none of {levels} levels from {low:g} to {high:g}: the "
+            "images are not quantised so (resized, noisy, or in half precision?); pass images of that many levels "
+            "(uint8 have 256), or use dv.density_bound for continuous data."
+        )
+    return level.long()
+
+
+class Decoder(ABC):
+    """−log p(x_0 | x_t) at the smallest index."""
+
+    @abstractmethod
+    def nats(self, x_0: torch.Tensor, posterior: Posterior, kernel: ReverseKernel) -> torch.Tensor:
+        """(B,) float64, for images x_0 (B, C, H, W)."""
+
+
+class DiscreteDecoder(Decoder):
+    """The discretised Gaussian of quantised images.
+
+    Args:
+        variance: broadcastable to (C, H, W), > 0, squared data units.
+        levels, data_range: the grid of values that the images have.
+    """
+
+    def __init__(self, variance: npt.ArrayLike, levels: int, data_range: Range) -> None:
+        self.variance = torch.from_numpy(np.array(variance, dtype=np.float64))
+        self.levels, self.data_range = levels, data_range
+
+    def nats(self, x_0: torch.Tensor, posterior: Posterior, kernel: ReverseKernel) -> torch.Tensor:
+        level = levels_of(x_0, self.levels, self.data_range)
+        variance = self.variance.to(x_0.device)
+        log_prob = discretised_log_prob(level, posterior.mean, variance, self.levels, self.data_range)
+        return -log_prob.sum(dim=(-3, -2, -1))
+
+
+class DensityDecoder(Decoder):
+    """The Gaussian density of continuous data.
+
+    Args:
+        name: of the choice of variance, for messages.
+        covariance: of x_0 given x_t, from the posterior and the last step; None where it is exactly zero.
+    """
+
+    def __init__(
+        self, name: str, covariance: Callable[[Posterior, ReverseKernel], StructuredCovariance | None]
+    ) -> None:
+        self.name, self.covariance = name, covariance
+
+    def nats(self, x_0: torch.Tensor, posterior: Posterior, kernel: ReverseKernel) -> torch.Tensor:
+        found = self.covariance(posterior, kernel)
+        if found is None or bool((found.variance <= 0).any()):  # NaN is found in the term
+            raise InputError(
+                f"the decoder's variance ({self.name}, step {kernel.t} to 0) is zero somewhere, so that the density "
+                "of x_0 is not defined; choose another decoder_variance."
+            )
+        return gaussian_nats(found.log_det(), found.quadratic(x_0 - posterior.mean), math.prod(x_0.shape[-3:]))
+
+
+def make_decoder(
+    denoiser: Denoiser,
+    covariance: ReverseCovariance,
+    t: int,
+    choice: DecoderVariance | float,
+    levels: int | None,
+    data_range: Range | None,
+) -> Decoder:
+    """The decoder from index t for a `decoder_variance`; levels None: of continuous data.
+
+    With "pixel", one that (almost) never errs in the table gets at least the variance of rounding to a level,
+    (distance)²/12: in other images it may err.
+    """
+    if choice == "covariance":
+        if levels is not None:
+            raise InputError(
+                "decoder_variance='covariance' is for continuous data (density_bound): the discretised decoder is "
+                "pixel-diagonal; use 'beta_tilde', 'isotropic', 'pixel' or a number."
+            )
+        if isinstance(covariance, Analytic):  # an index that the table does not cover is found now
+            covariance.table.posterior_variance(t, covariance.estimator, covariance.structure, covariance.bounded)
+        return DensityDecoder(covariance.name, covariance)
+    variance = np.asarray(_variance(denoiser, covariance, t, choice))
+    if levels is None or data_range is None:
+        structure = (Pixel if variance.ndim else Isotropic)(denoiser.shape)
+        return DensityDecoder(
+            str(choice), lambda posterior, _: StructuredCovariance(structure, variance_tensor(variance, posterior))
+        )
+    if choice == "pixel":
+        variance = np.maximum(variance, ((data_range[1] - data_range[0]) / (levels - 1)) ** 2 / 12)
+    return DiscreteDecoder(variance, levels, data_range)
+
+
+def _variance(denoiser: Denoiser, covariance: ReverseCovariance, t: int, choice: DecoderVariance | float) -> Any:
+    if not isinstance(choice, str):
+        return _positive(choice)
+    if choice == "beta_tilde":
+        if denoiser.schedule.num_steps < 2:
+            raise InputError(
+                "decoder_variance='beta_tilde' is that of the step 2 to 1, but the schedule has one index; give a "
+                "number."
+            )
+        if t > 1:
+            warnings.warn(
+                f"the decoder's variance is that of the step 2 to 1, but the last step starts at index {t}, where x_0 "
+                "is known less well: the bound will be large; use decoder_variance='isotropic', or steps from 1 on.",
+                DiffusionVarWarning,
+                stacklevel=5,
+            )
+        return ReverseKernel(denoiser.schedule, t=2, s=1).beta_tilde
+    if choice not in ("isotropic", "pixel"):
+        raise InputError(
+            f"decoder_variance={choice!r} is not known; use 'beta_tilde', 'isotropic', 'pixel', a number, or, for "
+            "continuous data, 'covariance'."
+        )
+    if not isinstance(covariance, Analytic):
+        raise InputError(
+            f"decoder_variance={choice!r} is read from the variance table of an Analytic covariance, but the "
+            f"covariance is {covariance.name}; use Analytic, 'beta_tilde', or the number "
+            "table.posterior_variance(n) of the smallest index n."
+        )
+    return covariance.table.posterior_variance(t, covariance.estimator, choice, covariance.bounded)
+
+
+def _positive(choice: Any) -> float:
+    try:
+        known = isinstance(choice, (int, float, np.number)) and not isinstance(choice, bool)
+        value = float(choice) if known else math.nan
+    except OverflowError:
+        value = math.inf
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"decoder_variance={choice!r} must be a positive, finite number, or the name of a choice.")
+    return value

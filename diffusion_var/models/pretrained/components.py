@@ -1,0 +1,82 @@
+"""Loading one diffusers component (a network, an autoencoder) from its folder, and refusing what does not fit."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from ...errors import InputError
+from .folder import ModelFolder
+
+# Class names as configs have them, and where diffusers keeps the class that loads them. DiT's published config calls
+# itself by the name that the class had before.
+NETWORKS = {
+    "UNet2DModel": "diffusers.models.unets.unet_2d:UNet2DModel",
+    "UNet2DConditionModel": "diffusers.models.unets.unet_2d_condition:UNet2DConditionModel",
+    "DiTTransformer2DModel": "diffusers.models.transformers.dit_transformer_2d:DiTTransformer2DModel",
+    "Transformer2DModel": "diffusers.models.transformers.dit_transformer_2d:DiTTransformer2DModel",
+}
+CODECS = {
+    "AutoencoderKL": "diffusers.models.autoencoders.autoencoder_kl:AutoencoderKL",
+    "VQModel": "diffusers.models.autoencoders.vq_model:VQModel",
+}
+
+
+def load_component(
+    folder: ModelFolder,
+    part: str,
+    config: dict[str, Any],
+    classes: dict[str, str],
+    dtype: torch.dtype | None = None,
+    allow_pickle: bool = False,
+) -> Any:
+    """The module of one part, in evaluation mode and without gradients, on the CPU.
+
+    Raises InputError for an unsupported class, missing or damaged weights, and weights that do not fit the config.
+    """
+    kind = config.get("_class_name")
+    if kind not in classes or (kind == "Transformer2DModel" and config.get("norm_type") != "ada_norm_zero"):
+        raise InputError(
+            f"the network in {folder.name} is a {kind}, but the supported ones are "
+            f"{', '.join(name for name in classes if name != 'Transformer2DModel')}; "
+            "wrap it with Denoiser(callable, schedule, …)."
+        )
+    module, name = classes[kind].split(":")
+    options: dict[str, Any] = {} if dtype is None else {"torch_dtype": dtype}
+    try:
+        network, info = getattr(import_module(module), name).from_pretrained(
+            folder.path / part,
+            # None lets diffusers fall back to the pickled .bin, which it reads with weights_only=True.
+            use_safetensors=None if allow_pickle else True,
+            variant=folder.variant,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise InputError(_unloadable(folder, part, error, allow_pickle)) from error
+    # diffusers only warns of these, and leaves the missing weights random.
+    unlike = sorted({*info["missing_keys"], *info["unexpected_keys"]})
+    if unlike:
+        raise InputError(
+            f"the weights of the {kind} in {folder.name} do not fit its config ({len(unlike)} are missing or unknown, "
+            f"{unlike[0]} among them); save the model again."
+        )
+    return network.eval().requires_grad_(False)
+
+
+def _unloadable(folder: ModelFolder, part: str, error: Exception, allow_pickle: bool) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    path = folder.path / part
+    if not allow_pickle and any(path.glob("*.bin")) and not any(path.glob("*.safetensors")):
+        return (
+            f"{path} holds its weights as a pickle only (.bin), which is not read; convert it to safetensors, or pass "
+            "allow_pickle=True (--allow-pickle) if you trust it."
+        )
+    middle = "" if folder.variant is None else f".{folder.variant}"
+    return (
+        f"the network in {path} could not be loaded ({reason}); expected diffusion_pytorch_model{middle}.safetensors "
+        "beside its config."
+    )

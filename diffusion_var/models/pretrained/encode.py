@@ -1,0 +1,130 @@
+"""Images to latents, once: every image of a fixed set through a model's autoencoder, with a cache that can be resumed.
+
+The cache is a folder of files of 256 latents each. Each file names the images and the autoencoder that it was made
+from, so that a cache of other images is refused, and an interrupted run goes on with the files that are missing.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from ...data.fixed_images import CHUNK, FixedImages
+from ...documents import read_document, write_document
+from ...errors import InputError
+from ...files import make_folder
+from ..denoiser import Denoiser
+from .latents import IMAGE_RANGE, LatentCodec
+
+FORMAT = "diffusion_var.latents"
+FORMAT_VERSION = 1
+
+
+def encode_latents(
+    denoiser: Denoiser, images: Any, cache: str | Path | None = None, batch_size: int = 8, progress: bool = True
+) -> Dataset[torch.Tensor] | torch.Tensor:
+    """The latents of images, as `estimate` takes them.
+
+    Args:
+        denoiser: loaded from a pipeline with an autoencoder.
+        images: as for `estimate`: Dataset, tensor or array of (C, H, W), uint8 or floats in [-1, 1], of the size that
+            belongs to the denoiser's latents.
+        cache: folder to keep the latents in, and to continue from; None: keep them in memory.
+        batch_size: images at once.
+        progress: a progress bar.
+
+    Returns: (M, c, h, w) float32 without a cache, a Dataset that reads the cache with one.
+    Raises InputError for a model without an autoencoder, unusable images, and a cache of other images.
+    """
+    codec = denoiser.codec
+    if codec is None:
+        raise InputError("this model has no autoencoder, so there is nothing to encode; pass the images as they are.")
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size} must be at least 1.")
+    source = FixedImages(images, codec.image_shape(denoiser.shape), IMAGE_RANGE)
+    identity = {
+        "images": source.scan(),
+        "autoencoder": codec.fingerprint,
+        "scaling": list(codec.scaling),
+        "count": len(source),
+    }
+    files = None if cache is None else _CacheFiles(Path(cache), identity)
+    encoded = []
+    with tqdm(total=len(source), unit="image", desc="encode", disable=not progress) as bar:
+        for start in range(0, len(source), CHUNK):
+            positions = np.arange(start, min(start + CHUNK, len(source)))
+            if files is None:
+                encoded.append(_encode(codec, source, positions, batch_size, denoiser.shape))
+            elif not files.has(start // CHUNK):
+                files.write(start // CHUNK, _encode(codec, source, positions, batch_size, denoiser.shape))
+            bar.update(len(positions))
+    return torch.cat(encoded) if files is None else CachedLatents(files, len(source))
+
+
+def _encode(
+    codec: LatentCodec, source: FixedImages, positions: np.ndarray[Any, Any], batch_size: int, shape: tuple[int, ...]
+) -> torch.Tensor:
+    parts = [codec.encode(source.take(positions[k : k + batch_size])) for k in range(0, len(positions), batch_size)]
+    latents = torch.cat(parts)
+    if tuple(latents.shape[1:]) != shape:
+        raise InputError(
+            f"the autoencoder gives latents of shape {tuple(latents.shape[1:])}, but the network takes {shape}; the "
+            "two do not belong together."
+        )
+    return latents
+
+
+class _CacheFiles:
+    """The files of one cache folder."""
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self.folder, self.identity = make_folder(folder), identity
+        for path in sorted(folder.glob("latents-*.safetensors"))[:1]:
+            self._read(path)  # another cache is refused before the work, not after
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"latents-{number:06d}.safetensors"
+
+    def has(self, number: int) -> bool:
+        """Whether this file is there and whole."""
+        return self.path(number).is_file() and self._read(self.path(number)) is not None
+
+    def write(self, number: int, latents: torch.Tensor) -> None:
+        write_document(
+            self.path(number), FORMAT, FORMAT_VERSION, {"latents": latents.numpy()}, {"identity": self.identity}
+        )
+
+    def read(self, number: int) -> torch.Tensor:
+        return self._read(self.path(number))
+
+    def _read(self, path: Path) -> torch.Tensor:
+        arrays, metadata = read_document(path, FORMAT, FORMAT_VERSION, "file of latents")
+        unlike = [key for key, value in self.identity.items() if metadata["identity"].get(key) != value]
+        if unlike:
+            raise InputError(
+                f"the latents in {path} were made from something else (different {', '.join(unlike)}); delete "
+                f"{self.folder} or choose another folder."
+            )
+        return torch.from_numpy(arrays["latents"])
+
+
+class CachedLatents(Dataset[torch.Tensor]):
+    """Latents (c, h, w) by position, read from a cache; a few files are held in memory."""
+
+    def __init__(self, files: _CacheFiles, count: int) -> None:
+        self._count = count
+        self._file = lru_cache(maxsize=8)(files.read)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        return self._file(index // CHUNK)[index % CHUNK]

@@ -1,0 +1,89 @@
+"""Latents: what an autoencoder makes of images, scaled as the diffusion network was trained on them.
+
+    z = (encoder mean − shift) · scale        image = decoder(z/scale + shift)
+
+`scale` and `shift` are the autoencoder's scaling_factor and shift_factor. The encoder's mean (not a random draw from
+its posterior) is used, so that an image has one latent. VQ models encode to their unquantised latents and quantise
+when decoding (latent diffusion, arXiv:2112.10752).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from ...errors import InputError
+from ...process.diffusers_configs import number
+from ..identity import weights_fingerprint
+
+#: The range of the images that autoencoders take and give.
+IMAGE_RANGE = (-1.0, 1.0)
+
+
+def latent_scaling(config: Mapping[str, Any]) -> tuple[float, float]:
+    """(scale, shift) of an autoencoder's config; where it does not say, its class's default."""
+    shift = number(config, "shift_factor", 0.0) if config.get("shift_factor") is not None else 0.0
+    return number(config, "scaling_factor", 0.18215), shift
+
+
+class LatentCodec:
+    """An autoencoder that is loaded when it is first used.
+
+    Args:
+        load: makes the autoencoder (AutoencoderKL or VQModel), on the CPU.
+        config: its config.
+        device: where it runs.
+    """
+
+    def __init__(self, load: Callable[[], Any], config: dict[str, Any], device: torch.device) -> None:
+        self._load, self.device = load, device
+        self.scale, self.shift = latent_scaling(config)
+        self.image_channels = int(config.get("in_channels", 3))
+        self.factor = 2 ** (len(config.get("block_out_channels", (64,))) - 1)
+        if not (math.isfinite(self.scale) and self.scale != 0):
+            raise InputError(f"the autoencoder's scaling_factor is {self.scale}, but it must be finite and not 0.")
+
+    @cached_property
+    def network(self) -> Any:
+        """The autoencoder itself."""
+        return self._load().to(self.device)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the autoencoder's weights."""
+        return weights_fingerprint(self.network)
+
+    @property
+    def scaling(self) -> tuple[float, float]:
+        """(scale, shift): what a table remembers of its latents."""
+        return self.scale, self.shift
+
+    def image_shape(self, latent_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """(C, H, W) of the images that have latents of this shape."""
+        return self.image_channels, latent_shape[1] * self.factor, latent_shape[2] * self.factor
+
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) in [-1, 1] to latents (B, c, h, w), float32 on the CPU."""
+        found = self.network.encode(images.to(self.device, self.network.dtype))
+        raw: torch.Tensor = found.latents if hasattr(found, "latents") else found.latent_dist.mode()
+        return ((raw.float() - self.shift) * self.scale).cpu()
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor, batch_size: int = 8) -> torch.Tensor:
+        """Latents (B, c, h, w) to images (B, C, H, W) in [-1, 1], float32 on the CPU."""
+        if not isinstance(latents, torch.Tensor) or latents.ndim != 4 or len(latents) == 0 or batch_size < 1:
+            found = tuple(latents.shape) if hasattr(latents, "shape") else type(latents).__name__
+            raise InputError(
+                f"latents are {found} and batch_size={batch_size}, but a tensor (B, c, h, w) of at least one latent, "
+                "and at least 1, are expected."
+            )
+        parts = []
+        for start in range(0, len(latents), batch_size):
+            z = latents[start : start + batch_size].to(self.device).float() / self.scale + self.shift
+            parts.append(self.network.decode(z.to(self.network.dtype)).sample)
+        return torch.cat([part.float().clamp(*IMAGE_RANGE).cpu() for part in parts])
