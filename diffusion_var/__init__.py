@@ -8,17 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import metrics as metrics
+    from . import plots as plots
     from . import steps as steps
+    from . import testing as testing
     from . import training as training
+    from .covariance.analytic import Analytic as Analytic
+    from .covariance.fixed import FixedLarge as FixedLarge
+    from .covariance.fixed import FixedSmall as FixedSmall
     from .covariance.head import Head as Head
-    from .covariance.head import HeadSpec as HeadSpec
+    from .covariance.head_spec import HeadSpec as HeadSpec
     from .covariance.learned_range import LearnedRange as LearnedRange
-    from .covariance.reverse import Analytic as Analytic
-    from .covariance.reverse import FixedLarge as FixedLarge
-    from .covariance.reverse import FixedSmall as FixedSmall
+    from .covariance.reverse import ReverseCovariance as ReverseCovariance
+    from .covariance.reverse import StructuredCovariance as StructuredCovariance
+    from .covariance.scaled import Scaled as Scaled
     from .errors import DiffusionVarWarning as DiffusionVarWarning
     from .errors import InputError as InputError
     from .errors import NumericalError as NumericalError
+    from .likelihood.bound import Bound as Bound
     from .likelihood.bound import bits_per_dim as bits_per_dim
     from .likelihood.bound import density_bound as density_bound
     from .likelihood.result import LikelihoodBound as LikelihoodBound
@@ -27,35 +33,45 @@ if TYPE_CHECKING:
     from .models import oracles as oracles
     from .models.conditions import Conditions as Conditions
     from .models.denoiser import Denoiser as Denoiser
+    from .models.identity import ModelIdentity as ModelIdentity
     from .models.posterior import Posterior as Posterior
     from .models.pretrained.encode import encode_latents as encode_latents
     from .pipelines.scheduler import AnalyticScheduler as AnalyticScheduler
     from .process.kernel import ReverseKernel as ReverseKernel
+    from .process.level import NoiseLevel as NoiseLevel
     from .process.schedule import NoiseSchedule as NoiseSchedule
+    from .process.structure import Structure as Structure
     from .sampling.check import check as check
     from .sampling.sampler import Sampler as Sampler
     from .variance.estimate import estimate as estimate
     from .variance.table import VarianceTable as VarianceTable
 
 _HOMES = {
-    "Analytic": "covariance.reverse",
+    "Analytic": "covariance.analytic",
     "AnalyticScheduler": "pipelines.scheduler",
+    "Bound": "likelihood.bound",
     "Conditions": "models.conditions",
     "Denoiser": "models.denoiser",
     "DiffusionVarWarning": "errors",
-    "FixedLarge": "covariance.reverse",
-    "FixedSmall": "covariance.reverse",
+    "FixedLarge": "covariance.fixed",
+    "FixedSmall": "covariance.fixed",
     "Head": "covariance.head",
-    "HeadSpec": "covariance.head",
+    "HeadSpec": "covariance.head_spec",
     "InputError": "errors",
-    "LikelihoodBound": "likelihood.result",
     "LearnedRange": "covariance.learned_range",
+    "LikelihoodBound": "likelihood.result",
+    "ModelIdentity": "models.identity",
+    "NoiseLevel": "process.level",
     "NoiseSchedule": "process.schedule",
     "NumericalError": "errors",
     "Posterior": "models.posterior",
+    "ReverseCovariance": "covariance.reverse",
     "ReverseKernel": "process.kernel",
     "Sampler": "sampling.sampler",
+    "Scaled": "covariance.scaled",
     "StepCosts": "likelihood.step_costs",
+    "Structure": "process.structure",
+    "StructuredCovariance": "covariance.reverse",
     "VarianceTable": "variance.table",
     "bits_per_dim": "likelihood.bound",
     "check": "sampling.check",
@@ -64,7 +80,14 @@ _HOMES = {
     "estimate": "variance.estimate",
     "step_costs": "likelihood.step_costs",
 }
-_MODULES = {"metrics": "metrics", "oracles": "models.oracles", "steps": "steps", "training": "training"}
+_MODULES = {
+    "metrics": "metrics",
+    "oracles": "models.oracles",
+    "plots": "plots",
+    "steps": "steps",
+    "testing": "testing",
+    "training": "training",
+}
 
 __all__ = [*sorted(_HOMES), *sorted(_MODULES), "__version__"]
 

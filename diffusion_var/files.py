@@ -86,3 +86,13 @@ def require_writable_folder(path: str | os.PathLike[str]) -> None:
         raise InputError(f"the folder {folder} of the output does not exist; make it first.")
     if not os.access(folder, os.W_OK):
         raise InputError(f"the folder {folder} of the output cannot be written to; choose another path.")
+
+
+def require_new_file(path: str | os.PathLike[str], overwrite: bool) -> None:
+    """Refuse a file that exists (unless `overwrite`), and a path whose folder is missing."""
+    target = Path(path)
+    if target.is_dir():
+        raise InputError(f"the output {target} is a folder, but a file is needed; add a file name.")
+    if target.exists() and not overwrite:
+        raise InputError(f"the output {target} exists already; choose another name or pass --overwrite.")
+    require_writable_folder(target.parent)

@@ -1,5 +1,5 @@
 """Step lists, as users see them: spacings that need a schedule alone (`process.steps`), and optimal trajectories, which
-need a variance table or measured costs (`sampling.trajectory`)."""
+need a variance table or measured costs (`likelihood.trajectories`)."""
 
 from .likelihood.paths import OptimalPaths
 from .likelihood.trajectories import optimal, optimal_paths
@@ -7,13 +7,17 @@ from .process.steps import (
     SPACINGS,
     Grid,
     HasSchedule,
+    StepList,
     check_spacing,
     explicit,
+    karras,
     leading,
     linspace,
     log_snr,
     quadratic,
     resolve,
+    shifted,
+    sigmas,
     spaced,
     trailing,
 )
@@ -23,8 +27,10 @@ __all__ = [
     "Grid",
     "HasSchedule",
     "OptimalPaths",
+    "StepList",
     "check_spacing",
     "explicit",
+    "karras",
     "leading",
     "linspace",
     "log_snr",
@@ -32,6 +38,8 @@ __all__ = [
     "optimal_paths",
     "quadratic",
     "resolve",
+    "shifted",
+    "sigmas",
     "spaced",
     "trailing",
 ]

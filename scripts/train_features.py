@@ -9,8 +9,8 @@ then `diffusion-var fid samples/ real/ --features features.safetensors`. The ima
 The accuracy on held-out images, printed and kept in the file, says how far the features can be trusted.
 """
 
-from diffusion_var.app.commands.train_features import TrainFeaturesOptions, run_train_features
+from diffusion_var.app.commands.train_features import TrainFeaturesOptions, run
 from diffusion_var.app.flags import script
 
 if __name__ == "__main__":
-    script(TrainFeaturesOptions, "train_features", run_train_features)
+    script(TrainFeaturesOptions, "train_features", run)

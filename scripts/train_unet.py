@@ -7,8 +7,8 @@
 Interrupted, the same command goes on where it was. On several GPUs use torchrun or `accelerate launch`.
 """
 
-from diffusion_var.app.commands.train_unet import TrainUNetOptions, run_train_unet
+from diffusion_var.app.commands.train_unet import TrainUNetOptions, run
 from diffusion_var.app.flags import script
 
 if __name__ == "__main__":
-    script(TrainUNetOptions, "train_unet", run_train_unet)
+    script(TrainUNetOptions, "train_unet", run)

@@ -1,14 +1,40 @@
-"""The command line, `diffusion-var`. Flags are made from `options`; heavy imports wait until a command runs."""
+"""The command line, `diffusion-var`. Flags are made from option sets; heavy imports wait until a command runs."""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 import typer
 
-from . import options as option_sets
+from .compare.options import CompareOptions
 from .flags import command, new_app, run_app
-from .head_options import TrainHeadOptions
+from .options import (
+    EstimateOptions,
+    FidOptions,
+    NllOptions,
+    SampleOptions,
+    ShowOptions,
+    StatsOptions,
+    StepsOptions,
+    TrainHeadOptions,
+)
 
 app = new_app("diffusion-var", "The reverse covariance of diffusion models: measure it once, sample and score with it.")
+
+#: Name: its options, whose docstring is its help, and the module whose function `run` carries it out.
+COMMANDS: dict[str, tuple[type[Any], str]] = {
+    "demo": (CompareOptions, "compare.run"),
+    "compare": (CompareOptions, "compare.run"),
+    "estimate": (EstimateOptions, "commands.estimate"),
+    "show": (ShowOptions, "commands.show"),
+    "sample": (SampleOptions, "commands.sample"),
+    "nll": (NllOptions, "commands.nll"),
+    "steps": (StepsOptions, "commands.steps"),
+    "train-head": (TrainHeadOptions, "commands.train_head"),
+    "stats": (StatsOptions, "commands.stats"),
+    "fid": (FidOptions, "commands.fid"),
+}
 
 
 def main() -> None:
@@ -27,85 +53,15 @@ def _version(
         raise typer.Exit
 
 
-@command(app, option_sets.CompareOptions, "demo")
-def demo(options: option_sets.CompareOptions) -> None:
-    """Compare every choice of reverse variance on the bundled digits model; writes a report."""
-    from .commands.outputs import run_compare
+def _register(name: str, kind: type[Any], home: str) -> None:
+    def carry_out(options: Any) -> None:
+        import_module(f".{home}", __package__).run(options)
 
-    run_compare(options)
-
-
-@command(app, option_sets.CompareOptions, "compare")
-def compare(options: option_sets.CompareOptions) -> None:
-    """Compare methods by their scores; writes a report."""
-    from .commands.outputs import run_compare
-
-    run_compare(options)
+    command(app, kind, name)(carry_out)
 
 
-@command(app, option_sets.EstimateOptions, "estimate")
-def estimate(options: option_sets.EstimateOptions) -> None:
-    """Write a variance table."""
-    from .commands.outputs import run_estimate
-
-    run_estimate(options)
-
-
-@command(app, option_sets.ShowOptions, "show")
-def show(options: option_sets.ShowOptions) -> None:
-    """Print a variance table and draw it."""
-    from .commands.outputs import run_show
-
-    run_show(options)
-
-
-@command(app, option_sets.SampleOptions, "sample")
-def sample(options: option_sets.SampleOptions) -> None:
-    """Write samples."""
-    from .commands.outputs import run_sample
-
-    run_sample(options)
-
-
-@command(app, option_sets.NllOptions, "nll")
-def nll(options: option_sets.NllOptions) -> None:
-    """Print a likelihood bound."""
-    from .commands.nll import run_nll
-
-    run_nll(options)
-
-
-@command(app, option_sets.StepsOptions, "steps")
-def steps(options: option_sets.StepsOptions) -> None:
-    """Print optimal trajectories."""
-    from .commands.nll import run_steps
-
-    run_steps(options)
-
-
-@command(app, TrainHeadOptions, "train-head")
-def train_head(options: TrainHeadOptions) -> None:
-    """Train a covariance head."""
-    from .commands.train_head import run_train_head
-
-    run_train_head(options)
-
-
-@command(app, option_sets.StatsOptions, "stats")
-def stats(options: option_sets.StatsOptions) -> None:
-    """Write feature statistics."""
-    from .commands.fid import run_stats
-
-    run_stats(options)
-
-
-@command(app, option_sets.FidOptions, "fid")
-def fid(options: option_sets.FidOptions) -> None:
-    """Print scores."""
-    from .commands.fid import run_fid
-
-    run_fid(options)
-
+for _name, (_kind, _home) in COMMANDS.items():
+    _register(_name, _kind, _home)
 
 if __name__ == "__main__":
     main()

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from .. import checks
+from ..covariance.analytic import Analytic
+from ..covariance.fixed import FixedLarge, FixedSmall
 from ..covariance.head import Head
 from ..covariance.learned_range import LearnedRange
-from ..covariance.reverse import Analytic, FixedLarge, FixedSmall, ReverseCovariance
+from ..covariance.reverse import ReverseCovariance
+from ..covariance.scaled import Scaled
 from ..errors import InputError
 from ..models.denoiser import Denoiser
 from ..process import steps as step_lists
 from ..process.schedule import NoiseSchedule
+from ..process.steps import StepList
 from ..sampling.sampler import Sampler
 from ..variance.table import VarianceTable
-from .options import Method, NllOptions, SampleOptions
+from .compare.options import Method
+from .options import NllOptions, SampleOptions
+
+Way = Method | SampleOptions | NllOptions
+_SPREAD: dict[str, Any] = {
+    "linspace": step_lists.linspace,
+    "leading": step_lists.leading,
+    "trailing": step_lists.trailing,
+    "quadratic": step_lists.quadratic,
+    "log_snr": step_lists.log_snr,
+    "karras": step_lists.karras,
+}
 
 
-def make_covariance(options: Method | SampleOptions | NllOptions, table: VarianceTable | None) -> ReverseCovariance:
+def make_covariance(options: Way, table: VarianceTable | None) -> ReverseCovariance:
     """The reverse covariance that the options name."""
     if options.head is not None and options.covariance != "head":
         raise InputError(
@@ -28,41 +48,69 @@ def make_covariance(options: Method | SampleOptions | NllOptions, table: Varianc
     if options.covariance == "learned_range":
         return LearnedRange()
     if options.covariance == "head":
-        if options.head is None:
-            raise InputError(
-                "the covariance head needs a trained head; give its file with --head (made by `diffusion-var "
-                "train-head`)."
-            )
-        return Head.load(options.head)
-    if table is None:
-        raise InputError(
-            "the analytic covariance needs a variance table; give one with --table (made by `diffusion-var estimate`)."
+        missing = (
+            "the covariance head needs a trained head; give its file with --head (made by `diffusion-var train-head`)."
         )
-    return Analytic(table, options.estimator, options.structure)
+        return Head.load(checks.given(options.head, missing))
+    missing = (
+        "the analytic covariance needs a variance table; give one with --table (made by `diffusion-var estimate`)."
+    )
+    return Analytic(checks.given(table, missing), options.estimator, options.structure)
 
 
-def make_steps(schedule: NoiseSchedule, steps: int | list[int], spacing: str = "linspace") -> list[int]:
-    """The step list that the options name: K steps in a spacing, or explicit indices."""
+def make_steps(
+    schedule: NoiseSchedule, options: Any, steps: int | list[int], table: VarianceTable | None = None
+) -> StepList:
+    """The step list that the options name: K steps in a spacing, explicit indices, or levels by their σ/α.
+
+    Args:
+        options: whose spacing, sigmas, structure and estimator are read.
+        steps: K, or indices.
+        table: for the spacing optimal.
+    """
+    spacing = options.spacing
+    if options.sigmas is not None:
+        checks.refuse(spacing != "linspace", f"--spacing {spacing} has no meaning for a list of sigmas; leave it out.")
+        return step_lists.sigmas(schedule, options.sigmas)
     if isinstance(steps, list):
-        if spacing != "linspace":
-            raise InputError(
-                f"--spacing {spacing} has no meaning for a list of indices ({steps[0]}, …); give a number of steps, or "
-                "leave it out."
-            )
+        checks.refuse(
+            spacing != "linspace",
+            f"--spacing {spacing} has no meaning for a list of indices ({steps[0]}, …); give a number of steps, or "
+            "leave it out.",
+        )
         return step_lists.resolve(schedule, steps)
-    spread = {
-        "linspace": step_lists.linspace,
-        "leading": step_lists.leading,
-        "trailing": step_lists.trailing,
-        "quadratic": step_lists.quadratic,
-        "log_snr": step_lists.log_snr,
-    }[spacing]
-    return spread(schedule, steps)
+    if spacing == "optimal":
+        from ..likelihood.trajectories import optimal
+
+        missing = "the spacing optimal needs a variance table; give one with --table, or indices with --steps."
+        return optimal(checks.given(table, missing), steps, structure=options.structure, estimator=options.estimator)
+    found: StepList = _SPREAD[spacing](schedule, steps)
+    return found
+
+
+def make_noise(options: Any) -> dict[str, float | None]:
+    """η or τ of the options, as `Sampler` and `Bound` take them."""
+    wrong = options.tau is not None and options.eta != 1
+    checks.refuse(wrong, f"eta={options.eta:g} and tau={options.tau} both say how much noise a step adds; give one.")
+    return {"eta": options.eta, "tau": None} if options.tau is None else {"eta": None, "tau": options.tau}
 
 
 def make_sampler(
-    denoiser: Denoiser, options: Method | SampleOptions, steps: list[int], table: VarianceTable | None
+    denoiser: Denoiser, options: Method | SampleOptions, steps: StepList, table: VarianceTable | None
 ) -> Sampler:
     """The sampler that the options name."""
     covariance = make_covariance(options, table)
-    return Sampler(denoiser, covariance, steps, options.eta, options.final_noise_cap, options.clipped_eps)
+    if isinstance(options, Method) and options.factor != 1:
+        covariance = Scaled(covariance, options.factor)
+    noise = make_noise(options)
+    return Sampler(
+        denoiser, covariance, steps, noise["eta"], options.final_noise_cap, options.clipped_eps, noise["tau"]
+    )
+
+
+def refuse_set(options: Any, names: Sequence[str], where: str) -> None:
+    """Refuse options that were given and would be ignored."""
+    defaults = {f.name: f.default for f in fields(options)}
+    given = [name for name in names if getattr(options, name) != defaults[name]]
+    flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+    checks.refuse(bool(given), f"{flags} would have no meaning with {where}; leave out one or the other.")

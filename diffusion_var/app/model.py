@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from ..data.labels import open_labels
-from ..data.names import open_device
 from ..errors import InputError
 from ..models.conditions import Conditions
 from ..models.denoiser import Denoiser
@@ -35,7 +34,7 @@ class Model:
     options: ModelOptions
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> tuple[int, ...]:
         """(C, H, W) of its pictures."""
         codec = self.denoiser.codec
         return self.denoiser.shape if codec is None else codec.image_shape(self.denoiser.shape)
@@ -138,6 +137,16 @@ def open_model(name: str, options: ModelOptions) -> Model:
             return Model(Denoiser.from_pretrained(folder, **settings), options)
     settings |= {key: getattr(options, key) for key in ("variant", "revision", "allow_pickle")}
     return Model(Denoiser.from_pretrained(name, **settings), options)
+
+
+def open_device(name: str | None) -> torch.device:
+    """The device of that name; by default the GPU if there is one."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"the device {name!r} cannot be used ({str(error).splitlines()[0]}); try cpu.") from error
+    return device
 
 
 class _Cycled:

@@ -13,11 +13,11 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 Structures = Literal["isotropic", "channel", "pixel", "dct"]
 Estimators = Literal["residual", "score_norm", "data_variance"]
 Covariances = Literal["beta", "beta_tilde", "analytic", "learned_range", "head"]
-Spacings = Literal["linspace", "leading", "trailing", "quadratic", "log_snr"]
-LikelihoodSpacings = Literal["linspace", "leading", "trailing", "quadratic", "log_snr", "optimal"]
+Spacings = Literal["linspace", "leading", "trailing", "quadratic", "log_snr", "karras"]
+LikelihoodSpacings = Literal["linspace", "leading", "trailing", "quadratic", "log_snr", "karras", "optimal"]
 DecoderVariances = Literal["beta_tilde", "isotropic", "pixel", "covariance"]
 Objectives = Literal["kl", "bound"]
-SPACING_NAMES = {"optimal": "optimal", "even": "even", "log_snr": "even in log-SNR"}
+Targets = Literal["npr", "sn", "ocm", "factor"]
 Metrics = Literal["fid", "kid", "precision", "recall", "density", "coverage"]
 BITS: Final = "bits_per_dim"  # of the model, not of its samples
 CompareMetrics = Literal["fid", "kid", "precision", "recall", "density", "coverage", "bits_per_dim"]
@@ -33,6 +33,8 @@ FeaturesHelp = "feature network: inception, digits, or a .safetensors file of sc
 InceptionHelp = "file of Inception's weights; by default the one in PyTorch's cache, or a download"
 AcceptHelp = "SHA-256 of an Inception weights file, other than the published one, that you trust"
 HeadHelp = "trained head (head.safetensors of train-head), for the covariance head"
+TauHelp = "instead of eta: 1 is DDPM, 0 the ODE's step, more than 1 re-noises"
+SigmasHelp = "instead of steps: noise levels by their σ/α, comma-separated, falling; a 0 at the end may be left out"
 CovarianceHelp = "reverse covariance; analytic needs a table, head a trained head"
 SkipHelp = "leave out files that cannot be decoded, with a warning"
 DtypeHelp = "autocast of the network (its results and everything else stay float32)"
@@ -103,7 +105,9 @@ class SampleOptions(ModelOptions):
     first: Annotated[int, "index of the first image (image i of a seed is always the same)"] = 0
     steps: Annotated[int | list[int], "number of steps K, or the indices themselves, comma-separated, ascending"] = 25
     spacing: Annotated[Spacings, "how K steps are spread over 1…N"] = "linspace"
+    sigmas: Annotated[list[float] | None, SigmasHelp] = None
     eta: Annotated[float, "1 is DDPM, 0 is DDIM"] = 1.0
+    tau: Annotated[float | None, TauHelp] = None
     covariance: Annotated[Covariances, CovarianceHelp] = "beta_tilde"
     table: Annotated[Path | None, "variance table, for the analytic covariance"] = None
     head: Annotated[Path | None, HeadHelp] = None
@@ -131,7 +135,9 @@ class NllOptions(ModelOptions):
     estimator: Annotated[Estimators, "estimator of the analytic covariance"] = "residual"
     steps: Annotated[int | list[int], "number of steps K, or the indices themselves, comma-separated, ascending"] = 25
     spacing: Annotated[LikelihoodSpacings, "how K steps are spread over 1…N; optimal needs a table"] = "linspace"
+    sigmas: Annotated[list[float] | None, SigmasHelp] = None
     eta: Annotated[float, "1 is DDPM; above 0"] = 1.0
+    tau: Annotated[float | None, TauHelp] = None
     clipped_eps: Annotated[Literal["network", "rederived"] | None, "which ε̂ a step uses where x̂_0 is clipped"] = None
     decoder_variance: Annotated[
         DecoderVariances | float, "variance of the last step, or a number; covariance for continuous data only"
@@ -178,6 +184,46 @@ class StepsOptions(ModelOptions):
 
 
 @dataclass
+class TrainHeadOptions(ModelOptions):
+    """Train a head that says how much the variance of x_0 depends on the image, on a model's frozen trunk."""
+
+    model: Annotated[str, ModelHelp]
+    table: Annotated[Path, "variance table of the same model: what the head's output multiplies"]
+    images: Annotated[str, "images to train on: " + ImagesHelp]
+    out: Annotated[Path, "folder for the head, its curve and, while it trains, its checkpoint"]
+    held_out: Annotated[str | None, "images for the curve and for --patience: " + ImagesHelp] = None
+    held_out_labels: Annotated[str | None, "labels of the held-out images, file.npz:KEY; by default their own"] = None
+    target: Annotated[
+        Targets, "npr (right for any mean), sn, ocm; or factor: one number an image, times a structure's variances"
+    ] = "npr"
+    kind: Annotated[Literal["simple", "residual"], "size of the head; residual has a block that knows the time"] = (
+        "simple"
+    )
+    structure: Annotated[Literal["dct", "pixel"] | None, "for factor: whose variances it multiplies"] = None
+    output: Annotated[
+        Literal["ratio", "papers"], "positive multiple of the table's variance, or the published heads' clipped output"
+    ] = "ratio"
+    features: Annotated[str | None, "module whose input the features are; found for diffusers UNets and DiT"] = None
+    steps: Annotated[int, "optimiser steps"] = 10_000
+    batch_size: Annotated[int, "images a step, over all processes together"] = 128
+    learning_rate: Annotated[float, "of Adam"] = 1e-4
+    rate_schedule: Annotated[Literal["constant", "cosine"], "constant, or a cosine to zero"] = "constant"
+    ema_decay: Annotated[float, "decay of the moving average of the weights, which is what is saved"] = 0.9999
+    weighting: Annotated[
+        Literal["table", "likelihood", "papers"],
+        "every index counts, or each for what it costs in bits (npr, factor), or the papers' plain squared error",
+    ] = "table"
+    accumulate: Annotated[int, "parts that a batch is evaluated in: less memory"] = 1
+    evaluate_every: Annotated[int, "steps between points of the curve"] = 500
+    patience: Annotated[int | None, "stop after so many points without a lower held-out loss; keep the best"] = None
+    likelihood_images: Annotated[int, "held-out images of the curve's bits/dim; 0 for none"] = 64
+    likelihood_steps: Annotated[int, "steps of the curve's bits/dim"] = 10
+    seed: Annotated[int, "seed of every random number"] = 0
+    download: Annotated[bool, "let torchvision download the data set"] = False
+    overwrite: Annotated[bool, "write into a folder that holds something else"] = False
+
+
+@dataclass
 class StatsOptions(Options):
     """Write the feature statistics of images, to score against: mu and sigma, as pytorch-fid writes and reads them."""
 
@@ -213,97 +259,3 @@ class FidOptions(Options):
     download: Annotated[bool, "let torchvision download the data set"] = False
     skip_corrupt: Annotated[bool, SkipHelp] = False
     json: Annotated[bool, "print JSON, one line a score, with its protocol"] = False
-
-
-def family_name(eta: float) -> str:
-    """What the field calls the samplers of this η."""
-    return "DDPM" if eta == 1 else "DDIM" if eta == 0 else f"η={eta:g}"
-
-
-@dataclass
-class Method(Options):
-    """One row of a comparison: a way to sample, as data."""
-
-    covariance: Covariances
-    eta: float = 1.0
-    estimator: Estimators = "residual"
-    structure: Structures = "isotropic"
-    final_noise_cap: float | None = None
-    clipped_eps: Literal["network", "rederived"] | None = None
-    spacing: Spacings = "linspace"
-    steps: list[int] | None = None  # numbers of steps, if other than the comparison's
-    head: Path | None = None  # of train-head, for the covariance head
-    name: str | None = None
-
-    @property
-    def label(self) -> str:
-        """The name given, or one made from the rest."""
-        if self.name is not None:
-            return self.name
-        family = family_name(self.eta)
-        cap = "" if self.final_noise_cap is None else f", cap {self.final_noise_cap:g}"
-        rest = cap + ("" if self.clipped_eps is None else f", {self.clipped_eps} ε̂")
-        rest += "" if self.spacing == "linspace" else f", {self.spacing}"
-        if self.covariance == "analytic":
-            kind = "" if self.estimator == "residual" else f" ({self.estimator})"
-            return f"Analytic-{family} {self.structure}{kind}{rest}"
-        if self.covariance == "head":
-            file = Path(self.head or "head")
-            return f"{family} head {file.parent.name if file.stem == 'head' else file.stem}{rest}"
-        sign = {"beta": "β", "beta_tilde": "β̃", "learned_range": "learned range"}[self.covariance]
-        return f"{family}{rest}" if self.eta == 0 else f"{family} {sign}{rest}"
-
-
-def _demo_methods() -> list[Method]:
-    fixed = [Method("beta"), Method("beta_tilde"), Method("beta_tilde", eta=0.0)]
-    analytic = [
-        Method("analytic", eta=eta, structure=structure, final_noise_cap=cap)
-        for eta in (1.0, 0.0)
-        for structure in ("isotropic", "pixel", "dct")
-        for cap in (None, 1.0)
-    ]
-    return fixed + analytic
-
-
-@dataclass
-class CompareOptions(ModelOptions):
-    """Compare methods × numbers of steps × seeds by their scores; the defaults are the bundled digits (the demo)."""
-
-    out: Annotated[Path, "folder for the report, and for the cells that an interrupted run continues from"] = Path(
-        "runs/demo"
-    )
-    model: Annotated[str, ModelHelp] = "digits"
-    table: Annotated[Path | None, "variance table; by default one is measured on table_images"] = None
-    table_images: Annotated[str, "images that the variance table is measured on: " + ImagesHelp] = "digits:table"
-    reference: Annotated[str, "images to score against, or an npz of statistics: " + ImagesHelp] = "digits:score"
-    baseline: Annotated[str | None, "real images scored the same way, as the floor of the scores"] = "digits:train"
-    features: Annotated[str, FeaturesHelp] = "digits"
-    inception_weights: Annotated[Path | None, InceptionHelp] = None
-    accept_weights: Annotated[str | None, AcceptHelp] = None
-    metrics: Annotated[list[CompareMetrics], "what to measure, comma-separated; who wins is told by the first"] = field(
-        default_factory=lambda: ["fid"]
-    )
-    likelihood_images: Annotated[str, "for bits_per_dim: held-out images, " + ImagesHelp] = "digits:score"
-    tolerance: Annotated[float, "tolerance of the variance table"] = 0.02
-    max_evaluations: Annotated[int | None, "bound on the network evaluations of the variance table"] = None
-    steps: Annotated[list[int], "numbers of steps, comma-separated"] = field(default_factory=lambda: [5, 10, 25])
-    seeds: Annotated[list[int], "seeds, comma-separated"] = field(default_factory=lambda: [0, 1, 2])
-    count: Annotated[int, "images per method, number of steps and seed"] = 400
-    batch_size: Annotated[int, "images at once"] = 200
-    methods: list[Method] = field(default_factory=_demo_methods)
-    download: Annotated[bool, "let torchvision download the data set"] = False
-    overwrite: Annotated[bool, "write into a folder that holds something else"] = False
-
-    @property
-    def image_metrics(self) -> list[Metrics]:
-        """What is measured of samples: all metrics but bits/dim."""
-        return [metric for metric in self.metrics if metric != BITS]
-
-    def method_steps(self, method: Method) -> list[int]:
-        """The numbers of steps that a method is run at."""
-        return self.steps if method.steps is None else method.steps
-
-    @property
-    def all_steps(self) -> list[int]:
-        """Every number of steps of the comparison, ascending."""
-        return sorted({k for method in self.methods for k in self.method_steps(method)})

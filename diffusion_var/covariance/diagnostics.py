@@ -1,9 +1,7 @@
 """What a table says of a sampler's steps: how much each choice of variance costs, and how much is the mean's fault.
 
-In a step with optimal variance σ*² = λ² + γ² v the expected KL(q(x_s|x_t,x_0) ‖ p(x_s|x_t)) is ½ log(σ*²/λ²) per
-dimension (Analytic-DPM, arXiv:2201.06503, §4), and with another variance u it is more by
-
-    ½ (ρ − 1 − log ρ),   ρ = σ*²/u.
+What a step costs with its optimal variance σ*² = λ² + γ² v, and what it costs more with another, is
+`process.divergence` [E11].
 
 The residual v holds the mean's own error: v = v_exact + E‖x̂_0 − E[x_0|x_t]‖²/d. The two other estimators take the mean
 for exact, and where its error is uncorrelated with the exact prediction (of x_0 or of ε) they are v_exact − E‖…‖²/d:
@@ -16,29 +14,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import InputError
+from ..process.divergence import excess_kl, expected_kl
 from ..process.kernel import ReverseKernel
 from ..variance.estimators import Estimator
-from .reverse import Analytic
-
-if TYPE_CHECKING:
-    from ..variance.table import VarianceTable
+from ..variance.table import VarianceTable
+from .analytic import Analytic
 
 _BITS = 1.0 / math.log(2.0)
 _OTHERS: tuple[Estimator, ...] = ("score_norm", "data_variance")
 FIXED = ("beta_tilde", "beta")
-
-
-def excess_kl(optimal: npt.ArrayLike, used: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """½ (ρ − 1 − log ρ), ρ = optimal/used: what a variance other than the optimal one adds to the expected KL of a
-    step, in nats/dim."""
-    ratio = np.asarray(optimal, dtype=np.float64) / np.asarray(used, dtype=np.float64)
-    return np.asarray(0.5 * (ratio - 1.0 - np.log(ratio)))
 
 
 def mean_error(table: VarianceTable, n: int) -> float | None:
@@ -49,11 +37,11 @@ def mean_error(table: VarianceTable, n: int) -> float | None:
     """
     if table.data is None or table.guidance_scale != 1.0:
         return None
-    v = table.posterior_variance(n)
+    level, v = table.schedule.level(n), table.posterior_variance(n)
     errors = {other: table.standard_error(n, other) for other in _OTHERS}
     other = min(_OTHERS, key=lambda name: errors[name])
     # Not `posterior_variance`, which is cut at 0: below that it is where the mean errs by more than the exact variance.
-    gap = v - float(table.nodes.value(other, "isotropic", n))
+    gap = v - float(table.interpolation.value(other, "isotropic", level))
     if gap <= 2.0 * math.hypot(table.standard_error(n), errors[other]):
         return 0.0
     return float(min(0.5 * gap, v))
@@ -86,32 +74,32 @@ def diagnose(table: VarianceTable, steps: Sequence[int]) -> list[StepDiagnosis]:
 
     Raises InputError where it covers none.
     """
-    inside = [n for n in steps if table.indices[0] <= n <= table.indices[-1]]
+    inside = [n for n in steps if table.covers(n)]
     if len(inside) < 2:
         raise InputError(
             f"the table's indices {table.indices[0]} to {table.indices[-1]} hold no step of the {len(steps)} asked for."
         )
-    return [_diagnose_step(table, ReverseKernel(table.schedule, t, s)) for s, t in pairwise(inside)][::-1]
+    return [_diagnose_step(table, t, s) for s, t in pairwise(inside)][::-1]
 
 
-def _diagnose_step(table: VarianceTable, kernel: ReverseKernel) -> StepDiagnosis:
-    estimator = table.default_estimator
+def _diagnose_step(table: VarianceTable, t: int, s: int) -> StepDiagnosis:
+    kernel, estimator = ReverseKernel(table.schedule, t, s), table.default_estimator
     best = float(Analytic(table, estimator).variance(kernel))
     saving = {}
     for name in table.structures:
         if name != "isotropic" and not (name == "channel" and table.structure(name).shape[0] == 1):
             elements = Analytic(table, estimator, name).variance(kernel)
             saving[name] = 0.5 * _BITS * (math.log(best) - float(np.log(elements).mean()))
-    error = mean_error(table, kernel.t)
+    error = mean_error(table, t)
     imperfect = None
     if error is not None:
         imperfect = 0.5 * _BITS * (math.log(best) - math.log(max(best - kernel.gain**2 * error, kernel.lambda2)))
     used = {"beta_tilde": kernel.beta_tilde, "beta": kernel.beta}
     return StepDiagnosis(
-        kernel.t,
-        kernel.s,
+        t,
+        s,
         best,
-        0.5 * _BITS * math.log(best / kernel.lambda2),
+        _BITS * expected_kl(best, kernel.lambda2),
         {name: _BITS * float(excess_kl(best, used[name])) for name in FIXED},
         saving,
         imperfect,

@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import checks
 from ..errors import InputError
 from ..models.denoiser import Denoiser
 from ..process.kernel import ReverseKernel
+from ..process.level import NoiseLevel
 from ..process.structure import Pixel, Shape, Structure
 from ..variance.estimators import upper_bound
 from ..variance.table import VarianceTable
+from .analytic import Analytic, mean_error_variance
 from .head_targets import PIXEL_TARGETS, TINY, FactorTarget, Target
-from .reverse import Analytic, mean_error_variance
 
 _KEPT_BYTES = 256 * 1024**2
 
@@ -33,10 +35,9 @@ class Prior:
     """
 
     def __init__(self, table: VarianceTable, target: str, structure: str | None) -> None:
-        if not isinstance(table, VarianceTable):
-            raise InputError(
-                f"a head needs a VarianceTable, but got {type(table).__name__}; make one with dv.estimate."
-            )
+        kind = type(table).__name__
+        wrong = not isinstance(table, VarianceTable)
+        checks.refuse(wrong, f"a head needs a VarianceTable, but got {kind}; make one with dv.estimate.")
         if table.data is None or table.shape is None:
             raise InputError(
                 "a head multiplies the residual variance, which a table of published arrays does not know; make one "
@@ -52,21 +53,27 @@ class Prior:
         self._gap = torch.zeros_like(self._g) if self.target.any_mean else self._disagreement()
         self._elements: dict[int, torch.Tensor] = {}
 
+    # ---- at every index ---------------------------------------------------------------------------------------
+
     def _levels(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """g, v and the upper bound of v at every index, (N + 1,) float64; nan outside the measured ones."""
-        schedule, table = self.table.schedule, self.table
-        g, v, most = (np.full(schedule.num_steps + 1, math.nan) for _ in range(3))
+        schedule = self.table.schedule
+        found = np.full((3, schedule.num_steps + 1), math.nan)
         for n in range(self.indices[0], self.indices[1] + 1):
-            v[n] = table.posterior_variance(n)
-            if not v[n] > 0:
-                raise InputError(
-                    f"the table's residual variance at index {n} is {v[n]:g}, but a head multiplies it and needs a "
-                    "positive one; measure the table to a smaller tolerance, or without that index."
-                )
-            alpha, sigma = float(schedule.alpha[n]), float(schedule.sigma[n])
-            g[n] = (alpha / sigma) ** 2 * v[n]
-            most[n] = float(upper_bound(alpha, sigma, None, table.data_range))
+            found[:, n] = self._at_level(schedule.level(n))
+        g, v, most = found
         return torch.from_numpy(g), torch.from_numpy(v), torch.from_numpy(most)
+
+    def _at_level(self, level: NoiseLevel) -> tuple[float, float, float]:
+        """g = (α²/σ²) v, v, and the upper bound of v."""
+        v = self.table.posterior_variance(level)
+        if not v > 0:
+            raise InputError(
+                f"the table's residual variance at {level.name} is {v:g}, but a head multiplies it and needs a "
+                "positive one; measure the table to a smaller tolerance, or without that index."
+            )
+        most = float(upper_bound(level.alpha, level.sigma, None, self.table.data_range))
+        return (level.alpha / level.sigma) ** 2 * v, v, most
 
     def _disagreement(self) -> torch.Tensor:
         """How far an imperfect mean is from what targets of the exact one take for granted, in units of v; (N + 1,).
@@ -78,31 +85,39 @@ class Prior:
         delta = np.zeros(len(g))
         for n in range(self.indices[0], self.indices[1] + 1):
             if schedule.alpha[n] > 0:
-                value = float(self.table.nodes.value("score_norm", "isotropic", n))
+                value = float(self.table.interpolation.value("score_norm", "isotropic", schedule.level(n)))
                 delta[n] = (schedule.alpha[n] / schedule.sigma[n]) ** 2 * value - g[n]
         measured = delta[self.indices[0] : self.indices[1] + 1]
         return torch.from_numpy(np.sqrt(delta**2 + np.mean(measured**2)) / np.maximum(g, TINY))
 
+    # ---- of a batch -------------------------------------------------------------------------------------------
+
     def gap(self, indices: torch.Tensor) -> torch.Tensor:
-        """That disagreement at indices (B,); (B, 1, 1, 1) float32; 0 for targets that are right for any mean."""
-        gap: torch.Tensor = self._gap[indices.cpu()].float()[:, None, None, None]
-        return gap
+        """That disagreement at indices (B,); (B, 1, …) float32; 0 for targets that are right for any mean."""
+        return self._column(self._gap[indices.cpu()])
 
     def at(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """g = (α²/σ²) v and v, the isotropic variance, of indices (B,) on the CPU; each (B, 1, 1, 1) float32."""
-        g, v = (level[indices.cpu()].float()[:, None, None, None] for level in (self._g, self._v))
-        return g, v
+        """g = (α²/σ²) v and v, the isotropic variance, of indices (B,) on the CPU; each (B, 1, …) float32."""
+        return self._column(self._g[indices.cpu()]), self._column(self._v[indices.cpu()])
 
-    def largest_ratio(self, indices: torch.Tensor) -> torch.Tensor:
-        """The upper bound of v that holds for every pixel under the exact mean, divided by v; (B, 1, 1, 1) float32."""
-        ratio: torch.Tensor = (self._most / self._v)[indices.cpu()].float()[:, None, None, None]
-        return ratio
+    def g_and_largest_ratio(self, n: torch.Tensor | NoiseLevel) -> tuple[torch.Tensor, torch.Tensor]:
+        """g, and the upper bound of v that holds for every pixel under the exact mean, divided by v; of indices (B,) on
+        the CPU or of one level; (B or 1, 1, …) float32."""
+        if isinstance(n, NoiseLevel):
+            g, v, most = (torch.tensor([value], dtype=torch.float64) for value in self._at_level(n))
+        else:
+            g, v, most = (values[n.cpu()] for values in (self._g, self._v, self._most))
+        return self._column(g), self._column(most / v)
 
     def variances(self, indices: torch.Tensor) -> torch.Tensor:
-        """What ρ multiplies: the isotropic v, (B, 1, 1, 1), or a structure's, (B, C, H, W); float32 on the CPU."""
+        """What ρ multiplies: the isotropic v, (B, 1, …), or a structure's, (B, C, *spatial); float32 on the CPU."""
         if self.analytic.structure == "isotropic":
             return self.at(indices)[1]
         return torch.stack([self._element_variances(int(n)) for n in indices])
+
+    def _column(self, values: torch.Tensor) -> torch.Tensor:
+        """(B,) as (B, 1, …) float32."""
+        return values.float().view(-1, *(1,) * len(self.shape))
 
     def _element_variances(self, n: int) -> torch.Tensor:
         if n not in self._elements:
@@ -113,7 +128,7 @@ class Prior:
         return self._elements[n]
 
     def mean_error(self, kernel: ReverseKernel) -> Any:
-        """The table's part of Σ that ρ multiplies, γ² v or its three-moment value; float64, () or (C, H, W)."""
+        """The table's part of Σ that ρ multiplies, γ² v or its three-moment value; float64, () or (C, *spatial)."""
         return mean_error_variance(kernel, *self.analytic.moments(kernel))
 
     def refuse_guided(self, denoiser: Denoiser) -> None:

@@ -1,4 +1,4 @@
-"""What a head learns: the state-dependent variance of x_0 given x_t, as a multiple ρ of the table's v_t (DESIGN §2.9).
+"""What a head learns: the state-dependent variance of x_0 given x_t, as a multiple ρ of the table's v_t [E9].
 
 With g = (α²/σ²) v_t, the table's variance in units of the noise, the regression targets y, E[y|x_t] = g ρ(x_t), are
 
@@ -46,18 +46,18 @@ NEGLIGIBLE = 1e-3
 
 
 @dataclass(frozen=True)
-class Draw:
+class HeadDraw:
     """Noisy images and what is known of them.
 
     Attributes:
-        x_0, eps: (B, C, H, W).
+        x_0, eps: (B, C, *spatial).
         posterior: at x_t, without a graph.
-        sigma: (B, 1, 1, 1).
-        g: (B, 1, 1, 1): (α²/σ²) times the table's isotropic v_t.
-        gap: (B, 1, 1, 1): by how much the table's estimators disagree, in units of v (see `Prior.gap`).
-        v: (B, 1, 1, 1) isotropic v_t; for `FactorTarget` the structure's, (B, C, H, W).
-        floor: (B, 1, 1, 1): λ²/γ² of a step from t to a random s (`noise_floor`).
-        probe: (B, C, H, W) of ±1 and its vector-Jacobian product ∂(ε̂·r)/∂x_t, where a target needs them.
+        sigma: (B, 1, …).
+        g: (B, 1, …): (α²/σ²) times the table's isotropic v_t.
+        gap: (B, 1, …): by how much the table's estimators disagree, in units of v (see `Prior.gap`).
+        v: (B, 1, …) isotropic v_t; for `FactorTarget` the structure's, (B, C, *spatial).
+        floor: (B, 1, …): λ²/γ² of a step from t to a random s (`noise_floor`).
+        probe: (B, C, *spatial) of ±1 and its vector-Jacobian product ∂(ε̂·r)/∂x_t, where a target needs them.
     """
 
     x_0: torch.Tensor
@@ -81,21 +81,21 @@ class Target(ABC):
     needs_probe = False
 
     @abstractmethod
-    def ratio(self, draw: Draw) -> torch.Tensor:
-        """y/g of each element, like x_0, or (B, C, 1, 1)."""
+    def ratio(self, draw: HeadDraw) -> torch.Tensor:
+        """y/g of each element, like x_0, or (B, C, 1, …)."""
 
     def error_square(self, g: torch.Tensor, gap: torch.Tensor) -> torch.Tensor:
         """About the mean square of y/g − ρ, where ρ = 1; like g."""
         return torch.full_like(g, 2.0)
 
-    def loss(self, predicted: torch.Tensor, draw: Draw, weighting: Weighting) -> torch.Tensor:
+    def loss(self, predicted: torch.Tensor, draw: HeadDraw, weighting: Weighting) -> torch.Tensor:
         """The loss of predicted ρ, averaged over the batch and its elements; ()."""
         if weighting == "likelihood":
             return self.likelihood_loss(predicted, draw)
         weight = draw.g**2 if weighting == "papers" else 1.0 / self.error_square(draw.g, draw.gap)
         return (weight * (self.ratio(draw) - predicted).square()).mean()
 
-    def likelihood_loss(self, predicted: torch.Tensor, draw: Draw) -> torch.Tensor:
+    def likelihood_loss(self, predicted: torch.Tensor, draw: HeadDraw) -> torch.Tensor:
         """The bound's own terms; InputError for targets that are no squares."""
         raise no_likelihood(self.name)
 
@@ -112,7 +112,7 @@ def no_likelihood(target: str) -> InputError:
 def step_loss(
     square: torch.Tensor, v: torch.Tensor, ratio: torch.Tensor, floor: torch.Tensor, least: float | torch.Tensor
 ) -> torch.Tensor:
-    """What a step of the bound costs with variance ρ v instead of v, in nats an element (DESIGN §2.10 over γ²):
+    """What a step of the bound costs with variance ρ v instead of v, in nats an element ([E10] over γ²):
 
         ½ [ log((F + ρ v)/(F + v)) + (F + (x_0 − x̂_0)²)/(F + ρ v) − 1 ],     F = λ²/γ².
 
@@ -128,10 +128,10 @@ class NprTarget(Target):
 
     name, any_mean = "npr", True
 
-    def ratio(self, draw: Draw) -> torch.Tensor:
+    def ratio(self, draw: HeadDraw) -> torch.Tensor:
         return (draw.x_0 - draw.posterior.mean).square() / draw.v
 
-    def likelihood_loss(self, predicted: torch.Tensor, draw: Draw) -> torch.Tensor:
+    def likelihood_loss(self, predicted: torch.Tensor, draw: HeadDraw) -> torch.Tensor:
         square = (draw.x_0 - draw.posterior.mean).square()
         return step_loss(square, draw.v, predicted, draw.floor, LEAST_FLOOR * draw.v).mean()
 
@@ -144,7 +144,7 @@ class SnTarget(Target):
 
     name = "sn"
 
-    def ratio(self, draw: Draw) -> torch.Tensor:
+    def ratio(self, draw: HeadDraw) -> torch.Tensor:
         return (draw.eps.square() - draw.posterior.eps.square()) / draw.g.clamp(min=TINY)
 
     def error_square(self, g: torch.Tensor, gap: torch.Tensor) -> torch.Tensor:
@@ -159,7 +159,7 @@ class OcmTarget(Target):
 
     name, needs_probe = "ocm", True
 
-    def ratio(self, draw: Draw) -> torch.Tensor:
+    def ratio(self, draw: HeadDraw) -> torch.Tensor:
         assert draw.probe is not None
         probe, product = draw.probe
         return (1.0 - draw.sigma * probe * product) / draw.g.clamp(min=TINY)
@@ -183,27 +183,37 @@ class FactorTarget(Target):
     def __init__(self, forward: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self.forward = forward
 
-    def ratio(self, draw: Draw) -> torch.Tensor:
+    def ratio(self, draw: HeadDraw) -> torch.Tensor:
         square = self.forward(draw.x_0 - draw.posterior.mean).square()
-        counts = draw.v >= NEGLIGIBLE * draw.v.mean(dim=(-3, -2, -1), keepdim=True)
-        share = torch.where(counts, square / draw.v.clamp(min=TINY**2), 0.0).sum(dim=(-2, -1), keepdim=True)
+        counts = draw.v >= NEGLIGIBLE * _image_mean(draw.v)
+        share = per_channel(torch.where(counts, square / draw.v.clamp(min=TINY**2), 0.0), torch.sum)
         # A channel without any counted element stays what the table says.
-        number = counts.sum(dim=(-2, -1), keepdim=True)
+        number = per_channel(counts, torch.sum)
         return torch.where(number > 0, share / number.clamp(min=1), 1.0)
 
-    def loss(self, predicted: torch.Tensor, draw: Draw, weighting: Weighting) -> torch.Tensor:
+    def loss(self, predicted: torch.Tensor, draw: HeadDraw, weighting: Weighting) -> torch.Tensor:
         if weighting == "likelihood":
             return self.likelihood_loss(predicted, draw)
         # Its noise is the same at every index already.
         return (0.5 * (self.ratio(draw) - predicted).square()).mean()
 
-    def likelihood_loss(self, predicted: torch.Tensor, draw: Draw) -> torch.Tensor:
+    def likelihood_loss(self, predicted: torch.Tensor, draw: HeadDraw) -> torch.Tensor:
         square = self.forward(draw.x_0 - draw.posterior.mean).square()
-        least = LEAST_FLOOR * draw.v.mean(dim=(-3, -2, -1), keepdim=True)
+        least = LEAST_FLOOR * _image_mean(draw.v)
         return step_loss(square, draw.v, predicted, draw.floor, least).mean()
 
     def published(self, raw: torch.Tensor, posterior: Posterior) -> torch.Tensor:
         raise InputError("the factor target is not one of the papers'; use output='ratio'.")
+
+
+def per_channel(values: torch.Tensor, reduce: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """Sums or means over the spatial axes of (B, C, *spatial), which are kept with length 1."""
+    axes = tuple(range(2, values.ndim))
+    return reduce(values, dim=axes, keepdim=True) if axes else values
+
+
+def _image_mean(values: torch.Tensor) -> torch.Tensor:
+    return values.mean(dim=tuple(range(1, values.ndim)), keepdim=True)
 
 
 PIXEL_TARGETS: dict[str, Callable[[], Target]] = {"npr": NprTarget, "sn": SnTarget, "ocm": OcmTarget}

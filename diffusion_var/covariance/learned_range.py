@@ -18,9 +18,11 @@ import torch
 from ..errors import InputError
 from ..models.denoiser import Denoiser
 from ..models.posterior import Posterior
-from ..process.kernel import ReverseKernel
-from ..process.steps import resolve
+from ..process.kernel import ReverseKernel, reverse_kernels
+from ..process.level import NoiseLevel
+from ..process.steps import describe, resolve
 from ..process.structure import Pixel
+from .fixed import check_ddpm
 from .reverse import ReverseCovariance, StructuredCovariance, image_shape
 
 
@@ -43,7 +45,7 @@ class LearnedRange(ReverseCovariance):
 
     depends_on_image = True
 
-    def __init__(self, steps: int | Sequence[int] | None = None) -> None:
+    def __init__(self, steps: int | Sequence[int] | Sequence[NoiseLevel] | None = None) -> None:
         self.steps = steps
 
     @property
@@ -51,15 +53,15 @@ class LearnedRange(ReverseCovariance):
         return "learned_range"
 
     def identity(self) -> dict[str, Any]:
-        steps = self.steps if self.steps is None or isinstance(self.steps, int) else [int(n) for n in self.steps]
-        return {"name": self.name, "steps": steps}
+        listed = None if self.steps is None or isinstance(self.steps, int) else describe(list(self.steps))  # type: ignore[arg-type]
+        return {"name": self.name, "steps": self.steps if listed is None else listed}
 
     def check(self, denoiser: Denoiser, kernels: list[ReverseKernel]) -> None:
         for kernel in kernels:
-            _require_ddpm(kernel)
+            check_ddpm(kernel, *_DDPM)
 
     def __call__(self, posterior: Posterior | None, kernel: ReverseKernel) -> StructuredCovariance:
-        _require_ddpm(kernel)
+        check_ddpm(kernel, *_DDPM)
         if posterior is None or posterior.range is None:
             raise InputError(
                 "LearnedRange needs a network with 2C output channels (Improved DDPM, DiT), but this one returns C; "
@@ -69,18 +71,21 @@ class LearnedRange(ReverseCovariance):
         return StructuredCovariance(Pixel(image_shape(posterior)), variance)
 
     def _beta_tilde(self, kernel: ReverseKernel) -> float:
-        if kernel.s > 0:
+        if not kernel.last:
             return kernel.beta_tilde
-        steps = [1, 2] if self.steps is None else resolve(kernel.schedule, self.steps)
-        if steps[0] != kernel.t:
+        wanted: Any = [1, 2] if self.steps is None else self.steps
+        if kernel.schedule is None and not isinstance(wanted, list | tuple):
             raise InputError(
-                f"the last step of LearnedRange goes from index {kernel.t} to 0, but its steps begin with {steps[0]}; "
-                "pass the sampler's steps: LearnedRange(steps)."
+                "LearnedRange needs the sampler's levels for its last step; pass them: LearnedRange(levels)."
+            )
+        kernels = reverse_kernels(kernel.schedule, resolve(kernel.schedule, wanted))  # type: ignore[arg-type]
+        if kernels[-1].level_t != kernel.level_t:
+            raise InputError(
+                f"the last step of LearnedRange goes from index {kernel.level_t} to 0, but its steps begin with "
+                f"{kernels[-1].level_t}; pass the sampler's steps: LearnedRange(steps)."
             )
         # A single step has none before it: nothing but β is left.
-        return kernel.beta if len(steps) == 1 else ReverseKernel(kernel.schedule, steps[1], steps[0]).beta_tilde
+        return kernel.beta if len(kernels) == 1 else kernels[-2].beta_tilde
 
 
-def _require_ddpm(kernel: ReverseKernel) -> None:
-    if kernel.eta != 1.0:
-        raise InputError(f"LearnedRange is defined for eta=1 only, but eta={kernel.eta}; use eta=1 or Analytic.")
+_DDPM = "LearnedRange", "use eta=1 or Analytic"

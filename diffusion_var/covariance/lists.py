@@ -1,7 +1,7 @@
 """Posterior variances at every index as plain lists of numbers: what fits into a scheduler's JSON config.
 
 For the isotropic and the channel structure a table comes down to N numbers (or N × C), and where x̂_0 is clipped twice
-as many more: the moments E rδ and E δ² of the optimal covariance with the network's own ε̂ (see `covariance`).
+as many more: the moments E rδ and E δ² of the optimal covariance with the network's own ε̂ (see `analytic`).
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import checks
 from ..errors import InputError
 from ..models.denoiser import Denoiser
 from ..models.posterior import Posterior
 from ..process.kernel import ReverseKernel
-from ..process.structure import Channel, Isotropic, Structure
+from ..process.structure import Channel, Isotropic
 from ..variance.estimators import Estimator
 from ..variance.table import VarianceTable
-from .reverse import ReverseCovariance, StructuredCovariance, image_shape, optimal_variance, variance_tensor
+from .analytic import optimal_variance
+from .reverse import ReverseCovariance, StructuredCovariance, image_shape, variance_tensor
 
 Float64Array = npt.NDArray[np.float64]
 STRUCTURES = ("isotropic", "channel")
@@ -85,18 +87,19 @@ class VarianceLists(ReverseCovariance):
             )
 
     def variance(self, kernel: ReverseKernel) -> Float64Array:
-        """Σ's variances for a step, float64: () or (C, 1, 1)."""
-        v, cross, shift = (array[kernel.t - 1] for array in (self.variances, self.cross, self.shift))
-        value = np.asarray(optimal_variance(kernel, v, cross, shift))
-        return value if value.ndim == 0 else value[:, None, None]
+        """Σ's variances for a step, float64: () or (C,)."""
+        n = checks.given(kernel.t, f"lists of variances know indices alone, but the step {kernel} starts off the grid.")
+        v, cross, shift = (array[n - 1] for array in (self.variances, self.cross, self.shift))
+        return np.asarray(optimal_variance(kernel, v, cross, shift))
 
     def __call__(self, posterior: Posterior | None, kernel: ReverseKernel) -> StructuredCovariance:
-        value = self.variance(kernel)
-        shape = image_shape(posterior)
-        if value.ndim > 0 and posterior is not None and len(value) != shape[0]:
-            raise InputError(f"there are variances for {len(value)} channels, but the images have {shape[0]}.")
-        structure: Structure = Isotropic(shape) if value.ndim == 0 else Channel((len(value), *shape[1:]))
-        return StructuredCovariance(structure, variance_tensor(value, posterior))
+        value, shape = self.variance(kernel), image_shape(posterior)
+        if value.ndim == 0:
+            return StructuredCovariance(Isotropic(shape), variance_tensor(value, posterior))
+        wrong = posterior is not None and len(value) != shape[0]
+        checks.refuse(wrong, f"there are variances for {len(value)} channels, but the images have {shape[0]}.")
+        structure = Channel((len(value), *shape[1:]))
+        return StructuredCovariance(structure, variance_tensor(value.reshape(structure.variance_shape), posterior))
 
 
 def _flat(value: Any) -> Any:

@@ -1,46 +1,56 @@
 """Reverse covariances: which Gaussian a reverse step draws from, given the posterior and the kernel.
 
-    FixedSmall   λ² I = η² β̃ I                      DDPM's lower choice; with η = 0, DDIM
-    FixedLarge   β I  (η = 1 only)                   DDPM's upper choice
-    Analytic     λ² I + γ² Cov[x_0|x_t]  from a table  Analytic-DPM and Extended-Analytic-DPM, any structure
+    fixed          λ² I or β I                                       DDPM's choices; DDIM
+    analytic       λ² I + γ² Cov[x_0|x_t] from a variance table      (Extended-)Analytic-DPM, any structure
+    lists          the same from lists of numbers                    what fits into a scheduler's config
+    learned_range  per pixel, as a 2C-channel network says           Improved DDPM
+    head           times what a trained head says of the image       Extended-Analytic-DPM, OCM
 
-(and, depending on the image, `learned.LearnedRange` and `head.Head`).
-
-Where x̂_0 is clipped and a step uses the network's own ε̂, the error of its mean is γ r − c δ, so that the optimum is
-λ² + γ² E r² − 2 γ c E rδ + c² E δ² (DESIGN §2.3); the table holds the three moments.
+A choice of one's own is one class: a `ReverseCovariance` that maps (posterior, kernel) to a `StructuredCovariance`.
+`diffusion_var.testing` has the tests that it should pass.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..errors import InputError
+from .. import checks
 from ..models.denoiser import Denoiser
 from ..models.posterior import Posterior
 from ..process.kernel import ReverseKernel
-from ..process.structure import Isotropic, Shape, Structure
-from ..variance.estimators import Estimator
-from ..variance.table import VarianceTable
+from ..process.level import NoiseLevel
+from ..process.structure import Shape, Structure
 
-Float64Array = npt.NDArray[np.float64]
+_KEPT_BYTES = 256 * 1024**2
 
 
 @dataclass(frozen=True)
 class StructuredCovariance:
-    """Σ = Bᵀ diag(variance) B: a structure and its variances, (), (C, 1, 1), (C, H, W), or with a batch in front."""
+    """Σ = Bᵀ diag(variance) B: a structure and its variances, of the structure's `variance_shape` or with a batch in
+    front, one for each image."""
 
     structure: Structure
     variance: torch.Tensor
 
     def colour(self, noise: torch.Tensor) -> torch.Tensor:
-        """Σ^{1/2} noise, (B, C, H, W)."""
+        """Σ^{1/2} noise, (B, C, *spatial)."""
         return self.structure.colour(self.variance, noise)
+
+    def matvec(self, x: torch.Tensor) -> torch.Tensor:
+        """Σ x, (B, C, *spatial)."""
+        return self.structure.matvec(self.variance, x)
+
+    def solve(self, x: torch.Tensor) -> torch.Tensor:
+        """Σ⁻¹ x, (B, C, *spatial)."""
+        return self.structure.solve(self.variance, x)
 
     def log_det(self) -> torch.Tensor:
         """log det Σ in nats."""
@@ -57,20 +67,6 @@ class StructuredCovariance:
     def capped(self, limit: float) -> StructuredCovariance:
         """No variance above `limit`: then no pixel's is, since the basis is orthonormal."""
         return StructuredCovariance(self.structure, self.variance.clamp(max=limit))
-
-
-def mean_error_variance(kernel: ReverseKernel, error: Any, cross: Any, shift: Any) -> Any:
-    """γ² E r² − 2 γ c E rδ + c² E δ²: the mean square error of the step's mean as it is used (DESIGN §2.3).
-
-    With ε̂ re-derived δ vanishes and it is γ² v (eq. 2). Negative estimates are cut at 0, the case v = 0.
-    """
-    gamma, c = kernel.gain, 0.0 if kernel.rederives_eps else kernel.eps_gain
-    return np.maximum(gamma**2 * error - 2.0 * gamma * c * cross + c**2 * shift, 0.0)
-
-
-def optimal_variance(kernel: ReverseKernel, error: Any, cross: Any, shift: Any) -> Any:
-    """λ² plus `mean_error_variance`: the optimal variance of the step's mean as it is used (DESIGN §2.3)."""
-    return kernel.lambda2 + mean_error_variance(kernel, error, cross, shift)
 
 
 class ReverseCovariance(ABC):
@@ -104,121 +100,89 @@ class ReverseCovariance(ABC):
         CPU without one (allowed where `depends_on_image` is false; then only `colour` is sure to know the shape)."""
 
 
-class _Fixed(ReverseCovariance):
-    @abstractmethod
-    def variance(self, kernel: ReverseKernel) -> float:
-        """The one variance of a step."""
-
-    def __call__(self, posterior: Posterior | None, kernel: ReverseKernel) -> StructuredCovariance | None:
-        variance = self.variance(kernel)
-        if variance == 0.0:
-            return None
-        return StructuredCovariance(Isotropic(image_shape(posterior)), variance_tensor(np.asarray(variance), posterior))
-
-
-class FixedSmall(_Fixed):
-    """λ² = η² β̃: no more noise than the forward process has given x_0 (DDPM's β̃; nothing for DDIM)."""
-
-    @property
-    def name(self) -> str:
-        return "beta_tilde"
-
-    def variance(self, kernel: ReverseKernel) -> float:
-        return kernel.lambda2
-
-
-class FixedLarge(_Fixed):
-    """β_{t|s}: the forward noise of the step; for η = 1 only."""
-
-    @property
-    def name(self) -> str:
-        return "beta"
-
-    def check(self, denoiser: Denoiser, kernels: list[ReverseKernel]) -> None:
-        for kernel in kernels:
-            self.variance(kernel)
-
-    def variance(self, kernel: ReverseKernel) -> float:
-        if kernel.eta != 1.0:
-            raise InputError(
-                f"FixedLarge (variance beta) is defined for eta=1 only, but eta={kernel.eta}; "
-                "use FixedSmall or Analytic, or eta=1."
-            )
-        return kernel.beta
-
-
-class Analytic(ReverseCovariance):
-    """The optimal covariance, from a variance table.
+class StepCovariances:
+    """The covariances of a run's steps: computed once where they depend on the step alone, and capped at the last one.
 
     Args:
-        table: a `VarianceTable`.
-        estimator: "residual" (right for the mean in use), "score_norm" or "data_variance".
-        structure: "isotropic", "channel", "pixel" or "dct".
-        bounded: see `VarianceTable.posterior_variance`.
+        covariance: the choice of covariance.
+        cap_variance: no variance of the step to `last_level` is above it; None: no cap.
+        last_level: the least noisy level of the run, which the last noise is added at.
     """
 
     def __init__(
-        self,
-        table: VarianceTable,
-        estimator: Estimator = "residual",
-        structure: str = "isotropic",
-        bounded: bool | None = None,
+        self, covariance: ReverseCovariance, cap_variance: float | None = None, last_level: NoiseLevel | None = None
     ) -> None:
-        if not isinstance(table, VarianceTable):
-            raise InputError(
-                f"Analytic needs a VarianceTable, but got {type(table).__name__}; "
-                "load one with VarianceTable.load(path)."
-            )
-        table.posterior_variance(int(table.indices[0]), estimator, structure, bounded)  # refuses unknown names now
-        self.table, self.estimator, self.structure, self.bounded = table, estimator, structure, bounded
+        self.covariance, self._cap, self._last = covariance, cap_variance, last_level
+        self._kept: dict[Any, StructuredCovariance | None] = {}
+        self._bytes = 0
 
-    @property
-    def name(self) -> str:
-        return f"analytic-{self.structure}"
+    def at(self, posterior: Posterior, kernel: ReverseKernel) -> StructuredCovariance | None:
+        """The covariance of x_s given x_t, or None where it is exactly zero."""
+        if self.covariance.depends_on_image:
+            return self._computed(posterior, kernel)
+        key = kernel, posterior.mean.shape[1:], posterior.mean.dtype, posterior.mean.device
+        if key in self._kept:
+            return self._kept[key]
+        covariance = self._computed(posterior, kernel)
+        size = 0 if covariance is None else covariance.variance.nbytes
+        if self._bytes + size <= _KEPT_BYTES:
+            self._kept[key] = covariance
+            self._bytes += size
+        return covariance
 
-    def identity(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "table": self.table.digest,
-            "estimator": self.estimator,
-            "structure": self.structure,
-            "bounded": self.bounded,
-        }
+    def _computed(self, posterior: Posterior, kernel: ReverseKernel) -> StructuredCovariance | None:
+        covariance = self.covariance(posterior, kernel)
+        if covariance is None or self._cap is None or kernel.level_s != self._last:
+            return covariance
+        return covariance.capped(self._cap)
 
-    def check(self, denoiser: Denoiser, kernels: list[ReverseKernel]) -> None:
-        self.table.check(denoiser)
-        for kernel in kernels:
-            if kernel.s > 0:  # the last step adds no noise, so its index need not have been measured
-                self.variance(kernel)
 
-    def moments(self, kernel: ReverseKernel) -> tuple[Any, Any, Any]:
-        """(E r², E rδ, E δ²) of a step, as `optimal_variance` takes them."""
-        if self.estimator == "residual" and not kernel.rederives_eps:
-            error, cross, shift = self.table.clipping_moments(kernel.t, self.structure)
-            if self.bounded:
-                error = self.table.posterior_variance(kernel.t, "residual", self.structure, True)
-            return error, cross, shift
-        return self.table.posterior_variance(kernel.t, self.estimator, self.structure, self.bounded), 0.0, 0.0
+# ---- the cap of the last noise --------------------------------------------------------------------------------------
 
-    def variance(self, kernel: ReverseKernel) -> Float64Array:
-        """Σ's variances for a step, float64: (), (C, 1, 1) or (C, H, W)."""
-        return np.asarray(optimal_variance(kernel, *self.moments(kernel)))
 
-    def __call__(self, posterior: Posterior | None, kernel: ReverseKernel) -> StructuredCovariance:
-        # Published arrays do not know the shape of an image; the posterior does.
-        known = self.table.shape is not None
-        structure = self.table.structure(self.structure) if known else Isotropic(image_shape(posterior))
-        return StructuredCovariance(structure, variance_tensor(self.variance(kernel), posterior))
+def noise_cap_variance(cap: float, data_range: tuple[float, float]) -> float:
+    """The largest variance with E|noise| ≤ cap/255 of the data range: E|N(0, σ²)| = σ √(2/π) [E8]."""
+    return math.pi / 2 * (cap / 255.0 * (data_range[1] - data_range[0])) ** 2
+
+
+def cap_variance(cap: float | None, data_range: tuple[float, float] | None) -> float | None:
+    """The largest variance of the last noise for a `final_noise_cap`, or None for no cap; InputError for others."""
+    if cap is None:
+        return None
+    cap = checks.positive("final_noise_cap", cap, "a positive number of 255ths of the data range, or None")
+    unbounded = (
+        "final_noise_cap needs a data range, which is None (unbounded data, such as latents); leave the cap out."
+    )
+    return noise_cap_variance(cap, checks.given(data_range, unbounded))
+
+
+# ---- for those who write a covariance -------------------------------------------------------------------------------
 
 
 def image_shape(posterior: Posterior | None) -> Shape:
-    """(C, H, W) of an image; without a posterior (1, 1, 1), which is enough to colour noise but not for log_det."""
-    return (1, 1, 1) if posterior is None else cast(Shape, tuple(posterior.mean.shape[-3:]))
+    """(C, *spatial) of an image; without a posterior (1,), which is enough to colour noise but not for log_det."""
+    return (1,) if posterior is None else tuple(posterior.mean.shape[1:])
 
 
-def variance_tensor(variance: Float64Array, posterior: Posterior | None) -> torch.Tensor:
-    """Cast once, at the sampler's edge; a scalar is given the three axes that structures sum over."""
-    array = variance.reshape(1, 1, 1) if variance.ndim == 0 else variance
+def variance_tensor(variance: npt.ArrayLike, posterior: Posterior | None) -> torch.Tensor:
+    """Float64 variances as a tensor like the posterior's, cast once, at the sampler's edge."""
+    array = np.ascontiguousarray(np.asarray(variance, dtype=np.float64)).reshape(np.shape(variance))
     like = None if posterior is None else posterior.mean
     dtype = torch.float32 if like is None else like.dtype
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device=None if like is None else like.device, dtype=dtype)
+    return torch.from_numpy(array).to(device=None if like is None else like.device, dtype=dtype)
+
+
+def check_covariance(covariance: Any) -> ReverseCovariance:
+    """Refuse what is no reverse covariance, and a class in place of one."""
+    found: ReverseCovariance = checks.instance(
+        "covariance",
+        covariance,
+        ReverseCovariance,
+        "a reverse covariance, such as dv.Analytic(table) or dv.FixedLarge()",
+    )
+    return found
+
+
+def noisy(kernels: Sequence[ReverseKernel]) -> list[ReverseKernel]:
+    """The steps that add noise: all but those to clean data."""
+    return [kernel for kernel in kernels if not kernel.last]

@@ -16,19 +16,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..errors import DiffusionVarWarning, InputError
+from .. import checks
+from ..errors import InputError, warn
+from .images import image_of, to_float
 
 _IN_MEMORY_BYTES = 2 * 1024**3
 CHUNK = 256
+_AXES = ((), ("L",), ("H", "W"), ("F", "H", "W"))
 
 
 class FixedImages:
-    """Images (C, H, W), read by position as float32 in the data range.
+    """Images (C, *spatial), read by position as float32 in the data range.
 
     Args:
-        images: a tensor or array (M, C, H, W), or a Dataset of tensors/arrays (C, H, W), or of tuples that begin
-            with one. uint8 is mapped from 0…255 to the data range; floats must lie in it.
-        shape: (C, H, W) that the denoiser expects.
+        images: a tensor or array (M, C, *spatial), or a Dataset of tensors/arrays (C, *spatial), or of tuples that
+            begin with one. uint8 is mapped from 0…255 to the data range; floats must lie in it.
+        shape: (C, *spatial) that the denoiser expects.
         data_range: (a, b), or None: floats only, any finite value.
 
     Raises InputError for an empty source, a wrong shape or type, values outside the range, and data that changes
@@ -36,22 +39,13 @@ class FixedImages:
     """
 
     def __init__(self, images: Any, shape: Sequence[int], data_range: tuple[float, float] | None) -> None:
-        self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
+        self.shape = tuple(int(n) for n in shape)
         self.data_range = data_range
-        if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim != 4:
-            raise InputError(f"images must have shape (M, C, H, W), but the array has shape {tuple(images.shape)}.")
-        try:
-            self._count = len(images)
-        except TypeError:
-            raise InputError(
-                f"images must be a tensor, an array or a Dataset with a length, but got {type(images).__name__}."
-            ) from None
-        if self._count == 0:
-            raise InputError("images is empty; give at least one image.")
+        self._count = _length(images, self.shape)
         self._source = images
         self._memory: torch.Tensor | None = None
         if isinstance(images, (np.ndarray, torch.Tensor)):
-            self._memory = _tensor(images)
+            self._memory = _whole_tensor(images)
             self._check_item(self._memory[0], 0)
         else:
             self._refuse_augmentation()
@@ -68,7 +62,7 @@ class FixedImages:
         return self._raw(np.zeros(1, dtype=np.int64)).dtype == torch.uint8
 
     def take(self, positions: npt.NDArray[np.int64]) -> torch.Tensor:
-        """The images at these positions, (len, C, H, W) float32 in the data range, on the CPU."""
+        """The images at these positions, (len, C, *spatial) float32 in the data range, on the CPU."""
         return self.to_float(self._raw(positions))
 
     def _raw(self, positions: npt.NDArray[np.int64]) -> torch.Tensor:
@@ -77,14 +71,8 @@ class FixedImages:
         return torch.stack([self._item(int(i)) for i in positions])
 
     def _item(self, i: int) -> torch.Tensor:
-        item = self._source[i]
-        item = item[0] if isinstance(item, (tuple, list)) else item
-        if not isinstance(item, (np.ndarray, torch.Tensor)):
-            raise InputError(
-                f"item {i} of images is a {type(item).__name__}, but a tensor or array (C, H, W) is expected; "
-                "convert it in the Dataset."
-            )
-        tensor = _tensor(item)
+        tensor = image_of(self._source[i], f"item {i} of images").detach().cpu()
+        tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # NumPy does not know it
         self._check_item(tensor, i)
         return tensor
 
@@ -115,14 +103,12 @@ class FixedImages:
 
     def to_float(self, raw: torch.Tensor) -> torch.Tensor:
         """float32 in the data range."""
-        if raw.dtype != torch.uint8:
+        if raw.dtype != torch.uint8 or self.data_range is None:
             return raw.float()
-        assert self.data_range is not None
-        low, high = self.data_range
-        return low + raw.float() * ((high - low) / 255.0)
+        return to_float(raw, self.data_range)
 
     def chunks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """All images as they are, as (position of the first, (B, C, H, W))."""
+        """All images as they are, as (position of the first, (B, C, *spatial))."""
         for start in range(0, self._count, CHUNK):
             yield start, self._raw(np.arange(start, min(start + CHUNK, self._count)))
 
@@ -158,15 +144,29 @@ class FixedImages:
 
     def _warn_of_half_range(self, low: float, high: float) -> None:
         if self.data_range == (-1.0, 1.0) and low >= 0.0 and high > 0.0:
-            warnings.warn(
-                f"all image values lie between {low:.3g} and {high:.3g} while the data range is [-1, 1]; "
-                "if they are scaled to [0, 1], map them to [-1, 1] first.",
-                DiffusionVarWarning,
-                stacklevel=5,
+            warn(
+                f"all image values lie between {low:.3g} and {high:.3g} while the data range is [-1, 1]; if they are "
+                "scaled to [0, 1], map them to [-1, 1] first."
             )
 
 
-def _tensor(images: npt.NDArray[Any] | torch.Tensor) -> torch.Tensor:
+def _length(images: Any, shape: tuple[int, ...]) -> int:
+    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim != len(shape) + 1:
+        raise InputError(
+            f"images must have shape ({', '.join(['M', 'C', *_AXES[len(shape) - 1]])}), but the array has shape "
+            f"{tuple(images.shape)}."
+        )
+    try:
+        count = len(images)
+    except TypeError:
+        raise InputError(
+            f"images must be a tensor, an array or a Dataset with a length, but got {type(images).__name__}."
+        ) from None
+    checks.refuse(count == 0, "images is empty; give at least one image.")
+    return count
+
+
+def _whole_tensor(images: npt.NDArray[Any] | torch.Tensor) -> torch.Tensor:
     """On the CPU, of a type that NumPy knows too."""
     if isinstance(images, torch.Tensor):
         tensor = images.detach().cpu()

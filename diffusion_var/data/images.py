@@ -1,17 +1,19 @@
-"""Images from files and images to files: what the FID harness scores and what the samplers write.
+"""Images from files and images to files: what is measured and scored, and what the samplers write.
 
 *Number format.* Published FIDs are computed on 8-bit images (what a PNG holds), so floats in the data range [a, b] are
-rounded before scoring:  u = clamp(round(255 (x − a)/(b − a)), 0, 255),  ties to even; back, x = a + (b − a) u/255.
+rounded before scoring:  u = clamp(round(255 (x − a)/(b − a)), 0, 255),  ties to even; back, x = a + u (b − a)/255.
 The round trip uint8 -> float32 -> uint8 is exact. Which files are read, and in which order, is in `sources.py`;
 which layouts of arrays, in `arrays.py`.
+
+*Items.* A data set's item is an image, or a tuple that begins with one, as labelled data sets give (`image_of`).
 """
 
 from __future__ import annotations
 
 import io
-import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +21,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .. import checks
 from ..errors import InputError
-from ..files import write_atomic
+from ..files import make_folder, write_atomic
 from .arrays import ArrayImages, open_array
 from .sources import FolderImages, ImageSource, ZipImages
 
-__all__ = ["ImageSource", "read_images", "save_images", "save_npz", "to_float", "to_uint8"]
+__all__ = ["ImageSource", "image_of", "read_images", "save_images", "save_npz", "to_float", "to_uint8"]
 
 
 def read_images(
@@ -62,36 +65,50 @@ def read_images(
     raise InputError(f"{path} is not a folder, .zip, .npy or .npz; put the images into one of these.")
 
 
+def image_of(item: Any, name: str = "an image") -> Tensor:
+    """The image of a data set's item (or a loader's batch): a tensor, an array, or the first of a tuple (image, label).
+
+    Arrays are copied, in this machine's byte order: a mapped file is read-only, and torch knows no other order.
+    Raises InputError, with `name`, for anything else.
+    """
+    if isinstance(item, tuple | list) and item:
+        item = item[0]
+    if isinstance(item, Tensor):
+        return item
+    if not isinstance(item, np.ndarray):
+        raise InputError(
+            f"{name} is a {type(item).__name__}, but a tensor or array (C, H, W) is expected; convert it in the data "
+            "set (add a transform)."
+        )
+    wrong = item.dtype.kind not in "fiub"
+    checks.refuse(
+        wrong, f"{name} holds {item.dtype} numbers, but uint8 or a floating-point type is expected: convert it."
+    )
+    return torch.from_numpy(np.array(item, dtype=item.dtype.newbyteorder("="), order="C"))
+
+
 def to_uint8(images: Tensor, data_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
     """8-bit images from floats in the data range, rounded (ties to even) and clamped; uint8 passes unchanged.
 
     Raises InputError for NaN or Inf, for other integers, and for an empty range.
     """
-    low, high = _checked_range(data_range)
+    low, high = checks.given(checks.bounds("data_range", data_range), "data_range is None; give (low, high).")
     if images.dtype == torch.uint8:
         return images
-    if not images.is_floating_point():
-        raise InputError(
-            f"images are {images.dtype}; expected uint8 (0..255) or floats in the data range: convert them."
-        )
-    if not bool(torch.isfinite(images).all()):
-        raise InputError("images hold NaN or Inf; expected finite numbers in the data range: look at what made them.")
+    found = images.dtype
+    wrong = not images.is_floating_point()
+    checks.refuse(wrong, f"images are {found}; expected uint8 (0..255) or floats in the data range: convert them.")
+    wrong = not bool(torch.isfinite(images).all())
+    checks.refuse(wrong, "images hold NaN or Inf; expected finite numbers in the data range: look at what made them.")
     return ((images.double() - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def to_float(images: Tensor, data_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
-    """Inverse of `to_uint8`: float32 images in the data range [a, b] from uint8, a + (b − a) u/255."""
-    low, high = _checked_range(data_range)
-    if images.dtype != torch.uint8:
-        raise InputError(f"images are {images.dtype}; expected uint8: floats need no conversion.")
-    return (images.double() / 255 * (high - low) + low).float()
-
-
-def _checked_range(data_range: tuple[float, float]) -> tuple[float, float]:
-    low, high = (float(end) for end in data_range)
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise InputError(f"data_range is ({low}, {high}); expected two finite numbers, the lower one first.")
-    return low, high
+    """Inverse of `to_uint8`: float32 images in the data range [a, b] from uint8, a + u (b − a)/255."""
+    low, high = checks.given(checks.bounds("data_range", data_range), "data_range is None; give (low, high).")
+    wrong = images.dtype != torch.uint8
+    checks.refuse(wrong, f"images are {images.dtype}; expected uint8: floats need no conversion.")
+    return low + images.float() * ((high - low) / 255.0)
 
 
 def _checked_pixels(images: Tensor) -> npt.NDArray[np.uint8]:
@@ -107,11 +124,7 @@ def _checked_pixels(images: Tensor) -> npt.NDArray[np.uint8]:
 def save_images(images: Tensor, folder: str | os.PathLike[str], start: int = 0) -> None:
     """Write uint8 images (B, C, H, W), C = 1 or 3, as `000000.png`, ... from number `start`, each file atomically."""
     pixels = _checked_pixels(images)
-    target = Path(folder)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"could not make the folder {target}: {error.strerror}; choose another path.") from error
+    target = make_folder(folder)
     for number, image in enumerate(pixels, start):
         buffer = io.BytesIO()
         Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))).save(

@@ -145,13 +145,3 @@ class TorchvisionImages(Dataset[torch.Tensor]):
     def labels(self) -> torch.Tensor:
         """The class of every image, (M,) int64."""
         return torch.as_tensor(self._dataset.targets, dtype=torch.int64)
-
-
-def open_device(name: str | None) -> torch.device:
-    """The device of that name; by default the GPU if there is one."""
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"the device {name!r} cannot be used ({str(error).splitlines()[0]}); try cpu.") from error
-    return device

@@ -31,7 +31,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import DiffusionVarWarning, InputError
+from ..errors import InputError, warn
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 # No honest image or zip is larger, a bomb is.
@@ -106,11 +106,7 @@ class _Files(ImageSource):
         self.names = [self.names[index] for index in whole]
         if self.skipped:
             shown = ", ".join(self.skipped[:5]) + (", …" if len(self.skipped) > 5 else "")
-            warnings.warn(
-                f"{len(self.skipped)} corrupt images of {self.path} are skipped ({shown}); {len(whole)} are left.",
-                DiffusionVarWarning,
-                stacklevel=4,
-            )
+            warn(f"{len(self.skipped)} corrupt images of {self.path} are skipped ({shown}); {len(whole)} are left.")
 
     def __len__(self) -> int:
         return len(self.names)

@@ -1,7 +1,8 @@
-"""Likelihood in bits/dim: the variational upper bound of −log₂ p(x_0) for any reverse covariance and any steps.
+"""Likelihood in bits/dim: the variational upper bound of −log₂ p(x_0) for any reverse covariance and any steps [E10].
 
-The terms and their equations are `bound_terms`, the last of them `decoder`; this module checks what is asked and puts
-the parts together. `bits_per_dim` is for quantised (8-bit) images, `density_bound` for continuous data and latents.
+The terms and their equations are `terms`, the last of them `decoder`, the pass over images is `run`; a `Bound` puts the
+parts together as a `Sampler` does for images. `bits_per_dim` is for quantised (8-bit) images, `density_bound` for
+continuous data and latents.
 """
 
 from __future__ import annotations
@@ -9,36 +10,144 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 
-from ..covariance.reverse import ReverseCovariance
-from ..covariance.step_covariances import StepCovariances
+from .. import checks
+from ..covariance.reverse import ReverseCovariance, StepCovariances, check_covariance
 from ..data.fixed_images import FixedImages
-from ..errors import InputError
 from ..models.conditions import as_conditions
-from ..models.denoiser import Denoiser, check_range
-from ..process.kernel import ClippedEps, check_clipped_eps, check_eta, reverse_kernels
-from ..process.schedule import is_whole
-from ..process.steps import resolve
+from ..models.denoiser import Denoiser
+from ..process.kernel import ClippedEps, reverse_kernels
+from ..process.level import NoiseLevel
+from ..process.steps import describe, resolve
+from ..resume import Checkpoint
 from .decoder import DecoderVariance, Range, levels_of, make_decoder
 from .result import LikelihoodBound
-from .run import BoundRun, run_identity
-from .terms import BoundTerms, Node, refuse_point_mass
+from .run import FORMAT, FORMAT_VERSION, BoundRun
+from .terms import BoundTerms, Evaluation, check_noise_of_bound
+
+
+class Bound:
+    """Bounds the likelihood of images under a denoiser with a reverse covariance; the sibling of `Sampler`.
+
+    Args:
+        denoiser: the model.
+        covariance: any reverse covariance that is nowhere zero.
+        steps: number of steps K (even from 1 to N; K = 1 is [N]), the indices, ascending, e.g. of `steps.optimal`, or
+            noise levels, the noisiest first.
+        eta: 0 < η ≤ 1; 1 by default.
+        decoder_variance: "beta_tilde" (β̃ of the step 2 → 1, as in the published codes), "isotropic" or "pixel" (the
+            table's v of the smallest index; of an `Analytic` covariance), or a number in squared data units; for
+            densities also "covariance", the reverse covariance's own, of any structure.
+        levels: number of values a pixel can have; None: a density of continuous data.
+        data_range: the values of the lowest and highest level; None: the denoiser's data range.
+        clipped_eps: see `ReverseKernel`.
+        tau: instead of η, τ > 0 [E12].
+
+    Raises InputError for arguments that do not fit together, η = 0, and a covariance that does not fit.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        covariance: ReverseCovariance,
+        steps: int | Sequence[int] | Sequence[NoiseLevel] = 25,
+        eta: float | None = None,
+        decoder_variance: DecoderVariance | float = "beta_tilde",
+        *,
+        levels: int | None = 256,
+        data_range: Range | None = None,
+        clipped_eps: ClippedEps | None = None,
+        tau: float | None = None,
+    ) -> None:
+        check_denoiser(denoiser)
+        self.denoiser, self.covariance = check_covariance(covariance).prepare(denoiser), covariance
+        self.levels = None if levels is None else checks.whole("levels", levels, 2, hint=_LEVELS)
+        self.grid = common_range(denoiser, data_range)
+        checks.refuse(self.levels is not None and self.grid is None, _NO_RANGE)
+        self.steps = resolve(denoiser.schedule, steps)
+        self.kernels = reverse_kernels(denoiser.schedule, self.steps, eta, clipped_eps, tau)
+        check_noise_of_bound(self.kernels)
+        covariance.check(self.denoiser, self.kernels)
+        last = self.kernels[-1].level_t
+        decoder = make_decoder(self.denoiser, covariance, last, decoder_variance, self.levels, self.grid)
+        evaluations = [Evaluation(kernel.level_t, ((k + 1, kernel),)) for k, kernel in enumerate(self.kernels)]
+        self.terms = BoundTerms(self.denoiser, evaluations, StepCovariances(covariance), decoder)
+        self.settings: dict[str, Any] = {
+            "steps": describe(self.steps),
+            **noise_settings(self.kernels[0].eta, self.kernels[0].tau),
+            "clipped_eps": clipped_eps,
+            "covariance": covariance.identity(),
+            "decoder_variance": decoder_variance if isinstance(decoder_variance, str) else float(decoder_variance),
+            "levels": self.levels,
+            "data_range": None if self.grid is None else list(self.grid),
+        }
+
+    def evaluate(
+        self,
+        images: Any,
+        seed: int = 0,
+        draws: int = 1,
+        step_samples: int | None = None,
+        *,
+        conditions: Any = None,
+        batch_size: int = 64,
+        checkpoint: str | Path | None = None,
+        progress: bool = False,
+    ) -> LikelihoodBound:
+        """The bound on images; see `bits_per_dim` for the arguments and errors."""
+        draws = checks.whole("draws", draws, least=1)
+        if step_samples is not None:
+            step_samples = checks.whole("step_samples", step_samples, least=1)
+            step_samples = None if step_samples >= len(self.kernels) - 1 else step_samples  # every step it is
+        source = FixedImages(images, self.denoiser.shape, self.grid)
+        run = BoundRun(
+            self.terms,
+            source,
+            as_conditions(conditions, len(source)),
+            columns=len(self.kernels) + 1,
+            prior=self.kernels[0].level_t,
+            seed=checks.seed(seed),
+            draws=draws,
+            batch_size=checks.whole("batch_size", batch_size, least=1),
+            step_samples=step_samples,
+        )
+        settings = {**self.settings, "step_samples": step_samples, "seed": run.seed, "draws": draws}
+        scanned = source.scan(None if self.levels is None else _LevelCheck(self.levels, self.grid))
+        finish(run, scanned, settings, checkpoint, progress)
+        return self._result(run, settings)
+
+    def _result(self, run: BoundRun, settings: dict[str, Any]) -> LikelihoodBound:
+        bits = 1.0 / (math.log(2.0) * math.prod(self.denoiser.shape))
+        mean, error = run.moments.mean * bits, run.moments.standard_error * bits
+        return LikelihoodBound(
+            kind="density" if self.levels is None else "discrete",
+            value=float(mean[-1]),
+            standard_error=float(error[-1]),
+            noise_error=run.noise_error * bits,
+            per_step=mean[:-1],
+            per_step_error=error[:-1],
+            steps=tuple(self.steps),  # type: ignore[arg-type]
+            images=run.moments.count,
+            draws=run.draws,
+            evaluations=run.moments.count * run.per_image,
+            settings={k: v for k, v in settings.items() if k not in ("steps", "draws")},
+        )
 
 
 def bits_per_dim(
     denoiser: Denoiser,
     covariance: ReverseCovariance,
     images: Any,
-    steps: int | Sequence[int] = 25,
+    steps: int | Sequence[int] | Sequence[NoiseLevel] = 25,
     seed: int = 0,
+    *,
     levels: int = 256,
     data_range: Range | None = None,
-    *,
-    eta: float = 1.0,
+    eta: float | None = None,
+    tau: float | None = None,
     decoder_variance: DecoderVariance | float = "beta_tilde",
     draws: int = 1,
     step_samples: int | None = None,
@@ -48,24 +157,16 @@ def bits_per_dim(
     checkpoint: str | Path | None = None,
     progress: bool = False,
 ) -> LikelihoodBound:
-    """An upper bound on −log₂ P(image) per dimension, for quantised images (DESIGN §2.10; DDPM eq. 5 and 13).
+    """An upper bound on −log₂ P(image) per dimension, for quantised images ([E10]; DDPM eq. 5 and 13).
 
     Args:
-        denoiser: the model.
-        covariance: any reverse covariance that is nowhere zero.
-        images: Dataset, tensor or array of (C, H, W): uint8, or floats that lie on the levels. For an honest number,
-            neither trained on nor part of the variance table's.
-        steps: number of steps K (even from 1 to N; K = 1 is [N]), or the indices, e.g. of `steps.optimal`.
+        denoiser, covariance, steps, eta, tau, decoder_variance, levels, data_range, clipped_eps: see `Bound`.
+        images: Dataset, tensor or array of (C, *spatial): uint8, or floats that lie on the levels. For an honest
+            number, neither trained on nor part of the variance table's.
         seed: of every random number; the noise of image i, draw j and index t is the same for every method.
-        levels: number of values a pixel can have; 256 for 8-bit images.
-        data_range: the values of the lowest and highest level; None: the denoiser's data range.
-        eta: 0 < η ≤ 1.
-        decoder_variance: "beta_tilde" (β̃ of the step 2 → 1, as in the published codes), "isotropic" or "pixel" (the
-            table's v of the smallest index; of an `Analytic` covariance), or a number in squared data units.
         draws: noise draws for each image; two or more tell the error of the noise from that of the images.
         step_samples: evaluate this many of the K − 1 steps for each image and draw, one from each of as many
             neighbouring groups, and the decoder: unbiased and cheap for large K, but noisier. None: all.
-        clipped_eps: see `ReverseKernel`.
         conditions: None, one per image, or a `Conditions`.
         batch_size: network evaluations at once.
         checkpoint: file to resume from if it exists, and to write every 30 s and on any interruption.
@@ -75,23 +176,22 @@ def bits_per_dim(
     Raises InputError for arguments that do not fit together, images that are not quantised or outside the range, η = 0
     and a covariance that is zero somewhere; NumericalError, naming the step, where a term is NaN or infinite.
     """
-    if not is_whole(levels) or levels < 2:
-        raise InputError(
-            f"levels={levels!r} must be a whole number of at least 2: 256 for 8-bit images. For continuous data "
-            "use dv.density_bound."
-        )
-    run = _Request(denoiser, covariance, steps, eta, clipped_eps, decoder_variance, seed, draws, step_samples)
-    return run.bound(images, int(levels), data_range, conditions, batch_size, checkpoint, progress)
+    checks.refuse(levels is None, f"levels=None must be a whole number of at least 2; {_LEVELS}.")
+    how: dict[str, Any] = {"levels": levels, "data_range": data_range, "clipped_eps": clipped_eps, "tau": tau}
+    run: dict[str, Any] = {"conditions": conditions, "batch_size": batch_size, "progress": progress}
+    bound = Bound(denoiser, covariance, steps, eta, decoder_variance, **how)
+    return bound.evaluate(images, seed, draws, step_samples, checkpoint=checkpoint, **run)
 
 
 def density_bound(
     denoiser: Denoiser,
     covariance: ReverseCovariance,
     data: Any,
-    steps: int | Sequence[int] = 25,
+    steps: int | Sequence[int] | Sequence[NoiseLevel] = 25,
     seed: int = 0,
     *,
-    eta: float = 1.0,
+    eta: float | None = None,
+    tau: float | None = None,
     decoder_variance: DecoderVariance | float = "beta_tilde",
     draws: int = 1,
     step_samples: int | None = None,
@@ -105,114 +205,26 @@ def density_bound(
 
     As `bits_per_dim`, but the decoder is a Gaussian density and not discretised. The number depends on the data's unit
     and may be negative; it is not to be compared with bits/dim of 8-bit images. `decoder_variance` may also be
-    "covariance": the reverse covariance's own, of any structure, in the step to 0.
+    "covariance": the reverse covariance's own, of any structure, in the step to clean data.
     """
-    run = _Request(denoiser, covariance, steps, eta, clipped_eps, decoder_variance, seed, draws, step_samples)
-    return run.bound(data, None, None, conditions, batch_size, checkpoint, progress)
+    run: dict[str, Any] = {"conditions": conditions, "batch_size": batch_size, "progress": progress}
+    bound = Bound(denoiser, covariance, steps, eta, decoder_variance, levels=None, clipped_eps=clipped_eps, tau=tau)
+    return bound.evaluate(data, seed, draws, step_samples, checkpoint=checkpoint, **run)
 
 
-class _Request:
-    """What is asked for, checked; the images come with `bound`."""
-
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        covariance: ReverseCovariance,
-        steps: int | Sequence[int],
-        eta: float,
-        clipped_eps: ClippedEps | None,
-        decoder_variance: DecoderVariance | float,
-        seed: int,
-        draws: int,
-        step_samples: int | None,
-    ) -> None:
-        check_choice(denoiser, covariance)
-        check_eta(eta)
-        refuse_point_mass(eta)
-        check_clipped_eps(clipped_eps)
-        self.denoiser, self.covariance = covariance.prepare(denoiser), covariance
-        self.steps = resolve(denoiser.schedule, steps)
-        self.kernels = reverse_kernels(denoiser.schedule, self.steps, eta, clipped_eps)
-        if any(kernel.lambda2 == 0.0 for kernel in self.kernels if kernel.s > 0):
-            refuse_point_mass(0.0, eta)
-        self.decoder_variance, self.seed = decoder_variance, check_seed(seed)
-        self.draws = check_count("draws", draws)
-        self.step_samples = None if step_samples is None else check_count("step_samples", step_samples)
-        if self.step_samples is not None and self.step_samples >= len(self.steps) - 1:
-            self.step_samples = None  # every step it is
-        self.settings = {
-            "steps": self.steps,
-            "eta": float(eta),
-            "clipped_eps": clipped_eps,
-            "covariance": covariance.identity(),
-            "decoder_variance": float(decoder_variance)
-            if isinstance(decoder_variance, np.number)
-            else decoder_variance,
-            "step_samples": self.step_samples,
-            "seed": self.seed,
-            "draws": self.draws,
-        }
-
-    def bound(
-        self,
-        images: Any,
-        levels: int | None,
-        data_range: Range | None,
-        conditions: Any,
-        batch_size: int,
-        checkpoint: str | Path | None,
-        progress: bool,
-    ) -> LikelihoodBound:
-        """Evaluate the bound on images; `levels` None for continuous data."""
-        grid = self.denoiser.data_range if levels is None else self._grid(data_range)
-        covariances = StepCovariances(self.covariance, self.denoiser, self.kernels)
-        decoder = make_decoder(self.denoiser, self.covariance, self.steps[0], self.decoder_variance, levels, grid)
-        nodes = [Node(kernel.t, ((k + 1, kernel),)) for k, kernel in enumerate(self.kernels)]
-        source = FixedImages(images, self.denoiser.shape, grid)
-        given = as_conditions(conditions, len(source))
-        run = BoundRun(
-            BoundTerms(self.denoiser, nodes, covariances, decoder),
-            source,
-            given,
-            columns=len(nodes) + 1,
-            prior=self.steps[-1],
-            seed=self.seed,
-            draws=self.draws,
-            batch_size=check_count("batch_size", batch_size),
-            step_samples=self.step_samples,
-        )
-        fingerprint = source.scan(None if levels is None else _LevelCheck(levels, grid))
-        settings = {**self.settings, "levels": levels, "data_range": None if grid is None else list(grid)}
-        run.finish(checkpoint, run_identity(run, fingerprint, settings), progress)
-        self.covariance.report()
-        return self._result(run, "density" if levels is None else "discrete", settings)
-
-    def _grid(self, data_range: Range | None) -> Range:
-        """The values of the lowest and the highest level."""
-        found = common_range(self.denoiser, data_range)
-        if found is None:
-            raise InputError(
-                "this denoiser's data have no range (latents, or continuous data), so that they are no 8-bit images; "
-                "use dv.density_bound, or pass data_range=(low, high) if they are."
-            )
-        return found
-
-    def _result(self, run: BoundRun, kind: Literal["discrete", "density"], settings: dict[str, Any]) -> LikelihoodBound:
-        bits = 1.0 / (math.log(2.0) * math.prod(self.denoiser.shape))
-        mean, error = run.moments.mean * bits, run.moments.standard_error * bits
-        return LikelihoodBound(
-            kind=kind,
-            value=float(mean[-1]),
-            standard_error=float(error[-1]),
-            noise_error=run.noise_error * bits,
-            per_step=mean[:-1],
-            per_step_error=error[:-1],
-            steps=tuple(self.steps),
-            images=run.moments.count,
-            draws=self.draws,
-            evaluations=run.moments.count * run.per_image,
-            settings={k: v for k, v in settings.items() if k not in ("steps", "draws")},
-        )
+def finish(
+    run: BoundRun, scanned: str, settings: dict[str, Any], checkpoint: str | Path | None, progress: bool
+) -> None:
+    """Run to the end; `scanned` is the fingerprint of the images, `settings` what else a checkpoint must agree on."""
+    denoiser, conditions = run.terms.denoiser, run.conditions
+    identity = {
+        **denoiser.identity().plain(),
+        **settings,
+        "images": scanned,
+        "conditions": None if conditions is None else conditions.fingerprint,
+    }
+    run.finish(Checkpoint(checkpoint, FORMAT, FORMAT_VERSION, "likelihood checkpoint", identity), progress)
+    run.terms.covariances.covariance.report()
 
 
 class _LevelCheck:
@@ -227,34 +239,26 @@ class _LevelCheck:
         self.seen += len(x)
 
 
+def noise_settings(eta: float | None, tau: float | None) -> dict[str, float]:
+    """The forward process as plain data: η, or τ where it is given."""
+    return {"eta": float(eta)} if eta is not None else {"tau": float(tau or 0.0)}
+
+
 def common_range(denoiser: Denoiser, data_range: Range | None) -> Range | None:
     """The range given or the denoiser's own; InputError where they differ."""
-    own, given = denoiser.data_range, check_range("data_range", data_range)
-    if own is not None and given is not None and own != given:
-        raise InputError(f"data_range={given} is not the denoiser's data range {own}; leave it out.")
+    own, given = denoiser.data_range, checks.bounds("data_range", data_range)
+    differ = own is not None and given is not None and own != given
+    checks.refuse(differ, f"data_range={given} is not the denoiser's data range {own}; leave it out.")
     return given or own
 
 
-def check_choice(denoiser: Any, covariance: Any) -> None:
-    """Refuse what is no denoiser, or no reverse covariance."""
-    if not isinstance(denoiser, Denoiser):
-        raise InputError(f"denoiser must be a dv.Denoiser, but got {type(denoiser).__name__}; wrap the network in one.")
-    if not isinstance(covariance, ReverseCovariance):
-        raise InputError(
-            f"covariance must be a reverse covariance, such as dv.Analytic(table) or dv.FixedLarge(), but got "
-            f"{covariance if isinstance(covariance, type) else type(covariance).__name__}."
-        )
+def check_denoiser(denoiser: Any) -> None:
+    """Refuse what is no denoiser."""
+    checks.instance("denoiser", denoiser, Denoiser, "a dv.Denoiser; wrap the network in one")
 
 
-def check_seed(seed: Any) -> int:
-    """A whole number."""
-    if isinstance(seed, (bool, np.bool_)) or not is_whole(seed):
-        raise InputError(f"seed={seed!r} must be a whole number.")
-    return int(seed)
-
-
-def check_count(name: str, value: Any) -> int:
-    """A whole number of at least 1."""
-    if isinstance(value, (bool, np.bool_)) or not is_whole(value) or value < 1:
-        raise InputError(f"{name}={value!r} must be a whole number of at least 1.")
-    return int(value)
+_LEVELS = "256 for 8-bit images; for continuous data use dv.density_bound"
+_NO_RANGE = (
+    "this denoiser's data have no range (latents, or continuous data), so that they are no 8-bit images; use "
+    "dv.density_bound, or pass data_range=(low, high) if they are."
+)

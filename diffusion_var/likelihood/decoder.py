@@ -12,7 +12,6 @@ continuous data it is the Gaussian's own density, there with any structure.
 from __future__ import annotations
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal
@@ -21,14 +20,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..covariance.reverse import Analytic, ReverseCovariance, StructuredCovariance, variance_tensor
-from ..errors import DiffusionVarWarning, InputError
+from .. import checks
+from ..covariance.analytic import Analytic
+from ..covariance.reverse import ReverseCovariance, StructuredCovariance, variance_tensor
+from ..errors import InputError, warn
 from ..models.denoiser import Denoiser
 from ..models.posterior import Posterior
+from ..process.divergence import gaussian_nats
 from ..process.kernel import ReverseKernel
+from ..process.level import NoiseLevel
+from ..process.schedule import NoiseSchedule
 from ..process.structure import Isotropic, Pixel
 
-Range = tuple[float, float]
+Range = checks.Range
 #: Which variance the decoder has: β̃ of the step 2 → 1 (as in the published codes), the table's v of the smallest index
 #: (one, or per pixel), or, for continuous data, the covariance's own.
 DecoderVariance = Literal["beta_tilde", "isotropic", "pixel", "covariance"]
@@ -73,13 +77,8 @@ def discretised_log_prob(
     return log_normal_interval(lower, upper)
 
 
-def gaussian_nats(log_det: torch.Tensor, quadratic: torch.Tensor, d: int) -> torch.Tensor:
-    """−log N(x; μ, Σ) in nats from log det Σ and (x − μ)ᵀ Σ⁻¹ (x − μ); float64."""
-    return 0.5 * (d * math.log(2 * math.pi) + log_det + quadratic)
-
-
 def levels_of(x: torch.Tensor, levels: int, data_range: Range, first: int = 0) -> torch.Tensor:
-    """The level of each pixel, int64; x (B, C, H, W) in the data range. `first` is the number of the first image.
+    """The level of each pixel, int64; x (B, C, *spatial) in the data range. `first` is the number of the first image.
 
     Raises InputError, naming the image, for values that are none of the levels.
     """
@@ -103,14 +102,14 @@ class Decoder(ABC):
 
     @abstractmethod
     def nats(self, x_0: torch.Tensor, posterior: Posterior, kernel: ReverseKernel) -> torch.Tensor:
-        """(B,) float64, for images x_0 (B, C, H, W)."""
+        """(B,) float64, for images x_0 (B, C, *spatial)."""
 
 
 class DiscreteDecoder(Decoder):
     """The discretised Gaussian of quantised images.
 
     Args:
-        variance: broadcastable to (C, H, W), > 0, squared data units.
+        variance: broadcastable to (C, *spatial), > 0, squared data units.
         levels, data_range: the grid of values that the images have.
     """
 
@@ -122,7 +121,7 @@ class DiscreteDecoder(Decoder):
         level = levels_of(x_0, self.levels, self.data_range)
         variance = self.variance.to(x_0.device)
         log_prob = discretised_log_prob(level, posterior.mean, variance, self.levels, self.data_range)
-        return -log_prob.sum(dim=(-3, -2, -1))
+        return -log_prob.sum(dim=tuple(range(1, log_prob.ndim)))
 
 
 class DensityDecoder(Decoder):
@@ -142,35 +141,35 @@ class DensityDecoder(Decoder):
         found = self.covariance(posterior, kernel)
         if found is None or bool((found.variance <= 0).any()):  # NaN is found in the term
             raise InputError(
-                f"the decoder's variance ({self.name}, step {kernel.t} to 0) is zero somewhere, so that the density "
+                f"the decoder's variance ({self.name}, step {kernel}) is zero somewhere, so that the density "
                 "of x_0 is not defined; choose another decoder_variance."
             )
-        return gaussian_nats(found.log_det(), found.quadratic(x_0 - posterior.mean), math.prod(x_0.shape[-3:]))
+        return gaussian_nats(found.log_det(), found.quadratic(x_0 - posterior.mean), math.prod(x_0.shape[1:]))
 
 
 def make_decoder(
     denoiser: Denoiser,
     covariance: ReverseCovariance,
-    t: int,
+    level: NoiseLevel,
     choice: DecoderVariance | float,
     levels: int | None,
     data_range: Range | None,
 ) -> Decoder:
-    """The decoder from index t for a `decoder_variance`; levels None: of continuous data.
+    """The decoder from the least noisy level for a `decoder_variance`; levels None: of continuous data.
 
     With "pixel", one that (almost) never errs in the table gets at least the variance of rounding to a level,
     (distance)²/12: in other images it may err.
     """
     if choice == "covariance":
-        if levels is not None:
-            raise InputError(
-                "decoder_variance='covariance' is for continuous data (density_bound): the discretised decoder is "
-                "pixel-diagonal; use 'beta_tilde', 'isotropic', 'pixel' or a number."
-            )
-        if isinstance(covariance, Analytic):  # an index that the table does not cover is found now
-            covariance.table.posterior_variance(t, covariance.estimator, covariance.structure, covariance.bounded)
+        checks.refuse(
+            levels is not None,
+            "decoder_variance='covariance' is for continuous data (density_bound): the discretised decoder is "
+            "pixel-diagonal; use 'beta_tilde', 'isotropic', 'pixel' or a number.",
+        )
+        if isinstance(covariance, Analytic):  # a level that the table does not cover is found now
+            covariance.table.posterior_variance(level, covariance.estimator, covariance.structure, covariance.bounded)
         return DensityDecoder(covariance.name, covariance)
-    variance = np.asarray(_variance(denoiser, covariance, t, choice))
+    variance = np.asarray(_variance(denoiser, covariance, level, choice))
     if levels is None or data_range is None:
         structure = (Pixel if variance.ndim else Isotropic)(denoiser.shape)
         return DensityDecoder(
@@ -181,23 +180,14 @@ def make_decoder(
     return DiscreteDecoder(variance, levels, data_range)
 
 
-def _variance(denoiser: Denoiser, covariance: ReverseCovariance, t: int, choice: DecoderVariance | float) -> Any:
+def _variance(
+    denoiser: Denoiser, covariance: ReverseCovariance, level: NoiseLevel, choice: DecoderVariance | float
+) -> Any:
     if not isinstance(choice, str):
-        return _positive(choice)
+        expected = "a positive, finite number, or the name of a choice"
+        return checks.positive("decoder_variance", choice, expected)
     if choice == "beta_tilde":
-        if denoiser.schedule.num_steps < 2:
-            raise InputError(
-                "decoder_variance='beta_tilde' is that of the step 2 to 1, but the schedule has one index; give a "
-                "number."
-            )
-        if t > 1:
-            warnings.warn(
-                f"the decoder's variance is that of the step 2 to 1, but the last step starts at index {t}, where x_0 "
-                "is known less well: the bound will be large; use decoder_variance='isotropic', or steps from 1 on.",
-                DiffusionVarWarning,
-                stacklevel=5,
-            )
-        return ReverseKernel(denoiser.schedule, t=2, s=1).beta_tilde
+        return _beta_tilde(denoiser.schedule, level)
     if choice not in ("isotropic", "pixel"):
         raise InputError(
             f"decoder_variance={choice!r} is not known; use 'beta_tilde', 'isotropic', 'pixel', a number, or, for "
@@ -209,15 +199,18 @@ def _variance(denoiser: Denoiser, covariance: ReverseCovariance, t: int, choice:
             f"covariance is {covariance.name}; use Analytic, 'beta_tilde', or the number "
             "table.posterior_variance(n) of the smallest index n."
         )
-    return covariance.table.posterior_variance(t, covariance.estimator, choice, covariance.bounded)
+    return covariance.table.posterior_variance(level, covariance.estimator, choice, covariance.bounded)
 
 
-def _positive(choice: Any) -> float:
-    try:
-        known = isinstance(choice, (int, float, np.number)) and not isinstance(choice, bool)
-        value = float(choice) if known else math.nan
-    except OverflowError:
-        value = math.inf
-    if not (math.isfinite(value) and value > 0):
-        raise InputError(f"decoder_variance={choice!r} must be a positive, finite number, or the name of a choice.")
-    return value
+def _beta_tilde(schedule: NoiseSchedule, level: NoiseLevel) -> float:
+    """β̃ of the schedule's step 2 → 1."""
+    checks.refuse(
+        schedule.num_steps < 2,
+        "decoder_variance='beta_tilde' is that of the step 2 to 1, but the schedule has one index; give a number.",
+    )
+    if level.log_snr < schedule.log_snr[1]:
+        warn(
+            f"the decoder's variance is that of the step 2 to 1, but the last step starts at {level.name}, where x_0 "
+            "is known less well: the bound will be large; use decoder_variance='isotropic', or steps from 1 on."
+        )
+    return ReverseKernel(schedule, t=2, s=1).beta_tilde

@@ -13,8 +13,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from .. import checks
 from ..errors import InputError
-from ..process.schedule import is_whole
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -82,8 +82,7 @@ class OptimalPaths:
         """The least cost of `count` indices, in the objective's unit: the sum of cost(s, t) for "kl", nats/dim for
         "bound". One index has no step, and nothing to compare."""
         self._check(count)
-        if count == 1:
-            raise InputError("a path of one index has no step between indices, and no cost; ask for two or more.")
+        checks.refuse(count == 1, "a path of one index has no step between indices, and no cost; ask for two or more.")
         return float(self.least[count - 1, -1])
 
     def cost_of(self, steps: Sequence[int]) -> float:
@@ -93,8 +92,8 @@ class OptimalPaths:
         positions = [place[n] for n in steps if n in place]
         if missing or len(positions) < 2 or any(b <= a for a, b in pairwise(positions)):
             raise InputError(
-                f"the path [{brief(list(steps))}] must rise strictly and have two indices or more, all of them nodes "
-                f"(not: {brief(missing) or 'none'})."
+                f"the path {checks.brief(list(steps))} must rise strictly and have two indices or more, all of them "
+                f"nodes (not: {checks.listing(missing) or 'none'})."
             )
         return float(sum(self.matrix[i, j] for i, j in pairwise(positions)))
 
@@ -108,10 +107,5 @@ class OptimalPaths:
         return float(sum(self.binning[place[n]] for n in self.steps(count)[1:]))
 
     def _check(self, count: int) -> None:
-        if not is_whole(count) or not 1 <= count <= self.most:
-            raise InputError(f"{count} steps are not among the computed paths of 1 to {self.most} steps.")
-
-
-def brief(indices: Sequence[int]) -> str:
-    """The first few of a list, for messages."""
-    return ", ".join(map(str, indices[:8])) + (", …" if len(indices) > 8 else "")
+        wrong = not checks.is_whole(count) or not 1 <= count <= self.most
+        checks.refuse(wrong, f"{count} steps are not among the computed paths of 1 to {self.most} steps.")

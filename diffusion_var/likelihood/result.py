@@ -10,32 +10,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ..process.level import NoiseLevel
+from ..process.steps import describe
+
 Float64Array = npt.NDArray[np.float64]
-
-
-class RunningMoments:
-    """Mean and sum of squared deviations of rows that come in chunks (Chan et al. 1979); float64, constant memory."""
-
-    def __init__(self, width: int) -> None:
-        self.count = 0
-        self.mean = np.zeros(width)
-        self.squares = np.zeros(width)
-
-    def add(self, rows: Float64Array) -> None:
-        """Merge rows (M, width)."""
-        mean = rows.mean(0)
-        squares = np.square(rows - mean).sum(0)
-        count, shift = self.count + len(rows), mean - self.mean
-        self.squares += squares + shift**2 * (self.count * len(rows) / count)
-        self.mean += shift * (len(rows) / count)
-        self.count = count
-
-    @property
-    def standard_error(self) -> Float64Array:
-        """(width,) of the mean; nan for fewer than two rows."""
-        if self.count < 2:
-            return np.full_like(self.mean, math.nan)
-        return np.asarray(np.sqrt(self.squares / (self.count - 1) / self.count))
 
 
 @dataclass(frozen=True)
@@ -52,7 +30,7 @@ class LikelihoodBound:
         per_step: (K + 1,) bits/dim, the noisiest first: the prior's term, the K − 1 steps, the decoder's. Their sum is
             `value`.
         per_step_error: (K + 1,) standard error of each.
-        steps: the indices, ascending.
+        steps: the indices, ascending, or the noise levels, the noisiest first.
         images, draws, evaluations: how many images, noise draws for each, and network evaluations.
         settings: what else it was computed with (plain data).
     """
@@ -63,7 +41,7 @@ class LikelihoodBound:
     noise_error: float
     per_step: Float64Array = field(repr=False)
     per_step_error: Float64Array = field(repr=False)
-    steps: tuple[int, ...]
+    steps: tuple[int, ...] | tuple[NoiseLevel, ...]
     images: int
     draws: int
     evaluations: int
@@ -80,7 +58,7 @@ class LikelihoodBound:
     @property
     def labels(self) -> list[str]:
         """(K + 1,) what each entry of `per_step` is."""
-        falling = self.steps[::-1]
+        falling = [*self.steps] if isinstance(self.steps[0], NoiseLevel) else [*self.steps[::-1]]
         middle = [f"{t} to {s}" for t, s in itertools.pairwise(falling)]
         return [f"prior at {falling[0]}", *middle, f"decoder {falling[-1]} to 0"]
 
@@ -103,7 +81,7 @@ class LikelihoodBound:
             "unit": self.unit,
             **{name: _finite(number) for name, number in numbers.items()},
             "per_step": [{"term": name, "value": float(v), "standard_error": _finite(e)} for name, v, e in parts],
-            "steps": list(self.steps),
+            "steps": describe(list(self.steps)),  # type: ignore[arg-type]
             "images": self.images,
             "draws": self.draws,
             "evaluations": self.evaluations,

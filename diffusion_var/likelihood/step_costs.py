@@ -15,18 +15,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..covariance.reverse import ReverseCovariance
-from ..covariance.step_covariances import StepCovariances
+from .. import checks
+from ..covariance.reverse import ReverseCovariance, StepCovariances, check_covariance
 from ..data.fixed_images import FixedImages
-from ..errors import InputError
 from ..models.conditions import as_conditions
 from ..models.denoiser import Denoiser
-from ..process.kernel import ClippedEps, ReverseKernel, check_clipped_eps, check_eta
+from ..process.kernel import ClippedEps, ReverseKernel
 from ..process.schedule import NoiseSchedule
 from ..process.steps import explicit, log_snr
-from .bound import check_choice, check_count, check_seed, common_range
-from .run import BoundRun, run_identity
-from .terms import BoundTerms, Node, refuse_point_mass
+from .bound import check_denoiser, common_range, finish, noise_settings
+from .run import BoundRun
+from .terms import BoundTerms, Evaluation, check_noise_of_bound
 
 #: How many indices are measured by default.
 INDICES = 64
@@ -58,8 +57,9 @@ def step_costs(
     indices: Sequence[int] | None = None,
     seed: int = 0,
     *,
-    data_range: tuple[float, float] | None = None,
-    eta: float = 1.0,
+    data_range: checks.Range | None = None,
+    eta: float | None = None,
+    tau: float | None = None,
     draws: int = 1,
     clipped_eps: ClippedEps | None = None,
     conditions: Any = None,
@@ -76,44 +76,36 @@ def step_costs(
 
     Other arguments and errors as in `bits_per_dim`.
     """
-    check_choice(denoiser, covariance)
-    check_eta(eta)
-    refuse_point_mass(eta)
-    check_clipped_eps(clipped_eps)
-    denoiser = covariance.prepare(denoiser)
-    schedule, seed = denoiser.schedule, check_seed(seed)
-    chosen = (
-        log_snr(schedule, min(INDICES, schedule.num_steps)) if indices is None else check_indices(schedule, indices)
-    )
-    if len(chosen) < 2:
-        raise InputError(f"indices={chosen} has no step between its indices; give at least two.")
+    check_denoiser(denoiser)
+    denoiser = check_covariance(covariance).prepare(denoiser)
+    schedule, grid = denoiser.schedule, common_range(denoiser, data_range)
+    chosen = default_indices(schedule) if indices is None else check_indices(schedule, indices)
+    checks.refuse(len(chosen) < 2, f"indices={chosen} has no step between its indices; give at least two.")
     pairs = [(i, j) for j in range(1, len(chosen)) for i in range(j)]
+    kernels = {(i, j): ReverseKernel(schedule, chosen[j], chosen[i], eta, clipped_eps, tau=tau) for i, j in pairs}
     column = {pair: k for k, pair in enumerate(pairs)}
-    nodes = [
-        Node(
-            t,
-            tuple((column[i, j], ReverseKernel(schedule, t, chosen[i], eta, clipped_eps)) for i in range(j)),
-        )
-        for j, t in enumerate(chosen)
-        if j > 0
-    ][::-1]
-    covariances = StepCovariances(covariance, denoiser, [kernel for node in nodes for _, kernel in node.steps])
-    source = FixedImages(images, denoiser.shape, common_range(denoiser, data_range))
+    evaluations = [
+        Evaluation(schedule.level(chosen[j]), tuple((column[i, j], kernels[i, j]) for i in range(j)))
+        for j in reversed(range(1, len(chosen)))
+    ]
+    check_noise_of_bound([*kernels.values()])
+    covariance.check(denoiser, [kernel for evaluation in evaluations for _, kernel in evaluation.steps])
+    source = FixedImages(images, denoiser.shape, grid)
     run = BoundRun(
-        BoundTerms(denoiser, nodes, covariances, None),
+        BoundTerms(denoiser, evaluations, StepCovariances(covariance), None),
         source,
         as_conditions(conditions, len(source)),
         columns=len(pairs),
         prior=None,
-        seed=seed,
-        draws=check_count("draws", draws),
-        batch_size=check_count("batch_size", batch_size),
+        seed=checks.seed(seed),
+        draws=checks.whole("draws", draws, least=1),
+        batch_size=checks.whole("batch_size", batch_size, least=1),
     )
-    settings = {"indices": chosen, "eta": float(eta), "clipped_eps": clipped_eps, "seed": seed, "draws": run.draws}
-    settings["data_range"] = None if source.data_range is None else list(source.data_range)
+    first = kernels[pairs[0]]
+    settings: dict[str, Any] = {"indices": chosen, **noise_settings(first.eta, first.tau), "clipped_eps": clipped_eps}
+    settings |= {"seed": run.seed, "draws": run.draws, "data_range": None if grid is None else list(grid)}
     settings["covariance"] = covariance.identity()
-    run.finish(checkpoint, run_identity(run, source.scan(), settings), progress)
-    covariance.report()
+    finish(run, source.scan(), settings, checkpoint, progress)
     values = np.full((len(chosen), len(chosen)), math.inf)
     errors = np.full_like(values, math.nan)
     d, standard_error = math.prod(denoiser.shape), run.moments.standard_error
@@ -122,8 +114,12 @@ def step_costs(
     return StepCosts(schedule, np.array(chosen, dtype=np.int64), values, errors, run.moments.count)
 
 
+def default_indices(schedule: NoiseSchedule) -> list[int]:
+    """64 indices (or all N) evenly spaced in log-SNR, 1 and N among them."""
+    return log_snr(schedule, min(INDICES, schedule.num_steps))
+
+
 def check_indices(schedule: NoiseSchedule, indices: Any) -> list[int]:
     """Ascending indices, checked."""
-    if not isinstance(indices, Iterable):
-        raise InputError(f"indices={indices!r} must be a list of indices.")
+    checks.refuse(not isinstance(indices, Iterable), f"indices={indices!r} must be a list of indices.")
     return explicit(schedule, list(indices))

@@ -24,7 +24,6 @@ theirs are made non-decreasing in n, as exact variances are, by isotonic regress
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -32,12 +31,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import isotonic_regression
 
-from ..errors import DiffusionVarWarning, InputError
-from ..process.schedule import NoiseSchedule, is_whole
+from .. import checks
+from ..errors import InputError, warn
+from ..process.divergence import step_cost
+from ..process.schedule import NoiseSchedule
 from ..variance.estimators import Estimator
 from ..variance.table import VarianceTable
-from .bound import check_count
-from .paths import OptimalPaths, brief, least_costs
+from .paths import OptimalPaths, least_costs
 from .step_costs import StepCosts
 
 Float64Array = npt.NDArray[np.float64]
@@ -66,7 +66,7 @@ def optimal(
 
     Raises InputError for K outside 1…N (less the indices left out) and for costs that do not fit the objective.
     """
-    count = check_count("steps", steps)
+    count = checks.whole("steps", steps, least=1)
     return optimal_paths(costs, count, objective, structure, estimator, max_relative_error).steps(count)
 
 
@@ -107,8 +107,8 @@ def optimal_paths(
 def _kl_paths(
     table: VarianceTable, most: int | None, structure: str, estimator: Estimator, max_relative_error: float
 ) -> OptimalPaths:
-    if not isinstance(max_relative_error, (int, float)) or not max_relative_error > 0:
-        raise InputError(f"max_relative_error={max_relative_error!r} must be a positive number.")
+    wrong = not checks.is_number(max_relative_error) or not max_relative_error > 0
+    checks.refuse(wrong, f"max_relative_error={max_relative_error!r} must be a positive number.")
     for n in (1, table.schedule.num_steps):
         table.posterior_variance(n, estimator, structure)  # covers the steps, and knows the names?
     if table.data is None:
@@ -123,7 +123,9 @@ def _kl_paths(
 def _published(table: VarianceTable) -> tuple[list[int], list[tuple[Float64Array, Float64Array]]]:
     """All indices, and the variances of published arrays made non-decreasing."""
     schedule, N = table.schedule, table.schedule.num_steps
-    raw = np.array([float(table.nodes.value("score_norm", "isotropic", n)) for n in range(1, N + 1)])
+    raw = np.array(
+        [float(table.interpolation.value("score_norm", "isotropic", schedule.level(n))) for n in range(1, N + 1)]
+    )
     known = np.isfinite(raw)  # not at zero SNR
     weights = np.exp(2.0 * schedule.log_snr[1:][known])
     smooth = np.empty(N)
@@ -142,9 +144,9 @@ def _measured(
     N = table.schedule.num_steps
     poor = [n for n in range(2, N) if _is_poor(table, n, estimator, limit)]
     if poor:
-        _warn(
+        warn(
             f"{len(poor)} of {N} indices are not visited, since their relative standard error is above "
-            f"{limit:g} or their variance not positive ({brief(poor)}); estimate the table to a lower tolerance to "
+            f"{limit:g} or their variance not positive ({_brief(poor)}); estimate the table to a lower tolerance to "
             "have them all."
         )
     nodes = sorted({*range(1, N + 1)} - {*poor})
@@ -169,7 +171,7 @@ def _known_at_end(table: VarianceTable, nodes: Sequence[int], estimator: Estimat
         if not _is_poor(table, n, estimator, limit):
             if n != N:
                 found = table.posterior_variance(N, estimator)
-                _warn(
+                warn(
                     f"the {estimator} variance at index {N} is {found:g}, with which a step from there has no sensible "
                     f"cost; that of index {n} stands for it."
                 )
@@ -177,8 +179,8 @@ def _known_at_end(table: VarianceTable, nodes: Sequence[int], estimator: Estimat
     raise InputError(f"the table has no positive {estimator} variance at any index; estimate it again.")
 
 
-def _warn(text: str) -> None:
-    warnings.warn(text, DiffusionVarWarning, stacklevel=6)
+def _brief(indices: Sequence[int]) -> str:
+    return checks.brief(list(indices)).strip("[]")
 
 
 def _bound_paths(costs: StepCosts, most: int | None) -> OptimalPaths:
@@ -197,11 +199,11 @@ def _most(most: int | None, nodes: Sequence[int]) -> int:
     """The largest number of steps that is asked for; InputError above that of the indices that may be visited."""
     if most is None:
         return len(nodes)
-    if isinstance(most, bool) or not is_whole(most) or not 1 <= most <= len(nodes):
-        raise InputError(
-            f"steps={most} is not a usable number of steps: {len(nodes)} indices can be visited, so that a whole "
-            f"number from 1 to {len(nodes)} is expected."
-        )
+    checks.refuse(
+        not checks.is_whole(most) or not 1 <= most <= len(nodes),
+        f"steps={most} is not a usable number of steps: {len(nodes)} indices can be visited, so that a whole number "
+        f"from 1 to {len(nodes)} is expected.",
+    )
     return int(most)
 
 
@@ -220,9 +222,7 @@ def kl_costs(schedule: NoiseSchedule, nodes: Sequence[int], variances: npt.Array
     log_snr = schedule.log_snr[list(nodes)]
     out = np.full((len(nodes), len(nodes)), math.inf)
     for j in range(1, len(nodes)):
-        # SNR_s − SNR_t, without cancellation between neighbours
-        difference = -np.exp(log_snr[:j]) * np.expm1(log_snr[j] - log_snr[:j])
-        out[:j, j] = np.log1p(difference[:, None] * v[j]).mean(1)
+        out[:j, j] = step_cost(log_snr[j], log_snr[:j, None], v[j]).mean(1)
     return out
 
 

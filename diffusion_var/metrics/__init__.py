@@ -1,70 +1,55 @@
-"""The FID harness: images, features, their statistics and the distance. It uses nothing of the rest of the package."""
+"""The FID harness: images, features, their statistics and the distance. It uses the ground and `data` alone.
+
+Names are imported when first used.
+"""
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..data.images import read_images
-    from .fid import feature_statistics, fid
-    from .frechet import frechet_distance
-    from .networks import load_features
-    from .sample import FeatureSample, collect
-    from .score import Score, require_same_protocol, score_table
-    from .scores import evaluate
-    from .statistics import FeatureStatistics
+    from ..data.images import read_images as read_images
+    from ..data.images import save_images as save_images
+    from ..data.images import to_float as to_float
+    from ..data.images import to_uint8 as to_uint8
+    from .frechet import frechet_distance as frechet_distance
+    from .networks import load_features as load_features
+    from .sample import FeatureSample as FeatureSample
+    from .sample import collect as collect
+    from .score import Score as Score
+    from .score import require_same_protocol as require_same_protocol
+    from .score import score_table as score_table
+    from .scores import evaluate as evaluate
+    from .scores import feature_statistics as feature_statistics
+    from .scores import fid as fid
+    from .statistics import FeatureStatistics as FeatureStatistics
 
-__all__ = [
-    "FeatureSample",
-    "FeatureStatistics",
-    "Score",
-    "collect",
-    "evaluate",
-    "feature_statistics",
-    "fid",
-    "frechet_distance",
-    "load_features",
-    "read_images",
-    "require_same_protocol",
-    "score_table",
-]
-
-_HOME = {
-    "FeatureSample": "sample",
-    "FeatureStatistics": "statistics",
-    "Score": "score",
-    "collect": "sample",
-    "evaluate": "scores",
-    "feature_statistics": "fid",
-    "fid": "fid",
-    "frechet_distance": "frechet",
-    "load_features": "networks",
-    "read_images": ".data.images",
-    "require_same_protocol": "score",
-    "score_table": "score",
+_HOMES = {
+    "FeatureSample": ".sample",
+    "FeatureStatistics": ".statistics",
+    "Score": ".score",
+    "collect": ".sample",
+    "evaluate": ".scores",
+    "feature_statistics": ".scores",
+    "fid": ".scores",
+    "frechet_distance": ".frechet",
+    "load_features": ".networks",
+    "read_images": "..data.images",
+    "require_same_protocol": ".score",
+    "save_images": "..data.images",
+    "score_table": ".score",
+    "to_float": "..data.images",
+    "to_uint8": "..data.images",
 }
+__all__ = [*_HOMES]
 
 
-class _Metrics(ModuleType):
-    """This module: names are imported when first used (PEP 562), and `fid` is always the function, as are its like."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in _HOME:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(f".{_HOME[name]}", __name__), name)
-        self.__dict__[name] = value
-        return value
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Importing the file fid.py would bind `fid` here to that file, over the function of the same name.
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *__all__})
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-sys.modules[__name__].__class__ = _Metrics
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -55,10 +55,3 @@ def feature_pair(
             "compare features of one network only."
         )
     return first, second
-
-
-def whole_number(value: int, name: str, least: int) -> int:
-    """`value` if it is a whole number of at least `least`, else an InputError that names the argument."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise InputError(f"{name} is {value!r}; expected a whole number of at least {least}.")
-    return int(value)

@@ -26,9 +26,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .. import checks
 from ..errors import InputError
 from ..randomness import generator
-from .feature_arrays import Estimate, Features, feature_pair, whole_number
+from .feature_arrays import Estimate, Features, feature_pair
 
 Array = npt.NDArray[np.float64]
 
@@ -51,7 +52,7 @@ def kernel_distance(
     Raises InputError for fewer than 2 features, other dimensions, NaN or Inf, or no blocks.
     """
     first, second = feature_pair(a, b, ("first", "second"))
-    blocks, size = whole_number(blocks, "blocks", 1), whole_number(block_size, "block_size", 2)
+    blocks, size = checks.whole("blocks", blocks, least=1), checks.whole("block_size", block_size, least=2)
     size = min(size, len(first), len(second))
     if size == len(first) == len(second):
         blocks = 1

@@ -23,8 +23,9 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from .. import checks
 from ..errors import InputError
-from .feature_arrays import Features, feature_pair, whole_number
+from .feature_arrays import Features, feature_pair
 
 Array = npt.NDArray[np.float64]
 
@@ -83,7 +84,7 @@ def density_coverage(real: npt.ArrayLike, fake: npt.ArrayLike, k: int = 5) -> tu
 
 
 def _points(real: npt.ArrayLike, fake: npt.ArrayLike, k: int, least_fakes: int) -> tuple[_Points, _Points]:
-    k = whole_number(k, "k", 1)
+    k = checks.whole("k", k, least=1)
     reals, fakes = feature_pair(real, fake, ("real", "fake"))
     for features, name, least in ((reals, "real", k + 1), (fakes, "fake", least_fakes)):
         if len(features) < least:

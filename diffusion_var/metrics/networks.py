@@ -5,7 +5,7 @@
 | `features=` | network | for |
 |---|---|---|
 | "inception" | Inception-v3 of the published FIDs, 2048 features (`inception.py`) | numbers to compare with papers |
-| "digits" | small classifier of 8×8 grey digits, bundled, 64 features (`classifier_features.py`) | offline, quick |
+| "digits" | small classifier of 8×8 grey digits, bundled, 64 features (`classifier.py`) | offline, quick |
 | "FILE.safetensors" | the same kind, made by `scripts/train_features.py` from labelled images | MNIST and others |
 | an object | anything with the protocol, an `nn.Module`, or `CallableFeatures(function, ...)` | everything else |
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from ..data.images import read_images, to_uint8
-from ..errors import DiffusionVarWarning, InputError
+from .. import checks
+from ..data.images import image_of, read_images, to_uint8
+from ..errors import InputError, warn
 from .networks import FeatureNetwork
 from .statistics import FeatureStatistics
 
@@ -72,8 +72,7 @@ def collect(
 
     Raises InputError for no images, NaN or Inf in images or features, and anything that cannot be read.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; expected at least 1.")
+    batch_size = checks.whole("batch_size", batch_size, least=1)
     if isinstance(images, str | os.PathLike):
         name, images = name or os.fspath(images), read_images(images)
     name = name or _name(images)
@@ -142,10 +141,8 @@ class _Seen:
             self.shape, self.repeated, self._same = shape, repeated, pixels[0]
             self._hash.update(f"{shape}".encode())
             if repeated:
-                warnings.warn(
-                    f"the images of {self.name} are grey and the feature network wants RGB; their channel is repeated.",
-                    DiffusionVarWarning,
-                    stacklevel=4,
+                warn(
+                    f"the images of {self.name} are grey and the feature network wants RGB; their channel is repeated."
                 )
         elif shape != self.shape:
             raise InputError(f"images have shapes {self.shape} and {shape}; all must share one: resize them.")
@@ -156,17 +153,11 @@ class _Seen:
 
     def origin(self) -> dict[str, Any]:
         if self._same is not None and self.count > 1:
-            warnings.warn(
-                f"all {self.count} images of {self.name} are identical; the covariance of their features is zero.",
-                DiffusionVarWarning,
-                stacklevel=4,
-            )
+            warn(f"all {self.count} images of {self.name} are identical; the covariance of their features is zero.")
         if self._half is not None:
-            warnings.warn(
+            warn(
                 f"all values of {self.name} lie in the upper half of the data range [{self._half[0]:g}, "
-                f"{self._half[1]:g}]; if theirs is another one, such as [0, 1], pass it as data_range.",
-                DiffusionVarWarning,
-                stacklevel=4,
+                f"{self._half[1]:g}]; if theirs is another one, such as [0, 1], pass it as data_range."
             )
         return {
             "name": self.name,
@@ -215,11 +206,11 @@ def _batches(images: Any, batch_size: int) -> Iterator[Tensor]:
     if isinstance(images, Tensor | np.ndarray):
         if images.ndim != 4:
             raise InputError(f"images have shape {tuple(images.shape)}; expected (N, C, H, W): reshape them.")
-        yield from (_tensor(images[start : start + batch_size]) for start in range(0, len(images), batch_size))
+        yield from (image_of(images[start : start + batch_size]) for start in range(0, len(images), batch_size))
         return
     single: list[Tensor] = []
     for item in _items(images):
-        image = _tensor(item)
+        image = image_of(item)
         if image.ndim == 4:
             yield from (part for part in torch.split(image, batch_size) if len(part))
         elif image.ndim == 3:
@@ -250,16 +241,3 @@ def _items(images: Any) -> Iterator[Any]:
         raise InputError(
             f"images is a {type(images).__name__}; expected a tensor, an array, a Dataset, batches or a path."
         ) from error
-
-
-def _tensor(item: Any) -> Tensor:
-    if isinstance(item, tuple | list) and item:  # (image, label), as labelled datasets and their loaders give
-        item = item[0]
-    if isinstance(item, np.ndarray):
-        if item.dtype.kind not in "fiub":
-            raise InputError(f"an image holds {item.dtype} numbers; expected uint8 or floats: convert it.")
-        # A copy in this machine's byte order: a mapped file is read-only, and torch knows no other order.
-        item = torch.from_numpy(np.array(item, dtype=item.dtype.newbyteorder("="), order="C"))
-    if not isinstance(item, Tensor):
-        raise InputError(f"an image is a {type(item).__name__}; expected a tensor or an array: add a transform.")
-    return item

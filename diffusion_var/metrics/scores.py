@@ -1,10 +1,12 @@
-"""Several metrics of one set of images against one reference, each image passing through the network once.
+"""Scores of one set of images against one reference, each image passing through the network once.
 
     images ────> FeatureSample ─┬─> fid (and its interval, and fid_infinity)      from means and covariances
     reference ─> FeatureSample ─┴─> kid, precision, recall, density, coverage     from the features themselves
 
-What either side may be, and which part of a file is used, is in `sides.py`; the metrics are in `distances.py`,
-`kernel.py`, `neighbours.py` and `uncertainty.py`.
+`evaluate` gives several metrics at once, `fid` the Fréchet distance (Heusel et al. 2017, arXiv:1706.08500) alone. A
+score is comparable to another only under the same protocol, which each carries (see `score.py`). What either side may
+be, and which part of a file is used, is in `sides.py`; the metrics are in `frechet.py`, `kid.py`, `neighbours.py` and
+`uncertainty.py`.
 """
 
 from __future__ import annotations
@@ -16,8 +18,11 @@ import torch
 
 from ..errors import InputError
 from .frechet import frechet_distance
+from .networks import load_features
+from .sample import Images, collect
 from .score import Score, versions
 from .sides import Features, Resolved, Side, resolve
+from .statistics import FeatureStatistics
 
 METRICS = ("fid", "kid", "precision", "recall", "density", "coverage")
 LEVEL = 0.95
@@ -79,6 +84,44 @@ def evaluate(
             scores |= _neighbours(ours, theirs, metric)
     order = [*metrics, *(["fid_infinity"] if extrapolate else [])]
     return {metric: scores[metric] for metric in order}
+
+
+def fid(
+    images: Side,
+    reference: Side,
+    features: Features = "inception",
+    *,
+    data_range: tuple[float, float] = (-1.0, 1.0),
+    batch_size: int = 256,
+    device: str | torch.device | None = None,
+) -> Score:
+    """The FID of `images` against `reference` (lower is better; 0 for equal feature statistics).
+
+    Either side: a tensor or array (N, C, H, W), uint8 or floats in `data_range` (rounded to uint8); a Dataset; an
+    iterable of images or batches, such as a sampler's stream; a path for `read_images`; a FeatureSample;
+    FeatureStatistics; or the path of an `.npz` with `mu` and `sigma`, which must be of the same features.
+    Raises InputError for fewer than 2 images, NaN, and anything that cannot be read.
+    """
+    return evaluate(images, reference, ("fid",), features, data_range=data_range, batch_size=batch_size, device=device)[
+        "fid"
+    ]
+
+
+def feature_statistics(
+    images: Images,
+    features: Features = "inception",
+    *,
+    data_range: tuple[float, float] = (-1.0, 1.0),
+    batch_size: int = 256,
+    device: str | torch.device | None = None,
+) -> FeatureStatistics:
+    """Mean and covariance of the features of `images` (anything `fid` takes as images), in constant memory.
+
+    The network runs where its parameters are, or on `device` if given. Raises InputError for no images, for NaN, and
+    for anything that cannot be read.
+    """
+    sample = collect(images, load_features(features), data_range=data_range, batch_size=batch_size, device=device)
+    return sample.statistics
 
 
 def _check(metrics: Sequence[str], bootstrap: int, extrapolate: bool) -> None:

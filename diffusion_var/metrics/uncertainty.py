@@ -34,9 +34,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from .. import checks
 from ..errors import InputError
 from ..randomness import generator
-from .feature_arrays import Estimate, feature_array, whole_number
+from .feature_arrays import Estimate, feature_array
 from .frechet import Moments, factor, moments
 from .statistics import Array
 
@@ -53,7 +54,7 @@ def bootstrap_interval(
     smaller. Each repeat costs N D² operations and the eigenvalues of a D × D (or N × N) matrix. Raises InputError for
     fewer than 2 features, another dimension, NaN or Inf, fewer than 20 repeats, or a level outside (0, 1).
     """
-    repeats = whole_number(repeats, "repeats", 20)
+    repeats = checks.whole("repeats", repeats, least=20)
     if not 0 < level < 1:
         raise InputError(f"level is {level}; expected a probability between 0 and 1, such as 0.95.")
     sample = _Sample(features, reference)
@@ -75,11 +76,11 @@ def fid_infinity(
     than 2 D while that is at most N/2. Raises InputError for fewer than 8 features, another dimension, NaN or Inf,
     fewer than 3 points, or `smallest` outside 2…N − 2.
     """
-    points = whole_number(points, "points", 3)
+    points = checks.whole("points", points, least=3)
     sample = _Sample(features, reference, least=8)
     if smallest is None:
         smallest = max(2, sample.count // 10, min(2 * sample.dimension, sample.count // 2))
-    if whole_number(smallest, "smallest", 2) > sample.count - 2:
+    if checks.whole("smallest", smallest, least=2) > sample.count - 2:
         raise InputError(f"smallest is {smallest}; expected at most {sample.count - 2} with {sample.count} images.")
     sizes = np.unique(np.linspace(smallest, sample.count, points).round().astype(int))
     values = np.empty(len(sizes))

@@ -12,19 +12,20 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 
+from .. import checks
 from ..errors import InputError
-from ..process.schedule import NoiseSchedule, is_whole
+from ..process.level import NoiseLevel
+from ..process.schedule import NoiseSchedule
+from .conditions import as_nest, batch_of, check_classes, digest_of, map_leaves
 from .features import FeatureTap
-from .guidance import Guidance, check_classes, condition_tensor, make_guidance, network_output
-from .identity import weights_fingerprint
+from .guidance import Guidance, make_guidance, network_output
+from .identity import ModelIdentity, weights_fingerprint
 from .posterior import Posterior
 from .prediction import Prediction, check_prediction, mean_and_eps, network_input
 
@@ -32,20 +33,22 @@ if TYPE_CHECKING:
     from .pretrained.latents import LatentCodec
     from .pretrained.prompts import PromptEncoder
 
-Range = tuple[float, float]
+Range = checks.Range
 Network = Callable[..., Any]
+#: Where on the schedule a batch is: one index or level for all of it, or one for each image.
+Place = int | torch.Tensor | NoiseLevel | list[NoiseLevel]
 
 
 class Denoiser:
     """A network, its schedule and its conventions.
 
     Args:
-        network: any callable (x_t (B, C, H, W), timestep (B,)) -> tensor (B, C or 2C, H, W), or an object with a
-            `.sample` attribute holding it; with a condition it is called with that as third argument. A module is
+        network: any callable (x_t (B, C, *spatial), timestep (B,)) -> tensor (B, C or 2C, *spatial), or an object with
+            a `.sample` attribute holding it; with a condition it is called with that as third argument. A module is
             moved to `device` and put into evaluation mode.
         schedule: the noise schedule that the network was trained with.
         prediction: "epsilon", "sample", "v_prediction", "flow", "score", "edm" or "edm_v" (see `models.prediction`).
-        shape: (C, H, W) of one image.
+        shape: (C, *spatial) of one image: (C, H, W), or (C,) of vectors, (C, L) of signals, (C, F, H, W) of videos.
         clip: bounds for x̂_0, or None for no clipping.
         data_range: the range of the data: "clip" (same as `clip`), a pair, or None for unbounded data
             (no range check, no range bound on the variance, no conversion from uint8).
@@ -53,7 +56,8 @@ class Denoiser:
         autocast: torch.bfloat16 or torch.float16 to run the network under autocast; everything else stays float32.
         sigma_data: σ_d of EDM networks.
         guidance_scale: w of classifier-free guidance; 1: the conditional prediction itself.
-        unconditional: the condition that stands for none, of one image; wanted where guidance_scale is not 1.
+        unconditional: the condition that stands for none, of one image (a tensor, or a nest of them); wanted where
+            guidance_scale is not 1.
         conditional: whether the network needs a condition (then a missing one is refused before the network runs), or
             takes none (False); None: not known.
         classes: how many class labels the network knows, the one for none included; None: it takes no labels.
@@ -82,18 +86,14 @@ class Denoiser:
         classes: int | None = None,
     ) -> None:
         check_prediction(prediction, schedule)
-        if not sigma_data > 0:
-            raise InputError(f"sigma_data={sigma_data} must be positive.")
-        if len(shape) != 3 or any(not is_whole(n) or n < 1 for n in shape):
-            raise InputError(f"shape must be (C, H, W) with positive integers, but it is {tuple(shape)}.")
         self.network = network
         self.schedule = schedule
         self.prediction: Prediction = prediction
-        self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
-        self.clip = check_range("clip", clip)
-        self.data_range = self.clip if data_range == "clip" else check_range("data_range", data_range)
+        self.shape = checks.shape("shape", shape)
+        self.clip = checks.bounds("clip", clip)
+        self.data_range = self.clip if data_range == "clip" else checks.bounds("data_range", data_range)
         self.autocast = autocast
-        self.sigma_data = float(sigma_data)
+        self.sigma_data = checks.positive("sigma_data", sigma_data, "positive")
         self.conditional, self.classes, self.unconditional = conditional, classes, unconditional
         self.guidance = self._guidance(guidance_scale, unconditional)
         self.codec: LatentCodec | None = None
@@ -103,16 +103,40 @@ class Denoiser:
         self.device = torch.device(device) if device is not None else _device_of(network)
         if isinstance(network, torch.nn.Module):
             network.to(self.device).eval()  # dropout would make the posterior random
-        timestep = schedule.timestep[1:]
-        # Networks with an embedding table want integers; all others take them as well.
-        self._timestep_dtype = torch.int64 if np.array_equal(timestep, timestep.round()) else torch.float32
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **options: Any) -> Denoiser:
-        """A diffusers pipeline, or UNet and scheduler, in a folder or on the hub. See `models.pretrained.load`."""
-        from .pretrained.load import load
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
+        autocast: torch.dtype | None = None,
+        guidance_scale: float = 1.0,
+        unconditional: Any = None,
+        allow_pickle: bool = False,
+    ) -> Denoiser:
+        """A diffusers pipeline, or a network with its scheduler, in a folder or on the hub.
 
-        return load(path, **options)
+        Args:
+            path: a local folder as `save_pretrained` writes it, or a hub id.
+            device: where to run; None: the GPU if there is one, else the CPU.
+            dtype: of the weights, e.g. torch.float16; None: as saved. Results have the dtype of x_t.
+            variant: of the weight files, e.g. "fp16".
+            revision: branch, tag or commit of a hub repository.
+            autocast, guidance_scale: see `Denoiser`.
+            unconditional: the condition that stands for none; by default the empty prompt's embedding, or DiT's null
+                label.
+            allow_pickle: read .bin weights where there are no safetensors (with torch's weights_only=True).
+
+        Raises InputError for a missing folder or file, an unsupported network or scheduler, and configs that contradict
+        each other.
+        """
+        from .pretrained.load import load  # which makes denoisers: one of the two circles that stay
+
+        return load(path, device, dtype, variant, revision, autocast, guidance_scale, unconditional, allow_pickle)
 
     def with_guidance(self, scale: float, unconditional: Any = None) -> Denoiser:
         """The same denoiser with another guidance scale; `unconditional` None keeps the present one."""
@@ -126,13 +150,13 @@ class Denoiser:
     def with_features(self, module: str | None = None) -> Denoiser:
         """The same denoiser, whose posteriors hold the trunk's last activations; see `features.FeatureTap`."""
         other = copy.copy(self)
-        other._tap = FeatureTap(self.network, module)
+        other._tap = FeatureTap(self.network, module, spatial_axes=len(self.shape) - 1)
         return other
 
     def _guidance(self, scale: float, unconditional: Any) -> Guidance | None:
         guidance = make_guidance(scale, unconditional)
         if guidance is not None and self.classes is not None:
-            check_classes(guidance.unconditional.reshape(-1), self.classes)
+            check_classes(map_leaves(lambda null: null.reshape(-1), guidance.unconditional), self.classes)
         return guidance
 
     @property
@@ -142,19 +166,21 @@ class Denoiser:
 
     # ---- the posterior ----------------------------------------------------------------------------------------
 
-    def __call__(self, x_t: torch.Tensor, n: int | torch.Tensor, condition: Any = None) -> Posterior:
+    def __call__(self, x_t: torch.Tensor, n: Place, condition: Any = None) -> Posterior:
         """The posterior at x_t.
 
         Args:
-            x_t: (B, C, H, W) on the denoiser's device.
-            n: one index in 1…N for the batch, or a (B,) integer tensor (on the CPU) of them.
-            condition: (B, …) class labels or embeddings, the network's third argument; None for networks without.
+            x_t: (B, C, *spatial) on the denoiser's device.
+            n: one index in 1…N or `NoiseLevel` for the batch, a (B,) integer tensor (on the CPU) of indices, or a list
+                of B levels.
+            condition: (B, …) class labels or embeddings, or a nest of such, the network's third argument; None for
+                networks without.
         """
         if tuple(x_t.shape[1:]) != self.shape:
             raise InputError(
                 f"x_t has shape {tuple(x_t.shape)}, but this denoiser takes (B, {', '.join(map(str, self.shape))})."
             )
-        alpha, sigma = self.coefficients(n, x_t)
+        alpha, sigma = self.schedule.coefficients(n, x_t)
         if self._tap is None:
             features, (prediction, extra) = None, self._predict(x_t, n, condition)
         else:
@@ -166,48 +192,11 @@ class Denoiser:
             mean = mean.clamp(*self.clip)
         return Posterior(mean, eps, extra, features)
 
-    def coefficients(self, n: int | torch.Tensor, x_t: torch.Tensor) -> tuple[Any, Any]:
-        """(α_n, σ_n), floats for one index, else tensors (B, 1, 1, 1) like x_t; float64 until this cast."""
-        if not isinstance(n, torch.Tensor):
-            n = self.schedule.check_index(n)
-            return float(self.schedule.alpha[n]), float(self.schedule.sigma[n])
-        indices = self._check_indices(n, len(x_t))
-        alpha, sigma = (
-            torch.from_numpy(array[indices]).to(x_t.device, x_t.dtype)[:, None, None, None]
-            for array in (self.schedule.alpha, self.schedule.sigma)
-        )
-        return alpha, sigma
-
-    def _check_indices(self, n: torch.Tensor, batch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        indices = n.cpu().numpy()
-        if (
-            indices.shape != (batch,)
-            or indices.dtype.kind not in "iu"
-            or (indices < 1).any()
-            or (indices > self.schedule.num_steps).any()
-        ):
-            raise InputError(
-                f"n must be an integer or a ({batch},) tensor of integers from 1 to {self.schedule.num_steps}, "
-                f"but it is {n}."
-            )
-        return indices
-
-    def _predict(
-        self, x_t: torch.Tensor, n: int | torch.Tensor, condition: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _predict(self, x_t: torch.Tensor, n: Place, condition: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The network's raw prediction and, for 2C channels, its second half. Exact denoisers override this."""
-        if isinstance(n, torch.Tensor):
-            timestep = torch.from_numpy(self.schedule.timestep[self._check_indices(n, len(x_t))]).to(
-                x_t.device, self._timestep_dtype
-            )
-        else:
-            timestep = torch.full((len(x_t),), float(self.schedule.timestep[n]), device=x_t.device).to(
-                self._timestep_dtype
-            )
-        out = self._run(
-            network_input(self.prediction, x_t, *self.coefficients(n, x_t), self.sigma_data), timestep, condition
-        )
-        out = network_output(out, x_t).to(x_t.dtype)
+        timestep = self.schedule.timesteps(n, len(x_t), x_t.device)
+        shown = network_input(self.prediction, x_t, *self.schedule.coefficients(n, x_t), self.sigma_data)
+        out = network_output(self._run(shown, timestep, condition), x_t).to(x_t.dtype)
         channels = self.shape[0]
         if out.shape[1] == channels:
             return out, None
@@ -223,8 +212,8 @@ class Denoiser:
         condition = self._check_condition(condition, len(x))
         if isinstance(self.network, torch.nn.Module) and (low := _half_precision(self.network)) is not None:
             x = x.to(low)
-            if isinstance(condition, torch.Tensor) and condition.is_floating_point():
-                condition = condition.to(low)
+            if condition is not None:
+                condition = map_leaves(lambda leaf: leaf.to(low) if leaf.is_floating_point() else leaf, condition)
         autocast = (
             contextlib.nullcontext() if self.autocast is None else torch.autocast(x.device.type, dtype=self.autocast)
         )
@@ -238,26 +227,53 @@ class Denoiser:
         return out
 
     def _check_condition(self, condition: Any, batch: int) -> Any:
+        """The condition of a batch on the device, or None."""
         if condition is None:
-            if self.conditional or self.guidance is not None:
-                raise InputError(
-                    "this network needs a condition, but none was given; pass class labels or prompt embeddings, one "
-                    "for each image (condition= or conditions=)."
-                )
+            self.require_condition()
             return None
-        if self.conditional is False:
-            raise InputError("this network takes no condition, but one was given; leave it out.")
-        if isinstance(condition, Mapping) and self.guidance is None:
-            return condition  # a network of the user's own, which knows what to do with it
-        condition = condition_tensor(condition)
+        checks.refuse(self.conditional is False, "this network takes no condition, but one was given; leave it out.")
+        condition = as_nest(condition)
         if self.classes is not None:
             check_classes(condition, self.classes)
-        condition = condition.to(self.device)
-        if condition.ndim == 0 or len(condition) != batch:
-            raise InputError(f"condition has shape {tuple(condition.shape)} for {batch} images; give one for each.")
+        condition = map_leaves(lambda leaf: leaf.to(self.device), condition)
+        batch_of(condition, batch)
         return condition
 
+    def require_condition(self) -> None:
+        """Refuse to go without a condition where the network, or its guidance, needs one."""
+        checks.refuse(
+            bool(self.conditional) or self.guidance is not None,
+            "this network needs a condition, but none was given; pass class labels or prompt embeddings, one for each "
+            "image (condition= or conditions=).",
+        )
+
+    def require_condition_of(self, conditions: Any, name: str) -> None:
+        """Refuse data called `name` that have no conditions where the model needs some."""
+        checks.refuse(
+            conditions is None and (bool(self.conditional) or self.guidance is not None),
+            f"this model is conditional, but {name} have no conditions; pass their labels or embeddings.",
+        )
+
     # ---- what a table remembers of it -------------------------------------------------------------------------
+
+    def identity(self) -> ModelIdentity:
+        """All that decides its posteriors."""
+        null = None if self.guidance is None else digest_of(self.guidance.unconditional)
+        facts: dict[str, Any] = {
+            "shape": list(self.shape),
+            "prediction": self.prediction,
+            "clip": None if self.clip is None else list(self.clip),
+            "data_range": None if self.data_range is None else list(self.data_range),
+            "guidance_scale": self.guidance_scale,
+            "unconditional": null,
+            "autocast": None if self.autocast is None else str(self.autocast),
+            "sigma_data": self.sigma_data if self.prediction in ("edm", "edm_v") else None,
+        }
+        if self.codec is not None:
+            facts["latent_scaling"] = list(self.codec.scaling)
+        if self.fingerprint is not None:  # a bare function has no weights to tell it by
+            facts["network"] = self.fingerprint
+        return ModelIdentity(self.schedule, facts)
 
     @property
     def fingerprint(self) -> str | None:
@@ -271,18 +287,6 @@ class Denoiser:
         if self._fingerprint is None or self._fingerprint[0] != stamp:
             self._fingerprint = stamp, weights_fingerprint(self.network)
         return self._fingerprint[1]
-
-
-def check_range(name: str, bounds: Range | None) -> Range | None:
-    if bounds is None:
-        return None
-    try:
-        low, high = (float(bound) for bound in bounds)
-    except (TypeError, ValueError):
-        low = high = math.nan
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise InputError(f"{name}={bounds!r} must be a pair of finite numbers, low < high, or None.")
-    return low, high
 
 
 def _device_of(network: Network) -> torch.device:

@@ -2,7 +2,7 @@
 
     diffusers UNets       the input of `conv_norm_out`, (B, F, H, W)
     diffusers' DiT        the input of `norm_out`, tokens (B, T, F)
-    any other network     the input of the module that is named
+    any other network     the input of the module that is named: (B, F, *spatial), or tokens (B, T, F)
 
 A head on these features (arXiv:2206.07309, §5) costs no second evaluation of the trunk.
 """
@@ -29,16 +29,18 @@ class FeatureTap:
         network: any module.
         module: name of the module (as in `network.named_modules()`) whose first input the features are; None: found
             for diffusers UNets and DiT.
+        spatial_axes: of the images: 2; 0 for vectors, 1 for signals, 3 for videos.
 
     Attribute `name` is the module's. Raises InputError, with the candidates, where it cannot be found.
     """
 
-    def __init__(self, network: Any, module: str | None = None) -> None:
+    def __init__(self, network: Any, module: str | None = None, spatial_axes: int = 2) -> None:
         if not isinstance(network, torch.nn.Module):
             raise InputError(
                 f"a head reads the features of a torch module, but the network is a {type(network).__name__}; wrap it "
                 "in a torch.nn.Module whose last layer is a module of its own."
             )
+        self.spatial_axes = spatial_axes
         modules = dict(network.named_modules())
         found = module if module is not None else next((name for name in KNOWN_MODULES if name in modules), None)
         if found is None or not found or found not in modules:
@@ -70,13 +72,16 @@ class FeatureTap:
         return Watch(self)
 
     def features(self, seen: list[torch.Tensor], batch: int, last: bool = False) -> torch.Tensor:
-        """Of `batch` images, (B, F, H, W) or (B, T, F), float32 where the network runs in less. With guidance there are
-        twice as many, of which the conditional ones come first here, and last in diffusers' pipelines."""
-        if not seen or not isinstance(seen[-1], torch.Tensor) or seen[-1].ndim not in (3, 4) or len(seen[-1]) < batch:
+        """Of `batch` images, (B, F, *spatial) or (B, T, F), float32 where the network runs in less. With guidance there
+        are twice as many, of which the conditional ones come first here, and last in diffusers' pipelines."""
+        axes = {2 + self.spatial_axes, *([3] if self.spatial_axes > 0 else [])}
+        if not seen or not isinstance(seen[-1], torch.Tensor) or seen[-1].ndim not in axes or len(seen[-1]) < batch:
             what = "was not called" if not seen else f"was given {_described(seen[-1])}"
+            expected = {0: "(B, F)", 1: "(B, F, L) or (B, T, F)", 2: "(B, F, H, W) or (B, T, F)"}
             raise InputError(
-                f"the module {self.name!r} has no features to read: it {what}, but a tensor (B, F, H, W) or "
-                "(B, T, F) is expected; name another module (features=)."
+                f"the module {self.name!r} has no features to read: it {what}, but a tensor "
+                f"{expected.get(self.spatial_axes, '(B, F, *spatial) or (B, T, F)')} is expected; name another module "
+                "(features=)."
             )
         found = seen[-1][-batch:] if last else seen[-1][:batch]
         return found if found.dtype == torch.float64 else found.float()

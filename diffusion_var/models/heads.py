@@ -1,20 +1,22 @@
 """Small networks on the trunk's last features (arXiv:2206.07309, §5): from features to one number per pixel.
 
-    simple    group norm, SiLU, 3×3 convolution: a few thousand parameters
+    simple    group norm, SiLU, convolution of width 3: a few thousand parameters
     residual  the same behind a residual block that is told the time
 
 Tokens (B, T, F) of a transformer are laid out as the grid they are; features of a lower resolution than the image's
-give one number per pixel of each patch. What the numbers mean is the target's business (`variance.targets`).
+give one number per pixel of each patch. Vectors have no grid: there the convolution is a linear layer. What the numbers
+mean is the target's business (`covariance.head_targets`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
+from .. import checks
 from ..errors import InputError
 
 HeadKind = Literal["simple", "residual"]
@@ -23,12 +25,12 @@ _TIME_UNITS = 1000.0  # the sinusoidal embedding is made for timesteps of this o
 
 
 class HeadNetwork(nn.Module):
-    """A head: features (B, F, h, w) or (B, T, F), and the time in [0, 1], to (B, C, H, W).
+    """A head: features (B, F, *grid) or (B, T, F), and the time in [0, 1], to (B, C, *spatial).
 
     Args:
         kind: "simple" or "residual".
-        features: of one image, (F, h, w) or (T, F).
-        shape: (C, H, W) of one image.
+        features: of one image, (F, *grid) or (T, F).
+        shape: (C, *spatial) of one image.
         zero: start with an output of zero; otherwise with PyTorch's random weights.
 
     Raises InputError for an unknown kind, and for features that do not divide the image into square patches.
@@ -36,49 +38,95 @@ class HeadNetwork(nn.Module):
 
     def __init__(self, kind: HeadKind, features: Sequence[int], shape: Sequence[int], zero: bool = True) -> None:
         super().__init__()
-        if kind not in get_args(HeadKind):
-            raise InputError(f"head {kind!r} is not known; choose one of {', '.join(get_args(HeadKind))}.")
+        known = get_args(HeadKind)
+        checks.refuse(kind not in known, f"head {kind!r} is not known; choose one of {', '.join(known)}.")
         self.features, self.shape = tuple(features), tuple(shape)
-        width, self.grid, self.patch = _layout(self.features, self.shape)
-        groups = math.gcd(width, 32)
+        width, self.grid, self.patch, self.tokens = _layout(self.features, self.shape)
+        groups, spatial_axes = math.gcd(width, 32), len(self.grid)
         self.block: nn.Module | None = None
         if kind == "residual":
             from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-            from diffusers.models.resnet import ResnetBlock2D
 
             self.time = Timesteps(_TIME_WIDTH, flip_sin_to_cos=True, downscale_freq_shift=0)
             self.embed = TimestepEmbedding(_TIME_WIDTH, _TIME_WIDTH)
-            self.block = ResnetBlock2D(in_channels=width, temb_channels=_TIME_WIDTH, groups=groups, eps=1e-5)
+            self.block = _block(width, groups, spatial_axes)
         self.norm = nn.GroupNorm(groups, width, eps=1e-5)
-        self.out = nn.Conv2d(width, self.shape[0] * self.patch**2, 3, padding=1)
+        self.out = _convolution(width, self.shape[0] * self.patch**spatial_axes, spatial_axes)
         if zero:
             nn.init.zeros_(self.out.weight)
-            nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+            nn.init.zeros_(self.out.bias)
 
     def forward(self, features: Tensor, time: Tensor) -> Tensor:
-        if features.ndim == 3:
+        if self.tokens:
             features = features.transpose(1, 2).reshape(len(features), -1, *self.grid)
         if self.block is not None:
             features = self.block(features, self.embed(self.time(_TIME_UNITS * time)))
         raw: Tensor = self.out(nn.functional.silu(self.norm(features)))
-        return nn.functional.pixel_shuffle(raw, self.patch)
+        return self._unfolded(raw)
+
+    def _unfolded(self, raw: Tensor) -> Tensor:
+        """(B, C p^k, *grid) as (B, C, *spatial): every pixel of a patch from a channel of its own."""
+        if self.patch == 1:
+            return raw
+        count = len(self.grid)
+        parts = raw.reshape(len(raw), self.shape[0], *(self.patch,) * count, *self.grid)
+        order = [place for axis in range(count) for place in (2 + count + axis, 2 + axis)]
+        return parts.permute(0, 1, *order).reshape(len(raw), *self.shape)
 
 
-def _layout(features: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, tuple[int, int], int]:
-    """Number of features, the grid (h, w) that they lie on, and the side of the patch that each covers."""
-    height, width = shape[1:]
-    if len(features) == 3:
-        count, grid = features[0], (features[1], features[2])
-    else:
-        count = features[1]
-        patch = math.isqrt(max(1, height * width // features[0]))
-        grid = (height // patch, width // patch)
-        if math.prod(grid) != features[0]:
-            grid = (0, 0)
-    patch = height // grid[0] if grid[0] else 0
-    if patch < 1 or (patch * grid[0], patch * grid[1]) != (height, width):
+class _Block(nn.Module):
+    """The residual block of diffusers' ResnetBlock2D, for data that are no images."""
+
+    def __init__(self, width: int, groups: int, spatial_axes: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.GroupNorm(groups, width, eps=1e-5) for _ in range(2))
+        self.layers = nn.ModuleList(_convolution(width, width, spatial_axes) for _ in range(2))
+        self.told = nn.Linear(_TIME_WIDTH, width)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        h = self.layers[0](nn.functional.silu(self.norms[0](x)))
+        told = self.told(nn.functional.silu(time))
+        h = h + told.view(*told.shape, *(1,) * (x.ndim - 2))
+        changed: Tensor = self.layers[1](nn.functional.silu(self.norms[1](h)))
+        return x + changed
+
+
+def _block(width: int, groups: int, spatial_axes: int) -> nn.Module:
+    if spatial_axes != 2:
+        return _Block(width, groups, spatial_axes)
+    from diffusers.models.resnet import ResnetBlock2D
+
+    block: nn.Module = ResnetBlock2D(in_channels=width, temb_channels=_TIME_WIDTH, groups=groups, eps=1e-5)
+    return block
+
+
+def _convolution(inside: int, outside: int, spatial_axes: int) -> Any:
+    if spatial_axes == 0:
+        return nn.Linear(inside, outside)
+    return (nn.Conv1d, nn.Conv2d, nn.Conv3d)[spatial_axes - 1](inside, outside, 3, padding=1)
+
+
+def _layout(features: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, tuple[int, ...], int, bool]:
+    """Number of features, the grid that they lie on, the side of the patch that each covers, and whether they are
+    tokens (T, F)."""
+    spatial = shape[1:]
+    if not spatial:
+        checks.refuse(len(features) != 1, f"features of shape {features} are none of vectors {shape}, which are (F,).")
+        return features[0], (), 1, False
+    # Of a signal both have two axes: tokens are what does not divide its length.
+    tokens = len(features) != len(shape) or (len(spatial) == 1 and bool(spatial[0] % features[1]))
+    count, grid = (features[1], _grid_of(features[0], spatial)) if tokens else (features[0], features[1:])
+    patch = spatial[0] // grid[0] if grid and grid[0] else 0
+    if patch < 1 or tuple(patch * n for n in grid) != spatial:
         raise InputError(
             f"features of shape {features} do not lie on a grid of square patches of images {shape}; name a module "
             "whose input does (features=)."
         )
-    return count, grid, patch
+    return count, grid, patch, tokens
+
+
+def _grid_of(tokens: int, spatial: tuple[int, ...]) -> tuple[int, ...]:
+    """The grid of so many square patches; empty where there is none."""
+    patch = round(max(1.0, math.prod(spatial) / tokens) ** (1 / len(spatial)))
+    grid = tuple(n // patch for n in spatial)
+    return grid if math.prod(grid) == tokens else ()

@@ -6,7 +6,8 @@
     finite set of images:                r_j ∝ exp(−‖x_t − α x_j‖²/2σ²), x̂_0 = Σ_j r_j x_j
 
 They are what the estimator, the samplers and the likelihood are tested against, and what a user tries an idea on.
-Parameters are kept in float64; results have the dtype of x_t. None of them clips.
+Images may be (C, *spatial) of any shape. Parameters are kept in float64; results have the dtype of x_t. None of them
+clips.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .. import checks
 from ..errors import InputError
+from ..process.level import NoiseLevel
 from ..process.linear import linear_gain, linear_mmse
 from ..process.schedule import NoiseSchedule
 from ..process.structure import make_structure
 from ..randomness import generator
-from .denoiser import Denoiser
+from .denoiser import Denoiser, Place
 
 
 class ExactDenoiser(Denoiser):
@@ -54,15 +57,15 @@ class ExactDenoiser(Denoiser):
 
     @abstractmethod
     def exact_mean(self, x_t: torch.Tensor, alpha: Any, sigma: Any) -> torch.Tensor:
-        """E[x_0|x_t] in float64; alpha and sigma are floats or (B, 1, 1, 1) tensors."""
+        """E[x_0|x_t] in float64; alpha and sigma are floats or (B, 1, …) tensors."""
 
     @abstractmethod
     def sample(self, count: int, seed: int = 0) -> torch.Tensor:
-        """`count` images of the data distribution, (count, C, H, W) float32, on the CPU."""
+        """`count` images of the data distribution, (count, C, *spatial) float32, on the CPU."""
 
-    def _predict(self, x_t: torch.Tensor, n: int | torch.Tensor, condition: Any) -> tuple[torch.Tensor, None]:
+    def _predict(self, x_t: torch.Tensor, n: Place, condition: Any) -> tuple[torch.Tensor, None]:
         x = x_t.double()
-        return self.exact_mean(x, *self.coefficients(n, x)).to(x_t.dtype), None
+        return self.exact_mean(x, *self.schedule.coefficients(n, x)).to(x_t.dtype), None
 
     @cached_property
     def fingerprint(self) -> str | None:
@@ -76,10 +79,11 @@ class GaussianDenoiser(ExactDenoiser):
     """Gaussian data with a diagonal covariance in the pixel or the dct basis.
 
     Args:
-        mean: broadcastable to (C, H, W), in pixels.
-        variance: broadcastable to (C, H, W), at least 0, in the basis.
-        shape: (C, H, W); None: the shape of `variance`.
+        mean: broadcastable to (C, *spatial), in pixels.
+        variance: broadcastable to (C, *spatial), at least 0, in the basis.
+        shape: (C, *spatial); None: the shape of `variance`.
         basis: "pixel" or "dct".
+        rotation: of the dct basis, orthonormal (C, C); None: its default (see `process.structure.Dct`).
     """
 
     def __init__(
@@ -90,25 +94,26 @@ class GaussianDenoiser(ExactDenoiser):
         shape: Sequence[int] | None = None,
         basis: Literal["pixel", "dct"] = "pixel",
         device: torch.device | str | None = None,
+        rotation: npt.ArrayLike | None = None,
     ) -> None:
         super().__init__(schedule, tuple(np.shape(variance)) if shape is None else shape, device)
-        if basis not in ("pixel", "dct"):
-            raise InputError(f"basis={basis!r} is not known; use 'pixel' or 'dct'.")
-        self.structure = make_structure(basis, self.shape)
+        checks.one_of("basis", basis, ("pixel", "dct"))
+        self.structure = make_structure(basis, self.shape, rotation)
         self.mean = self._keep("mean", mean, self.shape)
         self.variance = self._keep("variance", variance, self.shape)
-        if (self.variance < 0).any():
-            raise InputError("variance must be at least 0 everywhere.")
+        checks.refuse(bool((self.variance < 0).any()), "variance must be at least 0 everywhere.")
         self._parameters["basis"] = torch.tensor([float(basis == "dct")])
+        if rotation is not None:
+            self._keep("rotation", rotation, (self.shape[0],) * 2)
 
     def exact_mean(self, x_t: torch.Tensor, alpha: Any, sigma: Any) -> torch.Tensor:
         weight = linear_gain(self.variance, alpha, sigma)
         return self.mean + self.structure.inverse(weight * self.structure.forward(x_t - alpha * self.mean))
 
-    def posterior_variance(self, n: int) -> npt.NDArray[np.float64]:
-        """Var[x_0|x_n] per element of the basis, (C, H, W): l σ²/(α² l + σ²)."""
-        n = self.schedule.check_index(n)
-        return linear_mmse(self.variance.cpu().numpy(), self.schedule.alpha[n], self.schedule.sigma[n])
+    def posterior_variance(self, n: int | NoiseLevel) -> npt.NDArray[np.float64]:
+        """Var[x_0|x_n] per element of the basis, (C, *spatial): l σ²/(α² l + σ²) [E5]; n: an index, or a level."""
+        level = n if isinstance(n, NoiseLevel) else self.schedule.level(self.schedule.check_index(n))
+        return np.asarray(linear_mmse(self.variance.cpu().numpy(), level.alpha, level.sigma))
 
     def sample(self, count: int, seed: int = 0) -> torch.Tensor:
         noise = torch.from_numpy(generator(seed, "gaussian data").standard_normal((count, *self.shape)))
@@ -120,7 +125,7 @@ class MixtureDenoiser(ExactDenoiser):
     """A mixture of J isotropic Gaussians.
 
     Args:
-        means: (J, C, H, W).
+        means: (J, C, *spatial).
         variances: (J,) or one number, at least 0.
         weights: (J,) positive, normalised here; None: equal.
     """
@@ -134,15 +139,14 @@ class MixtureDenoiser(ExactDenoiser):
         device: torch.device | str | None = None,
     ) -> None:
         shape = tuple(np.shape(means))
-        if len(shape) != 4:
-            raise InputError(f"means must have shape (J, C, H, W), but it has {shape}.")
+        checks.refuse(len(shape) < 2, f"means must have shape (J, C, *spatial), but it has {shape}.")
         super().__init__(schedule, shape[1:], device)
         count = shape[0]
         self.means = self._keep("means", means, shape)
         self.variances = self._keep("variances", variances, (count,))
         raw = self._keep("weights", np.ones(count) if weights is None else weights, (count,))
-        if (self.variances < 0).any() or (raw <= 0).any():
-            raise InputError("variances must be at least 0 and weights positive.")
+        wrong = bool((self.variances < 0).any() or (raw <= 0).any())
+        checks.refuse(wrong, "variances must be at least 0 and weights positive.")
         self.log_weights = (raw / raw.sum()).log()
 
     def responsibilities(self, x_t: torch.Tensor, alpha: Any, sigma: Any) -> torch.Tensor:
@@ -157,7 +161,7 @@ class MixtureDenoiser(ExactDenoiser):
         return r
 
     def _columns(self, *values: Any) -> list[torch.Tensor]:
-        """Floats or (B, 1, 1, 1) tensors as float64 columns, to meet the (B, J) of the components."""
+        """Floats or (B, 1, …) tensors as float64 columns, to meet the (B, J) of the components."""
         return [torch.as_tensor(a, dtype=torch.float64, device=self.device).reshape(-1, 1) for a in values]
 
     def exact_mean(self, x_t: torch.Tensor, alpha: Any, sigma: Any) -> torch.Tensor:
@@ -169,13 +173,13 @@ class MixtureDenoiser(ExactDenoiser):
         mean: torch.Tensor = centre + (r * k).sum(1, keepdim=True) * x_t.flatten(1)
         return mean.view_as(x_t)
 
-    def posterior_variance(self, x_t: torch.Tensor, n: int) -> torch.Tensor:
-        """diag Cov[x_0|x_t], (B, C, H, W) float64: Σ_j r_j (variance within j + (mean of j − x̂_0)²)."""
+    def posterior_variance(self, x_t: torch.Tensor, n: int | NoiseLevel) -> torch.Tensor:
+        """diag Cov[x_0|x_t], (B, C, *spatial) float64: Σ_j r_j (variance within j + (mean of j − x̂_0)²)."""
         x = x_t.double()
-        alpha, sigma = self.coefficients(n, x)
-        r, total = self.responsibilities(x, alpha, sigma), alpha**2 * self.variances + sigma**2
-        within = r @ (self.variances * sigma**2 / total)
-        k, m = (alpha * self.variances / total)[:, None], self.means.flatten(1)
+        alpha, sigma = self.schedule.coefficients(n, x)
+        r = self.responsibilities(x, alpha, sigma)
+        within = r @ linear_mmse(self.variances, alpha, sigma)
+        k, m = linear_gain(self.variances, alpha, sigma)[:, None], self.means.flatten(1)
         each = m + k * (x.flatten(1)[:, None] - alpha * m)
         mean = self.exact_mean(x, alpha, sigma).flatten(1)
         between = (r[..., None] * (each - mean[:, None]).square()).sum(1)
@@ -186,11 +190,12 @@ class MixtureDenoiser(ExactDenoiser):
         stream = generator(seed, "mixture data")
         j = torch.from_numpy(stream.choice(len(self.means), size=count, p=self.log_weights.exp().cpu().numpy()))
         noise = torch.from_numpy(stream.standard_normal((count, *self.shape)))
-        return (self.means.cpu()[j] + self.variances.cpu()[j].sqrt()[:, None, None, None] * noise).float()
+        std = self.variances.cpu()[j].sqrt().view(-1, *(1,) * len(self.shape))
+        return (self.means.cpu()[j] + std * noise).float()
 
 
 class EmpiricalDenoiser(MixtureDenoiser):
-    """The ideal denoiser of a finite set of images (M, C, H, W): a mixture of points of equal weight."""
+    """The ideal denoiser of a finite set of images (M, C, *spatial): a mixture of points of equal weight."""
 
     def __init__(
         self, schedule: NoiseSchedule, images: npt.ArrayLike | torch.Tensor, device: torch.device | str | None = None

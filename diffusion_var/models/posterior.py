@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True)
 class Posterior:
-    """What is known of x_0 given x_t; tensors of shape (B, C, H, W).
+    """What is known of x_0 given x_t; tensors of shape (B, C, *spatial).
 
     Attributes:
         mean: the (clipped) estimate of E[x_0|x_t].

@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from .. import checks
 from ..errors import InputError
 from ..process.schedule import NoiseSchedule
 
@@ -32,8 +33,7 @@ _NEED_SIGNAL: tuple[Prediction, ...] = ("epsilon", "score", "edm", "edm_v")
 
 def check_prediction(prediction: str, schedule: NoiseSchedule) -> None:
     """Refuse an unknown prediction type, and one that cannot serve a schedule with zero terminal SNR."""
-    if prediction not in get_args(Prediction):
-        raise InputError(f"prediction={prediction!r} is not known; use one of {', '.join(get_args(Prediction))}.")
+    checks.one_of("prediction", prediction, get_args(Prediction))
     if prediction in _NEED_SIGNAL and schedule.zero_terminal_snr:
         raise InputError(
             f"the schedule has zero terminal SNR (alpha[N] = 0), where the prediction type {prediction} says nothing "
@@ -49,6 +49,12 @@ def network_input(prediction: Prediction, x_t: torch.Tensor, alpha: Any, sigma: 
     return scaled
 
 
+def eps_of_mean(x_t: torch.Tensor, mean: torch.Tensor, alpha: Any, sigma: Any) -> torch.Tensor:
+    """ε̂ = (x_t − α x̂_0)/σ: the noise that an estimate of x_0 stands for, e.g. after it was clipped."""
+    eps: torch.Tensor = (x_t - alpha * mean) / sigma
+    return eps
+
+
 def mean_and_eps(
     prediction: Prediction, output: torch.Tensor, x_t: torch.Tensor, alpha: Any, sigma: Any, sigma_data: float = 0.5
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -56,7 +62,7 @@ def mean_and_eps(
     if prediction == "epsilon":
         return (x_t - sigma * output) / alpha, output
     if prediction == "sample":
-        return output, (x_t - alpha * output) / sigma
+        return output, eps_of_mean(x_t, output, alpha, sigma)
     if prediction == "v_prediction":
         scale = 1.0 / (alpha * alpha + sigma * sigma)
         return (alpha * x_t - sigma * output) * scale, (sigma * x_t + alpha * output) * scale

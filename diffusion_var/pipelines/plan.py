@@ -8,25 +8,11 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError
+from .. import checks
 from ..process import steps as step_lists
 from ..process.kernel import ClippedEps, ReverseKernel
-from ..process.schedule import NoiseSchedule, is_whole
-
-
-def indices_of(timesteps: Sequence[int], N: int) -> list[int]:
-    """The indices, ascending, of timesteps of one's own; InputError unless they fall strictly, within 0…N − 1."""
-    try:
-        given: list[Any] = list(timesteps)
-    except TypeError:
-        given = [None]
-    if not all(is_whole(t) for t in given):
-        raise InputError(f"timesteps={timesteps!r} must be a list of whole numbers from 0 to {N - 1}.")
-    found = [int(t) for t in given]
-    if sorted({*found} & {*range(N)}, reverse=True) != found:
-        shown = ", ".join(str(t) for t in found[:8]) + (", …" if len(found) > 8 else "")
-        raise InputError(f"timesteps must fall strictly, from at most {N - 1} to at least 0, but they are {shown}.")
-    return [t + 1 for t in reversed(found)]
+from ..process.level import NoiseLevel
+from ..process.schedule import NoiseSchedule
 
 
 class StepPlan:
@@ -35,18 +21,55 @@ class StepPlan:
     def __init__(self, schedule: NoiseSchedule, indices: Sequence[int]) -> None:
         self.schedule = schedule
         self.indices = step_lists.explicit(schedule, indices)
-        self._kernels: dict[tuple[int, float, str | None], ReverseKernel] = {}
+        self._kernels: dict[Any, ReverseKernel] = {}
+
+    @property
+    def last_level(self) -> NoiseLevel:
+        """The least noisy level that is visited."""
+        return self.schedule.level(self.indices[0])
 
     def timesteps(self, device: torch.device | str | None) -> torch.Tensor:
         """(K,) int64, descending."""
         return torch.tensor([n - 1 for n in reversed(self.indices)], dtype=torch.int64, device=device)
 
-    def kernel(self, timestep: Any, eta: float, clipped_eps: ClippedEps | None) -> ReverseKernel:
+    def index_after(self, t: int) -> int:
+        """The next lower index of the list, or 0, clean data, if there is none."""
+        below = bisect_left(self.indices, t)
+        return self.indices[below - 1] if below > 0 else 0
+
+    def kernel(
+        self, timestep: Any, eta: float | None, tau: float | None, clipped_eps: ClippedEps | None
+    ) -> ReverseKernel:
         """The step from a timestep to the next lower one of the list, or to clean data if there is none."""
         t = int(timestep) + 1
-        key = (t, eta, clipped_eps)
+        key = (t, eta, tau, clipped_eps)
         if key not in self._kernels:
-            below = bisect_left(self.indices, t)
-            s = self.indices[below - 1] if below > 0 else 0
-            self._kernels[key] = ReverseKernel(self.schedule, t, s, eta, clipped_eps)
+            self._kernels[key] = ReverseKernel(self.schedule, t, self.index_after(t), eta, clipped_eps, tau=tau)
         return self._kernels[key]
+
+
+def spaced_indices(schedule: NoiseSchedule, steps: Any, spacing: str, offset: int) -> list[int]:
+    """K indices in one of diffusers' spacings; the offset moves those of "leading"."""
+    offset = offset if spacing == "leading" else 0
+    indices = [n + offset for n in step_lists.spaced(schedule, steps, spacing)]
+    last = schedule.num_steps - 1
+    checks.refuse(
+        not 1 <= indices[0] <= indices[-1] <= schedule.num_steps,
+        f"steps_offset={offset} moves {steps} steps to timesteps {indices[0] - 1} to {indices[-1] - 1}, outside 0 to "
+        f"{last}; take fewer steps, or steps_offset=0.",
+    )
+    return indices
+
+
+def indices_of(timesteps: Any, N: int) -> list[int]:
+    """The indices, ascending, of timesteps of one's own; InputError unless they fall strictly, within 0…N − 1."""
+    try:
+        given: list[Any] = list(timesteps)
+    except TypeError:
+        given = [None]
+    wrong = not all(checks.is_whole(t) for t in given)
+    checks.refuse(wrong, f"timesteps={timesteps!r} must be a list of whole numbers from 0 to {N - 1}.")
+    found = [int(t) for t in given]
+    wrong, shown = sorted({*found} & {*range(N)}, reverse=True) != found, checks.brief(found).strip("[]")
+    checks.refuse(wrong, f"timesteps must fall strictly, from at most {N - 1} to at least 0, but they are {shown}.")
+    return [t + 1 for t in reversed(found)]

@@ -2,13 +2,14 @@
 
     pipe.scheduler = AnalyticScheduler.from_table(table, pipe.scheduler.config)
 
-The steps are those of `Sampler`: mean of eq. (1) plus Σ^{1/2} noise, no noise in the step to clean data. Where
+The steps are those of `Sampler`: mean of [E1] plus Σ^{1/2} noise, no noise in the step to clean data. Where
 diffusers' own schedulers are wrong, this one is not: the index before a timestep is looked up in the list of timesteps
 (not computed as t − N//K, which is right for "leading" spacing alone), and the last step is the one after which no
 timestep is left (not the one at t = 0). A step is computed in float32, also where the network runs in half precision.
 
-Isotropic and per-channel variances live in the config as lists of numbers, so that a pipeline is saved and loaded with
-plain diffusers; a table with a pixel or dct structure travels as `variance_table.safetensors` beside the config.
+A scheduler holds a plan (which step follows which timestep) and a `VarianceSource`. Isotropic and per-channel variances
+live in the config as lists of numbers, so that a pipeline is saved and loaded with plain diffusers; a table with a
+pixel or dct structure, and a head, travel as a file beside the config.
 
 η belongs to the config. `step` takes `eta=` by keyword, but does not name it: Stable Diffusion's and latent diffusion's
 pipelines hand η = 0 of their own to every scheduler that names it. (DDIMPipeline hands its own η to any scheduler, and
@@ -17,10 +18,14 @@ makes a DDIMScheduler of the one it is constructed with: use DDPMPipeline, or as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from pathlib import Path
+from typing import Any, Self, cast
 
+import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -28,25 +33,20 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from .. import checks
+from ..covariance.analytic import Analytic
 from ..covariance.head import Head
-from ..covariance.reverse import StructuredCovariance
-from ..errors import InputError
-from ..models.denoiser import check_range
-from ..models.features import Watch
-from ..models.posterior import Posterior
+from ..covariance.reverse import StepCovariances, cap_variance
 from ..models.prediction import check_prediction, mean_and_eps
 from ..models.pretrained.conventions import prediction_of
-from ..process import steps as step_lists
 from ..process.diffusers_configs import schedule_of
-from ..process.kernel import ClippedEps, ReverseKernel, check_clipped_eps, check_eta
-from ..sampling.sampler import cap_variance
+from ..process.kernel import ClippedEps, ReverseKernel, check_clipped_eps, check_noise
+from ..process.steps import check_spacing
+from ..variance.estimators import Estimator
 from ..variance.table import VarianceTable
-from .compatibility import check_sample
-from .forward import ForwardProcess
-from .plan import StepPlan, indices_of
-from .scheduler_files import SchedulerFiles
-from .scheduler_sources import SchedulerSources
-from .source import chosen_covariance, split_output
+from .compatibility import check_pipeline, config_to_fit, find_beside, require_betas, require_schedule
+from .plan import StepPlan, indices_of, spaced_indices
+from .source import VarianceSource, network_of
 
 
 @dataclass
@@ -57,22 +57,21 @@ class AnalyticSchedulerOutput(BaseOutput):
     pred_original_sample: torch.Tensor
 
 
-class AnalyticScheduler(ForwardProcess, SchedulerSources, SchedulerFiles, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
-    """DDPM and DDIM steps (any 0 ≤ η ≤ 1) with a fixed, learned-range or analytic reverse variance.
+class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+    """DDPM and DDIM steps (any 0 ≤ η ≤ 1, or τ) with a fixed, learned-range, analytic or head's reverse variance.
 
     Args (besides those of DDPMScheduler and DDIMScheduler, which mean the same):
-        variance_type: "fixed_small" (η²β̃), "fixed_large" (β, η = 1), "learned_range" (2C-channel networks, η = 1) or
+        variance_type: "fixed_small" (λ²), "fixed_large" (β, η = 1), "learned_range" (2C-channel networks, η = 1),
             "analytic" (needs a table: use `from_table`) or "head" (`from_head`). Nothing falls back to anything else.
-        eta: 1 is DDPM, 0 is DDIM.
+        eta: 1 (the default) is DDPM, 0 is DDIM.
+        tau: instead of η [E12].
         clipped_eps: see `ReverseKernel`.
         final_noise_cap: see `Sampler`; needs `data_range`.
         data_range: (low, high) of the samples; None for latents.
-        posterior_variance, clipping_cross, clipping_shift: see `VarianceLists`; filled in by `from_table`.
-        structure, estimator, table_shape, table_file, table_digest: of the table, which may lie beside the config.
-        head_file, head_digest: of the head, which lies beside the config.
+        variance: what is kept of a table or head, see `source`; filled in by `from_table` and `from_head`.
 
     Attribute `generator` (None: the global one): draws the noise where a pipeline hands none to `step`, as LDMPipeline
-    and DiTPipeline do.
+    and DiTPipeline do. Attribute `schedule`: the noise schedule, in float64.
 
     Raises InputError for unknown or contradicting values.
     """
@@ -99,39 +98,203 @@ class AnalyticScheduler(ForwardProcess, SchedulerSources, SchedulerFiles, Schedu
         timestep_spacing: str = "leading",
         steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
-        eta: float = 1.0,
+        eta: float | None = None,
+        tau: float | None = None,
         clipped_eps: str | None = None,
         final_noise_cap: float | None = None,
         data_range: list[float] | None = None,
-        posterior_variance: list[float] | list[list[float]] | None = None,
-        clipping_cross: list[float] | list[list[float]] | None = None,
-        clipping_shift: list[float] | list[list[float]] | None = None,
-        structure: str = "isotropic",
-        estimator: str = "residual",
-        table_shape: list[int] | None = None,
-        table_file: str | None = None,
-        table_digest: str | None = None,
-        head_file: str | None = None,
-        head_digest: str | None = None,
+        variance: dict[str, Any] | None = None,
     ) -> None:
+        eta, tau = check_noise(eta, tau)
+        plain: dict[str, Any] = {"eta": eta, "tau": tau}
         if trained_betas is not None:  # arrays would break saving
-            self.register_to_config(  # type: ignore[no-untyped-call]
-                trained_betas=[float(beta) for beta in trained_betas]
-            )
+            plain["trained_betas"] = [float(beta) for beta in trained_betas]
+        self.register_to_config(**plain)  # type: ignore[no-untyped-call]
         self.schedule = schedule_of(self._known_config)
         self.prediction = prediction_of(self._known_config)
         check_prediction(self.prediction, self.schedule)
-        check_eta(eta)
         check_clipped_eps(clipped_eps)
-        step_lists.check_spacing(timestep_spacing)
-        self.table: VarianceTable | None = None
-        self.head: Head | None = None
-        self._watch: Watch | None = None
+        check_spacing(timestep_spacing)
         self.generator: torch.Generator | None = None
-        self._covariance = chosen_covariance(self._options, self.schedule)
-        self._cap = cap_variance(final_noise_cap, check_range("data_range", cast(Any, data_range)))
+        self._cap = cap_variance(final_noise_cap, checks.bounds("data_range", data_range))
+        self._source = VarianceSource(self._known_config)
         self._use(range(1, self.schedule.num_steps + 1), None)
+        self._source.check_kernel(self._plan.kernel(self.schedule.num_steps - 1, eta, tau, None))
         self.num_inference_steps: int | None = None
+
+    # ---- from tables and heads --------------------------------------------------------------------------------
+
+    @classmethod
+    def from_table(
+        cls,
+        table: VarianceTable,
+        config: Any,
+        *,
+        estimator: Estimator = "residual",
+        structure: str = "isotropic",
+        eta: float | None = None,
+        tau: float | None = None,
+        clipped_eps: ClippedEps | None = None,
+        final_noise_cap: float | None = None,
+        data_range: Sequence[float] | None = None,
+        timestep_spacing: str | None = None,
+        steps_offset: int | None = None,
+        thresholding: bool | None = None,
+        clip_sample: bool | None = None,
+    ) -> Self:
+        """A scheduler with a table's variances.
+
+        Args:
+            table: measured for the pipeline's network.
+            config: the config of the pipeline's own scheduler (or that scheduler), for schedule, prediction type,
+                clipping and spacing; or the pipeline itself, and then its network and latent scaling are checked too.
+            estimator, structure: as in `Analytic`.
+            eta: 1 (the default) is DDPM, 0 is DDIM.
+            tau: instead of η.
+            clipped_eps, final_noise_cap, …: in the config's place, where they are given. `data_range` is by default the
+                table's.
+
+        Raises InputError where table and config disagree, and for what the table does not hold.
+        """
+        Analytic(table, estimator, structure)  # refuses what the table cannot give
+        if hasattr(config, "scheduler"):
+            check_pipeline(table, config, network_of(config))
+            config = config.scheduler
+        options = {
+            "clipped_eps": clipped_eps,
+            "final_noise_cap": final_noise_cap,
+            "data_range": data_range,
+            "timestep_spacing": timestep_spacing,
+            "steps_offset": steps_offset,
+            "thresholding": thresholding,
+            "clip_sample": clip_sample,
+        }
+        given = cls._config_for(table, config, options, eta, tau)
+        plain = cls.from_config({**given, "variance_type": "fixed_small", "variance": None})
+        entry, beside = VarianceSource.entry_of_table(table, estimator, structure, plain.config)
+        made = cls.from_config({**given, "variance_type": "analytic", "variance": entry})
+        if beside is not None:
+            made.attach(beside)
+        require_schedule(made, table)
+        return cast(Self, made)
+
+    @classmethod
+    def from_head(
+        cls,
+        head: Head,
+        pipe: Any,
+        *,
+        eta: float | None = None,
+        tau: float | None = None,
+        clipped_eps: ClippedEps | None = None,
+        final_noise_cap: float | None = None,
+        data_range: Sequence[float] | None = None,
+        timestep_spacing: str | None = None,
+        steps_offset: int | None = None,
+    ) -> Self:
+        """A scheduler with a head's state-dependent variances; it watches the pipeline's network for its features.
+
+            pipe.scheduler = AnalyticScheduler.from_head(head, pipe)
+
+        Args:
+            head: trained on the pipeline's network.
+            pipe: the pipeline, whose own scheduler gives schedule, prediction type, clipping and spacing.
+            eta, tau, …: as in `from_table`.
+
+        A pipeline that is loaded from disk has to be watched again: `pipe.scheduler.watch(pipe)`.
+        Raises InputError where head and pipeline disagree.
+        """
+        checks.instance("head", head, Head, "a dv.Head (dv.Head.load(path) reads one)")
+        kind = type(pipe).__name__
+        checks.refuse(
+            not hasattr(pipe, "scheduler"),
+            f"a head needs the pipeline, whose network it reads, but got {kind}; use "
+            "AnalyticScheduler.from_head(head, pipe).",
+        )
+        check_pipeline(head.table, pipe, network_of(pipe))
+        options = {
+            "clipped_eps": clipped_eps,
+            "final_noise_cap": final_noise_cap,
+            "data_range": data_range,
+            "timestep_spacing": timestep_spacing,
+            "steps_offset": steps_offset,
+        }
+        given = cls._config_for(head.table, pipe.scheduler, options, eta, tau)
+        entry = VarianceSource.entry_of_head(head)
+        made = cls.from_config({**given, "variance_type": "head", "variance": entry})
+        made.attach_head(head)
+        require_schedule(made, head.table)
+        made.watch(pipe)
+        return cast(Self, made)
+
+    @classmethod
+    def _config_for(
+        cls, table: VarianceTable, config: Any, options: Mapping[str, Any], eta: float | None, tau: float | None
+    ) -> dict[str, Any]:
+        """The config with the options that are given, η or τ, and the table's data range."""
+        chosen = {name: value for name, value in options.items() if value is not None}
+        given = config_to_fit(table, config, chosen)
+        if table.data_range is not None:
+            given.setdefault("data_range", list(table.data_range))
+        eta, tau = check_noise(eta, tau)
+        return {**given, "eta": eta, "tau": tau}
+
+    @property
+    def table(self) -> VarianceTable | None:
+        """The table that lies beside the config (pixel and dct structures), once it is attached."""
+        return self._source.held if isinstance(self._source.held, VarianceTable) else None
+
+    @property
+    def head(self) -> Head | None:
+        """The head that lies beside the config, once it is attached."""
+        return self._source.held if isinstance(self._source.held, Head) else None
+
+    def attach(self, table: VarianceTable) -> None:
+        """Give the scheduler the table that its config names (pixel and dct structures)."""
+        self._source.attach(table)
+        self._forget()
+
+    def attach_head(self, head: Head) -> None:
+        """Give the scheduler the head that its config names."""
+        self._source.attach(head)
+        self._forget()
+
+    def watch(self, source: Any) -> None:
+        """Read the features of a pipeline's (or a bare) network at every evaluation, for `step` to use."""
+        self._source.watch(source)
+
+    # ---- files ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **options: Any) -> Any:
+        """As diffusers' own, but a config of noise levels that are not given by betas is refused."""
+        if isinstance(config, Mapping):
+            require_betas({**config, **options})
+            if config.get("variance_type", "") is None:  # how solvers without a variance save theirs
+                options.setdefault("variance_type", "fixed_small")
+            if {"eta", "tau"} & {*options}:  # one in the other's place
+                config = {**config, "eta": None, "tau": None}
+        return super().from_config(config, return_unused_kwargs, **options)
+
+    def save_config(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **options: Any) -> None:
+        """Write the config, and beside it the table or head where there is one; `save_pretrained` calls this."""
+        self._source.save(Path(save_directory))
+        super().save_config(save_directory, push_to_hub, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None = None,
+        subfolder: str | None = None,
+        return_unused_kwargs: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Load from a folder or the hub; a table or head that the config names is found beside it."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, subfolder, return_unused_kwargs, **options)
+        scheduler: Any = loaded[0] if isinstance(loaded, tuple) else loaded
+        where = str(pretrained_model_name_or_path)
+        scheduler._source.load(partial(find_beside, where=where, subfolder=subfolder, options=options))
+        return loaded
 
     # ---- the timesteps ----------------------------------------------------------------------------------------
 
@@ -142,27 +305,28 @@ class AnalyticScheduler(ForwardProcess, SchedulerSources, SchedulerFiles, Schedu
         timesteps: Sequence[int] | None = None,
     ) -> None:
         """Choose K steps by the config's spacing, or the timesteps themselves (descending, from 0 to N − 1)."""
-        if (num_inference_steps is None) == (timesteps is None):
-            raise InputError("set_timesteps needs either num_inference_steps or timesteps, and not both.")
-        N, options = self.schedule.num_steps, self._options
+        both = (num_inference_steps is None) == (timesteps is None)
+        checks.refuse(both, "set_timesteps needs either num_inference_steps or timesteps, and not both.")
         if timesteps is not None:
-            indices = indices_of(timesteps, N)
+            indices = indices_of(timesteps, self.schedule.num_steps)
         else:
-            spaced = step_lists.spaced(self.schedule, cast(int, num_inference_steps), options.timestep_spacing)
-            offset = options.steps_offset if options.timestep_spacing == "leading" else 0
-            indices = [n + offset for n in spaced]
-            if not 1 <= indices[0] <= indices[-1] <= N:
-                raise InputError(
-                    f"steps_offset={offset} moves {num_inference_steps} steps to timesteps {indices[0] - 1} to "
-                    f"{indices[-1] - 1}, outside 0 to {N - 1}; take fewer steps, or steps_offset=0."
-                )
+            spacing, offset = self._options.timestep_spacing, self._options.steps_offset
+            indices = spaced_indices(self.schedule, num_inference_steps, spacing, offset)
         self._use(indices, device)
         self.num_inference_steps = len(indices)
 
     def _use(self, indices: Sequence[int], device: torch.device | str | None) -> None:
         self._plan = StepPlan(self.schedule, indices)
         self.timesteps = self._plan.timesteps(device)
-        self._covariances: dict[tuple[Any, ...], StructuredCovariance | None] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        """Covariances kept so far were of other steps, or of another table."""
+        self._covariances: StepCovariances | None = None
+
+    def previous_timestep(self, timestep: int | torch.Tensor) -> int:
+        """The timestep that `step` goes to from this one; −1 for clean data."""
+        return self._plan.index_after(int(timestep) + 1) - 1
 
     @property
     def _options(self) -> Any:
@@ -190,47 +354,52 @@ class AnalyticScheduler(ForwardProcess, SchedulerSources, SchedulerFiles, Schedu
         """x_s from x_t.
 
         Args:
-            model_output: (B, C, H, W), with learned_range (B, 2C, H, W).
+            model_output: (B, C, …), with learned_range (B, 2C, …).
             timestep: of `sample`; a whole number, or a tensor holding one.
-            sample: x_t, (B, C, H, W).
+            sample: x_t, (B, C, …).
             generator: one, or one for each image.
             return_dict: False: a tuple (x_s, x̂_0).
             variance_noise: the noise to use instead of drawing it.
             features: the trunk's, of these images, for variance_type "head"; None: those that were watched.
-            overrides: `eta`, and `use_clipped_model_output` as in DDIMScheduler, for this step.
+            overrides: `eta` or `tau`, and `use_clipped_model_output` as in DDIMScheduler, for this step.
 
         Returns: x_s and the (clipped) x̂_0, in the sample's dtype.
         """
-        kernel = self._plan.kernel(timestep, *self._overridden(**overrides))
-        output, raw = split_output(model_output, sample.shape[1], self._options.variance_type)
+        kernel = self._kernel(timestep, **overrides)
+        output, raw = self._source.split(model_output, sample.shape[1])
         x = sample if sample.dtype == torch.float64 else sample.float()
-        output = output.to(x.dtype)
-        mean, eps = mean_and_eps(self.prediction, output, x, kernel.alpha_t, kernel.sigma_t)
-        found = self._features(features, len(x)) if self._options.variance_type == "head" else None
-        posterior = Posterior(self._bounded(mean), eps, None if raw is None else raw.to(x.dtype), found)
+        mean, eps = mean_and_eps(self.prediction, output.to(x.dtype), x, kernel.alpha_t, kernel.sigma_t)
+        posterior = self._source.posterior(self._bounded(mean), eps, raw, features)
         previous = kernel.mean(x, posterior)
-        if kernel.s > 0 and (covariance := self._covariance_of(kernel, posterior)) is not None:
+        covariance = None
+        if not kernel.last:
+            self._source.check_sample(tuple(sample.shape[1:]))
+            covariance = self._step_covariances().at(posterior, kernel)
+        if covariance is not None:
             if variance_noise is None:
                 # In the network's dtype, as diffusers draws it: the same generator gives the same noise.
-                variance_noise = randn_tensor(
-                    sample.shape,
-                    generator=generator or self.generator,
-                    device=model_output.device,
-                    dtype=model_output.dtype,
-                )
+                how: dict[str, Any] = {"device": model_output.device, "dtype": model_output.dtype}
+                variance_noise = randn_tensor(sample.shape, generator=generator or self.generator, **how)
             previous = previous + covariance.colour(variance_noise.to(x.dtype))
-        if kernel.s == 0 and self._covariance is not None:
-            self._covariance.report()
+        if kernel.last and self._source.covariance is not None:
+            self._source.covariance.report()
         previous, mean = previous.to(sample.dtype), posterior.mean.to(sample.dtype)
         return AnalyticSchedulerOutput(previous, mean) if return_dict else (previous, mean)
 
-    def _overridden(
-        self, eta: float | None = None, use_clipped_model_output: bool | None = None
-    ) -> tuple[float, ClippedEps | None]:
+    def _kernel(
+        self,
+        timestep: int | torch.Tensor,
+        eta: float | None = None,
+        tau: float | None = None,
+        use_clipped_model_output: bool | None = None,
+    ) -> ReverseKernel:
+        """The step from a timestep, with what is overridden for it."""
         clipped_eps: ClippedEps | None = self._options.clipped_eps
         if use_clipped_model_output is not None:
             clipped_eps = "rederived" if use_clipped_model_output else "network"
-        return (self._options.eta if eta is None else eta), clipped_eps
+        if eta is None and tau is None:
+            eta, tau = self._options.eta, self._options.tau
+        return self._plan.kernel(timestep, eta, tau, clipped_eps)
 
     def _bounded(self, mean: torch.Tensor) -> torch.Tensor:
         if self._options.thresholding:
@@ -240,32 +409,52 @@ class AnalyticScheduler(ForwardProcess, SchedulerSources, SchedulerFiles, Schedu
             return mean
         return mean.clamp(-self._options.clip_sample_range, self._options.clip_sample_range)
 
-    def _covariance_of(self, kernel: ReverseKernel, posterior: Posterior) -> StructuredCovariance | None:
-        if self._covariance is None:
-            kind, call = (
-                ("head", "attach_head(head)") if self._options.variance_type == "head" else ("table", "attach(table)")
-            )
-            raise InputError(
-                f"the scheduler's {kind} ({self._options[f'{kind}_file']}) is not attached; load the scheduler with "
-                f"AnalyticScheduler.from_pretrained, or call scheduler.{call}."
-            )
-        mean = posterior.mean
-        key = (kernel.t, kernel.s, kernel.eta, kernel.rederives_eps, mean.shape[1:], mean.dtype, mean.device)
-        if key in self._covariances:
-            return self._covariances[key]
-        check_sample(tuple(mean.shape[1:]), self._options.table_shape, self._options.structure)
-        covariance: StructuredCovariance | None = self._covariance(posterior, kernel)
-        if covariance is not None and self._cap is not None and kernel.s == self._plan.indices[0]:
-            covariance = covariance.capped(self._cap)
-        if not self._covariance.depends_on_image:
-            self._covariances[key] = covariance
-        return covariance
+    def _step_covariances(self) -> StepCovariances:
+        if self._covariances is None:
+            self._covariances = StepCovariances(self._source.attached(), self._cap, self._plan.last_level)
+        return self._covariances
 
-    # ---- what else pipelines ask of a scheduler ---------------------------------------------------------------
+    # ---- what else pipelines and training loops ask of a scheduler --------------------------------------------
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
         """The sample as it is: variance-preserving networks take x_t itself."""
         return sample
+
+    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: Any) -> torch.Tensor:
+        """α_t x_0 + σ_t ε at each image's timestep."""
+        alpha, sigma = self._coefficients(timesteps, original_samples)
+        return cast(torch.Tensor, alpha * original_samples + sigma * noise)
+
+    def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: Any) -> torch.Tensor:
+        """v = α_t ε − σ_t x_0 at each image's timestep."""
+        alpha, sigma = self._coefficients(timesteps, sample)
+        return cast(torch.Tensor, alpha * noise - sigma * sample)
+
+    def _coefficients(self, timesteps: Any, like: torch.Tensor) -> tuple[Any, Any]:
+        indices = torch.as_tensor(timesteps).cpu().long().reshape(-1) + 1
+        return self.schedule.coefficients(indices.expand(len(like)), like)
+
+    @property
+    def alphas_cumprod(self) -> torch.Tensor:
+        """ᾱ of every timestep, (N,) float32, as diffusers' schedulers have it."""
+        return torch.from_numpy(self.schedule.alpha[1:] ** 2).float()
+
+    @property
+    def betas(self) -> torch.Tensor:
+        """β of every timestep, 1 − ᾱ_n/ᾱ_{n−1}, (N,) float32."""
+        with np.errstate(divide="ignore"):
+            log_alpha = np.log(self.schedule.alpha)
+        return torch.from_numpy(-np.expm1(2.0 * np.diff(log_alpha))).float()
+
+    @property
+    def alphas(self) -> torch.Tensor:
+        """1 − β of every timestep, (N,) float32."""
+        return 1.0 - self.betas
+
+    @property
+    def one(self) -> torch.Tensor:
+        """ᾱ of clean data."""
+        return torch.tensor(1.0)
 
     def __len__(self) -> int:
         return self.schedule.num_steps

@@ -1,97 +1,278 @@
-"""From a scheduler's config to its reverse covariance: the one place where `variance_type` is looked at."""
+"""Where a scheduler's variances come from, and how they are kept: in its config, or in a file beside it.
+
+    fixed_small, fixed_large, learned_range   nothing is kept
+    analytic   isotropic, channel             lists of numbers in the config
+               pixel, dct                     variance_table.safetensors beside it
+    head                                      variance_head.safetensors beside it
+
+All that is kept is one entry of the config, `variance`: structure, estimator and shape of what was measured, the lists
+or the file's name, and a digest of what they belong to.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from .. import checks
+from ..covariance.analytic import Analytic
+from ..covariance.fixed import FixedLarge, FixedSmall, check_ddpm
+from ..covariance.head import Head
 from ..covariance.learned_range import LearnedRange
+from ..covariance.lists import STRUCTURES as LISTED
 from ..covariance.lists import VarianceLists
-from ..covariance.reverse import FixedLarge, FixedSmall, ReverseCovariance
+from ..covariance.reverse import ReverseCovariance
 from ..errors import InputError
-from ..process.schedule import NoiseSchedule
+from ..models.features import FeatureTap, Watch
+from ..models.posterior import Posterior
+from ..process.kernel import ReverseKernel
+from ..variance.estimators import Estimator
+from ..variance.table import VarianceTable
+from .compatibility import check_table
 
+TABLE_FILE = "variance_table.safetensors"
+HEAD_FILE = "variance_head.safetensors"
 _UNMEASURED: dict[str, Callable[[], ReverseCovariance]] = {
     "fixed_small": FixedSmall,
     "fixed_large": FixedLarge,
     "learned_range": LearnedRange,
 }
+VARIANCE_TYPES = (*_UNMEASURED, "analytic", "head")
 _BELONG_TO = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr"),
-    *("prediction_type", "clip_sample", "thresholding", "estimator", "structure"),
+    *("prediction_type", "clip_sample", "thresholding"),
 )
-VARIANCE_TYPES = (*_UNMEASURED, "analytic", "head")
 
 
-def chosen_covariance(config: Any, schedule: NoiseSchedule) -> ReverseCovariance | None:
-    """The reverse covariance of a config; None where its table or head lies in a file and has yet to be attached.
+class VarianceSource:
+    """The variances of one scheduler.
 
-    Raises InputError for an unknown variance_type, one that its η does not allow, and "analytic" without variances.
+    Args:
+        config: of the scheduler; its `variance_type` and `variance` are read, and the rest is what they belong to.
+
+    Attributes:
+        kind: the variance_type.
+        entry: what the config keeps, or None.
+        covariance: what it makes; None while the table or head, which lies in a file, is not attached.
+        held: that table or head.
+
+    Raises InputError for an unknown variance_type, one that needs what is not there, and lists of another config.
     """
-    kind = config.variance_type
-    if kind not in VARIANCE_TYPES:
-        plain = kind.removesuffix("_log") if isinstance(kind, str) else ""
-        hint = f" ({plain!r} is the variance of which it names the logarithm)" if plain in VARIANCE_TYPES else ""
-        raise InputError(f"variance_type={kind!r} is not known; use one of {', '.join(VARIANCE_TYPES)}{hint}.")
-    if kind in ("fixed_large", "learned_range") and config.eta != 1:
-        raise InputError(f"variance_type={kind!r} is defined for eta=1 only, but eta={config.eta}; use eta=1.")
-    if kind == "head":
-        if config.head_file is None:
-            raise InputError(
-                "variance_type='head' needs a trained head, but there is none; make the scheduler with "
-                "AnalyticScheduler.from_head(head, pipe)."
-            )
-        return None
-    if kind != "analytic":
-        return _UNMEASURED[kind]()
-    if config.posterior_variance is not None:
-        return _listed(config, schedule)
-    if config.table_file is None:
-        raise InputError(
-            "variance_type='analytic' needs a variance table, but there is none; make the scheduler with "
-            "AnalyticScheduler.from_table(table, pipe.scheduler.config)."
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = config
+        self.kind: str = _checked_kind(config["variance_type"])
+        self.entry: dict[str, Any] | None = config["variance"] if self.kind in ("analytic", "head") else None
+        self.held: VarianceTable | Head | None = None
+        self.covariance: ReverseCovariance | None = None
+        self._watch: Watch | None = None
+        if self.kind in _UNMEASURED:
+            self.covariance = _UNMEASURED[self.kind]()
+        elif self.entry is None:
+            raise InputError(_NEEDS[self.kind])
+        elif "posterior_variance" in self.entry:
+            self.covariance = self._listed(self.entry)
+
+    # ---- what is kept -----------------------------------------------------------------------------------------
+
+    @classmethod
+    def entry_of_table(
+        cls, table: VarianceTable, estimator: Estimator, structure: str, config: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], VarianceTable | None]:
+        """What a config keeps of a table, and the table that goes beside it, if any."""
+        entry: dict[str, Any] = {"structure": structure, "estimator": estimator}
+        entry["shape"] = None if table.shape is None else list(table.shape)
+        if structure in LISTED:
+            lists = VarianceLists.from_table(table, estimator, structure).lists()
+            return {**entry, **lists, "digest": _settings_digest(config, entry)}, None
+        kept = table.subset([structure])
+        return {**entry, "file": TABLE_FILE, "digest": kept.digest}, kept
+
+    @classmethod
+    def entry_of_head(cls, head: Head) -> dict[str, Any]:
+        """What a config keeps of a head."""
+        shape = list(head.prior.shape)
+        return {"structure": head.spec.structure, "shape": shape, "file": HEAD_FILE, "digest": head.digest}
+
+    def _listed(self, entry: Mapping[str, Any]) -> VarianceLists:
+        lists = VarianceLists(entry["posterior_variance"], entry.get("clipping_cross"), entry.get("clipping_shift"))
+        count, N = len(lists.variances), self._config["num_train_timesteps"]
+        checks.refuse(
+            count != N,
+            f"posterior_variance has {count} entries, but num_train_timesteps is {N}; make the scheduler with "
+            "AnalyticScheduler.from_table.",
         )
+        checks.refuse(
+            entry.get("digest") not in (None, _settings_digest(self._config, entry)),
+            "posterior_variance was measured under another schedule, prediction type, clipping, estimator or structure "
+            "than the config has now; make the scheduler with AnalyticScheduler.from_table.",
+        )
+        return lists
+
+    @property
+    def file(self) -> str | None:
+        """The name of the file beside the config; None where nothing lies there."""
+        return None if self.entry is None else self.entry.get("file")
+
+    def attach(self, held: VarianceTable | Head) -> None:
+        """Take the table or head that the config names; InputError for another one."""
+        noun, kind, call = (
+            ("head", Head, "from_head") if self.kind == "head" else ("table", VarianceTable, "from_table")
+        )
+        if not isinstance(held, kind) or self.entry is None or self.file is None:
+            asked = "head" if isinstance(held, Head) else "table"
+            raise InputError(
+                f"the scheduler's config names no {asked}; use AnalyticScheduler.from_{asked} to give it one."
+            )
+        wanted = self.entry.get("digest")
+        if wanted not in (None, held.digest):
+            raise InputError(
+                f"this {noun} (digest {held.digest[:12]}) is not the one that the scheduler was made with "
+                f"({wanted[:12]}); use AnalyticScheduler.{call} for another."
+            )
+        table = held.table if isinstance(held, Head) else held
+        check_table(table, self._config)
+        self.held = held
+        self.covariance = (
+            held if isinstance(held, Head) else Analytic(held, self.entry["estimator"], self.entry["structure"])
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the table or head beside the config, if there is one; InputError if it should be there and is not."""
+        if self.file is None:
+            return
+        held, noun = self.held, "head" if self.kind == "head" else "table"
+        if held is None:
+            call = "attach_head(head)" if self.kind == "head" else "attach(table)"
+            raise InputError(
+                f"the scheduler's {noun} ({self.file}) is not attached, so that it cannot be saved; call "
+                f"scheduler.{call} first."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        held.save(folder / self.file)
+
+    def load(self, find: Callable[[str, str], Path]) -> None:
+        """Attach the file beside the config, if there is one; `find` gives its path from noun and name."""
+        if self.file is not None:
+            kind: Any = Head if self.kind == "head" else VarianceTable
+            self.attach(kind.load(find("head" if self.kind == "head" else "table", self.file)))
+
+    # ---- what a step asks -------------------------------------------------------------------------------------
+
+    def attached(self) -> ReverseCovariance:
+        """The covariance; InputError while its file is not attached."""
+        noun, call = ("head", "attach_head(head)") if self.kind == "head" else ("table", "attach(table)")
+        sentence = (
+            f"the scheduler's {noun} ({self.file}) is not attached; load the scheduler with "
+            f"AnalyticScheduler.from_pretrained, or call scheduler.{call}."
+        )
+        return checks.given(self.covariance, sentence)
+
+    def check_kernel(self, kernel: ReverseKernel) -> None:
+        """Refuse an η that the variance is not defined for."""
+        if self.kind in ("fixed_large", "learned_range"):
+            check_ddpm(kernel, f"variance_type={self.kind!r}", "use eta=1")
+
+    def check_sample(self, shape: tuple[int, ...]) -> None:
+        """Refuse samples that were not measured: of other channels, or, with a variance per element, another size."""
+        measured = None if self.entry is None else self.entry.get("shape")
+        if measured is None or tuple(measured) == shape:
+            return
+        structure = self.entry["structure"] if self.entry is not None else None
+        checks.refuse(
+            structure in ("pixel", "dct") or measured[0] != shape[0],
+            f"the sample has shape {shape}, but the table was measured on {tuple(measured)} with structure "
+            f"{structure!r}; use the table of this model and size (isotropic and channel serve every size).",
+        )
+
+    def split(self, model_output: torch.Tensor, channels: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The prediction and the raw learned range; InputError where the channels do not fit the variance_type."""
+        learned, found = self.kind == "learned_range", model_output.shape[1]
+        expected = 2 * channels if learned else channels
+        advice = "pass another variance_type" if learned else "set it to 'learned_range', or pass the first half"
+        checks.refuse(
+            found != expected,
+            f"model_output has {found} channels for a sample with {channels}, but variance_type={self.kind!r} "
+            f"expects {expected}; {advice}.",
+        )
+        return (model_output[:, :channels], model_output[:, channels:]) if learned else (model_output, None)
+
+    # ---- the trunk's features, for heads ----------------------------------------------------------------------
+
+    def watch(self, source: Any) -> None:
+        """Read the features of a pipeline's (or a bare) network at every evaluation, for `features`."""
+        if not isinstance(self.held, Head):
+            raise InputError(
+                "the scheduler has no head, so that it needs no features; use AnalyticScheduler.from_head."
+            )
+        tap = FeatureTap(network_of(source) or source, self.held.spec.module, len(self.held.prior.shape) - 1)
+        if self._watch is not None:
+            self._watch.remove()
+        self._watch = tap.watch()
+
+    def features(self, given: torch.Tensor | None, batch: int) -> torch.Tensor | None:
+        """The features of a step's images: those given, or those of the network's last evaluation, which serve once;
+        None where no head asks for them."""
+        if self.kind != "head":
+            return None
+        watched = None if self._watch is None else self._watch.take(batch)
+        if given is not None:
+            return given
+        missing = (
+            "a head needs the features of the network's evaluation at this step, but none was seen since the last "
+            "step; call scheduler.watch(pipe) (again after loading a pipeline), or pass features= to step."
+        )
+        features, guided = checks.given(watched, missing)
+        if guided and isinstance(self.held, Head) and not self.held.target.any_mean:
+            raise InputError(
+                f"the network was evaluated with guidance, but the head's target {self.held.spec.target!r} takes its "
+                "mean for E[x_0|x_t]; use a head of target 'npr' or 'factor', trained with that guidance."
+            )
+        return features
+
+    def posterior(
+        self, mean: torch.Tensor, eps: torch.Tensor, raw: torch.Tensor | None, features: torch.Tensor | None
+    ) -> Posterior:
+        """What a covariance is asked with; `features` as `step` was given them."""
+        extra = None if raw is None else raw.to(mean.dtype)
+        return Posterior(mean, eps, extra, self.features(features, len(mean)))
+
+
+def network_of(pipe: Any) -> torch.nn.Module | None:
+    """The denoising network of a pipeline, or None."""
+    for name in ("unet", "transformer"):
+        network = getattr(pipe, name, None)
+        if isinstance(network, torch.nn.Module):
+            return network
     return None
 
 
-def _listed(config: Any, schedule: NoiseSchedule) -> VarianceLists:
-    lists = VarianceLists(config.posterior_variance, config.clipping_cross, config.clipping_shift)
-    if len(lists.variances) != schedule.num_steps:
-        raise InputError(
-            f"posterior_variance has {len(lists.variances)} entries, but num_train_timesteps is {schedule.num_steps}; "
-            "make the scheduler with AnalyticScheduler.from_table."
-        )
-    if config.table_digest not in (None, settings_digest(config)):
-        raise InputError(
-            "posterior_variance was measured under another schedule, prediction type, clipping, estimator or structure "
-            "than the config has now; make the scheduler with AnalyticScheduler.from_table."
-        )
-    return lists
-
-
-def settings_digest(config: Mapping[str, Any]) -> str:
-    """SHA-256 of what the variances of a config belong to: of its own values, which no machine rounds otherwise."""
+def _settings_digest(config: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    """SHA-256 of what lists of variances belong to: of the config's own values, which no machine rounds otherwise."""
     bound = config["clip_sample_range"] if config["clip_sample"] else None
     facts = {name: config[name] for name in _BELONG_TO} | {"bound": bound}
+    facts |= {name: entry[name] for name in ("estimator", "structure")}
     if facts["trained_betas"] is not None:
         facts["trained_betas"] = [float(beta) for beta in facts["trained_betas"]]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def split_output(
-    model_output: torch.Tensor, channels: int, variance_type: str
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The prediction and the raw learned range; InputError where the channels do not fit the variance_type."""
-    learned, found = variance_type == "learned_range", model_output.shape[1]
-    expected = 2 * channels if learned else channels
-    if found != expected:
-        advice = "pass another variance_type" if learned else "set it to 'learned_range', or pass the first half"
-        raise InputError(
-            f"model_output has {found} channels for a sample with {channels}, but variance_type={variance_type!r} "
-            f"expects {expected}; {advice}."
-        )
-    return (model_output[:, :channels], model_output[:, channels:]) if learned else (model_output, None)
+def _checked_kind(kind: Any) -> str:
+    plain = kind.removesuffix("_log") if isinstance(kind, str) else ""
+    hint = f" ({plain!r} is the variance of which it names the logarithm)" if plain in VARIANCE_TYPES else ""
+    wrong = kind not in VARIANCE_TYPES
+    checks.refuse(wrong, f"variance_type={kind!r} is not known; use one of {', '.join(VARIANCE_TYPES)}{hint}.")
+    return str(kind)
+
+
+_NEEDS = {
+    "head": "variance_type='head' needs a trained head, but there is none; make the scheduler with "
+    "AnalyticScheduler.from_head(head, pipe).",
+    "analytic": "variance_type='analytic' needs a variance table, but there is none; make the scheduler with "
+    "AnalyticScheduler.from_table(table, pipe.scheduler.config).",
+}

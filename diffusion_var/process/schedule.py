@@ -3,7 +3,7 @@
 n = 0 is clean data (α_0 = 1, σ_0 = 0) and n = 1…N are noise levels of falling SNR = α²/σ². A diffusers timestep is
 n − 1; `timestep[n]` is what the network is told at index n and `timestep[0]` is nan. For variance-preserving
 schedules α² = ᾱ and σ² = 1 − ᾱ, computed from sums of log(1 − β) with expm1: as `1 - alphas_cumprod` in float32 the
-second loses 1.7e-4 of its value at n = 1.
+second loses 1.7e-4 of its value at n = 1. Between its indices a schedule answers by log SNR (`level_at`).
 
 Sources: DDPM (arXiv:2006.11239, linear β), Improved DDPM (arXiv:2102.09672, cosine), latent diffusion
 (arXiv:2112.10752, scaled linear), score SDE (arXiv:2011.13456, VP-SDE), rectified flow (arXiv:2209.03003), EDM
@@ -18,8 +18,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from .. import checks
 from ..errors import InputError
+from .level import NoiseLevel
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -53,42 +56,15 @@ class NoiseSchedule:
         self.sigma = _vector("sigma", sigma) + 0.0  # -0.0 becomes 0.0: equal arrays have equal bytes
         self.timestep = _vector("timestep", timestep)
         self.timestep[0] = np.nan
-        self._validate()
+        _check_arrays(self.alpha, self.sigma, self.timestep)
         with np.errstate(divide="ignore"):
             self.log_snr: Float64Array = 2.0 * (np.log(self.alpha) - np.log(self.sigma))
-        rise = np.flatnonzero(~(self.log_snr[1:] < self.log_snr[:-1]))
-        if rise.size:
-            n = int(rise[0]) + 1
-            raise InputError(
-                f"the schedule's signal-to-noise ratio must fall at every index, but log SNR is "
-                f"{self.log_snr[n - 1]:.6g} at n={n - 1} and {self.log_snr[n]:.6g} at n={n}; check alpha and sigma."
-            )
-        self.prior_std = max(1.0, float(self.sigma[-1])) if prior_std is None else float(prior_std)
-        if not (math.isfinite(self.prior_std) and self.prior_std > 0):
-            raise InputError(f"prior_std={prior_std!r} must be finite and positive, or None.")
+        _check_falling(self.log_snr)
+        largest = max(1.0, float(self.sigma[-1]))
+        self.prior_std = largest if prior_std is None else checks.positive("prior_std", prior_std, _PRIOR)
+        self._whole_timesteps = bool(np.array_equal(self.timestep[1:], self.timestep[1:].round()))
         for array in (self.alpha, self.sigma, self.timestep, self.log_snr):
             array.setflags(write=False)
-
-    def _validate(self) -> None:
-        if not len(self.alpha) == len(self.sigma) == len(self.timestep) or len(self.alpha) < 2:
-            raise InputError(
-                "a schedule needs alpha, sigma and timestep of one length N + 1 of at least 2, but they have lengths "
-                f"{len(self.alpha)}, {len(self.sigma)} and {len(self.timestep)}."
-            )
-        if self.alpha[0] != 1.0 or self.sigma[0] != 0.0:
-            raise InputError(
-                f"index 0 of a schedule is clean data, so alpha[0] must be 1 and sigma[0] must be 0, but they are "
-                f"{self.alpha[0]} and {self.sigma[0]}; prepend the clean index."
-            )
-        for name, array, in_range, expected in (
-            ("alpha", self.alpha, self.alpha >= 0, "finite and at least 0"),
-            ("sigma", self.sigma, self.sigma > 0, "finite and positive"),
-            ("timestep", self.timestep, True, "finite"),
-        ):
-            bad = np.flatnonzero(~(np.isfinite(array) & in_range)[1:])
-            if bad.size:
-                n = int(bad[0]) + 1
-                raise InputError(f"{name}[{n}] is {array[n]}, but after index 0 {name} must be {expected}.")
 
     # ---- what it is -------------------------------------------------------------------------------------------
 
@@ -101,6 +77,19 @@ class NoiseSchedule:
     def zero_terminal_snr(self) -> bool:
         """Whether x_N holds no signal at all (then ε-prediction says nothing about x_0 at N)."""
         return bool(self.alpha[-1] == 0.0)
+
+    def prior_std_at(self, level: NoiseLevel) -> float:
+        """The standard deviation of the noise that a run starting at this level begins with: `prior_std` at N, and
+        elsewhere in the proportion of √(α² + σ²), which data of unit variance have."""
+        there, here = math.hypot(self.alpha[-1], self.sigma[-1]), math.hypot(level.alpha, level.sigma)
+        return self.prior_std * (here / there)
+
+    def index_of(self, level: NoiseLevel) -> int | None:
+        """The index n at which this schedule has this very level (to the bit); None off its grid."""
+        n = level.index
+        if n is None or not 0 <= n <= self.num_steps:
+            return None
+        return n if (self.alpha[n], self.sigma[n]) == (level.alpha, level.sigma) else None
 
     @property
     def digest(self) -> str:
@@ -129,13 +118,107 @@ class NoiseSchedule:
             f"digest {self.digest[:12]})"
         )
 
-    def check_index(self, n: int, name: str = "n", lowest: int = 1) -> int:
+    def check_index(self, n: Any, name: str = "n", lowest: int = 1) -> int:
         """`n` as an int, refused unless lowest ≤ n ≤ N."""
-        if not is_whole(n) or not lowest <= n <= self.num_steps:
+        if not checks.is_whole(n) or not lowest <= n <= self.num_steps:
             raise InputError(
                 f"{name}={n} is not an index of this schedule; expected an integer from {lowest} to {self.num_steps}."
             )
         return int(n)
+
+    # ---- levels -----------------------------------------------------------------------------------------------
+
+    def level(self, n: int) -> NoiseLevel:
+        """The noise level at index n in 0…N."""
+        n = self.check_index(n, lowest=0)
+        alpha, sigma, timestep, log_snr = (float(a[n]) for a in (self.alpha, self.sigma, self.timestep, self.log_snr))
+        return NoiseLevel(alpha, sigma, timestep, log_snr=log_snr, index=n)
+
+    def level_at(self, log_snr: float) -> NoiseLevel:
+        """The level of this log SNR: between two indices, or that of the index that has it (to 1e-9).
+
+        α and σ keep the schedule's own scale where it has one of three (α² + σ² = 1, α + σ = 1, α = 1), else log α is
+        interpolated linearly in log SNR; so is the timestep, unless it is a multiple of σ.
+        Raises InputError outside the log SNR of the indices 1 to N.
+        """
+        grid = self.log_snr[1:]
+        near = int(np.argmin(np.abs(grid - log_snr))) if checks.is_number(log_snr) else 0
+        if grid[near] == log_snr or abs(grid[near] - log_snr) <= 1e-9:
+            return self.level(near + 1)
+        hint = "expected one between those of the indices N and 1"
+        log_snr = checks.interval("log_snr", log_snr, float(grid[-1]), float(grid[0]), hint)
+        n = int(np.searchsorted(-grid, -log_snr)) + 1  # it lies between the indices n − 1 and n
+        weight = (self.log_snr[n - 1] - log_snr) / (self.log_snr[n - 1] - self.log_snr[n])
+        alpha = self._alpha_at(log_snr, n, weight)
+        sigma = alpha * math.exp(-0.5 * log_snr)
+        told = self.timestep[1:] / self.sigma[1:]
+        if np.allclose(told, told[-1], rtol=1e-9, atol=0.0):
+            timestep = float(told[-1]) * sigma
+        else:
+            timestep = float((1.0 - weight) * self.timestep[n - 1] + weight * self.timestep[n])
+        return NoiseLevel(alpha, sigma, timestep, log_snr=log_snr)
+
+    def position(self, level: NoiseLevel) -> float:
+        """Where a level lies among the indices, linearly in log SNR between two of them: n itself on the grid."""
+        grid = self.log_snr[1:]
+        finite = np.isfinite(grid)
+        return float(np.interp(-level.log_snr, -grid[finite], np.arange(1, self.num_steps + 1)[finite]))
+
+    def _alpha_at(self, log_snr: float, n: int, weight: float) -> float:
+        """α at a log SNR between the indices n − 1 and n."""
+        ratio = math.exp(-0.5 * log_snr)  # σ/α
+        for scale, alpha in (
+            (self.alpha**2 + self.sigma**2, 1.0 / math.hypot(1.0, ratio)),
+            (self.alpha + self.sigma, 1.0 / (1.0 + ratio)),
+            (self.alpha, 1.0),
+        ):
+            if np.allclose(scale, 1.0, rtol=1e-9, atol=0.0):
+                return alpha
+        low, high = np.log(self.alpha[n - 1]), np.log(self.alpha[n])
+        return math.exp((1.0 - weight) * low + weight * high)
+
+    def coefficients(self, n: Any, like: torch.Tensor) -> tuple[Any, Any]:
+        """(α, σ) to multiply images with: floats for one index or `NoiseLevel`, tensors (B, 1, …) like `like`, (B, …),
+        for a tensor (B,) of indices or a list of B levels; float64 until this cast."""
+        if isinstance(n, NoiseLevel):
+            return n.alpha, n.sigma
+        if isinstance(n, torch.Tensor):
+            indices = self.check_indices(n, len(like))
+            arrays = self.alpha[indices], self.sigma[indices]
+        elif isinstance(n, list):
+            arrays = np.array([level.alpha for level in n]), np.array([level.sigma for level in n])
+        else:
+            n = self.check_index(n)
+            return float(self.alpha[n]), float(self.sigma[n])
+        alpha, sigma = (
+            torch.from_numpy(array).to(like.device, like.dtype).view(-1, *(1,) * (like.ndim - 1)) for array in arrays
+        )
+        return alpha, sigma
+
+    def timesteps(self, n: Any, batch: int, device: torch.device | str | None = None) -> torch.Tensor:
+        """What the network is told of a batch at one index or `NoiseLevel`, at a tensor (B,) of indices or a list of B
+        levels: (B,), int64 where it is whole (networks with an embedding table want integers, all others take them as
+        well)."""
+        if isinstance(n, torch.Tensor):
+            told = torch.from_numpy(self.timestep[self.check_indices(n, batch)])
+            return told.to(device, torch.int64 if self._whole_timesteps else torch.float32)
+        if isinstance(n, list):
+            told = torch.tensor([level.timestep for level in n], dtype=torch.float64)
+            whole = self._whole_timesteps and bool((told == told.round()).all())
+            return told.to(device, torch.int64 if whole else torch.float32)
+        one = n.timestep if isinstance(n, NoiseLevel) else float(self.timestep[self.check_index(n)])
+        dtype = torch.int64 if self._whole_timesteps and one.is_integer() else torch.float32
+        return torch.full((batch,), one, device=device).to(dtype)
+
+    def check_indices(self, n: torch.Tensor, batch: int) -> npt.NDArray[np.int64]:
+        """A tensor of one index for each of a batch, as an array; InputError for any other."""
+        indices: npt.NDArray[np.int64] = n.cpu().numpy()
+        fits = indices.shape == (batch,) and indices.dtype.kind in "iu"
+        if not fits or (indices < 1).any() or (indices > self.num_steps).any():
+            raise InputError(
+                f"n must be an integer or a ({batch},) tensor of integers from 1 to {self.num_steps}, but it is {n}."
+            )
+        return indices
 
     # ---- where it comes from ----------------------------------------------------------------------------------
 
@@ -185,8 +268,7 @@ class NoiseSchedule:
     def flow(cls, N: int = 1000, shift: float = 1.0, timestep_scale: float = 1000.0) -> NoiseSchedule:
         """Rectified flow: α = 1 − t, σ = t at t = n/N, moved to shift·t/(1 + (shift − 1) t) (Stable Diffusion 3,
         arXiv:2403.03206, eq. 23); the network is told timestep_scale·t. x_N holds no signal."""
-        if not (math.isfinite(shift) and shift > 0):
-            raise InputError(f"shift={shift} must be a positive number.")
+        shift = checks.positive("shift", shift)
         n = np.arange(_count(N) + 1, dtype=np.float64)
         # 1 − t as a quotient of its own: no cancellation near t = 1.
         whole = N + (shift - 1.0) * n
@@ -229,28 +311,58 @@ class NoiseSchedule:
     @classmethod
     def from_diffusers(cls, scheduler: Any) -> NoiseSchedule:
         """The schedule of a diffusers scheduler, of its config, or of the config as a plain dict; see
-        `process.foreign.schedule_of` for the supported ones."""
-        from .diffusers_configs import schedule_of
+        `process.diffusers_configs.schedule_of` for the supported ones."""
+        from .diffusers_configs import schedule_of  # which makes schedules: one of the two circles that stay
 
         return schedule_of(scheduler)
 
 
-def is_whole(n: Any) -> bool:
-    """Whether `n` is a whole number (of any type: 3, 3.0, numpy's)."""
-    try:
-        return bool(int(n) == n)
-    except (TypeError, ValueError, OverflowError):
-        return False
+# ---- what is refused ------------------------------------------------------------------------------------------
+
+_PRIOR = "finite and positive, or None"
 
 
 def _vector(name: str, values: npt.ArrayLike) -> Float64Array:
     array = np.array(values, dtype=np.float64)
-    if array.ndim != 1 or array.size == 0:
-        raise InputError(f"{name} must be a non-empty one-dimensional array, but its shape is {array.shape}.")
+    wrong = array.ndim != 1 or array.size == 0
+    checks.refuse(wrong, f"{name} must be a non-empty one-dimensional array, but its shape is {array.shape}.")
     return array
 
 
-def _count(N: int) -> int:
-    if not is_whole(N) or N < 1:
-        raise InputError(f"N={N} is not a number of noise levels; expected an integer of at least 1.")
+def _check_arrays(alpha: Float64Array, sigma: Float64Array, timestep: Float64Array) -> None:
+    lengths = len(alpha), len(sigma), len(timestep)
+    if len({*lengths}) > 1 or len(alpha) < 2:
+        raise InputError(
+            "a schedule needs alpha, sigma and timestep of one length N + 1 of at least 2, but they have lengths "
+            f"{lengths[0]}, {lengths[1]} and {lengths[2]}."
+        )
+    if alpha[0] != 1.0 or sigma[0] != 0.0:
+        raise InputError(
+            f"index 0 of a schedule is clean data, so alpha[0] must be 1 and sigma[0] must be 0, but they are "
+            f"{alpha[0]} and {sigma[0]}; prepend the clean index."
+        )
+    for name, array, in_range, expected in (
+        ("alpha", alpha, alpha >= 0, "finite and at least 0"),
+        ("sigma", sigma, sigma > 0, "finite and positive"),
+        ("timestep", timestep, True, "finite"),
+    ):
+        bad = np.flatnonzero(~(np.isfinite(array) & in_range)[1:])
+        if bad.size:
+            n = int(bad[0]) + 1
+            raise InputError(f"{name}[{n}] is {array[n]}, but after index 0 {name} must be {expected}.")
+
+
+def _check_falling(log_snr: Float64Array) -> None:
+    rise = np.flatnonzero(~(log_snr[1:] < log_snr[:-1]))
+    if rise.size:
+        n = int(rise[0]) + 1
+        raise InputError(
+            f"the schedule's signal-to-noise ratio must fall at every index, but log SNR is "
+            f"{log_snr[n - 1]:.6g} at n={n - 1} and {log_snr[n]:.6g} at n={n}; check alpha and sigma."
+        )
+
+
+def _count(N: Any) -> int:
+    wrong = not checks.is_whole(N) or N < 1
+    checks.refuse(wrong, f"N={N} is not a number of noise levels; expected an integer of at least 1.")
     return int(N)

@@ -1,11 +1,16 @@
-"""Step lists: which K of the N indices a sampler visits, ascending.
+"""Step lists: which noise levels a sampler visits.
 
-`linspace` is even from 1 to N (Improved DDPM), `leading` and `trailing` are diffusers' two other spacings, and
-`quadratic` is DDIM's (arXiv:2010.02502, appendix D.2). A diffusers timestep is an index less one.
+K of the N indices, ascending: `linspace` is even from 1 to N (Improved DDPM), `leading` and `trailing` are diffusers'
+two other spacings, `quadratic` is DDIM's (arXiv:2010.02502, appendix D.2), and `log_snr` is even in log SNR. A
+diffusers timestep is an index less one.
+
+Or K levels off the grid, from the noisiest down: `karras` (EDM, arXiv:2206.00364, eq. 5), `sigmas` (any list of σ/α,
+such as those of Align Your Steps, arXiv:2404.14507) and `shifted` (a flow's, arXiv:2403.03206, eq. 23).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
@@ -13,8 +18,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .. import checks
 from ..errors import InputError
-from .schedule import NoiseSchedule, is_whole
+from .kernel import check_levels
+from .level import NoiseLevel
+from .schedule import NoiseSchedule
 
 
 class HasSchedule(Protocol):
@@ -26,32 +34,25 @@ class HasSchedule(Protocol):
 
 #: What steps are counted in: a schedule, something that has one, or N.
 Grid = NoiseSchedule | HasSchedule | int
-
-
-def _check(schedule: Grid, steps: Any) -> tuple[int, int]:
-    """N and K, checked."""
-    held: Any = getattr(schedule, "schedule", schedule)
-    N: int = held.num_steps if isinstance(held, NoiseSchedule) else int(held)
-    if isinstance(steps, bool) or not is_whole(steps) or not 1 <= steps <= N:
-        raise InputError(f"steps={steps} is not a usable number of steps; expected an integer from 1 to {N}.")
-    return N, int(steps)
+#: Indices, ascending; or levels, the noisiest first.
+StepList = list[int] | list[NoiseLevel]
 
 
 def linspace(schedule: Grid, steps: int) -> list[int]:
     """K indices evenly spaced from 1 to N, both included; K = 1 is [N]. `schedule`: one, what holds one, or N."""
-    N, steps = _check(schedule, steps)
+    N, steps = _counted(schedule, steps)
     return [N] if steps == 1 else [int(n) for n in np.linspace(1, N, steps).round()]
 
 
 def leading(schedule: Grid, steps: int) -> list[int]:
     """1, 1 + N//K, 1 + 2 (N//K), …: diffusers' "leading" spacing (with steps_offset 0). Does not reach N."""
-    N, steps = _check(schedule, steps)
+    N, steps = _counted(schedule, steps)
     return [1 + k * (N // steps) for k in range(steps)]
 
 
 def trailing(schedule: Grid, steps: int) -> list[int]:
     """N, N − N/K, N − 2N/K, …, rounded: diffusers' "trailing" spacing. Does not reach 1."""
-    N, steps = _check(schedule, steps)
+    N, steps = _counted(schedule, steps)
     return sorted(int(n) for n in np.arange(N, 0, -N / steps).round()[:steps])
 
 
@@ -60,7 +61,7 @@ def quadratic(schedule: Grid, steps: int) -> list[int]:
 
     Where DDIM's list repeats small indices, each repetition is moved up to the next free index.
     """
-    N, steps = _check(schedule, steps)
+    N, steps = _counted(schedule, steps)
     grid = np.linspace(0, np.sqrt(0.8 * N), steps) if steps > 1 else np.sqrt([0.8 * N])
     # The tolerance keeps the end point, the square of a rounded root, from falling just short of its integer.
     return _without_repeats(np.floor(grid**2 + 1e-9) + 1, N)
@@ -72,15 +73,9 @@ def spaced(schedule: Grid, steps: int, spacing: str) -> list[int]:
     return SPACINGS[spacing](schedule, steps)
 
 
-def check_spacing(spacing: str) -> None:
-    """Refuse a name that is none of diffusers' spacings."""
-    if spacing not in SPACINGS:
-        raise InputError(f"timestep_spacing={spacing!r} is not known; use one of {', '.join(SPACINGS)}.")
-
-
 def _even_timesteps(schedule: Grid, steps: int) -> list[int]:
     """`linspace` as diffusers rounds it: a half to the even timestep, not to the even index."""
-    N, steps = _check(schedule, steps)
+    N, steps = _counted(schedule, steps)
     return [N] if steps == 1 else [int(t) + 1 for t in np.linspace(0, N - 1, steps).round()]
 
 
@@ -94,10 +89,8 @@ SPACINGS: dict[str, Callable[[Grid, int], list[int]]] = {
 def log_snr(schedule: NoiseSchedule | HasSchedule, steps: int) -> list[int]:
     """K indices evenly spaced in log-SNR, 1 and N included; K = 1 is [N]. Where indices are scarcer than the spacing
     (near n = 1), repetitions are moved up to the next free index."""
-    N, steps = _check(schedule, steps)
-    held = schedule if isinstance(schedule, NoiseSchedule) else getattr(schedule, "schedule", None)
-    if not isinstance(held, NoiseSchedule):
-        raise InputError(f"log_snr needs a schedule, or what holds one, but got {schedule!r}; a number N has no SNR.")
+    N, steps = _counted(schedule, steps)
+    held = _schedule_of(schedule, "log_snr")
     if steps == 1:
         return [N]
     levels = held.log_snr[1:]
@@ -116,28 +109,97 @@ def _without_repeats(wanted: npt.NDArray[np.float64], N: int) -> list[int]:
     return out
 
 
-def explicit(schedule: Grid, indices: Sequence[int]) -> list[int]:
+# ---- levels off the grid --------------------------------------------------------------------------------------
+
+
+def karras(schedule: NoiseSchedule | HasSchedule, steps: int, rho: float = 7.0) -> list[NoiseLevel]:
+    """K levels whose (σ/α)^(1/ρ) falls evenly from that of N to that of 1; where x_N holds no signal, N comes first."""
+    _, steps = _counted(schedule, steps)
+    held = _schedule_of(schedule, "karras")
+    first = [held.level(held.num_steps)] if held.zero_terminal_snr or steps == 1 else []
+    if len(first) == steps:
+        return first
+    power = 1.0 / checks.positive("rho", rho)
+    most, least = (float(np.exp(-0.5 * held.log_snr[n] * power)) for n in (-1 - len(first), 1))
+    ramp = np.linspace(most, least, steps - len(first)) ** rho
+    return [*first, *sigmas(held, [float(sigma) for sigma in ramp])]
+
+
+def sigmas(schedule: NoiseSchedule | HasSchedule, values: Sequence[float]) -> list[NoiseLevel]:
+    """The schedule's levels with these σ/α, which must fall; a 0 at the end, clean data, may be given or left out."""
+    held = _schedule_of(schedule, "sigmas")
+    falling = [checks.number("a sigma", value, "a finite number of at least 0", least=0.0) for value in values]
+    falling = falling[:-1] if falling[-1:] == [0.0] else falling
+    checks.refuse(not falling, "the list of sigmas is empty; give at least one that is positive.")
+    levels = [held.level_at(-2.0 * math.log(sigma) if sigma > 0 else math.inf) for sigma in falling]
+    check_levels(levels)
+    return levels
+
+
+def shifted(steps: int, shift: float = 3.0, timestep_scale: float = 1000.0) -> list[NoiseLevel]:
+    """K levels of a flow: t = shift·u/(1 + (shift − 1) u) for u = 1, 1 − 1/K, … 1/K, as flow pipelines take them."""
+    steps, shift = checks.whole("steps", steps, least=1), checks.positive("shift", shift)
+    times = [1.0 - k / steps for k in range(steps)]
+    return [NoiseLevel.flow(shift * u / (1.0 + (shift - 1.0) * u), timestep_scale) for u in times]
+
+
+# ---- from what users give -------------------------------------------------------------------------------------
+
+
+def resolve(schedule: Grid, steps: Any) -> StepList:
+    """A step list from a number of steps (even spacing), from explicit indices, or from levels (see `check_levels`)."""
+    if not isinstance(steps, Iterable):
+        wrong = checks.is_bool(steps) or not checks.is_whole(steps)
+        checks.refuse(wrong, f"steps={steps!r} is neither a number of steps nor a list of indices.")
+        return linspace(schedule, steps)
+    members = list(steps)
+    if not any(isinstance(n, NoiseLevel) for n in members):
+        return explicit(schedule, members)
+    if len(members) > 1 and isinstance(members[-1], NoiseLevel) and members[-1].is_clean:
+        members.pop()  # as lists of σ end: the step to clean data is always taken
+    check_levels(members)
+    checks.refuse(members[0].is_clean, "the step list begins with clean data; give the levels from the noisiest down.")
+    return members
+
+
+def explicit(schedule: Grid, indices: Sequence[Any]) -> list[int]:
     """The given indices, checked: integers, strictly ascending, all in 1…N."""
-    N, _ = _check(schedule, 1)
-    if len(indices) == 0:
-        raise InputError("the step list is empty; give at least one index.")
-    if not all(is_whole(n) and 1 <= n <= N for n in indices):
-        raise InputError(f"the step list {_brief(indices)} holds something other than integers from 1 to {N}.")
+    N, _ = _counted(schedule, 1)
+    checks.refuse(len(indices) == 0, "the step list is empty; give at least one index.")
+    shown = checks.brief(list(indices))
+    if not all(checks.is_whole(n) and 1 <= n <= N for n in indices):
+        raise InputError(f"the step list {shown} holds something other than integers from 1 to {N}.")
     out = [int(n) for n in indices]
-    if any(b <= a for a, b in pairwise(out)):
-        raise InputError(f"the step list {_brief(indices)} must rise strictly (no repeats); sort it and drop repeats.")
+    rises = all(a < b for a, b in pairwise(out))
+    checks.refuse(not rises, f"the step list {shown} must rise strictly (no repeats); sort it and drop repeats.")
     return out
 
 
-def resolve(schedule: Grid, steps: int | Iterable[int]) -> list[int]:
-    """A step list from a number of steps (even spacing) or from explicit indices."""
-    if isinstance(steps, int | np.integer):
-        return linspace(schedule, steps)
-    if not isinstance(steps, Iterable):
-        raise InputError(f"steps={steps!r} is neither a number of steps nor a list of indices.")
-    return explicit(schedule, list(steps))
+def describe(steps: StepList) -> list[Any]:
+    """A step list as plain data: indices, or (α, σ, timestep) of levels."""
+    return [[n.alpha, n.sigma, n.timestep] if isinstance(n, NoiseLevel) else n for n in steps]
 
 
-def _brief(indices: Sequence[int]) -> str:
-    shown = ", ".join(str(n) for n in indices[:8])
-    return f"[{shown}{', …' if len(indices) > 8 else ''}]"
+# ---- what is refused ------------------------------------------------------------------------------------------
+
+
+def check_spacing(spacing: str) -> None:
+    """Refuse a name that is none of diffusers' spacings."""
+    wrong = spacing not in SPACINGS
+    checks.refuse(wrong, f"timestep_spacing={spacing!r} is not known; use one of {', '.join(SPACINGS)}.")
+
+
+def _counted(schedule: Any, steps: Any) -> tuple[int, int]:
+    """N and K, checked."""
+    held = getattr(schedule, "schedule", schedule)
+    N: int = held.num_steps if isinstance(held, NoiseSchedule) else int(held)
+    wrong = not checks.is_whole(steps) or not 1 <= steps <= N
+    checks.refuse(wrong, f"steps={steps} is not a usable number of steps; expected an integer from 1 to {N}.")
+    return N, int(steps)
+
+
+def _schedule_of(schedule: Any, name: str) -> NoiseSchedule:
+    held = getattr(schedule, "schedule", schedule)
+    if not isinstance(held, NoiseSchedule):
+        raise InputError(f"{name} needs a schedule, or what holds one, but got {schedule!r}; a number N has no SNR.")
+    return held

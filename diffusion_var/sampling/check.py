@@ -18,11 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..covariance.reverse import Analytic, FixedLarge, FixedSmall, ReverseCovariance
+from .. import checks
+from ..covariance.analytic import Analytic
+from ..covariance.fixed import FixedLarge, FixedSmall
+from ..covariance.reverse import ReverseCovariance
 from ..errors import InputError
-from ..likelihood.bound import check_count, check_seed
 from ..models.denoiser import Denoiser
 from ..process.kernel import ReverseKernel
+from ..process.level import NoiseLevel
 from ..process.steps import resolve
 from ..variance.table import VarianceTable
 from .sampler import Sampler
@@ -37,14 +40,16 @@ class CheckedStep:
     """One step t → s; by choice (beta_tilde, beta, analytic).
 
     Attributes:
-        t, s: the indices.
+        t, s: the indices; None off the schedule's grid.
+        name: of the step, for people.
         expected: α_s² Var x_0 + σ_s², squared data units.
         total: variance of x_s in the run, divided by `expected`.
         noise: variance of the step's noise, divided by the optimal one; empty for the step to 0, which adds none.
     """
 
-    t: int
-    s: int
+    t: int | None
+    s: int | None
+    name: str
     expected: float
     total: dict[str, float]
     noise: dict[str, float]
@@ -67,7 +72,7 @@ class VarianceCheck:
         for step in (self.steps[k] for k in shown):
             noise = {name: f"{step.noise[name]:.3f}" if step.noise else "none" for name in _SIGNS}
             cells = "".join(f"{noise[name]:>16} {step.total[name]:8.3f}" for name in _SIGNS)
-            rows.append(f"  {f'{step.t} to {step.s}':<17}{cells}")
+            rows.append(f"  {step.name:<17}{cells}")
         return "\n".join([*rows, *(self._verdict(name) for name in _SIGNS)])
 
     def _verdict(self, name: str) -> str:
@@ -79,16 +84,16 @@ class VarianceCheck:
         low, high = (pick(noisy, key=lambda step: step.noise[name]) for pick in (min, max))
         parts = []
         if low.noise[name] < 1 - _NOTEWORTHY:
-            parts.append(f"too little noise, down to {low.noise[name]:.2g} of the optimum from {low.t} to {low.s}")
+            parts.append(f"too little noise, down to {low.noise[name]:.2g} of the optimum from {low.name}")
         if high.noise[name] > 1 + _NOTEWORTHY:
-            parts.append(f"too much noise, up to {high.noise[name]:.2g} times the optimum from {high.t} to {high.s}")
+            parts.append(f"too much noise, up to {high.noise[name]:.2g} times the optimum from {high.name}")
         return f"{text}; {', and '.join(parts)}." if parts else text + "."
 
 
 def check(
     table: VarianceTable,
     denoiser: Denoiser,
-    steps: int | Sequence[int] = 10,
+    steps: int | Sequence[int] | Sequence[NoiseLevel] = 10,
     count: int = 64,
     seed: int = 0,
     structure: str = "isotropic",
@@ -101,7 +106,7 @@ def check(
     Args:
         table: made for this denoiser and from images.
         denoiser: the model.
-        steps: number of steps, or indices.
+        steps: number of steps, indices, or noise levels.
         count: images to draw with each; the totals have a relative error of a few per cent with 64.
         seed: of every random number; the three runs share theirs.
         structure: of the analytic covariance.
@@ -119,7 +124,7 @@ def check(
     table.check(denoiser)
     if table.data is None:
         raise InputError("this table was made from published arrays and knows no data to compare with; estimate one.")
-    count, batch_size, seed = check_count("count", count), check_count("batch_size", batch_size), check_seed(seed)
+    count, batch_size = (checks.whole(k, v, least=1) for k, v in (("count", count), ("batch_size", batch_size)))
     choices: dict[str, ReverseCovariance] = {
         "beta_tilde": FixedSmall(),
         "beta": FixedLarge(),
@@ -131,7 +136,7 @@ def check(
         name: _total_variances(Sampler(denoiser, choice, indices), table, count, seed, conditions, batch_size)
         for name, choice in choices.items()
     }
-    found = [_step(table, k, {name: totals[name][k.s] for name in choices}) for k in kernels]
+    found = [_step(table, k, {name: totals[name][k.level_s] for name in choices}) for k in kernels]
     result = VarianceCheck(found, count)
     if show:
         print(result)
@@ -140,15 +145,16 @@ def check(
 
 def _total_variances(
     sampler: Sampler, table: VarianceTable, images: int, seed: int, conditions: Any, batch_size: int
-) -> dict[int, float]:
+) -> dict[NoiseLevel, float]:
     """E‖x_s − α_s μ‖²/d of one run, by s."""
     assert table.data is not None
     mean = torch.from_numpy(table.data.mean)
-    sums: dict[int, float] = {}
+    sums: dict[NoiseLevel, float] = {}
 
     def visit(kernel: ReverseKernel, x: torch.Tensor) -> None:
         centred = x.double() - kernel.alpha_s * mean.to(x.device)
-        sums[kernel.s] = sums.get(kernel.s, 0.0) + float(centred.square().mean((-3, -2, -1)).sum())
+        square = float(centred.square().flatten(1).mean(1).sum())
+        sums[kernel.level_s] = sums.get(kernel.level_s, 0.0) + square
 
     for _ in sampler.stream(range(images), seed, batch_size, conditions, visit=visit):
         pass
@@ -159,9 +165,8 @@ def _step(table: VarianceTable, kernel: ReverseKernel, totals: dict[str, float])
     assert table.data is not None
     expected = kernel.alpha_s**2 * float(table.data.pixel_variance.mean()) + kernel.sigma_s**2
     noise: dict[str, float] = {}
-    if kernel.s > 0:
+    if not kernel.last:
         best = float(Analytic(table).variance(kernel))
         noise = {"beta_tilde": kernel.beta_tilde / best, "beta": kernel.beta / best, "analytic": 1.0}
-    return CheckedStep(
-        kernel.t, kernel.s, expected, {k: v / expected if expected else math.nan for k, v in totals.items()}, noise
-    )
+    total = {name: value / expected if expected else math.nan for name, value in totals.items()}
+    return CheckedStep(kernel.t, kernel.s, str(kernel), expected, total, noise)

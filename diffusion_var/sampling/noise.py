@@ -19,11 +19,11 @@ class ImageNoise:
     Args:
         seed: the run's seed.
         images: indices i of the images in this batch.
-        shape: (C, H, W).
+        shape: (C, *spatial).
         device: where the noise is wanted; it is drawn on the CPU, so that every device gets the same.
     """
 
-    def __init__(self, seed: int, images: Sequence[int], shape: tuple[int, int, int], device: torch.device) -> None:
+    def __init__(self, seed: int, images: Sequence[int], shape: tuple[int, ...], device: torch.device) -> None:
         self.shape, self.device = shape, device
         self._seed, self._images = seed, images
         self._streams = Streams()
@@ -31,14 +31,14 @@ class ImageNoise:
         self._used = 0
 
     def prior(self) -> torch.Tensor:
-        """(B, C, H, W): the noise that the first x_t is made of."""
+        """(B, C, *spatial): the noise that the first x_t is made of."""
         out = np.empty((len(self._images), *self.shape), dtype=np.float32)
         for row, i in zip(out, self._images, strict=True):
             self._streams.at(self._seed, "sampler prior", i).standard_normal(out=row, dtype=np.float32)
         return torch.from_numpy(out).to(self.device)
 
     def next(self) -> torch.Tensor:
-        """(B, C, H, W): the noise of the next step that needs any."""
+        """(B, C, *spatial): the noise of the next step that needs any."""
         place = self._used % _BLOCK
         if place == 0:
             self._block = self._draw(self._used // _BLOCK)
@@ -46,7 +46,7 @@ class ImageNoise:
         return self._block[place]
 
     def _draw(self, block: int) -> torch.Tensor:
-        """(_BLOCK, B, C, H, W): the noise of the steps of one block."""
+        """(_BLOCK, B, C, *spatial): the noise of the steps of one block."""
         out = np.empty((len(self._images), _BLOCK, *self.shape), dtype=np.float32)
         for row, i in zip(out, self._images, strict=True):
             self._streams.at(self._seed, "sampler noise", i, block).standard_normal(out=row, dtype=np.float32)

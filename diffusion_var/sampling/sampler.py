@@ -1,18 +1,16 @@
-"""The sampler: from noise to images in K reverse steps, with any reverse covariance and any 0 ≤ η ≤ 1.
+"""The sampler: from noise to images in K reverse steps, with any reverse covariance and any noise, η or τ.
 
     x_N ~ N(0, prior_std² I)
-    for t → s in the step list, then the smallest index → 0:
-        x_s = mean of eq. (1) at the posterior  +  Σ^{1/2} noise     (no noise in the step to s = 0)
+    for t → s in the step list, then the smallest level → clean data:
+        x_s = mean of [E1] at the posterior  +  Σ^{1/2} noise        (no noise in the step to clean data)
 
-At the smallest s > 0 the noise may be capped so that E|noise| ≤ y/255 of the data range (Analytic-DPM,
+At the smallest s > 0 the noise may be capped so that E|noise| ≤ y/255 of the data range [E8] (Analytic-DPM,
 arXiv:2201.06503, appendix F.2). η = 1 with β̃ or β is DDPM, η = 0 with no covariance is DDIM; the network may run
 under autocast, the state is float32.
 """
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,33 +18,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..covariance.reverse import ReverseCovariance, StructuredCovariance
-from ..covariance.step_covariances import StepCovariances
+from .. import checks
+from ..covariance.reverse import ReverseCovariance, StepCovariances, cap_variance, check_covariance
 from ..errors import InputError, NumericalError
+from ..models.conditions import as_nest, batch_of, check_classes, map_leaves, rows_of
 from ..models.denoiser import Denoiser
-from ..models.guidance import check_classes, condition_tensor
-from ..models.posterior import Posterior
-from ..process.kernel import ClippedEps, ReverseKernel, check_clipped_eps, check_eta, reverse_kernels
+from ..process.kernel import ClippedEps, ReverseKernel, reverse_kernels
+from ..process.level import NoiseLevel
 from ..process.steps import resolve
 from .noise import ImageNoise
-
-
-def noise_cap_variance(cap: float, data_range: tuple[float, float]) -> float:
-    """The largest variance with E|noise| ≤ cap/255 of the data range: E|N(0, σ²)| = σ √(2/π)."""
-    return math.pi / 2 * (cap / 255.0 * (data_range[1] - data_range[0])) ** 2
-
-
-def cap_variance(cap: float | None, data_range: tuple[float, float] | None) -> float | None:
-    """The largest variance of the last noise for a `final_noise_cap`, or None for no cap; InputError for others."""
-    if cap is None:
-        return None
-    if not isinstance(cap, (int, float, np.number)) or not (math.isfinite(cap) and cap > 0):
-        raise InputError(f"final_noise_cap={cap!r} must be a positive number of 255ths of the data range, or None.")
-    if data_range is None:
-        raise InputError(
-            "final_noise_cap needs a data range, which is None (unbounded data, such as latents); leave the cap out."
-        )
-    return noise_cap_variance(cap, data_range)
 
 
 class Sampler:
@@ -55,41 +35,45 @@ class Sampler:
     Args:
         denoiser: the model.
         covariance: `FixedSmall()`, `FixedLarge()`, `Analytic(table, …)`, or another `ReverseCovariance`.
-        steps: number of steps K (even from 1 to N; K = 1 is [N]), or the indices themselves, ascending.
-        eta: 1 is DDPM, 0 is DDIM.
+        steps: number of steps K (even from 1 to N; K = 1 is [N]), the indices themselves, ascending, or noise levels,
+            the noisiest first (`steps.karras`, `steps.sigmas`, …).
+        eta: 1 (the default) is DDPM, 0 is DDIM.
         final_noise_cap: y of "E|noise| ≤ y/255 of the data range" at the smallest s > 0; None: no cap. Published: 2 for
             DDPM on CIFAR10 (linear schedule) and CelebA, 1 elsewhere. Helps imperfect networks, harms near-exact ones.
         clipped_eps: see `ReverseKernel`.
+        tau: instead of η: 1 is DDPM, 0 the ODE's step, more than 1 re-noises [E12].
 
-    Raises InputError for unusable steps, η or cap, and for a covariance that does not fit the model or the steps.
+    Attributes: `steps`, as they were resolved, and `kernels`, the steps themselves.
+    Raises InputError for unusable steps, η, τ or cap, and for a covariance that does not fit the model or the steps.
     """
 
     def __init__(
         self,
         denoiser: Denoiser,
         covariance: ReverseCovariance,
-        steps: int | Sequence[int],
-        eta: float = 1.0,
+        steps: int | Sequence[int] | Sequence[NoiseLevel],
+        eta: float | None = None,
         final_noise_cap: float | None = None,
         clipped_eps: ClippedEps | None = None,
+        tau: float | None = None,
     ) -> None:
-        check_eta(eta)
-        check_clipped_eps(clipped_eps)
-        self.denoiser, self.covariance, self.eta = covariance.prepare(denoiser), covariance, eta
+        self.denoiser, self.covariance = check_covariance(covariance).prepare(denoiser), covariance
         self.steps = resolve(denoiser.schedule, steps)
-        self.kernels = reverse_kernels(denoiser.schedule, self.steps, eta, clipped_eps)
+        self.kernels = reverse_kernels(denoiser.schedule, self.steps, eta, clipped_eps, tau)
+        self.eta, self.tau = self.kernels[0].eta, self.kernels[0].tau
         self.cap_variance = cap_variance(final_noise_cap, denoiser.data_range)
-        self._covariances = StepCovariances(covariance, self.denoiser, self.kernels)
+        covariance.check(self.denoiser, self.kernels)
+        self._covariances = StepCovariances(covariance, self.cap_variance, self.kernels[-1].level_t)
 
     # ---- images -----------------------------------------------------------------------------------------------
 
     def sample(
         self, count: int, seed: int = 0, batch_size: int = 64, conditions: Any = None, progress: bool = False
     ) -> torch.Tensor:
-        """`count` images, (count, C, H, W) float32 in the data range, on the CPU. See `stream`."""
-        if count < 1:
-            raise InputError(f"the number of images is {count}, but it must be at least 1.")
-        return torch.cat(list(self.stream(range(count), seed, batch_size, conditions, progress)))
+        """`count` images, (count, C, *spatial) float32 in the data range, on the CPU. See `stream`."""
+        wrong = not checks.is_whole(count) or count < 1
+        checks.refuse(wrong, f"the number of images is {count}, but it must be at least 1.")
+        return torch.cat(list(self.stream(range(int(count)), seed, batch_size, conditions, progress)))
 
     def stream(
         self,
@@ -107,31 +91,17 @@ class Sampler:
                 tolerance) whatever the batch size and the range it is made in.
             seed: of every random number.
             batch_size: images at once.
-            conditions: None, or one condition per image of `images`, passed to the network.
+            conditions: None, or one condition per image of `images` (a tensor, array or list, a nest of such, or
+                whatever gives nests by slices), passed to the network.
             progress: a progress bar over network evaluations.
-            visit: called after every step of every batch with its kernel and x_s, (B, C, H, W) on the device.
+            visit: called after every step of every batch with its kernel and x_s, (B, C, *spatial) on the device.
 
-        Yields: (B, C, H, W) float32 on the CPU, in the data range. Raises NumericalError for NaN or Inf.
+        Yields: (B, C, *spatial) float32 on the CPU, in the data range. Raises NumericalError for NaN or Inf.
         """
-        if batch_size < 1:
-            raise InputError(f"batch_size={batch_size} must be at least 1.")
+        batch_size, seed = checks.whole("batch_size", batch_size, least=1), checks.seed(seed)
         if conditions is not None:
-            conditions = self._check_conditions(conditions, len(images))
+            conditions = _check_conditions(conditions, len(images), self.denoiser.classes)
         return self._stream(images, seed, batch_size, conditions, progress, visit)
-
-    def _check_conditions(self, conditions: Any, images: int) -> Any:
-        if not hasattr(conditions, "__len__") or not hasattr(conditions, "__getitem__"):
-            raise InputError(
-                f"conditions must hold one condition for each image (a tensor, array or list), but got "
-                f"{type(conditions).__name__}."
-            )
-        if len(conditions) != images:
-            raise InputError(f"conditions has {len(conditions)} entries for {images} images; give one for each.")
-        if isinstance(conditions, (np.ndarray, list, tuple, torch.Tensor)):
-            conditions = condition_tensor(conditions)
-            if self.denoiser.classes is not None:  # here, where the look waits for no GPU
-                check_classes(conditions.cpu(), self.denoiser.classes)
-        return conditions
 
     def _stream(
         self,
@@ -144,10 +114,10 @@ class Sampler:
     ) -> Iterator[torch.Tensor]:
         with tqdm(total=len(images) * len(self.steps), unit="eval", desc="sample", disable=not progress) as bar:
             for start in range(0, len(images), batch_size):
-                part = [_image_index(i) for i in images[start : start + batch_size]]
+                part = [checks.index("image index", i) for i in images[start : start + batch_size]]
                 condition = None if conditions is None else conditions[start : start + batch_size]
-                if isinstance(condition, torch.Tensor):
-                    condition = condition.to(self.denoiser.device)
+                if condition is not None:
+                    condition = map_leaves(lambda leaf: leaf.to(self.denoiser.device), as_nest(condition))
                 # The copy is made outside inference mode, so that the user may change it and differentiate through it.
                 yield self._batch(part, seed, condition, bar, visit).clone()
         self.covariance.report()
@@ -163,40 +133,60 @@ class Sampler:
     ) -> torch.Tensor:
         denoiser = self.denoiser
         noise = ImageNoise(seed, images, denoiser.shape, denoiser.device)
-        x = denoiser.schedule.prior_std * noise.prior()
-        checks = []
-        for k, kernel in enumerate(self.kernels):
-            posterior = denoiser(x, kernel.t, condition)
+        x = denoiser.schedule.prior_std_at(self.kernels[0].level_t) * noise.prior()
+        sums = []
+        for kernel in self.kernels:
+            posterior = denoiser(x, kernel.level_t, condition)
             x = kernel.mean(x, posterior)
             # The sum of ε̂ is finite only if all of it is; looked at after the last step, so that no step waits for it.
-            checks.append(posterior.eps.sum(dtype=torch.float32))
-            if kernel.s > 0 and (covariance := self._covariance(k, posterior)) is not None:
+            sums.append(posterior.eps.sum(dtype=torch.float32))
+            if not kernel.last and (covariance := self._covariances.at(posterior, kernel)) is not None:
                 x = x + covariance.colour(noise.next())
             if visit is not None:
                 visit(kernel, x)
             bar.update(len(images))
-        self._refuse_nan(torch.stack(checks), images)
+        self._refuse_nan(torch.stack(sums), images)
         if denoiser.data_range is not None:
             x = x.clamp(*denoiser.data_range)
         return x.float().cpu()
 
-    def _covariance(self, k: int, posterior: Posterior) -> StructuredCovariance | None:
-        covariance = self._covariances.at(posterior, self.kernels[k])
-        if covariance is not None and self.cap_variance is not None and k == len(self.kernels) - 2:
-            return covariance.capped(self.cap_variance)
-        return covariance
-
-    def _refuse_nan(self, checks: torch.Tensor, images: Sequence[int]) -> None:
-        bad = (~torch.isfinite(checks)).nonzero()
+    def _refuse_nan(self, sums: torch.Tensor, images: Sequence[int]) -> None:
+        bad = (~torch.isfinite(sums)).nonzero()
         if len(bad):
             raise NumericalError(
-                f"the network gave NaN or infinite values at index n={self.kernels[int(bad[0])].t}, in the batch of "
+                f"the network gave NaN or infinite values at {_where(self.kernels[int(bad[0])])}, in the batch of "
                 f"images {images[0]} to {images[-1]}; check its weights and precision."
             )
 
 
-def _image_index(i: Any) -> int:
-    try:
-        return operator.index(i)
-    except TypeError:
-        raise InputError(f"image index {i!r} is not an integer; give indices such as range(64).") from None
+def _where(kernel: ReverseKernel) -> str:
+    return str(kernel.level_t) if kernel.t is None else f"index n={kernel.t}"
+
+
+class _Rows:
+    """A nest of conditions, by slices of the images."""
+
+    def __init__(self, nest: Any) -> None:
+        self._nest = nest
+
+    def __getitem__(self, part: slice) -> Any:
+        return rows_of(self._nest, part)
+
+
+def _check_conditions(conditions: Any, images: int, classes: int | None) -> Any:
+    """What gives the conditions of a slice of the images."""
+    if isinstance(conditions, np.ndarray | list | tuple | torch.Tensor | dict):
+        nest = as_nest(conditions)
+        found = batch_of(nest, what="conditions")
+        checks.refuse(found != images, f"conditions has {found} entries for {images} images; give one for each.")
+        if classes is not None:  # here, where the look waits for no GPU
+            check_classes(map_leaves(lambda leaf: leaf.cpu(), nest), classes)
+        return _Rows(nest)
+    if not hasattr(conditions, "__len__") or not hasattr(conditions, "__getitem__"):
+        raise InputError(
+            f"conditions must hold one condition for each image (a tensor, array or list), but got "
+            f"{type(conditions).__name__}."
+        )
+    found = len(conditions)
+    checks.refuse(found != images, f"conditions has {found} entries for {images} images; give one for each.")
+    return conditions

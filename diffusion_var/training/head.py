@@ -1,11 +1,9 @@
-"""Training a covariance head on a frozen trunk (targets: see `variance.targets`).
+"""Training a covariance head on a frozen trunk (targets: see `covariance.head_targets`; the loop is `loop`).
 
 One evaluation of the trunk a draw gives the mean and the features; no graph is kept through it. The target ocm alone
 differentiates through the trunk, one vector-Jacobian product a draw: it costs about two more evaluations of the trunk
 in time, and the memory of its activations for one batch. The optimiser is Adam, what is kept is an exponential moving
-average (warmed up by diffusers' rule, so that short runs are not averages of their beginning). Every random number
-comes from (seed, purpose, step): a resumed run is the uninterrupted one. Each process of a distributed run
-(Accelerate) takes its share of the step's one batch.
+average (warmed up by diffusers' rule, so that short runs are not averages of their beginning).
 """
 
 from __future__ import annotations
@@ -18,18 +16,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 
-from ..covariance.head import Head, HeadSpec
+from .. import checks
+from ..covariance.head import Head
+from ..covariance.head_spec import HeadSpec
 from ..covariance.head_targets import Weighting, no_likelihood
-from ..data.fixed_images import FixedImages
-from ..errors import InputError
-from ..models.conditions import Conditions, as_conditions
+from ..errors import NumericalError
+from ..likelihood.bound import bits_per_dim, density_bound
 from ..models.denoiser import Denoiser
-from ..models.guidance import check_classes
 from ..models.heads import HeadNetwork
+from ..randomness import generator
 from ..variance.table import VarianceTable
-from .head_draws import HeadRun
+from .head_draws import HeadDraws, Source
+from .loop import checkpoint_of, processes, share_of, train
+from .loss import spread
+from .state import TrainingState
+
+EVALUATION_IMAGES = 512
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ class HeadTraining:
         batch_size: images a step, over all processes together.
         learning_rate, rate_schedule: of Adam; constant, or lowered to zero along a cosine.
         ema_decay: of the moving average of the weights, which is what is kept.
-        weighting: what the loss lets count, "table", "likelihood" (npr and factor) or "papers"; see `variance.targets`.
+        weighting: what the loss lets count, "table", "likelihood" (npr and factor) or "papers"; see
+            `covariance.head_targets`.
         accumulate: parts that the batch of a process is evaluated in, one after the other: less memory.
         evaluate_every: steps between entries of the curve.
         patience: stop after so many entries without a lower held-out loss, and keep the best weights; None: never.
@@ -63,18 +69,16 @@ class HeadTraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "evaluate_every", "patience", "likelihood_steps"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1.")
-        for name, fits, expected in (
-            ("learning_rate", 0 < self.learning_rate < math.inf, "a positive number"),
-            ("ema_decay", 0 <= self.ema_decay < 1, "at least 0 and below 1"),
-            ("likelihood_images", self.likelihood_images >= 0, "at least 0"),
-            ("rate_schedule", self.rate_schedule in ("constant", "cosine"), "'constant' or 'cosine'"),
-            ("weighting", self.weighting in get_args(Weighting), f"one of {', '.join(get_args(Weighting))}"),
-        ):
-            if not fits:
-                raise InputError(f"{name}={getattr(self, name)!r} must be {expected}.")
+        for name in ("steps", "batch_size", "accumulate", "evaluate_every", "likelihood_steps"):
+            checks.whole(name, getattr(self, name), least=1)
+        if self.patience is not None:
+            checks.whole("patience", self.patience, least=1)
+        checks.positive("learning_rate", self.learning_rate)
+        below_1 = math.nextafter(1.0, 0.0)
+        checks.number("ema_decay", self.ema_decay, "at least 0 and below 1", least=0.0, most=below_1)
+        checks.whole("likelihood_images", self.likelihood_images, least=0)
+        checks.one_of("rate_schedule", self.rate_schedule, ("constant", "cosine"))
+        checks.one_of("weighting", self.weighting, get_args(Weighting))
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, 0 to steps − 1."""
@@ -145,45 +149,177 @@ def train_head(
     Raises InputError for what does not fit together and for a checkpoint of another run; NumericalError, naming the
     step, where the loss is not finite (the checkpoint then holds the last good state).
     """
-    spec = spec or HeadSpec()
-    if settings.patience is not None and held_out is None:
-        raise InputError("patience stops by the loss on held-out images, but there are none; pass held_out=.")
+    spec = HeadSpec() if spec is None else spec
+    alone = settings.patience is not None and held_out is None
+    checks.refuse(alone, "patience stops by the loss on held-out images, but there are none; pass held_out=.")
     if settings.weighting == "likelihood" and spec.target in ("sn", "ocm"):
         raise no_likelihood(spec.target)
     table.check(denoiser)
-    sources = [_source(images, conditions, denoiser, "images")]
+    sources = [Source.of(images, conditions, denoiser, "images")]
     if held_out is not None:
-        sources.append(_source(held_out, held_out_conditions, denoiser, "held_out"))
+        sources.append(Source.of(held_out, held_out_conditions, denoiser, "held_out"))
+    path = None if checkpoint is None else Path(checkpoint)
     with _frozen(denoiser):
         run = HeadRun(_new_head(denoiser, table, spec, settings.seed, sources[0]), denoiser, sources, settings)
-        stopped = run.finish(None if checkpoint is None else Path(checkpoint), checkpoint_seconds, progress)
-    curve = [HeadPoint(int(step), *values) for step, *values in run.curve]
+        kept = checkpoint_of(path, {} if path is None else run.identity(), checkpoint_seconds)
+        stopped = train(run, settings.steps, settings.evaluate_every, kept, "train head", progress)
+    curve = [HeadPoint(int(step), *values) for step, *values in run.state.curve]
     head = run.result()
     head.training = _record(settings, curve, run.state.step, stopped)
     return HeadResult(head, curve, run.state.seconds, stopped)
 
 
-def _source(images: Any, conditions: Any, denoiser: Denoiser, name: str) -> tuple[FixedImages, Conditions | None]:
-    """Images and their conditions; looked through once, so that a bad image does not end a long run."""
-    source = FixedImages(images, denoiser.shape, denoiser.data_range)
-    given = as_conditions(conditions, len(source))
-    if given is None and (denoiser.conditional or denoiser.guidance is not None):
-        raise InputError(f"this model is conditional, but {name} have no conditions; pass their labels or embeddings.")
-    if given is not None and denoiser.classes is not None:
-        check_classes(given.values, denoiser.classes)
-    source.scan()
-    return source, given
+class HeadRun:
+    """The moving parts of one training run.
+
+    Args:
+        head: whose network is trained, in place.
+        denoiser: the frozen trunk.
+        sources: the images to train on and, if there are any, held-out ones.
+        settings: see `HeadTraining`.
+
+    The state's curve is (step, training loss, held-out loss, bits/dim), nan where there is none.
+    """
+
+    def __init__(self, head: Head, denoiser: Denoiser, sources: list[Source], settings: HeadTraining) -> None:
+        from accelerate import Accelerator
+        from diffusers.training_utils import EMAModel
+
+        self.head, self.sources, self.settings = head, sources, settings
+        self.denoiser = head.prepare(denoiser)
+        self.draws = HeadDraws(head, self.denoiser)
+        processes()
+        # The trunk's precision is the denoiser's autocast; Accelerate's own settings must not add theirs.
+        self.accelerator: Any = Accelerator(mixed_precision="no")
+        count = self.accelerator.num_processes
+        self.share = share_of(settings.batch_size, count, self.accelerator.process_index)
+        network = head.network.train()
+        optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate)
+        average = EMAModel(network.parameters(), decay=settings.ema_decay)
+        self.state = TrainingState(network, average, optimizer)
+        self.network: Any = network
+        if count > 1:
+            self.network = torch.nn.parallel.DistributedDataParallel(network)
+        self.averaged = Head(copy.deepcopy(network).eval().requires_grad_(False), head.table, head.spec)
+        self._losses: list[torch.Tensor] = []
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree on."""
+        return {
+            **self.denoiser.identity().plain(),
+            **vars(self.settings),
+            **{f"head {key}": value for key, value in vars(self.head.spec).items()},
+            "features of the trunk": list(self.head.network.features),
+            "table": self.head.table.digest,
+            "images": [source.fingerprint() for source in self.sources],
+        }
+
+    def is_content(self) -> bool:
+        """Whether the held-out loss has not fallen for as long as `patience` allows."""
+        losses, patience = [row[2] for row in self.state.curve], self.settings.patience
+        return patience is not None and len(losses) - 1 - int(np.argmin(losses or [0.0])) >= patience
+
+    def step(self) -> None:
+        """One optimiser step."""
+        settings, step = self.settings, self.state.step
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = settings.rate(step)
+        self.state.optimizer.zero_grad()
+        stream = generator(settings.seed, "train head", step)
+        picks = stream.integers(len(self.sources[0].images), size=settings.batch_size)
+        low, high = self.head.prior.indices
+        n = stream.integers(low, high + 1, size=settings.batch_size)
+        rows = np.arange(settings.batch_size)[self.share]
+        loss = torch.zeros((), device=self.denoiser.device)
+        for part, draw, posterior in self.draws.batch(self.sources[0], picks, n, stream, rows, settings.accumulate):
+            predicted = self._predicted(self.head, self.network, posterior, n[part])
+            own = self.head.target.loss(predicted, draw, settings.weighting) * (len(part) / len(rows))
+            own.backward()  # type: ignore[no-untyped-call,unused-ignore]
+            loss = loss + own.detach()
+        self.state.optimizer.step()
+        self.state.average.step(self.state.network.parameters())
+        self.state.step += 1
+        self._losses.append(loss)
+
+    def _predicted(self, head: Head, network: Any, posterior: Any, n: Any) -> torch.Tensor:
+        """ρ of a batch, by a head's network (or its distributed form)."""
+        indices = torch.from_numpy(n)
+        raw = network(posterior.features, head.time(indices, len(indices), self.denoiser.device))
+        return head.output(raw, posterior, indices)
+
+    def refuse_nan(self) -> None:
+        """Look at the losses since the last look, of all processes alike."""
+        losses = self.accelerator.gather(torch.stack(self._losses)[None]) if self._losses else torch.zeros(1, 0)
+        bad = (~torch.isfinite(losses)).any(0).nonzero()
+        if len(bad):
+            first = int(bad[0])
+            step = self.state.step - losses.shape[1] + first
+            raise NumericalError(
+                f"the head's loss is {float(losses[:, first].mean())} at step {step}; lower the learning rate, or "
+                "check the images and the trunk. The checkpoint, if there is one yet, holds the last good state."
+            )
+        self._losses = []
+
+    # ---- the curve --------------------------------------------------------------------------------------------
+
+    def result(self) -> Head:
+        """The head with averaged weights; with `patience`, those of the lowest held-out loss."""
+        best = [value for name, value in sorted(self.state.extra.items()) if name.startswith("best.")]
+        self._average()
+        for parameter, value in zip(self.averaged.network.parameters(), best, strict=False):
+            parameter.copy_(value)
+        return self.averaged
+
+    def _average(self) -> Head:
+        self.state.average.copy_to(self.averaged.network.parameters())
+        return self.averaged
+
+    def evaluate(self) -> str:
+        """Add an entry to the curve; a word on it for the progress bar."""
+        head = self._average()
+        losses = [self._loss(head, source) for source in self.sources] + [math.nan]
+        entry = (float(self.state.step), losses[0], losses[1], self._bits(head))
+        held_out = [row[2] for row in self.state.curve]
+        if self.settings.patience is not None and entry[2] <= min(held_out, default=math.inf):
+            best = {f"best.{i:03d}": p.detach().clone() for i, p in enumerate(head.network.parameters())}
+            self.state.extra.update(best)
+        self.state.curve.append(entry)
+        names = ("train", "held_out", "bits_per_dim")
+        return ", ".join(f"{k}={v:.4g}" for k, v in zip(names, entry[1:], strict=True) if not math.isnan(v))
+
+    @torch.no_grad()
+    def _loss(self, head: Head, source: Source) -> float:
+        """The loss with fixed noise and indices spread evenly: comparable between steps and runs."""
+        picks = np.array(spread(len(source.images), EVALUATION_IMAGES))
+        stream = generator(0, "head evaluation")
+        low, high = head.prior.indices
+        n = low + (np.arange(len(picks)) * (high - low + 1)) // len(picks)
+        n = stream.permutation(n)
+        total, rows = 0.0, np.arange(len(picks))
+        parts = math.ceil(len(rows) / max(1, self.settings.batch_size // self.settings.accumulate))
+        for part, draw, posterior in self.draws.batch(source, picks, n, stream, rows, parts):
+            predicted = self._predicted(head, head.network, posterior, n[part])
+            total += float(head.target.loss(predicted, draw, self.settings.weighting)) * len(part)
+        return total / len(picks)
+
+    def _bits(self, head: Head) -> float:
+        count = min(self.settings.likelihood_images, 0 if len(self.sources) < 2 else len(self.sources[1].images))
+        if count == 0:
+            return math.nan
+        images, conditions = self.sources[1].images, self.sources[1].conditions
+        chosen = np.array(spread(len(images), count))
+        given = None if conditions is None else conditions.part(chosen)
+        steps = min(self.settings.likelihood_steps, head.table.schedule.num_steps)
+        bound = density_bound if self.denoiser.data_range is None or not images.quantised else bits_per_dim
+        return float(bound(self.denoiser, head, images.take(chosen), steps, conditions=given))
 
 
-def _new_head(
-    denoiser: Denoiser, table: VarianceTable, spec: HeadSpec, seed: int, source: tuple[FixedImages, Conditions | None]
-) -> Head:
+def _new_head(denoiser: Denoiser, table: VarianceTable, spec: HeadSpec, seed: int, source: Source) -> Head:
     """An untrained head that fits the trunk's features, its weights from the seed alone."""
-    images, conditions = source
-    x = images.take(torch.zeros(1, dtype=torch.int64).numpy()).to(denoiser.device)
-    condition = None if conditions is None else conditions.values[:1].to(denoiser.device)
+    x = source.images.take(np.zeros(1, dtype=np.int64)).to(denoiser.device)
     with torch.no_grad():
-        features = denoiser.with_features(spec.module)(x, int(table.indices[-1]), condition).features
+        trunk = denoiser.with_features(spec.module)
+        features = trunk(x, int(table.indices[-1]), source.first_condition(denoiser.device)).features
     assert features is not None
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -17,9 +17,9 @@ import torch
 from ..covariance.learned_range import learned_range_variance
 from ..covariance.reverse import StructuredCovariance
 from ..errors import InputError
-from ..likelihood.decoder import discretised_log_prob, gaussian_nats, levels_of
-from ..likelihood.terms import gaussian_kl
+from ..likelihood.decoder import discretised_log_prob, levels_of
 from ..models.prediction import check_prediction, mean_and_eps
+from ..process.divergence import gaussian_kl, gaussian_nats
 from ..process.kernel import reverse_kernels
 from ..process.schedule import NoiseSchedule
 from ..process.structure import Pixel

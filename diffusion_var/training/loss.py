@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.images import to_float
+from ..data.images import image_of, to_float
 from ..errors import InputError
 from ..process.schedule import NoiseSchedule
 from ..randomness import generator, normal
@@ -62,10 +62,8 @@ def noisy_batch(
     if n is None:
         n = torch.from_numpy(stream.integers(1, schedule.num_steps + 1, size=len(x_0)))
     x_0, n, eps = x_0[share], n[share], normal(stream, *x_0.shape)[share]
-    alpha, sigma = (
-        torch.from_numpy(array[n.numpy()]).float()[:, None, None, None] for array in (schedule.alpha, schedule.sigma)
-    )
-    timestep = torch.from_numpy(schedule.timestep[n.numpy()]).float()  # not every device knows float64
+    alpha, sigma = schedule.coefficients(n, x_0)
+    timestep = schedule.timesteps(n, len(n)).float()
     device = next(network.parameters()).device
     out = network((alpha * x_0 + sigma * eps).to(device), timestep.to(device)).sample
     return NoisyBatch(x_0, eps, n, out.float())
@@ -91,7 +89,7 @@ def float_images(images: Any, chosen: Any) -> torch.Tensor:
     if isinstance(images, torch.Tensor):
         batch = images[torch.as_tensor(chosen)]
     else:
-        batch = torch.stack([_image(images[int(i)]) for i in chosen])
+        batch = torch.stack([image_of(images[int(i)]) for i in chosen])
     if batch.dtype != torch.uint8 and not batch.is_floating_point():
         raise InputError(f"the images are {batch.dtype}; expected uint8 (0..255) or floats in the data range.")
     return to_float(batch) if batch.dtype == torch.uint8 else batch.float()
@@ -101,8 +99,3 @@ def spread(count: int, most: int) -> list[int]:
     """At most `most` indices below `count`, evenly spread: the classes of a sorted data set are all among them."""
     chosen = min(count, most)
     return [i * count // chosen for i in range(chosen)]
-
-
-def _image(item: Any) -> torch.Tensor:
-    """The image of a Dataset's item, which labelled ones give with its label."""
-    return torch.as_tensor(item[0] if isinstance(item, tuple | list) else item)

@@ -1,20 +1,19 @@
 """What a training run needs to go on exactly: weights, their average, Adam's moments, the step and the loss curve.
 
-Every random number of a run depends on the step alone, so there is no generator state to keep. The file is a checked
-safetensors document, written atomically.
+Every random number of a run depends on the step alone, so there is no generator state to keep. How it is written, and
+refused where it belongs to another run, is `resume`.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..documents import Arrays, read_document, write_document
+from ..documents import Arrays
 from ..errors import InputError
+from ..resume import State
 
 FORMAT = "diffusion_var.training_checkpoint"
 FORMAT_VERSION = 1
@@ -29,7 +28,7 @@ class TrainingState:
         average: diffusers' EMAModel of its parameters.
         optimizer: Adam or AdamW over the same parameters.
         step: steps done.
-        curve: (step, training loss, held-out loss) so far.
+        curve: rows of numbers so far, the step first.
         seconds: time spent training so far, over all interruptions.
         extra: whatever else a run must find again.
     """
@@ -38,46 +37,26 @@ class TrainingState:
     average: Any
     optimizer: torch.optim.Optimizer
     step: int = 0
-    curve: list[tuple[int, float, float]] = field(default_factory=list)
+    curve: list[tuple[float, ...]] = field(default_factory=list)
     seconds: float = 0.0
     extra: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def save(self, path: Path, identity: dict[str, Any]) -> None:
-        """Write the state; `identity` (JSON) is what must agree for the run to be continued."""
+    def kept(self) -> State:
+        """All of it as arrays and plain data."""
         arrays = {f"network.{name}": _array(value) for name, value in self.network.state_dict().items()}
         arrays |= {f"average.{i}": _array(value) for i, value in enumerate(self.average.shadow_params)}
         for i, parameter in enumerate(self._parameters()):
             for name, value in self.optimizer.state.get(parameter, {}).items():
                 arrays[f"optimizer.{i}.{name}"] = _array(torch.as_tensor(value))
         arrays |= {f"extra.{name}": _array(value) for name, value in self.extra.items()}
-        metadata = {
-            "identity": identity,
-            "step": self.step,
-            "curve": self.curve,
-            "seconds": self.seconds,
-            "average_steps": self.average.optimization_step,
-        }
-        write_document(path, FORMAT, FORMAT_VERSION, arrays, metadata)
+        arrays["curve"] = torch.tensor(self.curve, dtype=torch.float64).reshape(len(self.curve), -1).numpy()
+        plain = {"step": self.step, "seconds": self.seconds, "average_steps": self.average.optimization_step}
+        return arrays, plain
 
-    def restore(self, path: Path, identity: dict[str, Any]) -> None:
-        """Continue from `path`; InputError if it is damaged or belongs to another run."""
-        arrays, metadata = read_document(path, FORMAT, FORMAT_VERSION, "training checkpoint")
-        saved, own = metadata["identity"], json.loads(json.dumps(identity))  # JSON has no tuples
-        for key in {**own, **saved}:
-            # A checkpoint of an older version lacks the names that came later.
-            if key in saved and saved[key] != own.get(key):
-                raise InputError(
-                    f"the checkpoint {path} belongs to another run: its {key} is {saved[key]}, but this run's is "
-                    f"{own.get(key)}; delete it to start anew, or restore the option."
-                )
+    def continue_from(self, arrays: Arrays, plain: dict[str, Any]) -> None:
+        """Take what `kept` gave; InputError where it is of another network."""
         weights = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        for name in sorted({*weights, *(name for name in arrays if name.startswith("network."))}):
-            there, here = (str(tuple(held[name].shape)) if name in held else "absent" for held in (arrays, weights))
-            if there != here:
-                raise InputError(
-                    f"the checkpoint {path} belongs to another network: its {name.removeprefix('network.')} is "
-                    f"{there}, but this run's is {here}; delete it to start anew, or restore the network."
-                )
+        _require_same_network(arrays, weights)
         with torch.no_grad():
             for name, value in weights.items():
                 value.copy_(torch.from_numpy(arrays[name]))
@@ -90,9 +69,9 @@ class TrainingState:
             for name, a in arrays.items()
             if name.startswith("extra.")
         }
-        self.average.optimization_step = metadata["average_steps"]
-        self.step, self.seconds = metadata["step"], metadata["seconds"]
-        self.curve = [(int(step), float(train), float(held_out)) for step, train, held_out in metadata["curve"]]
+        self.average.optimization_step = plain["average_steps"]
+        self.step, self.seconds = plain["step"], plain["seconds"]
+        self.curve = [tuple(float(number) for number in row) for row in arrays["curve"]]
 
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -106,3 +85,13 @@ def _optimizer_state(arrays: Arrays, prefix: str, parameter: torch.Tensor) -> di
     found = {name[len(prefix) :]: torch.from_numpy(a.copy()) for name, a in arrays.items() if name.startswith(prefix)}
     # Adam keeps its own count of steps on the CPU, its moments where the parameter is.
     return {name: value if name == "step" else value.to(parameter.device) for name, value in found.items()}
+
+
+def _require_same_network(arrays: Arrays, weights: dict[str, torch.Tensor]) -> None:
+    for name in sorted({*weights, *(name for name in arrays if name.startswith("network."))}):
+        there, here = (str(tuple(held[name].shape)) if name in held else "absent" for held in (arrays, weights))
+        if there != here:
+            raise InputError(
+                f"the checkpoint belongs to another network: its {name.removeprefix('network.')} is {there}, but this "
+                f"run's is {here}; delete it to start anew, or restore the network."
+            )

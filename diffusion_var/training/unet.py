@@ -12,31 +12,26 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from ..errors import InputError, NumericalError
+from .. import checks
+from ..errors import NumericalError
 from ..process.schedule import NoiseSchedule
 from ..randomness import generator
 from .hybrid_loss import hybrid_loss, levels_held, step_coefficients
-from .interruption import Interruption
+from .loop import checkpoint_of, processes, share_of, train
 from .loss import evaluation_loss, float_images, simple_loss, spread
 from .state import TrainingState
 
-if TYPE_CHECKING:
-    from accelerate import PartialState
-
 EVALUATION_IMAGES = 1024
 FINGERPRINT_IMAGES = 16
-CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the device
 
 
 @dataclass(frozen=True)
@@ -68,17 +63,13 @@ class UNetTraining:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "warmup_steps", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1.")
-        for name, fits, expected in (
-            ("learning_rate", 0 < self.learning_rate < math.inf, "a positive number"),
-            ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or a positive number"),
-            ("ema_decay", 0 <= self.ema_decay < 1, "at least 0 and below 1"),
-        ):
-            if not fits:
-                raise InputError(f"{name}={getattr(self, name)} must be {expected}.")
-        if self.mixed_precision not in ("no", "bf16"):
-            raise InputError(f'mixed_precision is {self.mixed_precision!r}; expected "no" or "bf16".')
+            checks.whole(name, getattr(self, name), least=1)
+        checks.positive("learning_rate", self.learning_rate)
+        checks.number("weight_decay", self.weight_decay, "0 or a positive number", least=0.0)
+        below_1 = math.nextafter(1.0, 0.0)
+        checks.number("ema_decay", self.ema_decay, "at least 0 and below 1", least=0.0, most=below_1)
+        wrong = self.mixed_precision not in ("no", "bf16")
+        checks.refuse(wrong, f'mixed_precision is {self.mixed_precision!r}; expected "no" or "bf16".')
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, 0 to steps − 1."""
@@ -125,37 +116,13 @@ def train_unet(
     Raises InputError for unusable arguments and for a checkpoint of another run, NumericalError where the loss is not
     finite.
     """
-    if len(images) == 0:
-        raise InputError("there are no images to train on; pass at least one.")
+    checks.refuse(len(images) == 0, "there are no images to train on; pass at least one.")
     run = _Run(network, images, held_out, schedule, settings)
-    if checkpoint is not None and checkpoint.exists():
-        run.state.restore(checkpoint, run.identity)
-    state, main = run.state, run.accelerator.is_main_process
-    begun = saved = time.monotonic()
-    earlier, hidden = state.seconds, not (progress and main)
-    with (
-        torch.random.fork_rng(devices=_cuda(run.device)),
-        Interruption(deferred=run.accelerator.num_processes == 1) as interruption,
-        tqdm(total=settings.steps, initial=state.step, unit="step", desc="train", disable=hidden) as bar,
-    ):
-        while state.step < settings.steps:
-            run.step()
-            bar.update()
-            last, evaluates = state.step == settings.steps, state.step % settings.evaluate_every == 0
-            late = interruption.asked or time.monotonic() - saved >= checkpoint_seconds
-            due = main and checkpoint is not None and (last or late)
-            if last or evaluates or due or state.step % CHECK_EVERY == 0:
-                run.refuse_nan()
-            if main and (last or evaluates):
-                train, outside = run.evaluate()
-                bar.set_postfix(train=f"{train:.4f}", held_out=f"{outside:.4f}")
-            state.seconds = earlier + time.monotonic() - begun
-            if due and checkpoint is not None:
-                state.save(checkpoint, run.identity)
-                saved = time.monotonic()
-            if interruption.asked:
-                raise KeyboardInterrupt
-    return TrainingResult(run.averaged(), state.curve, state.seconds)
+    kept = checkpoint_of(checkpoint, run.identity, checkpoint_seconds)
+    with torch.random.fork_rng(devices=_cuda(run.device)):
+        train(run, settings.steps, settings.evaluate_every, kept, "train", progress)
+    curve = [(int(step), *losses) for step, *losses in run.state.curve]
+    return TrainingResult(run.averaged(), curve, run.state.seconds)  # type: ignore[arg-type]
 
 
 class _Run:
@@ -170,10 +137,9 @@ class _Run:
         self.images, self.held_out, self.schedule, self.settings = images, held_out, schedule, settings
         processes()
         # Autocast is this module's own; Accelerate's settings (a file, the environment) must not add theirs.
-        self.accelerator = Accelerator(mixed_precision="no")
+        self.accelerator: Any = Accelerator(mixed_precision="no")
         self.device = self.accelerator.device
-        size = share_of(settings.batch_size, self.accelerator.num_processes)
-        self.share = slice(self.accelerator.process_index * size, (self.accelerator.process_index + 1) * size)
+        self.share = share_of(settings.batch_size, self.accelerator.num_processes, self.accelerator.process_index)
         pixels = float_images(images, spread(len(images), FINGERPRINT_IMAGES))
         self.loss: Callable[..., torch.Tensor] = simple_loss
         if settings.learned_range:
@@ -239,8 +205,10 @@ class _Run:
             average.copy_(value)
         return self._average
 
-    def evaluate(self) -> tuple[float, float]:
+    def evaluate(self) -> str:
         """Add the averaged network's training and held-out losses to the curve."""
+        if not self.accelerator.is_main_process:
+            return ""
         network, losses = self.averaged(), []
         for images in (self.images, self.held_out):
             if images is None or len(images) == 0:
@@ -249,23 +217,11 @@ class _Run:
             chosen = float_images(images, spread(len(images), EVALUATION_IMAGES))
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
                 losses.append(evaluation_loss(network, chosen, self.schedule))
-        self.state.curve.append((self.state.step, losses[0], losses[1]))
-        return losses[0], losses[1]
+        self.state.curve.append((float(self.state.step), *losses))
+        return f"train={losses[0]:.4f}, held_out={losses[1]:.4f}"
 
-
-def processes() -> PartialState:
-    """The processes of this run, as torchrun started them: on GPUs or, where there are none, on the CPU (gloo)."""
-    from accelerate import PartialState
-
-    # Without cpu=True, Accelerate takes each process on a machine without a GPU for a run of its own.
-    return PartialState(cpu=not torch.accelerator.is_available())
-
-
-def share_of(batch_size: int, processes: int) -> int:
-    """How many images of a batch each process takes."""
-    if batch_size % processes:
-        raise InputError(f"batch_size={batch_size} does not divide among {processes} processes; choose a multiple.")
-    return batch_size // processes
+    def is_content(self) -> bool:
+        return False
 
 
 def _seed(device: torch.device, seed: int) -> None:

@@ -2,7 +2,7 @@
 
 Round 0 is a pilot of 64 draws, round 1 completes the least number, 256. After that every index whose relative error is
 above its tolerance is given what the error predicts it needs (error ∝ M^(−1/2)), but at most as much again as it
-has, so that an unlucky first estimate cannot waste a budget. DESIGN §2.6.
+has, so that an unlucky first estimate cannot waste a budget [E6].
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from .. import checks
 from ..errors import InputError
 from ..process import steps
 from ..process.schedule import NoiseSchedule
@@ -33,8 +34,7 @@ def default_indices(schedule: NoiseSchedule) -> list[int]:
 
 def merge_indices(schedule: NoiseSchedule, indices: Sequence[int]) -> list[int]:
     """Indices asked for, checked, sorted and without repeats."""
-    if len(indices) == 0:
-        raise InputError("indices is empty; give at least one index, or None for the default 64.")
+    checks.refuse(len(indices) == 0, "indices is empty; give at least one index, or None for the default 64.")
     return sorted({schedule.check_index(n, "indices") for n in indices})
 
 
@@ -71,8 +71,7 @@ def next_targets(
 
 def check_budget(tolerance: float, max_evaluations: int | None, indices: Sequence[int]) -> None:
     """Refuse a tolerance or a budget that no run can have."""
-    if not (tolerance > 0 and np.isfinite(tolerance)):
-        raise InputError(f"tolerance={tolerance} must be a positive number, e.g. 0.01 for one percent.")
+    checks.positive("tolerance", tolerance, "a positive number, e.g. 0.01 for one percent")
     least = LEAST_DRAWS * len(indices)
     if max_evaluations is not None and max_evaluations < least:
         raise InputError(

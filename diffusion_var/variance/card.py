@@ -1,21 +1,21 @@
-"""Variance tables on the hub: a repository with one table file and a model card that says what was measured."""
+"""Variance tables on the hub: a repository with one table file and a model card that says what was measured.
+
+Tables are typed `Any` here: `table` builds on this file, and not the other way round.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..errors import InputError
 from ..files import make_folder, write_atomic
-
-if TYPE_CHECKING:
-    from .table import VarianceTable
+from ..hub import fetch_file, push_folder
 
 FILE = "variance_table.safetensors"
 
 
-def model_card(table: VarianceTable, model: str | None = None, data: str | None = None) -> str:
+def model_card(table: Any, model: str | None = None, data: str | None = None) -> str:
     """The card (Markdown): model, schedule, data, counts and errors, and how the table is used.
 
     Args:
@@ -66,28 +66,26 @@ pipe.scheduler = dv.AnalyticScheduler.from_table(table, pipe.scheduler.config)
 """
 
 
-def _data(table: VarianceTable, name: str | None) -> str:
+def _data(table: Any, name: str | None) -> str:
     if table.data is None:
         return "published moments"
     called = f"{name}, " if name else ""
     return f"{called}{table.data.count:,} images, fingerprint `{table.data.fingerprint[:12]}`"
 
 
-def _conditions(table: VarianceTable) -> str:
+def _conditions(table: Any) -> str:
     found = table.details.get("conditions")
     return "none" if found is None else f"{found['count']:,}, {found['how']}, fingerprint `{found['fingerprint'][:12]}`"
 
 
-def _errors(table: VarianceTable) -> str:
+def _errors(table: Any) -> str:
     if table.data is None:
         return "unknown"
     errors = [table.relative_error(int(n)) for n in table.indices]
     return f"at most {max(errors):.2%} (tolerance {table.tolerance:g})"
 
 
-def write_repository(
-    table: VarianceTable, folder: str | Path, model: str | None = None, data: str | None = None
-) -> Path:
+def write_repository(table: Any, folder: str | Path, model: str | None = None, data: str | None = None) -> Path:
     """The files of a repository, table and card, in a local folder (made if absent)."""
     target = make_folder(folder)
     table.save(target / FILE)
@@ -95,79 +93,44 @@ def write_repository(
     return target
 
 
-def push_table(
-    table: VarianceTable,
+def push_repository(
+    table: Any,
     repo_id: str,
-    *,
-    model: str | None = None,
-    data: str | None = None,
-    private: bool | None = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
+    model: str | None,
+    data: str | None,
+    private: bool | None,
+    revision: str | None,
+    token: str | bool | None,
 ) -> str:
-    """Upload a table and its card to the hub (made if absent) in one commit.
+    """See `VarianceTable.push_to_hub`."""
 
-    Args:
-        repo_id: "owner/name".
-        model, data: for the card.
-        private: whether a new repository is private.
-        revision: branch to commit to.
-        token: of the hub; None: the one that `hf auth login` stored.
+    def failed(reason: str) -> str:
+        return (
+            f"the table could not be pushed to {repo_id} ({reason}); check the name, the network and `hf auth login`."
+        )
 
-    Returns: the address of the commit. Raises InputError where the hub refuses or cannot be reached.
-    """
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
         write_repository(table, folder, model, data)
-        try:
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=repo_id, folder_path=folder, revision=revision, commit_message="Add a variance table"
-            )
-        except Exception as error:  # the transport's own errors are no OSErrors, and differ from version to version
-            raise InputError(
-                f"the table could not be pushed to {repo_id} ({type(error).__name__}: {_first_line(error)}); check the "
-                "name, the network and `hf auth login`."
-            ) from error
-    return str(commit)
+        options: dict[str, Any] = {"private": private, "revision": revision, "token": token}
+        return push_folder(repo_id, folder, "Add a variance table", failed, **options)
 
 
-def fetch_table(
+def fetch_table_file(
     repo_id: str | Path,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    filename: str = FILE,
-    **options: Any,
-) -> VarianceTable:
-    """The table of a hub repository, by way of the hub's cache, or of a local folder.
-
-    Args:
-        repo_id: "owner/name", or a folder.
-        revision: branch, tag or commit.
-        token: of the hub.
-        filename: of the table in the repository.
-        options: passed on to `huggingface_hub.hf_hub_download`, e.g. `cache_dir`.
-
-    Raises InputError where it cannot be had, or is no table.
-    """
-    from .table import VarianceTable
-
+    revision: str | None,
+    token: str | bool | None,
+    filename: str | None,
+    cache_dir: str | Path | None,
+) -> Path:
+    """The file of a table in a local folder, or in the hub's cache; see `VarianceTable.from_hub`."""
+    name = filename or FILE
     if Path(repo_id).is_dir():
-        return VarianceTable.load(Path(repo_id) / filename)
-    from huggingface_hub import hf_hub_download
+        return Path(repo_id) / name
 
-    try:
-        path = hf_hub_download(str(repo_id), filename, revision=revision, token=token, **options)
-    except Exception as error:  # as above
-        raise InputError(
-            f"there is no folder {repo_id}, and {filename} of {repo_id} could not be had from the hub "
-            f"({type(error).__name__}); download the file and use VarianceTable.load."
-        ) from error
-    return VarianceTable.load(path)
+    def failed(reason: str) -> str:
+        return (
+            f"there is no folder {repo_id}, and {name} of {repo_id} could not be had from the hub ({reason}); download "
+            "the file and use VarianceTable.load."
+        )
 
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or "no reason given").splitlines()[0]
+    return fetch_file(str(repo_id), name, failed, revision=revision, token=token, cache_dir=cache_dir)

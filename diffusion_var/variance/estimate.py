@@ -6,13 +6,11 @@ shard's random numbers come from (seed, index n, shard number), and shards are m
 resumed run gives the bytes of an uninterrupted one. Memory does not grow with the number of draws.
 
 Sources: Analytic-DPM (arXiv:2201.06503) for the quantity, Extended-Analytic-DPM (arXiv:2206.07309) for the residual
-under an imperfect mean; control variates and allocation are DESIGN §2.6's.
+under an imperfect mean; control variates and allocation are [E6]'s.
 """
 
 from __future__ import annotations
 
-import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,20 +19,20 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ..errors import DiffusionVarWarning, InputError
+from .. import checks
+from ..errors import InputError, warn
 from ..models.conditions import as_conditions
 from ..models.denoiser import Denoiser
-from ..models.guidance import check_classes
-from ..models.identity import conventions
 from ..process.structure import STRUCTURE_NAMES, make_structure
+from ..resume import Checkpoint, State
 from . import allocation
-from .checkpoint import Checkpoint
-from .moments import CONTROLS, SHARD, MomentSums, control_expectations
+from .moments import CONTROLS, SHARD, MomentSums, StructureMoments, control_expectations
 from .population import Population
 from .shards import ShardEvaluator
-from .table import StructureMoments, VarianceTable
+from .table import VarianceTable
 
-_CHECKPOINT_SECONDS = 30.0
+FORMAT = "diffusion_var.estimate_checkpoint"
+FORMAT_VERSION = 1
 
 
 def estimate(
@@ -54,14 +52,15 @@ def estimate(
 
     Args:
         denoiser: the network, its schedule and conventions.
-        images: Dataset, tensor or array of (C, H, W); uint8, or floats in the data range; never augmented at random.
+        images: Dataset, tensor or array of (C, *spatial); uint8, or floats in the data range; never augmented at
+            random.
         tolerance: relative standard error to reach for the isotropic value at every index; five times that for the
             root-mean-square over the elements of each other structure.
         seed: of every random number.
         indices: which n to measure; None: 64, evenly spaced in log-SNR.
         structures: any of isotropic, channel, pixel, dct; isotropic is always included.
-        conditions: None, one condition per image (a tensor, array or list of labels or embeddings), or a `Conditions`
-            (labels of a list, or a list drawn from at random).
+        conditions: None, one condition per image (a tensor, array or list of labels or embeddings, or a nest of such),
+            or a `Conditions` (labels of a list, or a list drawn from at random).
         max_evaluations: stop there; indices that fall short are named in a warning and in the table.
         batch_size: network evaluations at once (rounded down to whole shards of 16; below 16, a shard in pieces).
         checkpoint: file to resume from if it exists and to write every 30 s and on any interruption. It is left in
@@ -71,21 +70,19 @@ def estimate(
     Returns: a `VarianceTable`.
     Raises InputError for unusable arguments or images, NumericalError where the network gives NaN or Inf.
     """
-    names = _structure_names(structures)
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size} must be at least 1.")
-    schedule = denoiser.schedule
+    names, schedule = _structure_names(structures), denoiser.schedule
+    batch_size, seed = checks.whole("batch_size", batch_size, least=1), checks.seed(seed)
     wanted = allocation.default_indices(schedule) if indices is None else allocation.merge_indices(schedule, indices)
     allocation.check_budget(tolerance, max_evaluations, wanted)
     population = Population(images, denoiser.shape, denoiser.data_range)
     given = as_conditions(conditions, len(population))
-    if given is not None and denoiser.classes is not None:
-        check_classes(given.values, denoiser.classes)
+    if given is not None:
+        given.check(denoiser.classes)
     rotation = population.statistics.rotation
     kinds = {name: make_structure(name, denoiser.shape, rotation if name == "dct" else None) for name in names}
-    evaluator = ShardEvaluator(denoiser, population, given, int(seed), batch_size, kinds)
+    evaluator = ShardEvaluator(denoiser, population, given, seed, batch_size, kinds)
     run = _Run(evaluator, wanted, float(tolerance), max_evaluations)
-    run.finish(None if checkpoint is None else Checkpoint(checkpoint, run.identity()), progress)
+    run.finish(Checkpoint(checkpoint, FORMAT, FORMAT_VERSION, "estimator checkpoint", run.identity()), progress)
     return run.table()
 
 
@@ -109,39 +106,41 @@ class _Run:
         self.targets = np.zeros(len(indices), dtype=np.int64)
         self.start_counts = np.zeros(len(indices), dtype=np.int64)
         self.done_in_round = 0
-        # While the state is half changed, an interruption must not save it.
-        self._changing = False
-        self._saved = time.monotonic()
 
     # ---- the loop ---------------------------------------------------------------------------------------------
 
-    def finish(self, checkpoint: Checkpoint | None, progress: bool) -> None:
+    def finish(self, checkpoint: Checkpoint, progress: bool) -> None:
         """Run to the end, from the checkpoint if it holds anything."""
-        if checkpoint is not None:
-            checkpoint.restore(self)
-            checkpoint.save(self)  # an unwritable path is found now, not after the work
-        with tqdm(
-            total=self._expected(), initial=self.evaluations, unit="eval", desc="estimate", disable=not progress
-        ) as bar:
+        if saved := checkpoint.restore():
+            self._continue_from(*saved)
+        with (
+            checkpoint.keeping(self._state),
+            tqdm(
+                total=self._expected(), initial=self.evaluations, unit="eval", desc="estimate", disable=not progress
+            ) as bar,
+        ):
             if progress:
                 size = sum(s.sums.size * (8 if s.weights is None else 4) for s in self.sums.values()) / 1e6
                 names = ", ".join(self.sums)
                 bar.write(f"{len(self.indices)} indices, structures {names}: the table will take about {size:.2g} MB")
-            try:
+            self._run_round(checkpoint, bar)
+            while self._plan_next(checkpoint, bar):
                 self._run_round(checkpoint, bar)
-                while self._plan_next(bar):
-                    self._run_round(checkpoint, bar)
-            finally:
-                # Whatever stopped us, everything merged so far is kept; a stop within a change keeps the last file.
-                if checkpoint is not None and not self._changing:
-                    self._keep(checkpoint)
 
-    def _keep(self, checkpoint: Checkpoint) -> None:
-        """Save at the end or after an interruption; a full disk must hide neither the result nor what stopped us."""
-        try:
-            checkpoint.save(self)
-        except InputError as error:
-            warnings.warn(f"the checkpoint is not up to date: {error}", DiffusionVarWarning, stacklevel=2)
+    def _state(self) -> State:
+        arrays = {
+            f"{name}.{key}": np.asarray(value)
+            for name, sums in self.sums.items()
+            for key, value in sums.arrays().items()
+        }
+        arrays |= {"targets": self.targets, "start_counts": self.start_counts}
+        return arrays, {"round_number": self.round_number, "done_in_round": self.done_in_round}
+
+    def _continue_from(self, arrays: dict[str, npt.NDArray[Any]], place: dict[str, Any]) -> None:
+        for name, sums in self.sums.items():
+            sums.restore({key: arrays[f"{name}.{key}"] for key in sums.arrays()})
+        self.targets, self.start_counts = arrays["targets"].copy(), arrays["start_counts"].copy()
+        self.round_number, self.done_in_round = place["round_number"], place["done_in_round"]
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:
@@ -165,22 +164,21 @@ class _Run:
         # Plans keep to the budget, but a checkpoint's plan may have been made with a larger one.
         return queue[: max(self.max_evaluations - int(self.start_counts.sum()), 0) // SHARD]
 
-    def _plan_next(self, bar: Any) -> bool:
+    def _plan_next(self, checkpoint: Checkpoint, bar: Any) -> bool:
         """At a round boundary: plan the next round; False when there is nothing left to do."""
-        self._changing = True
-        if self.round_number >= 0:
-            self._reweigh()
-        error = np.full(len(self.indices), np.inf)
-        if self.round_number >= 1:
-            error = self.errors()
-            bar.total = max(self._expected(error), self.evaluations)
-            bar.set_postfix_str(f"worst error {error.max():.2f} tolerances")
-        targets = allocation.next_targets(self.round_number + 1, self.counts, error, self.max_evaluations)
-        more = not np.array_equal(targets, self.counts)
-        if more:
-            self.round_number += 1
-            self.start_counts, self.targets, self.done_in_round = self.counts.copy(), targets, 0
-        self._changing = False
+        with checkpoint.changing():
+            if self.round_number >= 0:
+                self._reweigh()
+            error = np.full(len(self.indices), np.inf)
+            if self.round_number >= 1:
+                error = self.errors()
+                bar.total = max(self._expected(error), self.evaluations)
+                bar.set_postfix_str(f"worst error {error.max():.2f} tolerances")
+            targets = allocation.next_targets(self.round_number + 1, self.counts, error, self.max_evaluations)
+            more = not np.array_equal(targets, self.counts)
+            if more:
+                self.round_number += 1
+                self.start_counts, self.targets, self.done_in_round = self.counts.copy(), targets, 0
         return more
 
     def _expected(self, error: npt.NDArray[np.float64] | None = None) -> int:
@@ -191,7 +189,7 @@ class _Run:
         )
         return draws if self.max_evaluations is None else min(draws, self.max_evaluations)
 
-    def _run_round(self, checkpoint: Checkpoint | None, bar: Any) -> None:
+    def _run_round(self, checkpoint: Checkpoint, bar: Any) -> None:
         queue = self._queue()
         per_batch = max(1, self.evaluator.batch_size // SHARD)
         while self.done_in_round < len(queue):
@@ -200,16 +198,14 @@ class _Run:
             weights = {name: None if s.weights is None else s.weights[positions] for name, s in self.sums.items()}
             shards = [(self.indices[i], shard) for i, shard in batch]
             merged = self.evaluator.sums(shards, weights, self.evaluations)
-            self._changing = True
-            for name, (values, covariances) in merged.items():
-                for i, value, covariance in zip(positions, values, covariances, strict=True):
-                    self.sums[name].add(i, value, covariance)
-            self.done_in_round += len(batch)
-            self._changing = False
+            with checkpoint.changing():
+                for name, (values, covariances) in merged.items():
+                    for i, value, covariance in zip(positions, values, covariances, strict=True):
+                        self.sums[name].add(i, value, covariance)
+                self.done_in_round += len(batch)
             bar.update(len(batch) * SHARD)
-            if checkpoint is not None and time.monotonic() - self._saved > _CHECKPOINT_SECONDS:
-                checkpoint.save(self)
-                self._saved = time.monotonic()
+            if checkpoint.due():
+                checkpoint.save(self._state())
 
     # ---- between rounds ---------------------------------------------------------------------------------------
 
@@ -238,18 +234,14 @@ class _Run:
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree on. Tolerance and budget may change: a finished run can be taken further."""
-        evaluator, denoiser = self.evaluator, self.evaluator.denoiser
-        conditions = evaluator.conditions
+        evaluator, conditions = self.evaluator, self.evaluator.conditions
         return {
             "seed": evaluator.seed,
             "indices": self.indices,
             "structures": list(self.sums),
-            "schedule": denoiser.schedule.digest,
-            "data_range": None if denoiser.data_range is None else list(denoiser.data_range),
-            "network": denoiser.fingerprint,
             "data": evaluator.population.statistics.fingerprint,
             "conditions": None if conditions is None else conditions.fingerprint,
-            **conventions(denoiser),
+            **evaluator.denoiser.identity().plain(),
         }
 
     def table(self, announce: bool = True) -> VarianceTable:
@@ -289,11 +281,9 @@ class _Run:
         short = [f"n={n}: {e:.2f} times the tolerance" for n, e in zip(self.indices, error, strict=True) if e > 1.0]
         if short:
             shown = "; ".join(short[:8]) + (f"; and {len(short) - 8} more" if len(short) > 8 else "")
-            warnings.warn(
+            warn(
                 f"{self.evaluations} evaluations were spent before the tolerance {self.tolerance:g} was met at "
-                f"{len(short)} of {len(error)} indices ({shown}); raise max_evaluations for those.",
-                DiffusionVarWarning,
-                stacklevel=4,
+                f"{len(short)} of {len(error)} indices ({shown}); raise max_evaluations for those."
             )
         return short
 

@@ -1,12 +1,12 @@
 """Estimators of the posterior variance v_t from its moments, and the bounds that v_t must obey.
 
-Estimators (DESIGN §2.3), each the same expectation for one number or element by element:
+Estimators [E3], each the same expectation for one number or element by element:
 
     score_norm     (σ²/α²)(1 − E ε̂²)            Analytic-DPM, arXiv:2201.06503; exact if the mean is exact
     data_variance  E (x_0 − μ)² − E (x̂_0 − μ)²  exact if the mean is exact
     residual       E (x_0 − x̂_0)²               right for the mean that is really used (arXiv:2206.07309)
 
-Bounds under the exact mean (Analytic-DPM, Theorem 2, and DESIGN §2.5):
+Bounds under the exact mean (Analytic-DPM, Theorem 2) [E5]:
 
     0 ≤ v_t ≤ σ²/α²,   v_t ≤ ((b − a)/2)² for data in [a, b],   v_t ≤ mean over k of l_k σ²/(α² l_k + σ²).
 """

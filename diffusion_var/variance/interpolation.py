@@ -1,157 +1,183 @@
-"""What a table's moments say at its measured indices (the nodes), and between them.
+"""What a table's moments say at its measured noise levels, and between them.
 
-A value at a node is the Monte Carlo mean after the control variates. Between nodes it is interpolated linearly in
-log-SNR, in units in which it hardly moves: v_n in units of its linear-MMSE value l σ²/(α² l + σ²), which is known
-without a network; E rδ in units of that value's square root, and E δ² as it is. For Gaussian data this is exact.
+A value at a measured level is the Monte Carlo mean after the control variates. Between two of them it is interpolated
+linearly in log SNR [E14], in units in which it hardly moves: v in units of its linear-MMSE value l σ²/(α² l + σ²),
+which is known without a network; E rδ in units of that value's square root, and E δ² as it is. For Gaussian data this
+is exact.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
+from ..process.level import NoiseLevel
 from ..process.linear import linear_mmse
+from ..process.schedule import NoiseSchedule
+from ..process.structure import Structure
 from .estimators import Estimator, score_norm
-from .moments import RELATIVE_FLOOR, TARGETS, adjusted_covariance, adjusted_means, control_expectations
-
-if TYPE_CHECKING:
-    from .table import VarianceTable
+from .moments import (
+    RELATIVE_FLOOR,
+    TARGETS,
+    StructureMoments,
+    adjusted_covariance,
+    adjusted_means,
+    control_expectations,
+)
+from .population import DataStatistics
 
 Float64Array = npt.NDArray[np.float64]
 _TARGET_OF: dict[str, str] = {"residual": "error_square", "score_norm": "eps_square", "data_variance": "mean_square"}
 
 
-class Nodes:
-    """Values and errors of one table, at and between its measured indices.
+class Interpolation:
+    """Values and errors of a table's moments, at and between its measured levels; unbounded.
 
     A `quantity` is an estimator's name, "error_clipping" (E rδ) or "clipping_square" (E δ²).
+
+    Args:
+        schedule, indices: which levels were measured, ascending.
+        counts: (I,) draws at each.
+        moments: by structure name.
+        data: statistics of the data, or None.
+        structure: from a name to the structure.
     """
 
-    def __init__(self, table: VarianceTable) -> None:
-        self.table = table
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        indices: npt.NDArray[np.int64],
+        counts: npt.NDArray[np.int64],
+        moments: dict[str, StructureMoments],
+        data: DataStatistics | None,
+        structure: Callable[[str], Structure],
+    ) -> None:
+        self._indices, self._counts, self._moments, self._data = indices, counts, moments, data
+        self._structure = structure
+        self._levels = [schedule.level(int(n)) for n in indices]
+        self._log_snr = schedule.log_snr[indices]
         self._values: dict[tuple[str, str], Float64Array] = {}
 
     # ---- values -----------------------------------------------------------------------------------------------
 
-    def value(self, quantity: str, structure: str, n: int) -> Float64Array:
-        """The quantity at index n, of the structure's shape, unbounded; InputError outside the measured indices."""
-        low, high, weight = self._bracket(n)
+    def value(self, quantity: str, structure: str, level: NoiseLevel) -> Float64Array:
+        """The quantity at a level, of the structure's shape; InputError outside the measured levels."""
+        low, high, weight = self._bracket(level)
         nodes = self._in_units(quantity, structure)
         value = nodes[low] if weight == 0.0 else (1.0 - weight) * nodes[low] + weight * nodes[high]
-        return np.asarray(value * self._unit(quantity, structure, n))
+        return np.asarray(value * self._unit(quantity, structure, level))
 
-    def linear(self, structure: str, n: int) -> Float64Array | None:
+    def linear(self, structure: str, level: NoiseLevel) -> Float64Array | None:
         """The linear-MMSE value of each element (pooled as the structure pools), or None without data."""
-        data, schedule = self.table.data, self.table.schedule
-        if data is None:
+        if self._data is None:
             return None
-        l = data.element_variance(structure)
-        return np.asarray(self.table.structure(structure).pool(linear_mmse(l, schedule.alpha[n], schedule.sigma[n])))
+        mmse = linear_mmse(self._data.element_variance(structure), level.alpha, level.sigma)
+        return np.asarray(self._structure(structure).pool(mmse))
 
-    def _unit(self, quantity: str, structure: str, n: int) -> Float64Array:
+    def _unit(self, quantity: str, structure: str, level: NoiseLevel) -> Float64Array:
         """What a quantity is divided by before interpolation; 1 without data.
 
         Elements that (almost) never vary in the data get a floor of 1e-6 of the mean, so that the ratio stays finite.
         """
-        data, schedule = self.table.data, self.table.schedule
-        if data is None or quantity == "clipping_square":
+        if self._data is None or quantity == "clipping_square":
             return np.ones(())
-        l = data.element_variance(structure)
+        l = self._data.element_variance(structure)
         floored = np.maximum(l, max(1e-6 * float(l.mean()), 1e-30))
-        mmse = linear_mmse(floored, schedule.alpha[n], schedule.sigma[n])
-        unit = np.asarray(self.table.structure(structure).pool(mmse))
+        unit = np.asarray(self._structure(structure).pool(linear_mmse(floored, level.alpha, level.sigma)))
         return np.sqrt(unit) if quantity == "error_clipping" else unit
 
     def _in_units(self, quantity: str, structure: str) -> Float64Array:
-        """(I, *v): a quantity at the measured indices, in the units in which it is interpolated."""
+        """(I, *v): a quantity at the measured levels, in the units in which it is interpolated."""
         key = quantity, structure
         if key not in self._values:
-            indices = [int(n) for n in self.table.indices]
-            self._values[key] = np.stack(
-                [self._at(i, quantity, structure) / self._unit(quantity, structure, n) for i, n in enumerate(indices)]
-            )
+            units = (self._unit(quantity, structure, level) for level in self._levels)
+            self._values[key] = np.stack([self._at(i, quantity, structure) / unit for i, unit in enumerate(units)])
         return self._values[key]
 
     def _at(self, i: int, quantity: str, structure: str) -> Float64Array:
-        """(*v): a quantity at position i of the measured indices."""
-        table, n = self.table, int(self.table.indices[i])
+        """(*v): a quantity at position i of the measured levels."""
+        level = self._levels[i]
         mean = self._adjusted(i, structure)[TARGETS.index(_TARGET_OF.get(quantity, quantity))]
         if quantity == "score_norm":
-            return score_norm(mean, table.schedule.alpha[n], table.schedule.sigma[n])
+            return score_norm(mean, level.alpha, level.sigma)
         if quantity == "data_variance":
-            assert table.data is not None
-            kind = table.structure(structure)
-            return np.asarray(kind.pool(table.data.element_variance(structure)) - mean)
+            assert self._data is not None
+            return np.asarray(self._structure(structure).pool(self._data.element_variance(structure)) - mean)
         return np.asarray(mean)
 
     def _adjusted(self, i: int, structure: str) -> Float64Array:
         """(5, *v): the targets' means at position i, after the control variates."""
-        table, n = self.table, int(self.table.indices[i])
-        moments = table.moments[structure]
+        moments, level = self._moments[structure], self._levels[i]
         means = np.asarray(moments.means[i], dtype=np.float64)
-        if table.data is None:
+        if self._data is None:
             return means[: len(TARGETS)]
-        expected = control_expectations(
-            table.data, table.structure(structure), table.schedule.alpha[n], table.schedule.sigma[n]
-        )
+        expected = control_expectations(self._data, self._structure(structure), level.alpha, level.sigma)
         return adjusted_means(means, moments.covariances[i], expected)
 
-    def _bracket(self, n: int) -> tuple[int, int, float]:
-        """Positions of the measured indices around n, and the weight of the upper one."""
-        indices, log_snr = self.table.indices, self.table.schedule.log_snr
-        position = int(np.searchsorted(indices, n))
-        if position < len(indices) and indices[position] == n:
+    def _bracket(self, level: NoiseLevel) -> tuple[int, int, float]:
+        """Positions of the measured levels around one, and the weight of the noisier of the two."""
+        position = int(np.searchsorted(-self._log_snr, -level.log_snr))
+        if position < len(self._log_snr) and self._log_snr[position] == level.log_snr:
             return position, position, 0.0
-        if position in (0, len(indices)):
-            raise InputError(
-                f"index {n} is outside the measured indices {indices[0]} to {indices[-1]} of this table; "
-                "estimate it again with that index included."
-            )
-        low, here, high = (log_snr[k] for k in (indices[position - 1], n, indices[position]))
+        if position in (0, len(self._log_snr)):
+            raise self._outside(level)
+        low, high = self._log_snr[position - 1], self._log_snr[position]
         # Towards zero terminal SNR log-SNR is infinite: stay at the last finite value.
-        weight = float((low - here) / (low - high)) if math.isfinite(high) else 0.0
+        weight = float((low - level.log_snr) / (low - high)) if math.isfinite(high) else 0.0
         return position - 1, position, weight
+
+    def _outside(self, level: NoiseLevel) -> InputError:
+        if level.index is not None:
+            return InputError(
+                f"index {level.index} is outside the measured indices {self._indices[0]} to {self._indices[-1]} of "
+                "this table; estimate it again with that index included."
+            )
+        return InputError(
+            f"the noise level's log SNR {level.log_snr:.6g} is outside the measured range {self._log_snr[-1]:.6g} to "
+            f"{self._log_snr[0]:.6g} of this table (indices {self._indices[-1]} to {self._indices[0]}); estimate it "
+            "again with indices around that level, or choose levels within the range."
+        )
 
     # ---- errors -----------------------------------------------------------------------------------------------
 
-    def standard_error(self, estimator: Estimator, n: int) -> float:
-        """Of the isotropic value at index n; between nodes the larger of the two neighbours', in units of the
+    def standard_error(self, estimator: Estimator, level: NoiseLevel) -> float:
+        """Of the isotropic value at a level; between measured ones the larger of the two neighbours', in units of the
         linear-MMSE value. nan without data."""
-        low, high, _ = self._bracket(n)
+        low, high, _ = self._bracket(level)
         if low == high:
             return self._error_at(low, estimator)
-        units = {i: float(self._unit(estimator, "isotropic", int(self.table.indices[i]))) for i in (low, high)}
+        units = {i: float(self._unit(estimator, "isotropic", self._levels[i])) for i in (low, high)}
         worst = max(self._error_at(i, estimator) / unit for i, unit in units.items())
-        return worst * float(self._unit(estimator, "isotropic", n))
+        return worst * float(self._unit(estimator, "isotropic", level))
 
-    def relative_error(self, structure: str, n: int) -> float:
-        """Of the residual value at index n (no less than `RELATIVE_FLOOR` of its linear-MMSE value); between nodes the
-        larger of the two neighbours'. nan without data."""
-        low, high, _ = self._bracket(n)
+    def relative_error(self, structure: str, level: NoiseLevel) -> float:
+        """Of the residual value at a level (no less than `RELATIVE_FLOOR` of its linear-MMSE value); between measured
+        ones the larger of the two neighbours'. nan without data."""
+        low, high, _ = self._bracket(level)
         return max(self._relative_error_at(i, structure) for i in (low, high))
 
     def _variance_at(self, i: int, target: str, structure: str) -> float:
         """Variance of an adjusted mean; for elementwise structures relative to v² and averaged over elements."""
-        if self.table.data is None:
+        if self._data is None:
             return math.nan
         k = TARGETS.index(target)
-        covariance = adjusted_covariance(self.table.moments[structure].covariances[i], int(self.table.counts[i]))
+        covariance = adjusted_covariance(self._moments[structure].covariances[i], int(self._counts[i]))
         return max(float(covariance[k, k]), 0.0)
 
     def _error_at(self, i: int, estimator: Estimator) -> float:
-        n, schedule = int(self.table.indices[i]), self.table.schedule
+        level = self._levels[i]
         error = math.sqrt(self._variance_at(i, _TARGET_OF[estimator], "isotropic"))
         if estimator != "score_norm":
             return error
-        return error * (schedule.sigma[n] / schedule.alpha[n]) ** 2 if schedule.alpha[n] > 0 else math.inf
+        return error * (level.sigma / level.alpha) ** 2 if level.alpha > 0 else math.inf
 
     def _relative_error_at(self, i: int, structure: str) -> float:
         error = math.sqrt(self._variance_at(i, "error_square", structure))
         if structure != "isotropic":
             return error
-        floor = RELATIVE_FLOOR * float(self._unit("residual", structure, int(self.table.indices[i])))
+        floor = RELATIVE_FLOOR * float(self._unit("residual", structure, self._levels[i]))
         return error / max(float(self._at(i, "residual", structure)), floor)

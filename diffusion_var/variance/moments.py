@@ -1,14 +1,14 @@
 """The eight moments of one Monte Carlo draw, their sums over shards, and the control-variate regression.
 
 For x_t = α x_0 + σ ε, with r = x_0 − x̂_0 (as used, clipped) and δ = ε̂ − (x_t − α x̂_0)/σ (what clipping changes in ε̂;
-zero where nothing is clipped), every element of a structure's basis yields
+zero where nothing is clipped), every element of a structure's basis yields [E3, E6]
 
     targets    ε̂²,  (x̂_0 − μ)²,  r²,  r δ,  δ²
     controls   ε²,   (x_0 − μ)²,   e²      with known expectations  1,  l,  l σ²/(α² l + σ²)
 
 where e is the error of the linear denoiser. All estimators, structures and clipping conventions follow from their
-means. δ stands for DESIGN §2.3's r_u = r + (σ/α) δ: the error of a step's mean is α_s r − b r_u = γ r − c δ, and
-its second moment needs no cancelling differences.
+means. The error of a step's mean is γ r − c δ [E3], whose second moment needs no
+cancelling differences in these terms.
 
 Random draws come in shards of 16. A shard's covariance about its own mean is unbiased, so that the covariance of
 the eight, pooled over elements, is kept as one 8 × 8 matrix per index and structure whatever the number of elements.
@@ -24,6 +24,7 @@ import numpy.typing as npt
 import torch
 
 from ..models.posterior import Posterior
+from ..models.prediction import eps_of_mean
 from ..process.linear import linear_gain, linear_mmse
 from ..process.structure import Structure
 from .population import DataStatistics
@@ -39,9 +40,22 @@ Float64Array = npt.NDArray[np.float64]
 RELATIVE_FLOOR = 1e-3
 
 
+@dataclass
+class StructureMoments:
+    """What a table keeps of one structure at its I indices.
+
+    Attributes:
+        means: (I, 8, *v), float64 for isotropic and float32 for elementwise structures.
+        covariances: (I, 8, 8) of one draw; for elementwise structures the mean over elements weighted by 1/v².
+    """
+
+    means: npt.NDArray[Any]
+    covariances: Float64Array
+
+
 @dataclass(frozen=True)
-class Draws:
-    """One batch of draws on the device: x_0, ε, x_t and the posterior, (B, C, H, W); α, σ are (B, 1, 1, 1)."""
+class DrawnBatch:
+    """One batch of draws on the device: x_0, ε, x_t and the posterior, (B, C, *spatial); α, σ are (B, 1, …)."""
 
     x_0: torch.Tensor
     eps: torch.Tensor
@@ -55,11 +69,12 @@ class Draws:
 class MomentMaps:
     """Turns draws into the eight maps, in the pixel basis and, if a structure needs it, in the dct basis."""
 
-    def __init__(self, draws: Draws, mean: torch.Tensor, variances: dict[str, torch.Tensor]) -> None:
+    def __init__(self, draws: DrawnBatch, mean: torch.Tensor, variances: dict[str, torch.Tensor]) -> None:
         self.draws, self.variances = draws, variances
         posterior = draws.posterior
-        rederived = (draws.x_t - draws.alpha * posterior.mean) / draws.sigma if draws.clipped else None
-        shift = posterior.eps - rederived if rederived is not None else torch.zeros_like(draws.x_0)
+        shift = torch.zeros_like(draws.x_0)
+        if draws.clipped:
+            shift = posterior.eps - eps_of_mean(draws.x_t, posterior.mean, draws.alpha, draws.sigma)
         self.fields = (
             posterior.eps,
             posterior.mean - mean,
@@ -76,7 +91,7 @@ class MomentMaps:
         return (1 - kappa * alpha) * centred - kappa * sigma * eps
 
     def elementwise(self, structure: Structure) -> torch.Tensor:
-        """(B, 8, C, H, W): the maps in the structure's own basis."""
+        """(B, 8, C, *spatial): the maps in the structure's own basis."""
         eps_hat, mean, error, shift, eps, centred = (structure.forward(field) for field in self.fields)
         key = "spectrum" if structure.name == "dct" else "pixel"
         return _products(eps_hat, mean, error, shift, eps, centred, self.linear_error(structure, eps, centred, key))
@@ -85,7 +100,7 @@ class MomentMaps:
         """(B, 8): their means over all elements; only the linear denoiser's error needs the dct basis."""
         eps_hat, mean, error, shift, eps, centred = self.fields
         linear = self.linear_error(dct, dct.forward(eps), dct.forward(centred), "spectrum")
-        return _products(eps_hat, mean, error, shift, eps, centred, linear).mean((-3, -2, -1), dtype=torch.float64)
+        return _products(eps_hat, mean, error, shift, eps, centred, linear).mean(dct.axes, dtype=torch.float64)
 
 
 def _products(
@@ -193,7 +208,7 @@ class MomentSums:
 
 
 def control_expectations(data: DataStatistics, structure: Structure, alpha: float, sigma: float) -> Float64Array:
-    """(3, *v): the exact expectations of ε², (x_0 − μ)² and e² for a structure (DESIGN §2.6)."""
+    """(3, *v): the exact expectations of ε², (x_0 − μ)² and e² for a structure [E6]."""
     l = data.element_variance(structure.name)
     maps = (np.ones_like(l), l, linear_mmse(l, alpha, sigma))
     return np.stack([np.asarray(structure.pool(m)) for m in maps])

@@ -6,6 +6,7 @@ and variances are computed once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +26,8 @@ class DataStatistics:
     """What a table remembers of its data; float64 arrays.
 
     Attributes:
-        mean, pixel_variance: (C, H, W), per pixel.
-        spectrum: (C, H, W), variance per coefficient of the dct basis with `rotation`.
+        mean, pixel_variance: (C, *spatial), per pixel.
+        spectrum: (C, *spatial), variance per coefficient of the dct basis with `rotation`.
         rotation: (C, C) channel rotation of the dct basis.
         count, fingerprint: number of images and SHA-256 of their bytes.
     """
@@ -66,7 +67,8 @@ class Population(FixedImages):
             pixel += centred.square().sum(0)
             rows = centred.transpose(0, 1).flatten(1)
             channel += rows @ rows.T
-        rotation = channel_rotation((channel / (self._count * self.shape[1] * self.shape[2])).numpy())
+        covariance = channel / (self._count * math.prod(self.shape[1:]))
+        rotation = channel_rotation(covariance.numpy(), len(self.shape) - 1)
         basis = make_structure("dct", self.shape, rotation)
         spectrum = torch.zeros_like(total)
         for _, raw in self.chunks():

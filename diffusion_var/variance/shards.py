@@ -14,12 +14,12 @@ import numpy.typing as npt
 import torch
 
 from ..errors import NumericalError
-from ..models.conditions import Conditions
+from ..models.conditions import Conditions, rows_of
 from ..models.denoiser import Denoiser
 from ..models.posterior import Posterior
 from ..process.structure import Structure, make_structure
 from ..randomness import Streams
-from .moments import SHARD, Draws, MomentMaps, shard_sums
+from .moments import SHARD, DrawnBatch, MomentMaps, shard_sums
 from .population import Population
 
 #: (index n, shard number)
@@ -91,7 +91,7 @@ class ShardEvaluator:
             out[name] = total.numpy(), covariances.numpy()
         return out
 
-    def _draw(self, batch: Sequence[Shard]) -> Draws:
+    def _draw(self, batch: Sequence[Shard]) -> DrawnBatch:
         shape, device = self.denoiser.shape, self.denoiser.device
         picks = np.empty(len(batch) * SHARD, dtype=np.int64)
         chosen = np.zeros_like(picks)
@@ -104,18 +104,18 @@ class ShardEvaluator:
                 chosen[part] = self.conditions.pick(picks[part], stream)
         indices = torch.tensor([n for n, _ in batch]).repeat_interleave(SHARD)
         x_0, eps = self.population.take(picks).to(device), torch.from_numpy(noise).to(device)
-        alpha, sigma = self.denoiser.coefficients(indices, x_0)
+        alpha, sigma = self.denoiser.schedule.coefficients(indices, x_0)
         x_t = alpha * x_0 + sigma * eps
-        condition = None if self.conditions is None else self.conditions.take(chosen).to(device)
+        condition = None if self.conditions is None else self.conditions.take(chosen, device)
         posterior = self._posterior(x_t, indices, condition)
-        return Draws(x_0, eps, x_t, alpha, sigma, posterior, self.denoiser.clip is not None)
+        return DrawnBatch(x_0, eps, x_t, alpha, sigma, posterior, self.denoiser.clip is not None)
 
-    def _posterior(self, x_t: torch.Tensor, n: torch.Tensor, condition: torch.Tensor | None) -> Posterior:
+    def _posterior(self, x_t: torch.Tensor, n: torch.Tensor, condition: Any) -> Posterior:
         """The network on a batch, in pieces where the batch size is less than a shard."""
         if self.batch_size >= SHARD:
             return self.denoiser(x_t, n, condition)
         pieces = [
-            self.denoiser(x_t[part], n[part], None if condition is None else condition[part])
+            self.denoiser(x_t[part], n[part], None if condition is None else rows_of(condition, part))
             for part in (slice(k, k + self.batch_size) for k in range(0, len(x_t), self.batch_size))
         ]
         return Posterior(torch.cat([p.mean for p in pieces]), torch.cat([p.eps for p in pieces]))

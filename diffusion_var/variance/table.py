@@ -1,8 +1,8 @@
-"""The variance table: raw moments at some indices, from which every reverse variance is answered.
+"""The variance table: raw moments at some noise levels, from which every reverse variance is answered.
 
 A table keeps the means and covariances of the eight moments (see `moments`) per index and structure, what is known of
 the data, and which network, schedule and conventions they belong to. How they are turned into values at and between
-the measured indices is `nodes`; outside the measured indices nothing is made up.
+the measured levels is `interpolation`; outside the measured levels nothing is made up.
 """
 
 from __future__ import annotations
@@ -15,29 +15,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import checks
 from ..errors import InputError
 from ..models.denoiser import Denoiser
+from ..models.identity import ModelIdentity
+from ..process.level import NoiseLevel
 from ..process.schedule import NoiseSchedule
-from ..process.structure import STRUCTURE_NAMES, Structure, make_structure
+from ..process.structure import STRUCTURE_NAMES, Shape, Structure, make_structure
+from .card import fetch_table_file, push_repository
 from .estimators import ESTIMATORS, Estimator, upper_bound
-from .interpolation import Nodes
-from .moments import NUM_MOMENTS, TARGETS
+from .interpolation import Interpolation
+from .moments import NUM_MOMENTS, TARGETS, StructureMoments
 from .population import DataStatistics
+from .summary import summarise
+from .table_file import read_table_file, table_digest, write_table_file
 
 Float64Array = npt.NDArray[np.float64]
-
-
-@dataclass
-class StructureMoments:
-    """The moments of one structure at the table's indices.
-
-    Attributes:
-        means: (I, 8, *v), float64 for isotropic and float32 for elementwise structures.
-        covariances: (I, 8, 8) of one draw; for elementwise structures the mean over elements weighted by 1/v².
-    """
-
-    means: npt.NDArray[Any]
-    covariances: Float64Array
 
 
 @dataclass(eq=False)
@@ -54,14 +47,14 @@ class VarianceTable:
         data: statistics of the data, or None.
         seed, tolerance, evaluations: of the run that made it.
         details: whatever else is worth keeping (versions, shortfall), JSON-serialisable.
-        nodes: what the moments say as they are, without any bound; see `posterior_variance` for what users want.
+        interpolation: what the moments say as they are, without any bound; users want `posterior_variance`.
     """
 
     schedule: NoiseSchedule
     indices: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64]
     moments: dict[str, StructureMoments]
-    shape: tuple[int, int, int] | None = None
+    shape: Shape | None = None
     prediction: str | None = None
     clip: tuple[float, float] | None = None
     data_range: tuple[float, float] | None = None
@@ -75,42 +68,72 @@ class VarianceTable:
     details: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.nodes = Nodes(self)
         self._structures: dict[str, Structure] = {}
+        self.interpolation = Interpolation(
+            self.schedule, self.indices, self.counts, self.moments, self.data, self.structure
+        )
 
     # ---- files and other sources ------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
         """Write the table to one safetensors file, atomically; the same table gives the same bytes."""
-        from .table_file import write_table
-
-        write_table(self, path)
+        write_table_file(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> VarianceTable:
         """Read a table; InputError for a missing, damaged or newer file."""
-        from .table_file import read_table
+        return cls(**read_table_file(path))
 
-        return read_table(path)
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        model: str | None = None,
+        data: str | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> str:
+        """Upload the table, and a model card that states where it comes from, to the hub (made if absent).
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the table and a model card that states where it comes from; see `variance.hub.push_table`."""
-        from .card import push_table
+        Args:
+            repo_id: "owner/name".
+            model: hub id of the model that was measured, for the card.
+            data: name of the data set, for the card.
+            private: whether a new repository is private.
+            revision: branch to commit to.
+            token: of the hub; None: the one that `hf auth login` stored.
 
-        return push_table(self, repo_id, **options)
+        Returns: the address of the commit. Raises InputError where the hub refuses or cannot be reached.
+        """
+        return push_repository(self, repo_id, model, data, private, revision, token)
 
     @classmethod
-    def from_hub(cls, repo_id: str | Path, **options: Any) -> VarianceTable:
-        """The table of a hub repository, or of a folder written like one; see `variance.hub.fetch_table`."""
-        from .card import fetch_table
+    def from_hub(
+        cls,
+        repo_id: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        filename: str | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> VarianceTable:
+        """The table of a hub repository, by way of the hub's cache, or of a folder written like one.
 
-        return fetch_table(repo_id, **options)
+        Args:
+            repo_id: "owner/name", or a folder.
+            revision: branch, tag or commit.
+            token: of the hub.
+            filename: of the table in the repository; None: as `push_to_hub` calls it.
+            cache_dir: of the hub's files.
+
+        Raises InputError where it cannot be had, or is no table.
+        """
+        return cls.load(fetch_table_file(repo_id, revision, token, filename, cache_dir))
 
     @property
     def digest(self) -> str:
         """SHA-256 of everything in the table; a saved table has the digest of the one that was saved."""
-        from .table_file import table_digest
-
         return table_digest(self)
 
     def subset(self, structures: Sequence[str]) -> VarianceTable:
@@ -140,8 +163,9 @@ class VarianceTable:
                 "expected."
             )
         values = values[-N:]
-        if not np.isfinite(values).all() or (values < 0).any():
-            n = int(np.nonzero(~(np.isfinite(values) & (values >= 0)))[0][0]) + 1
+        bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+        if bad.size:
+            n = int(bad[0]) + 1
             raise InputError(f"eps_square at index {n} is {values[n - 1]!r}, but it must be finite and at least 0.")
         means = np.full((N, NUM_MOMENTS), np.nan)
         means[:, TARGETS.index("eps_square")] = values
@@ -169,108 +193,107 @@ class VarianceTable:
 
     def posterior_variance(
         self,
-        n: int,
+        n: int | NoiseLevel,
         estimator: Estimator = "residual",
         structure: str = "isotropic",
         bounded: bool | None = None,
     ) -> Any:
-        """v_n, the variance of x_0 given x_n, in squared data units.
+        """v, the variance of x_0 given x_t, in squared data units.
 
         Args:
-            n: index in 0…N (0 gives 0); between measured indices it is interpolated.
-            estimator: "residual", "score_norm" or "data_variance" (DESIGN §2.3).
-            structure: "isotropic" gives a float, others a float64 array (C, 1, 1) or (C, H, W).
-            bounded: apply the upper bounds of the exact mean (DESIGN §2.5); None: for score_norm and data_variance.
-                The lower bound 0 always holds.
+            n: index in 0…N (0 gives 0), or a noise level, of which the SNR alone counts [E14]; between measured ones it
+                is interpolated.
+            estimator: "residual", "score_norm" or "data_variance" [E3].
+            structure: "isotropic" gives a float, others a float64 array (C, 1, …) or (C, *spatial).
+            bounded: apply the upper bounds of the exact mean [E5]; None: for score_norm and data_variance. The lower
+                bound 0 always holds.
 
-        Raises InputError for an unknown name, a structure that the table lacks, or an index outside the measured ones.
+        Raises InputError for an unknown name, a structure that the table lacks, or a level outside the measured ones.
         """
         self._check_request(estimator, structure)
-        n = self.schedule.check_index(n, lowest=0)
-        if n == 0:
+        level = self._level(n, lowest=0)
+        if level.is_clean:
             return 0.0 if structure == "isotropic" else np.zeros(self.structure(structure).variance_shape)
         if bounded and self.guidance_scale != 1.0:
             raise InputError(
                 f"this table was measured with guidance (scale {self.guidance_scale:g}), and the bounds hold for the "
                 "exact posterior mean only; leave out bounded=True."
             )
-        value = self.nodes.value(estimator, structure, n)
+        value = self.interpolation.value(estimator, structure, level)
         if bounded if bounded is not None else estimator != "residual":
-            value = np.minimum(value, self._upper_bound(structure, n))
+            value = np.minimum(value, self._upper_bound(structure, level))
         value = np.maximum(value, 0.0)
         return float(value) if structure == "isotropic" else np.asarray(value)
 
-    def clipping_moments(self, n: int, structure: str = "isotropic") -> tuple[Any, Any, Any]:
-        """(E r², E r δ, E δ²) at index n with r = x_0 − x̂_0 as used and δ = ε̂ − (x_t − α x̂_0)/σ: what the optimal
-        covariance with clipping and the network's own ε̂ needs (DESIGN §2.3; see `moments`)."""
-        v = self.posterior_variance(n, "residual", structure)
-        if n == 0 or self.clip is None:
+    def clipping_moments(self, n: int | NoiseLevel, structure: str = "isotropic") -> tuple[Any, Any, Any]:
+        """(E r², E r δ, E δ²) with r = x_0 − x̂_0 as used and δ = ε̂ − (x_t − α x̂_0)/σ: what the optimal covariance with
+        clipping and the network's own ε̂ needs ([E3]; see `moments`)."""
+        level = self._level(n, lowest=0)
+        v = self.posterior_variance(level, "residual", structure)
+        if level.is_clean or self.clip is None:
             return v, np.zeros_like(v), np.zeros_like(v)
-        cross = self.nodes.value("error_clipping", structure, n)
-        return v, cross, np.maximum(self.nodes.value("clipping_square", structure, n), 0.0)
+        cross = self.interpolation.value("error_clipping", structure, level)
+        return v, cross, np.maximum(self.interpolation.value("clipping_square", structure, level), 0.0)
 
-    def standard_error(self, n: int, estimator: Estimator = "residual") -> float:
+    def standard_error(self, n: int | NoiseLevel, estimator: Estimator = "residual") -> float:
         """Standard error of the isotropic `posterior_variance(n, estimator, bounded=False)`, squared data units.
 
-        Between measured indices: the larger of the two neighbours', in units of the linear-MMSE value. nan for tables
+        Between measured levels: the larger of the two neighbours', in units of the linear-MMSE value. nan for tables
         from published arrays.
         """
         self._check_request(estimator, "isotropic")
-        return self.nodes.standard_error(estimator, self.schedule.check_index(n))
+        return self.interpolation.standard_error(estimator, self._level(n))
 
-    def relative_error(self, n: int, structure: str = "isotropic") -> float:
-        """Relative standard error of the residual value at index n: of the number for isotropic, else the
-        root-mean-square over elements. Between measured indices, the larger of the two neighbours'. Values below a
-        thousandth of their linear-MMSE value count as that."""
+    def relative_error(self, n: int | NoiseLevel, structure: str = "isotropic") -> float:
+        """Relative standard error of the residual value: of the number for isotropic, else the root-mean-square over
+        elements. Between measured levels, the larger of the two neighbours'. Values below a thousandth of their
+        linear-MMSE value count as that."""
         self._check_request("residual", structure)
-        return self.nodes.relative_error(structure, self.schedule.check_index(n))
+        return self.interpolation.relative_error(structure, self._level(n))
+
+    def covers(self, n: int | NoiseLevel) -> bool:
+        """Whether a level lies between the least and the greatest measured one, both included."""
+        log_snr = self._level(n).log_snr
+        return bool(self.schedule.log_snr[self.indices[-1]] <= log_snr <= self.schedule.log_snr[self.indices[0]])
+
+    # ---- whose it is ------------------------------------------------------------------------------------------
+
+    def identity(self) -> ModelIdentity:
+        """What is known of the model that was measured; of published arrays the schedule alone."""
+        facts: dict[str, Any] = {}
+        if self.prediction is not None:
+            facts = {"shape": self.shape, "prediction": self.prediction, "clip": self.clip}
+            facts["guidance_scale"] = self.guidance_scale
+        if self.latent_scaling is not None:
+            facts["latent_scaling"] = self.latent_scaling
+        if self.network is not None:
+            facts["network"] = self.network
+        return ModelIdentity(self.schedule, facts)
 
     def check(self, denoiser: Denoiser) -> None:
         """Refuse a denoiser with another schedule, shape, prediction type, clipping, guidance scale, latent scaling or
         network than the table's."""
-        if mismatch := self.mismatch(denoiser):
+        if mismatch := self.identity().mismatch(denoiser.identity(), "the table", "the denoiser"):
             raise InputError(
                 f"this variance table was made for another model ({mismatch}); estimate one for this model."
             )
 
-    def mismatch(self, denoiser: Denoiser, owner: str = "the table") -> str:
-        """In what a denoiser differs from the table's, in words; empty where they fit. `owner` is who has the table."""
-        facts: list[tuple[str, Any, Any]] = []
-        if not self.schedule.matches(denoiser.schedule):
-            facts.append(("schedule", self.schedule, denoiser.schedule))
-        if self.prediction is not None:  # published arrays know their schedule only
-            facts += [
-                ("shape", self.shape, denoiser.shape),
-                ("prediction type", self.prediction, denoiser.prediction),
-                ("clipping", self.clip, denoiser.clip),
-                ("guidance scale", self.guidance_scale, denoiser.guidance_scale),
-            ]
-        if self.latent_scaling is not None and denoiser.codec is not None:
-            facts.append(("latent scaling", self.latent_scaling, denoiser.codec.scaling))
-        if self.network is not None and denoiser.fingerprint is not None:  # a bare function has no weights to compare
-            facts.append(("network fingerprint", self.network[:12], denoiser.fingerprint[:12]))
-        return "; ".join(
-            f"{name}: {owner} has {mine}, the denoiser {theirs}" for name, mine, theirs in facts if mine != theirs
-        )
-
     def summary(self) -> str:
         """A short text: where the table comes from, and a line per tenth of the measured indices."""
-        from .summary import summarise
-
         return summarise(self)
 
     # ---- how it is answered -----------------------------------------------------------------------------------
 
     def _check_request(self, estimator: str, structure: str) -> None:
-        if estimator not in ESTIMATORS:
-            raise InputError(f"estimator {estimator!r} is not known; choose one of {', '.join(ESTIMATORS)}.")
+        wrong = estimator not in ESTIMATORS
+        checks.refuse(wrong, f"estimator {estimator!r} is not known; choose one of {', '.join(ESTIMATORS)}.")
         if self.guidance_scale != 1.0 and estimator != "residual":
             raise InputError(
                 f"this table was measured with guidance (scale {self.guidance_scale:g}), whose mean is not the "
                 f"posterior mean that the estimator {estimator!r} takes for granted; use 'residual'."
             )
-        if structure not in STRUCTURE_NAMES:
-            raise InputError(f"structure {structure!r} is not known; choose one of {', '.join(STRUCTURE_NAMES)}.")
+        wrong = structure not in STRUCTURE_NAMES
+        checks.refuse(wrong, f"structure {structure!r} is not known; choose one of {', '.join(STRUCTURE_NAMES)}.")
         if structure not in self.moments:
             raise InputError(
                 f"this table has no structure {structure!r} (it has {', '.join(self.moments)}); "
@@ -282,7 +305,10 @@ class VarianceTable:
                 "use 'score_norm', or estimate a table."
             )
 
-    def _upper_bound(self, structure: str, n: int) -> Float64Array:
+    def _level(self, n: int | NoiseLevel, lowest: int = 1) -> NoiseLevel:
+        return n if isinstance(n, NoiseLevel) else self.schedule.level(self.schedule.check_index(n, lowest=lowest))
+
+    def _upper_bound(self, structure: str, level: NoiseLevel) -> Float64Array:
         # A DCT coefficient of data in [a, b] can reach √d times the range: the range says nothing of its variance.
         data_range = None if structure == "dct" else self.data_range
-        return upper_bound(self.schedule.alpha[n], self.schedule.sigma[n], self.nodes.linear(structure, n), data_range)
+        return upper_bound(level.alpha, level.sigma, self.interpolation.linear(structure, level), data_range)

@@ -1,32 +1,33 @@
-"""The variance table's file: a checked document (see `documents`) of moments, schedule, data statistics and origins."""
+"""The variance table's file: a checked document (see `documents`) of moments, schedule, data statistics and origins.
+
+Tables are typed `Any` here: `table` builds on this file, and not the other way round.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..documents import Arrays, document_digest, read_document, write_document
 from ..process.schedule import NoiseSchedule
+from .moments import StructureMoments
 from .population import DataStatistics
-
-if TYPE_CHECKING:
-    from .table import VarianceTable
 
 FORMAT = "diffusion_var.variance_table"
 FORMAT_VERSION = 2  # 2: guidance scale and latent scaling
 
 
-def write_table(table: VarianceTable, path: str | Path) -> None:
+def write_table_file(table: Any, path: str | Path) -> None:
     """See `VarianceTable.save`."""
     write_document(path, FORMAT, FORMAT_VERSION, *table_contents(table))
 
 
-def table_digest(table: VarianceTable) -> str:
+def table_digest(table: Any) -> str:
     """See `VarianceTable.digest`."""
     return document_digest(FORMAT, FORMAT_VERSION, *table_contents(table))
 
 
-def table_contents(table: VarianceTable) -> tuple[Arrays, dict[str, Any]]:
+def table_contents(table: Any) -> tuple[Arrays, dict[str, Any]]:
     """The arrays and the metadata of a table's document."""
     schedule = table.schedule
     arrays: Arrays = {
@@ -63,15 +64,13 @@ def table_contents(table: VarianceTable) -> tuple[Arrays, dict[str, Any]]:
     return arrays, metadata
 
 
-def read_table(path: str | Path) -> VarianceTable:
-    """See `VarianceTable.load`."""
-    return table_of(*read_document(path, FORMAT, FORMAT_VERSION, "variance table"))
+def read_table_file(path: str | Path) -> dict[str, Any]:
+    """The arguments of the `VarianceTable` in a file."""
+    return table_fields(*read_document(path, FORMAT, FORMAT_VERSION, "variance table"))
 
 
-def table_of(arrays: Arrays, meta: dict[str, Any]) -> VarianceTable:
-    """The table of a document's arrays and metadata."""
-    from .table import StructureMoments, VarianceTable
-
+def table_fields(arrays: Arrays, meta: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of the `VarianceTable` of a document's arrays and metadata."""
     schedule = NoiseSchedule(
         arrays["schedule.alpha"], arrays["schedule.sigma"], arrays["schedule.timestep"], meta["schedule"]["prior_std"]
     )
@@ -84,24 +83,24 @@ def table_of(arrays: Arrays, meta: dict[str, Any]) -> VarianceTable:
     def pair(name: str) -> Any:
         return None if meta.get(name) is None else tuple(meta[name])
 
-    return VarianceTable(
-        schedule=schedule,
-        indices=arrays["indices"],
-        counts=arrays["counts"],
-        moments={
-            name: StructureMoments(arrays[f"{name}.means"], arrays[f"{name}.covariances"])
-            for name in meta["structures"]
-        },
-        shape=pair("shape"),
-        prediction=meta["prediction"],
-        clip=pair("clip"),
-        data_range=pair("data_range"),
-        network=meta["network"],
-        guidance_scale=meta.get("guidance_scale", 1.0),
-        latent_scaling=pair("latent_scaling"),
-        data=data,
-        seed=meta["seed"],
-        tolerance=meta["tolerance"],
-        evaluations=meta["evaluations"],
-        details=meta["details"],
-    )
+    moments = {
+        name: StructureMoments(arrays[f"{name}.means"], arrays[f"{name}.covariances"]) for name in meta["structures"]
+    }
+    return {
+        "schedule": schedule,
+        "indices": arrays["indices"],
+        "counts": arrays["counts"],
+        "moments": moments,
+        "shape": pair("shape"),
+        "prediction": meta["prediction"],
+        "clip": pair("clip"),
+        "data_range": pair("data_range"),
+        "network": meta["network"],
+        "guidance_scale": meta.get("guidance_scale", 1.0),
+        "latent_scaling": pair("latent_scaling"),
+        "data": data,
+        "seed": meta["seed"],
+        "tolerance": meta["tolerance"],
+        "evaluations": meta["evaluations"],
+        "details": meta["details"],
+    }

@@ -12,13 +12,7 @@ import torch
 from diffusers import DDPMPipeline
 
 import diffusion_var as dv
-from diffusion_var.app.commands.train_unet import (
-    CHECKPOINT,
-    TrainUNetOptions,
-    make_scheduler,
-    make_unet,
-    run_train_unet,
-)
+from diffusion_var.app.commands.train_unet import CHECKPOINT, TrainUNetOptions, make_scheduler, make_unet, run_train_unet
 from diffusion_var.data.digits import digits_splits
 from diffusion_var.errors import InputError
 from diffusion_var.training import unet as training

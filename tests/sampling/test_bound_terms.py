@@ -10,7 +10,7 @@ from gaussian_bounds import SCHEDULE, SHAPE, Told
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 import diffusion_var as dv
-from diffusion_var.covariance.step_covariances import StepCovariances
+from diffusion_var.covariance.reverse import StepCovariances
 from diffusion_var.likelihood.terms import BoundTerms, Node, prior_kl
 from diffusion_var.process.structure import STRUCTURE_NAMES, make_structure
 

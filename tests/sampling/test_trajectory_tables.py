@@ -11,7 +11,7 @@ import pytest
 import diffusion_var as dv
 from diffusion_var.likelihood import trajectories as trajectory
 from diffusion_var.randomness import generator
-from diffusion_var.variance.table import StructureMoments
+from diffusion_var.variance.moments import StructureMoments
 
 N, SHAPE = 60, (2, 4, 2)
 SCHEDULE = dv.NoiseSchedule.linear(N)

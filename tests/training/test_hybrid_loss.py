@@ -9,7 +9,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 import diffusion_var as dv
-from diffusion_var.covariance.step_covariances import StepCovariances
+from diffusion_var.covariance.reverse import StepCovariances
 from diffusion_var.data.images import to_float
 from diffusion_var.errors import InputError
 from diffusion_var.likelihood.decoder import make_decoder

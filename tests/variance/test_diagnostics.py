@@ -10,7 +10,8 @@ import torch
 from populations import exact_population
 
 import diffusion_var as dv
-from diffusion_var.covariance.diagnostics import describe, diagnose, excess_kl, mean_error
+from diffusion_var.covariance.diagnostics import describe, diagnose, mean_error
+from diffusion_var.process.divergence import excess_kl
 from diffusion_var.process.structure import make_structure
 
 SCHEDULE, SHAPE = dv.NoiseSchedule.linear(1000), (1, 4, 4)

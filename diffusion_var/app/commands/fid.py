@@ -1,4 +1,4 @@
-"""What the commands stats and fid do, once their options are checked."""
+"""The command fid: scores of images against a reference, with their protocol."""
 
 from __future__ import annotations
 
@@ -7,40 +7,17 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ...data.names import open_device, open_images
-from ...errors import InputError
+from ...data.names import open_images
 from ...metrics.networks import FeatureNetwork, load_features
-from ...metrics.sample import collect
 from ...metrics.score import Score
 from ...metrics.scores import evaluate
-from ..options import FidOptions, StatsOptions
-from .outputs import require_new_file
+from ..model import open_device
+from ..options import FidOptions
 
 _TITLES = {"fid": "FID", "fid_infinity": "FID∞", "kid": "KID"}
 
 
-def run_stats(options: StatsOptions) -> None:
-    """Write the feature statistics of images to an npz."""
-    if options.out.suffix.lower() != ".npz":
-        raise InputError(f"the output {options.out} does not end in .npz; give the file that suffix.")
-    require_new_file(options.out, options.overwrite)
-    device = open_device(options.device)
-    images = open_images(options.images, options.download, options.skip_corrupt)
-    sample = collect(
-        images,
-        _features(options),
-        batch_size=options.batch_size,
-        device=device,
-        name=options.images,
-        progress=True,
-    )
-    sample.statistics.save(options.out)
-    for key, value in sample.origin.items():
-        print(f"  {key}: {value}")
-    print(f"written: statistics of {sample.statistics.count} images in {options.out}")
-
-
-def run_fid(options: FidOptions) -> None:
+def run(options: FidOptions) -> None:
     """Print scores of images against a reference, with their protocol."""
     device = open_device(options.device)
     images, reference = (
@@ -64,7 +41,7 @@ def run_fid(options: FidOptions) -> None:
     print("\n".join(_json_lines(scores) if options.json else _text(scores)))
 
 
-def _features(options: StatsOptions | FidOptions) -> FeatureNetwork:
+def _features(options: FidOptions) -> FeatureNetwork:
     return load_features(
         options.features, inception_weights=options.inception_weights, accept_weights=options.accept_weights
     )

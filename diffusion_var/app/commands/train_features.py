@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from ...errors import InputError
-from ...files import make_folder
+from ...files import make_folder, require_new_file
 from ..options import DeviceHelp, ImagesHelp, Options, Positional
 
 if TYPE_CHECKING:
@@ -46,14 +46,13 @@ class TrainFeaturesOptions(Options):
     overwrite: Annotated[bool, "replace an existing file"] = False
 
 
-def run_train_features(options: TrainFeaturesOptions) -> ClassifierFeatures:
+def run(options: TrainFeaturesOptions) -> ClassifierFeatures:
     """Train, measure and write the network that the options ask for."""
     import torch
 
-    from ...data.names import open_device
     from ...metrics.classifier import ClassifierFeatures, save_features
     from ...training.classifier import accuracy, train_classifier
-    from .outputs import require_new_file
+    from ..model import open_device
 
     start = time.perf_counter()
     if options.out.suffix.lower() != ".safetensors":

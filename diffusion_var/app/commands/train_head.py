@@ -1,4 +1,4 @@
-"""Training a covariance head from options: what the command train-head does."""
+"""The command train-head: a covariance head on a model's frozen trunk."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ...data.names import open_images
 from ...errors import InputError
 from ...files import make_folder, write_atomic
 from ...variance.table import VarianceTable
-from ..head_options import TrainHeadOptions
 from ..model import Model, open_model
+from ..options import TrainHeadOptions
 from .train_unet import CHECKPOINT, require_own_folder
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 HEAD = "head.safetensors"
 
 
-def run_train_head(options: TrainHeadOptions) -> None:
+def run(options: TrainHeadOptions) -> None:
     """Train and save; the same command continues an interrupted run. One process, or many by torchrun."""
-    from ...covariance.head import HeadSpec
+    from ...covariance.head_spec import HeadSpec
     from ...training.head import HeadTraining, train_head
-    from ...training.unet import processes
+    from ...training.loop import processes
 
     settings = HeadTraining(**{name: getattr(options, name) for name in HeadTraining.__dataclass_fields__})
     spec = HeadSpec(options.target, options.kind, options.structure, options.output, options.features)

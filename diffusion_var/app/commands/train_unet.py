@@ -43,12 +43,13 @@ class TrainUNetOptions(Options):
     overwrite: Annotated[bool, "write into a folder that holds something else"] = False
 
 
-def run_train_unet(options: TrainUNetOptions) -> None:
+def run(options: TrainUNetOptions) -> None:
     """Train and save; the same command continues an interrupted run."""
     from ...data.names import open_images
     from ...process.schedule import NoiseSchedule
     from ...training.hybrid_loss import step_coefficients
-    from ...training.unet import UNetTraining, processes, train_unet
+    from ...training.loop import processes
+    from ...training.unet import UNetTraining, train_unet
 
     settings = UNetTraining(
         **{name: getattr(options, name) for name in UNetTraining.__dataclass_fields__}  # the same names in both

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...documents import read_document, write_document
-from ...errors import DiffusionVarWarning, InputError
-from ...files import make_folder
+from ...errors import InputError, warn
 from ...metrics.score import Score
+from ...resume import Parts
 
 FOLDER = "cells"
 FORMAT = "diffusion_var.comparison_cell"
@@ -46,6 +44,8 @@ class CellStore:
 
     def __init__(self, folder: Path, common: dict[str, Any]) -> None:
         self.folder, self.common = folder / FOLDER, common
+        # What a cell belongs to is in its name.
+        self._parts = Parts(self.folder, FORMAT, FORMAT_VERSION, "cell of a comparison", {})
 
     def path(self, label: str, own: dict[str, Any]) -> Path:
         """The file of the cell that `own` describes; `label` is for people who look into the folder."""
@@ -58,21 +58,20 @@ class CellStore:
 
     def load(self, label: str, own: dict[str, Any]) -> Measured | None:
         """A cell computed before; None, with a warning, also for one whose file is damaged."""
-        path = self.path(label, own)
-        if not path.exists():
-            return None
         try:
-            arrays, metadata = read_document(path, FORMAT, FORMAT_VERSION, "cell of a comparison")
+            found = self._parts.load(self.path(label, own).name)
         except InputError as error:
-            warnings.warn(f"{error} This cell is computed again.", DiffusionVarWarning, stacklevel=2)
+            warn(f"{error} This cell is computed again.")
             return None
-        return Measured({name: _score(content) for name, content in metadata["scores"].items()}, arrays["grid"])
+        if found is None:
+            return None
+        arrays, plain = found
+        return Measured({name: _score(content) for name, content in plain["scores"].items()}, arrays["grid"])
 
     def save(self, label: str, own: dict[str, Any], measured: Measured) -> None:
         """Write a cell, atomically."""
-        make_folder(self.folder)
         scores = {name: asdict(score) for name, score in measured.scores.items()}
-        write_document(self.path(label, own), FORMAT, FORMAT_VERSION, {"grid": measured.grid}, {"scores": scores})
+        self._parts.save(self.path(label, own).name, ({"grid": measured.grid}, {"scores": scores}))
 
 
 def _score(content: dict[str, Any]) -> Score:

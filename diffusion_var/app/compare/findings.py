@@ -7,12 +7,14 @@ one is better if a paired t-test over the seeds says so at the 5 % level (two-si
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 
 from ...metrics.score import HIGHER_IS_BETTER
-from ..options import BITS, Method, family_name
+from ..options import BITS
+from .options import Method
 from .result import Cell, Comparison
 
 
@@ -37,7 +39,7 @@ def verdict(a: Cell, b: Cell, metric: str) -> int:
     """-1: a is better than b; 1: worse; 0: the seeds do not tell (one seed tells nothing)."""
     from scipy.special import stdtrit
 
-    difference = np.subtract(a.scores[metric], b.scores[metric])
+    difference = np.subtract(a.values(metric), b.values(metric))
     count = len(difference)
     if count < 2:
         return 0
@@ -46,15 +48,20 @@ def verdict(a: Cell, b: Cell, metric: str) -> int:
     return 0 if abs(difference.mean()) <= least else sign * int(np.sign(difference.mean()))
 
 
-def score_text(scores: list[float], metric: str) -> str:
-    """Mean ± standard deviation; a KID's size depends on the network's features, so it gets three digits."""
-    if not scores:
-        return "–"
-    parts = [float(np.mean(scores)), *([float(np.std(scores, ddof=1))] if len(scores) > 1 else [])]
+def score_text(value: float, spread: float, metric: str) -> str:
+    """A score ± its spread (nan: none); a KID's size depends on the network's features, so it gets three digits."""
+    parts = [value, *([] if math.isnan(spread) else [spread])]
     if metric == "kid":
         return " ± ".join(f"{part:.0f}" if abs(part) >= 100 else f"{part:.3g}" for part in parts)
     digits = 4 if metric == BITS else 3 if metric in HIGHER_IS_BETTER else 2
     return " ± ".join(f"{part:.{digits}f}" for part in parts)
+
+
+def baseline_text(scores: list[float], metric: str) -> str:
+    """Mean ± standard deviation of the real images' scores; a dash where there are none."""
+    if not scores:
+        return "–"
+    return score_text(float(np.mean(scores)), float(np.std(scores, ddof=1)) if len(scores) > 1 else math.nan, metric)
 
 
 def score_rows(result: Comparison, metric: str) -> list[tuple[str, list[tuple[str, bool]]]]:
@@ -70,7 +77,7 @@ def score_rows(result: Comparison, metric: str) -> list[tuple[str, list[tuple[st
                 [
                     ("–", False)
                     if c is None or metric not in c.scores
-                    else (score_text(c.scores[metric], metric), c.mean(metric) == best[k])
+                    else (_text(c, metric), c.mean(metric) == best[k])
                     for k, c in cells
                 ],
             )
@@ -105,9 +112,9 @@ def _winner(result: Comparison, steps: int, metric: str) -> str:
 def _family_findings(result: Comparison, metric: str) -> list[str]:
     """Within one η and number of steps, each analytic row or head against the best fixed row."""
     out = []
-    for eta in sorted({m.eta for m in result.options.methods}, reverse=True):
+    for family in _families(result.options.methods):
         for k in result.options.all_steps:
-            cells = [c for c in result.column(k, metric) if c.method.eta == eta]
+            cells = [c for c in result.column(k, metric) if c.method.family == family]
             fixed, measured = _fixed_and_measured(cells)
             if not fixed or not measured:
                 continue
@@ -117,12 +124,18 @@ def _family_findings(result: Comparison, metric: str) -> list[str]:
                 "analytic rows and heads" if any(c.method.covariance == "head" for c in measured) else "analytic rows"
             )
             text = (
-                f"{family_name(eta)}, K = {k}: against {fixed[0].method.label} ({_text(fixed[0], metric)}), "
+                f"{family}, K = {k}: against {fixed[0].method.label} ({_text(fixed[0], metric)}), "
                 f"{signs.count(-1)} of {len(measured)} {rows} are better, {signs.count(0)} not told apart, "
                 f"{signs.count(1)} worse"
             )
             out.append(f"{text}: {', '.join(worse)}." if worse else f"{text}.")
     return out
+
+
+def _families(methods: list[Method]) -> list[str]:
+    """DDPM first, then falling η, then τ."""
+    ordered = sorted(methods, key=lambda m: (m.tau is not None, -m.eta, m.tau or 0.0))
+    return list(dict.fromkeys(m.family for m in ordered))
 
 
 def _cap_findings(result: Comparison, metric: str) -> list[str]:
@@ -148,4 +161,4 @@ def _plain(method: Method, **changes: Any) -> Method:
 
 
 def _text(cell: Cell, metric: str) -> str:
-    return score_text(cell.scores[metric], metric)
+    return score_text(cell.mean(metric), cell.spread(metric), metric)

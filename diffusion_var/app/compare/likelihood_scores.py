@@ -8,12 +8,13 @@ from typing import Any, Final
 from ...data.fixed_images import FixedImages
 from ...data.names import open_images
 from ...errors import InputError
-from ...likelihood.bound import bits_per_dim
+from ...likelihood.bound import Bound
 from ...metrics.score import Score
 from ...process.kernel import ClippedEps
 from ...sampling.sampler import Sampler
 from ..model import Model
-from ..options import BITS, CompareOptions, Method
+from ..options import BITS
+from .options import CompareOptions
 
 LEVELS: Final = 256
 DECODER: Final = "beta_tilde"
@@ -31,7 +32,7 @@ class LikelihoodScoring:
 
     def __init__(self, options: CompareOptions, model: Model) -> None:
         self.options, self.denoiser = options, model.denoiser
-        if not any(map(self.has, options.methods)):
+        if not any(method.is_noisy for method in options.methods):
             raise InputError(
                 f"every method has η = 0, whose bound on the likelihood is infinite; leave {BITS} out, or add a method "
                 "with η above 0."
@@ -47,22 +48,20 @@ class LikelihoodScoring:
         given = {} if self.conditions is None else {"conditions_of_images": self.conditions.fingerprint}
         self.identity = {BITS: {"images": self._fingerprint, "levels": LEVELS, "decoder": DECODER, **given}}
 
-    def has(self, method: Method) -> bool:
-        """Whether a method has a likelihood: without noise in its steps it has none."""
-        return method.eta > 0
-
     def score(self, sampler: Sampler, clipped_eps: ClippedEps | None, seed: int, checkpoint: Path) -> Score:
         """The bound, with the noise of one seed; interrupted, it goes on from `checkpoint`."""
-        bound = bits_per_dim(
+        bound = Bound(
             self.denoiser,
             sampler.covariance,
-            self.images,
             sampler.steps,
-            seed,
-            LEVELS,
-            eta=sampler.eta,
-            decoder_variance=DECODER,
+            sampler.eta,
+            DECODER,
+            levels=LEVELS,
             clipped_eps=clipped_eps,
+            tau=sampler.tau,
+        ).evaluate(
+            self.images,
+            seed,
             conditions=self.conditions,
             batch_size=self.options.batch_size,
             checkpoint=checkpoint,

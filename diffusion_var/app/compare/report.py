@@ -13,11 +13,12 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ... import plots
 from ...files import write_atomic
 from ...metrics.score import HIGHER_IS_BETTER
+from ...plots import variance_curves
 from ..options import BITS
-from .findings import findings, score_rows, score_text
+from .findings import baseline_text, findings, score_rows
+from .pictures import TITLES, sample_grid, score_curves
 from .result import Comparison
 
 if TYPE_CHECKING:
@@ -37,10 +38,10 @@ def write_report(result: Comparison, folder: Path) -> None:
             {
                 "name": metric,
                 "of_images": metric != BITS,
-                "title": plots.TITLES.get(metric, metric),
+                "title": TITLES.get(metric, metric),
                 "best": "higher" if metric in HIGHER_IS_BETTER else "lower",
                 "rows": score_rows(result, metric),
-                "baseline": score_text(result.baseline.get(metric, []), metric),
+                "baseline": baseline_text(result.baseline.get(metric, []), metric),
                 "picture": f"scores_{metric}",
                 "protocol": _flat(result.protocols[metric]),
             }
@@ -58,10 +59,12 @@ def write_report(result: Comparison, folder: Path) -> None:
 
 
 def _figures(result: Comparison) -> dict[str, Figure]:
-    figures = {f"scores_{metric}": plots.score_curves(result, metric) for metric in result.options.metrics}
+    figures = {f"scores_{metric}": score_curves(result, metric) for metric in result.options.metrics}
     if result.table is not None:
-        figures["variance"] = plots.variance_curves(result.table, max(result.options.all_steps))
-    return figures | {f"samples_{k}": plots.sample_grid(result, k) for k in result.options.all_steps}
+        figures["variance"] = variance_curves(result.table, max(result.options.all_steps))
+    if result.options.image_metrics:
+        figures |= {f"samples_{k}": sample_grid(result, k) for k in result.options.all_steps}
+    return figures
 
 
 def as_json(result: Comparison) -> dict[str, Any]:
@@ -80,11 +83,11 @@ def as_json(result: Comparison) -> dict[str, Any]:
                 "images": result.options.count * len(result.options.seeds),
                 "scores": {
                     metric: {
-                        "values": values,
+                        "values": c.values(metric),
                         "mean": c.mean(metric),
                         "spread": None if math.isnan(c.spread(metric)) else c.spread(metric),
                     }
-                    for metric, values in c.scores.items()
+                    for metric in c.scores
                 },
             }
             for c in result.cells
@@ -100,12 +103,12 @@ def as_json(result: Comparison) -> dict[str, Any]:
 def text_table(result: Comparison, metric: str) -> str:
     """The scores as text for a terminal, the best of each column starred."""
     better = "higher" if metric in HIGHER_IS_BETTER else "lower"
-    head = f"{plots.TITLES.get(metric, metric)} ({better} is better)"
+    head = f"{TITLES.get(metric, metric)} ({better} is better)"
     rows = [
         (label, [("* " if best else "") + text for text, best in cells]) for label, cells in score_rows(result, metric)
     ]
     if metric in result.baseline:
-        rows.append(("real images", [score_text(result.baseline[metric], metric)]))
+        rows.append(("real images", [baseline_text(result.baseline[metric], metric)]))
     width = max(len(head), *(len(label) for label, _ in rows)) + 2
     lines = [head.ljust(width) + "".join(f"{f'K = {k}':>20s}" for k in result.options.all_steps)]
     lines += [label.ljust(width) + "".join(f"{text:>20s}" for text in texts) for label, texts in rows]
@@ -130,7 +133,7 @@ def _csv(result: Comparison) -> str:
     for cell in result.cells:
         for i, seed in enumerate(result.options.seeds):
             scores = [
-                repr(cell.scores[metric][i]) if metric in cell.scores else "" for metric in result.options.metrics
+                repr(cell.values(metric)[i]) if metric in cell.scores else "" for metric in result.options.metrics
             ]
             writer.writerow([cell.method.label, cell.steps, seed, result.options.count, *scores])
     return out.getvalue()

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...metrics.score import HIGHER_IS_BETTER
+from ...metrics.score import HIGHER_IS_BETTER, Score
 from ...variance.table import VarianceTable
-from ..options import CompareOptions, Method
+from .options import CompareOptions, Method
 
 
 @dataclass
@@ -18,23 +18,29 @@ class Cell:
     """One method at one number of steps: its scores for every seed, and a few of its images.
 
     Attributes:
-        scores: metric -> one number per seed; a metric that the method does not have (likelihoods at η = 0) is absent.
-        grid: (G, C, H, W) uint8, the first images of the first seed.
+        scores: metric -> one score per seed; a metric that the method does not have (likelihoods at η = 0) is absent.
+        grid: (G, C, H, W) uint8, the first images of the first seed; none where no samples were asked for.
     """
 
     method: Method
     steps: int
-    scores: dict[str, list[float]]
-    grid: torch.Tensor
+    scores: dict[str, list[Score]] = field(default_factory=dict)
+    grid: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 1, 1, 1, dtype=torch.uint8))
+
+    def values(self, metric: str) -> list[float]:
+        """One number per seed."""
+        return [float(score) for score in self.scores[metric]]
 
     def mean(self, metric: str) -> float:
         """Mean over seeds."""
-        return float(np.mean(self.scores[metric]))
+        return float(np.mean(self.values(metric)))
 
     def spread(self, metric: str) -> float:
-        """Standard deviation over seeds; nan for one seed."""
-        scores = self.scores[metric]
-        return float(np.std(scores, ddof=1)) if len(scores) > 1 else float("nan")
+        """Standard deviation over seeds; for one seed the score's own standard error, or nan."""
+        values, first = self.values(metric), self.scores[metric][0]
+        if len(values) > 1:
+            return float(np.std(values, ddof=1))
+        return float("nan") if first.standard_error is None else first.standard_error
 
 
 @dataclass

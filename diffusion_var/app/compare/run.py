@@ -1,8 +1,9 @@
 """Methods × numbers of steps × seeds in one run: one variance table, many samplers, scores for each.
 
 Every method draws image i of a seed from the same first noise, so that grids compare like with like. Scores are taken
-against one reference and set beside a floor: as many real images, scored the same way. Each seed of a method at a
-number of steps is a file (see `cells`); an interrupted run goes on with those that are missing.
+against one reference and set beside a floor: as many real images, scored the same way. Likelihoods need no samples, and
+may be measured alone. Each seed of a method at a number of steps is a file (see `cells`); an interrupted run goes on
+with those that are missing.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,26 +19,49 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ... import checks
 from ...data.images import to_uint8
 from ...data.names import open_images
-from ...errors import InputError
-from ...files import make_folder
+from ...files import make_folder, require_empty_folder
 from ...metrics.score import Score, require_same_protocol
 from ...models.denoiser import Denoiser
+from ...process.steps import describe
 from ...sampling.sampler import Sampler
 from ...variance.allocation import check_budget, default_indices
 from ...variance.estimate import estimate
 from ...variance.table import VarianceTable
 from ..methods import make_sampler, make_steps
 from ..model import Model, open_model
-from ..options import BITS, CompareOptions, Method
+from ..options import BITS
 from .cells import FOLDER, CellStore, Measured
 from .likelihood_scores import LikelihoodScoring
+from .options import CompareOptions, Method
 from .result import Cell, Comparison
 from .sample_scores import Scoring, baseline_groups
 
 GRID_IMAGES = 12
 TABLE = "table.safetensors"
+# Parts of a method that decide a cell only where they are given.
+_OPTIONAL = ("head", "tau", "sigmas", "factor")
+
+
+def run(options: CompareOptions) -> None:
+    """Measure, sample, score and write the report into `options.out`; prints the scores and who wins."""
+    from .findings import findings
+    from .report import text_table, write_report
+
+    # What a run of this command leaves is to be continued, not to be in the way.
+    continues = (options.out / FOLDER).is_dir()
+    folder = require_empty_folder(options.out, options.overwrite or continues, ignore=[TABLE])
+    result = compare(options, folder)
+    print("3/3 writing the report")
+    write_report(result, folder)
+    for metric in options.metrics:
+        print(text_table(result, metric))
+    print()
+    for line in findings(result):
+        print(f"- {line}")
+    print(f"\nThe report is {folder / 'report.html'} (and report.md, with pictures and results.csv beside it).")
 
 
 def compare(options: CompareOptions, folder: Path, announce: Callable[[str], None] = print) -> Comparison:
@@ -47,22 +71,20 @@ def compare(options: CompareOptions, folder: Path, announce: Callable[[str], Non
     """
     _check(options)
     model = open_model(options.model, options)
-    denoiser = model.denoiser
-    model.sample_conditions([0])  # refuses what is missing before the work
-    for method in options.methods:  # all but the table itself, so that mistakes show before the work
-        trial = replace(method, covariance="beta_tilde") if method.covariance == "analytic" else method
-        for k in options.method_steps(method):
-            make_sampler(denoiser, trial, make_steps(denoiser.schedule, k, method.spacing), None)
+    denoiser, pictures = model.denoiser, bool(options.image_metrics)
+    if pictures:
+        model.sample_conditions([0])  # refuses what is missing before the work
+    _try_methods(options, denoiser)
     check_budget(options.tolerance, options.max_evaluations, default_indices(denoiser.schedule))
     sources = _open_sources(options)
-    scoring = Scoring(options, denoiser.device, model.image_shape)
+    scoring = Scoring(options, denoiser.device, model.image_shape) if pictures else None
     likelihoods = LikelihoodScoring(options, model) if BITS in options.metrics else None
-    groups = baseline_groups(options, model.image_shape)
+    groups = baseline_groups(options, model.image_shape) if pictures else []
     table, table_file = _table(options, model, sources, folder, announce)
     store = CellStore(folder, _common(options, model, scoring))
     result = Comparison(options, table)
     run = _Run(result, model, scoring, likelihoods, store, table_file)
-    announce("2/3 sampling and scoring")
+    announce("2/3 sampling and scoring" if pictures else "2/3 bounding likelihoods")
     run.measure_cells()
     run.measure_baseline(groups)
     for metric, scores in run.by_metric.items():
@@ -83,27 +105,33 @@ def _check(options: CompareOptions) -> None:
     lists: list[tuple[str, Any]] = [(name, getattr(options, name)) for name in ("steps", "seeds", "metrics")]
     lists += [(f"steps of {m.label}", m.steps) for m in options.methods if m.steps is not None]
     for name, values in lists:
-        if not values or len({*values}) != len(values):
-            raise InputError(f"{name} must hold at least one value and none twice, but it is {values}.")
+        wrong = not values or len({*values}) != len(values)
+        checks.refuse(wrong, f"{name} must hold at least one value and none twice, but it is {values}.")
     labels = [method.label.strip() for method in options.methods]
-    if not labels or "" in labels:
-        raise InputError("methods must hold at least one method, and none with an empty name.")
-    if twice := [label for label in labels if labels.count(label) > 1]:
-        raise InputError(f"two methods are called {twice[0]!r}; remove one, or give it another name.")
-    if not options.image_metrics:
-        raise InputError(
-            f"metrics holds {BITS} alone, which needs no samples; add a metric of images such as fid, or use "
-            "`diffusion-var nll` or scripts/compare_likelihoods.py."
-        )
-    if options.count < 2 or options.batch_size < 1:
-        raise InputError(
-            f"count={options.count} and batch_size={options.batch_size} must be at least 2 (better hundreds) and 1."
-        )
+    wrong = not labels or "" in labels
+    checks.refuse(wrong, "methods must hold at least one method, and none with an empty name.")
+    twice = [label for label in labels if labels.count(label) > 1]
+    checks.refuse(
+        bool(twice), f"two methods are called {', '.join(map(repr, twice[:1]))}; remove one, or give it another name."
+    )
+    checks.refuse(
+        options.count < 2 or options.batch_size < 1,
+        f"count={options.count} and batch_size={options.batch_size} must be at least 2 (better hundreds) and 1.",
+    )
+
+
+def _try_methods(options: CompareOptions, denoiser: Denoiser) -> None:
+    """All of the methods but the table itself, so that mistakes show before the work."""
+    for method in options.methods:
+        trial = replace(method, covariance="beta_tilde") if method.covariance == "analytic" else method
+        trial = replace(trial, spacing="linspace") if method.spacing == "optimal" else trial
+        for k in options.method_steps(method):
+            make_sampler(denoiser, trial, make_steps(denoiser.schedule, trial, k), None)
 
 
 def _open_sources(options: CompareOptions) -> Any:
     """The given table, or the images to measure one on; None where no method needs one."""
-    if all(method.covariance != "analytic" for method in options.methods):
+    if not options.needs_table:
         return None
     if options.table is not None:
         return VarianceTable.load(options.table)
@@ -143,7 +171,7 @@ def _configuration(denoiser: Denoiser) -> str:
     return json.dumps({k: v for k, v in dict(config).items() if not k.startswith("_")}, sort_keys=True, default=str)
 
 
-def _common(options: CompareOptions, model: Model, scoring: Scoring) -> dict[str, Any]:
+def _common(options: CompareOptions, model: Model, scoring: Scoring | None) -> dict[str, Any]:
     """What decides the scores of every cell."""
     denoiser = model.denoiser
     given = {} if not denoiser.conditional else {"conditions": model.conditions_digest, "w": denoiser.guidance_scale}
@@ -158,7 +186,7 @@ def _common(options: CompareOptions, model: Model, scoring: Scoring) -> dict[str
         "data_range": denoiser.data_range,
         "dtype": options.dtype,
         "metrics": options.image_metrics,
-        **scoring.identity,
+        **({} if scoring is None else scoring.identity),
     }
 
 
@@ -169,7 +197,7 @@ class _Run:
         self,
         result: Comparison,
         model: Model,
-        scoring: Scoring,
+        scoring: Scoring | None,
         likelihoods: LikelihoodScoring | None,
         store: CellStore,
         table: Path,
@@ -181,29 +209,37 @@ class _Run:
 
     def measure_cells(self) -> None:
         """Fill the comparison, computing what is not there yet."""
+        schedule, table = self.denoiser.schedule, self.result.table
         plan = [
-            (method, k, make_steps(self.denoiser.schedule, k, method.spacing))
+            (method, k, make_sampler(self.denoiser, method, make_steps(schedule, method, k, table), table))
             for method in self.options.methods
             for k in self.options.method_steps(method)
         ]
-        samplers = [make_sampler(self.denoiser, method, steps, self.result.table) for method, _, steps in plan]
-        with_bits = [k for method, k, _ in plan if self.likelihoods is not None and self.likelihoods.has(method)]
+        images = self.options.count if self.options.image_metrics else 0
+        with_bits = [k for method, k, _ in plan if self.likelihoods is not None and method.is_noisy]
         bound_size = 0 if self.likelihoods is None else len(self.likelihoods.images)
-        evaluations = sum(k for _, k, _ in plan) * self.options.count + sum(with_bits) * bound_size
+        evaluations = sum(k for _, k, _ in plan) * images + sum(with_bits) * bound_size
         total = evaluations * len(self.options.seeds)
         with tqdm(total=total, unit="eval", unit_scale=True, desc="compare") as bar:
-            for (method, k, _), sampler in zip(plan, samplers, strict=True):
+            for method, k, sampler in plan:
                 bar.set_postfix_str(f"{method.label}, K={k}")
-                measured = [self._cell(method, sampler, seed, bar) for seed in self.options.seeds]
-                scores: dict[str, list[float]] = {
-                    metric: [float(m.scores[metric]) for m in measured] for metric in self.options.image_metrics
-                }
-                if self.likelihoods is not None and self.likelihoods.has(method):
-                    scores[BITS] = [self._bits(method, sampler, seed, bar) for seed in self.options.seeds]
-                self.result.cells.append(Cell(method, k, scores, torch.from_numpy(measured[0].grid)))
+                self.result.cells.append(self._measure(method, k, sampler, bar))
+
+    def _measure(self, method: Method, k: int, sampler: Sampler, bar: Any) -> Cell:
+        """All seeds of one method at one number of steps."""
+        cell = Cell(method, k)
+        if self.options.image_metrics:
+            measured = [self._cell(method, sampler, seed, bar) for seed in self.options.seeds]
+            cell.grid = torch.from_numpy(measured[0].grid)
+            for metric in self.options.image_metrics:
+                cell.scores[metric] = [m.scores[metric] for m in measured]
+        if self.likelihoods is not None and method.is_noisy:
+            cell.scores[BITS] = [self._bits(method, sampler, seed, bar) for seed in self.options.seeds]
+        return cell
 
     def _cell(self, method: Method, sampler: Sampler, seed: int, bar: Any) -> Measured:
-        """One seed of one method at one number of steps, from its file or computed."""
+        """The samples of one seed of one method at one number of steps, from their file or computed."""
+        assert self.scoring is not None
         label = f"{method.label} K={len(sampler.steps)} seed={seed}"
         own = self._own(method, sampler, seed) | {"count": self.options.count}
         measured = self.store.load(label, own)
@@ -219,12 +255,14 @@ class _Run:
 
     def _own(self, method: Method, sampler: Sampler, seed: int) -> dict[str, Any]:
         """What a cell has for itself."""
-        own: dict[str, Any] = {**asdict(method), "name": None, "steps": sampler.steps, "seed": seed}
-        own["head"] = None if method.head is None else sampler.covariance.identity()
-        own = {key: value for key, value in own.items() if key != "head" or value is not None}
+        defaults = {f.name: f.default for f in fields(method)}
+        own = {k: v for k, v in asdict(method).items() if k not in _OPTIONAL or v != defaults[k]}
+        own |= {"name": None, "steps": describe(sampler.steps), "seed": seed}
+        if method.head is not None:
+            own["head"] = sampler.covariance.identity()
         return own | {"table": self._table_hash if method.covariance == "analytic" else None}
 
-    def _bits(self, method: Method, sampler: Sampler, seed: int, bar: Any) -> float:
+    def _bits(self, method: Method, sampler: Sampler, seed: int, bar: Any) -> Score:
         """The likelihood bound with one seed's noise, from its file or computed."""
         assert self.likelihoods is not None
         label = f"{method.label} K={len(sampler.steps)} seed={seed}"
@@ -238,7 +276,7 @@ class _Run:
             partial.unlink(missing_ok=True)
         bar.update(len(sampler.steps) * len(self.likelihoods.images))
         self.by_metric[BITS][label] = measured.scores[BITS]
-        return float(measured.scores[BITS])
+        return measured.scores[BITS]
 
     def _images(self, sampler: Sampler, seed: int, grid: list[torch.Tensor], bar: Any) -> Iterator[torch.Tensor]:
         """Batches of uint8 images; the first ones are left in `grid`."""
@@ -254,6 +292,7 @@ class _Run:
     def measure_baseline(self, groups: list[Any]) -> None:
         """Score each group of real images."""
         for g, images in enumerate(groups):
+            assert self.scoring is not None
             label = f"real images {g}"
             sample = self.scoring.collect(images, label)
             own = {"real": sample.origin["sha256"]}

@@ -16,7 +16,7 @@ from ...metrics.score import Score
 from ...metrics.scores import NEAREST_OF_DENSITY, evaluate
 from ...metrics.sides import resolve
 from ...randomness import generator
-from ..options import CompareOptions
+from .options import CompareOptions
 
 _NEIGHBOURS = ("precision", "recall", "density", "coverage")
 

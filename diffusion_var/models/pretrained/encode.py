@@ -15,10 +15,11 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ... import checks
 from ...data.fixed_images import CHUNK, FixedImages
-from ...documents import read_document, write_document
 from ...errors import InputError
 from ...files import make_folder
+from ...resume import Parts
 from ..denoiser import Denoiser
 from .latents import IMAGE_RANGE, LatentCodec
 
@@ -45,8 +46,7 @@ def encode_latents(
     codec = denoiser.codec
     if codec is None:
         raise InputError("this model has no autoencoder, so there is nothing to encode; pass the images as they are.")
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size} must be at least 1.")
+    batch_size = checks.whole("batch_size", batch_size, least=1)
     source = FixedImages(images, codec.image_shape(denoiser.shape), IMAGE_RANGE)
     identity = {
         "images": source.scan(),
@@ -81,37 +81,29 @@ def _encode(
 
 
 class _CacheFiles:
-    """The files of one cache folder."""
+    """The files of one cache folder, of `CHUNK` latents each."""
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
-        self.folder, self.identity = make_folder(folder), identity
+        self._parts = Parts(make_folder(folder), FORMAT, FORMAT_VERSION, "file of latents", identity)
         for path in sorted(folder.glob("latents-*.safetensors"))[:1]:
-            self._read(path)  # another cache is refused before the work, not after
-
-    def path(self, number: int) -> Path:
-        return self.folder / f"latents-{number:06d}.safetensors"
+            self._parts.load(path.name)  # another cache is refused before the work, not after
 
     def has(self, number: int) -> bool:
         """Whether this file is there and whole."""
-        return self.path(number).is_file() and self._read(self.path(number)) is not None
+        return self._parts.load(_name(number)) is not None
 
     def write(self, number: int, latents: torch.Tensor) -> None:
-        write_document(
-            self.path(number), FORMAT, FORMAT_VERSION, {"latents": latents.numpy()}, {"identity": self.identity}
-        )
+        self._parts.save(_name(number), ({"latents": latents.numpy()}, {}))
 
     def read(self, number: int) -> torch.Tensor:
-        return self._read(self.path(number))
-
-    def _read(self, path: Path) -> torch.Tensor:
-        arrays, metadata = read_document(path, FORMAT, FORMAT_VERSION, "file of latents")
-        unlike = [key for key, value in self.identity.items() if metadata["identity"].get(key) != value]
-        if unlike:
-            raise InputError(
-                f"the latents in {path} were made from something else (different {', '.join(unlike)}); delete "
-                f"{self.folder} or choose another folder."
-            )
+        found = self._parts.load(_name(number))
+        path = self._parts.folder / _name(number)
+        arrays, _ = checks.given(found, f"the file of latents {path} is gone; encode the images again.")
         return torch.from_numpy(arrays["latents"])
+
+
+def _name(number: int) -> str:
+    return f"latents-{number:06d}.safetensors"
 
 
 class CachedLatents(Dataset[torch.Tensor]):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
+from ...hub import fetch_snapshot
 
 # Where to look, in this order; "" is the folder itself.
 NETWORK_FOLDERS = ("unet", "transformer", "")
@@ -104,17 +105,14 @@ def _patterns(variant: str | None, allow_pickle: bool) -> list[str]:
 
 
 def _fetch(name: str, revision: str | None, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # the transport's own errors are no OSErrors, and differ from version to version
-        reason = type(error).__name__
-        raise InputError(
+    def failed(reason: str) -> str:
+        return (
             f"there is no local folder {name}, and {name} could not be had from the hub ({reason}); wanted are its "
             "config.json files, scheduler/scheduler_config.json and diffusion_pytorch_model.safetensors (with "
             "model_index.json and unet/ or transformer/ in a pipeline); download them and give their folder."
-        ) from error
+        )
+
+    return fetch_snapshot(name, patterns, failed, revision)
 
 
 def read_json(path: Path) -> dict[str, Any]:

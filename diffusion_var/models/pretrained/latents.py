@@ -62,7 +62,7 @@ class LatentCodec:
         """(scale, shift): what a table remembers of its latents."""
         return self.scale, self.shift
 
-    def image_shape(self, latent_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    def image_shape(self, latent_shape: tuple[int, ...]) -> tuple[int, ...]:
         """(C, H, W) of the images that have latents of this shape."""
         return self.image_channels, latent_shape[1] * self.factor, latent_shape[2] * self.factor
 

@@ -26,32 +26,16 @@ from .prompts import PromptEncoder
 
 def load(
     path: str | Path,
-    *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    variant: str | None = None,
-    revision: str | None = None,
-    autocast: torch.dtype | None = None,
-    guidance_scale: float = 1.0,
-    unconditional: Any = None,
-    allow_pickle: bool = False,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+    variant: str | None,
+    revision: str | None,
+    autocast: torch.dtype | None,
+    guidance_scale: float,
+    unconditional: Any,
+    allow_pickle: bool,
 ) -> Denoiser:
-    """A `Denoiser` from a diffusers pipeline, or from a network with its scheduler.
-
-    Args:
-        path: a local folder as `save_pretrained` writes it, or a hub id.
-        device: where to run; None: the GPU if there is one, else the CPU.
-        dtype: of the weights, e.g. torch.float16; None: as saved. Results have the dtype of x_t.
-        variant: of the weight files, e.g. "fp16".
-        revision: branch, tag or commit of a hub repository.
-        autocast: see `Denoiser`.
-        guidance_scale: of classifier-free guidance; 1: none.
-        unconditional: the condition that stands for none; by default the empty prompt's embedding, or DiT's null label.
-        allow_pickle: read .bin weights where there are no safetensors (with torch's weights_only=True).
-
-    Raises InputError for a missing folder or file, an unsupported network or scheduler, and configs that contradict
-    each other.
-    """
+    """See `Denoiser.from_pretrained`."""
     folder = open_folder(path, revision, variant, allow_pickle)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     part, config = folder.network()

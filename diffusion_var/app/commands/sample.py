@@ -1,4 +1,4 @@
-"""What the commands compare (and demo), estimate, show and sample do, once their options are checked."""
+"""The command sample: images from a model, as files."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...data.names import open_images
+from ... import checks
 from ...errors import InputError
-from ...files import make_folder, require_empty_folder, require_writable_folder, write_atomic
+from ...files import make_folder, require_empty_folder, require_new_file, write_atomic
+from ...process.steps import describe
 from ...variance.table import VarianceTable
 from ..methods import make_sampler, make_steps
 from ..model import open_model
-from ..options import CompareOptions, EstimateOptions, SampleOptions, ShowOptions
+from ..options import SampleOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
-    from matplotlib.figure import Figure
 
     from ...sampling.sampler import Sampler
     from ..model import Model
@@ -28,101 +28,14 @@ if TYPE_CHECKING:
 _SETTINGS = "sampling.json"
 
 
-def run_compare(options: CompareOptions) -> None:
-    """Measure, sample, score and write the report into `options.out`; prints the scores and who wins."""
-    from ..compare.cells import FOLDER
-    from ..compare.findings import findings
-    from ..compare.report import text_table, write_report
-    from ..compare.run import TABLE, compare
-
-    # What a run of this command leaves is to be continued, not to be in the way.
-    continues = (options.out / FOLDER).is_dir()
-    folder = require_empty_folder(options.out, options.overwrite or continues, ignore=[TABLE])
-    result = compare(options, folder)
-    print("3/3 writing the report")
-    write_report(result, folder)
-    for metric in options.metrics:
-        print(text_table(result, metric))
-    print()
-    for line in findings(result):
-        print(f"- {line}")
-    print(f"\nThe report is {folder / 'report.html'} (and report.md, with pictures and results.csv beside it).")
-
-
-def run_estimate(options: EstimateOptions) -> None:
-    """Measure a table and write it; a checkpoint beside it lets an interrupted run go on."""
-    from ...variance.estimate import estimate
-
-    require_new_file(options.out, options.overwrite)
-    model = open_model(options.model, options)
-    images = open_images(options.images, options.download)
-    conditions = model.table_conditions(options.images, options.download)
-    checkpoint = options.checkpoint or options.out.with_name(options.out.name + ".partial")
-    if checkpoint.resolve() == options.out.resolve():
-        raise InputError(
-            f"checkpoint and out are both {options.out}, but they are two files; choose another checkpoint."
-        )
-    table = estimate(
-        model.denoiser,
-        model.inputs(images),
-        tolerance=options.tolerance,
-        seed=options.seed,
-        indices=options.indices,
-        structures=options.structures,
-        conditions=conditions,
-        max_evaluations=options.max_evaluations,
-        batch_size=options.batch_size,
-        checkpoint=checkpoint,
-    )
-    table.save(options.out)
-    checkpoint.unlink(missing_ok=True)
-    print(table.summary())
-    print(f"\nwritten: {options.out} ({options.out.stat().st_size / 1e6:.2g} MB)")
-
-
-def run_show(options: ShowOptions) -> None:
-    """Print a table's summary and what it says of a sampler's steps; if asked, write its plot."""
-    from ...covariance.diagnostics import describe, diagnose
-    from ...process.steps import linspace
-
-    if options.plot is not None:
-        figure_kind(options.plot)
-        require_new_file(options.plot, options.overwrite)
-    table = VarianceTable.load(options.table)
-    print(table.summary())
-    steps = linspace(table.schedule, min(options.steps, table.schedule.num_steps))
-    if sum(table.indices[0] <= n <= table.indices[-1] for n in steps) > 1:
-        print("\n" + describe(diagnose(table, steps)))
-    if options.plot is None:
-        return
-    from ... import plots
-
-    write_figure(plots.variance_curves(table, options.steps), options.plot)
-    print(f"\nwritten: {options.plot}")
-
-
-def figure_kind(path: Path) -> str:
-    """The kind of picture that a path's suffix asks for."""
-    kind = path.suffix.lstrip(".").lower()
-    if kind not in ("png", "pdf", "svg"):
-        raise InputError(f"the plot {path} must end in .png, .pdf or .svg.")
-    return kind
-
-
-def write_figure(figure: Figure, path: Path) -> None:
-    """Write a picture, atomically."""
-    kind = figure_kind(path)
-    write_atomic(path, lambda file: figure.savefig(file, format=kind))
-
-
-def run_sample(options: SampleOptions) -> None:
+def run(options: SampleOptions) -> None:
     """Draw images into a folder of PNG files, or one npz; an interrupted folder is completed by the same command."""
-    if options.count < 1 or options.first < 0:
-        raise InputError(f"count={options.count} must be at least 1 and first={options.first} at least 0.")
+    wrong = options.count < 1 or options.first < 0
+    checks.refuse(wrong, f"count={options.count} must be at least 1 and first={options.first} at least 0.")
     _refuse_unused(options)
     table = None if options.table is None else VarianceTable.load(options.table)
     model = open_model(options.model, options)
-    steps = make_steps(model.denoiser.schedule, options.steps, options.spacing)
+    steps = make_steps(model.denoiser.schedule, options, options.steps)
     sampler = make_sampler(model.denoiser, options, steps, table)
     wanted = list(range(options.first, options.first + options.count))
     if options.out.suffix == ".npz":
@@ -195,7 +108,7 @@ def _settings(sampler: Any, options: SampleOptions) -> dict[str, Any]:
     table = None if options.table is None else hashlib.sha256(options.table.read_bytes()).hexdigest()
     return {
         **chosen,
-        "steps": sampler.steps,
+        "steps": describe(sampler.steps),
         "network": sampler.denoiser.fingerprint,
         "schedule": sampler.denoiser.schedule.digest,
         "table": table,
@@ -209,12 +122,3 @@ def _read_settings(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-
-
-def require_new_file(path: Path, overwrite: bool) -> None:
-    """Refuse a file that exists (unless `overwrite`), and a path whose folder is missing."""
-    if path.is_dir():
-        raise InputError(f"the output {path} is a folder, but a file is needed; add a file name.")
-    if path.exists() and not overwrite:
-        raise InputError(f"the output {path} exists already; choose another name or pass --overwrite.")
-    require_writable_folder(path.parent)

@@ -1,0 +1,138 @@
+"""The command steps: optimal trajectories, from a table or from measured costs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from ...data.names import open_images
+from ...errors import InputError
+from ...files import require_new_file
+from ...process import steps as step_lists
+from ...variance.table import VarianceTable
+from ..compare.options import Method
+from ..methods import make_covariance, refuse_set
+from ..model import open_model
+from ..options import StepsOptions
+
+if TYPE_CHECKING:
+    from ...likelihood.paths import OptimalPaths
+    from ...likelihood.step_costs import StepCosts
+    from ...process.schedule import NoiseSchedule
+
+
+def run(options: StepsOptions) -> None:
+    """Print the optimal trajectories and what they save, and draw them if asked."""
+    from ...likelihood.trajectories import optimal_paths
+    from ...plots import picture_format, save_figure, trajectories
+
+    if options.plot is not None:
+        picture_format(options.plot)
+        require_new_file(options.plot, options.overwrite)
+    table = None if options.table is None else VarianceTable.load(options.table)
+    costs: VarianceTable | StepCosts
+    if options.objective == "bound":
+        refuse_set(options, ("max_relative_error",), "--objective bound")
+        if options.covariance != "analytic":
+            refuse_set(options, ("table", "structure", "estimator"), f"--covariance {options.covariance}")
+        costs = _measured_costs(options, table)
+    elif table is None:
+        raise InputError("a variance table is needed: diffusion-var steps TABLE (made by `diffusion-var estimate`).")
+    else:
+        measured = (
+            "model",
+            "images",
+            "covariance",
+            "head",
+            "eta",
+            "indices",
+            "draws",
+            "batch_size",
+            "seed",
+            "checkpoint",
+        )
+        refuse_set(options, measured, "--objective kl")
+        costs = table
+    paths = optimal_paths(
+        costs,
+        max(options.steps),
+        options.objective,
+        options.structure,
+        options.estimator,
+        options.max_relative_error,
+    )
+    found = [_path_facts(paths, costs, count) for count in options.steps]
+    for facts in found:
+        print(json.dumps(facts) if options.json else _path_text(facts))
+    if options.plot is not None:
+        save_figure(trajectories(found, costs.schedule.num_steps), options.plot)
+        if not options.json:
+            print(f"\nwritten: {options.plot}")
+
+
+def _measured_costs(options: StepsOptions, table: VarianceTable | None) -> StepCosts:
+    from ...likelihood.step_costs import step_costs
+
+    if options.model is None or options.images is None:
+        raise InputError("--objective bound measures costs on images; give --model and --images.")
+    method = Method(
+        options.covariance,
+        estimator=options.estimator or "residual",
+        structure=options.structure,
+        head=options.head,
+    )
+    covariance = make_covariance(method, table)
+    model = open_model(options.model, options)
+    indices = _measured_indices(model.denoiser.schedule, options)
+    if max(options.steps) > len(indices):  # now, and not after the work
+        raise InputError(f"--steps {max(options.steps)} is more than the {len(indices)} indices to be measured.")
+    return step_costs(
+        model.denoiser,
+        covariance,
+        model.inputs(open_images(options.images, options.download)),
+        indices,
+        options.seed,
+        eta=options.eta,
+        draws=options.draws,
+        conditions=model.table_conditions(options.images, options.download),
+        batch_size=options.batch_size,
+        checkpoint=options.checkpoint,
+        progress=True,
+    )
+
+
+def _measured_indices(schedule: NoiseSchedule, options: StepsOptions) -> list[int]:
+    """Those asked for; by default 64, and those of the even trajectories, to compare with."""
+    if options.indices is not None:
+        return options.indices
+    from ...likelihood.step_costs import INDICES
+
+    N = schedule.num_steps
+    even = [n for count in options.steps if 1 < count <= INDICES for n in step_lists.linspace(N, min(count, N))]
+    return sorted({*step_lists.log_snr(schedule, min(max(INDICES, *options.steps, 1), N)), *even})
+
+
+def _path_facts(paths: OptimalPaths, costs: VarianceTable | StepCosts, count: int) -> dict[str, Any]:
+    """The optimal path of a number of steps, and what its steps cost in bits/dim beside those of other spacings."""
+    facts: dict[str, Any] = {"steps": count, "indices": paths.steps(count)}
+    if count == 1:
+        return facts
+    facts["bits_per_dim"] = {"optimal": paths.bits_per_dim(paths.cost(count))}
+    for name, spread in (("even", step_lists.linspace), ("log_snr", step_lists.log_snr)):
+        path = spread(costs.schedule, count)
+        if {*path} <= {int(n) for n in paths.nodes}:
+            facts["bits_per_dim"][name] = paths.bits_per_dim(paths.cost_of(path))
+    if error := paths.binning_error(count):
+        facts["binning_error"] = paths.bits_per_dim(error)
+    return facts
+
+
+def _path_text(facts: dict[str, Any]) -> str:
+    from ...plots import SPACING_NAMES
+
+    lines = [f"K = {facts['steps']}: {','.join(map(str, facts['indices']))}"]
+    if "bits_per_dim" in facts:
+        parts = [f"{SPACING_NAMES[name]} {bits:.4f}" for name, bits in facts["bits_per_dim"].items()]
+        error = f" (binning errs by at most {facts['binning_error']:.1g})" if "binning_error" in facts else ""
+        lines.append(f"    the steps' share of the bound, bits/dim: {', '.join(parts)}{error}")
+    return "\n".join(lines)

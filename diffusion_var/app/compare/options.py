@@ -1,0 +1,135 @@
+"""The options of a comparison: its methods as data, and what is measured of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from ..options import (
+    BITS,
+    AcceptHelp,
+    CompareMetrics,
+    Covariances,
+    Estimators,
+    FeaturesHelp,
+    ImagesHelp,
+    InceptionHelp,
+    LikelihoodSpacings,
+    Metrics,
+    ModelHelp,
+    ModelOptions,
+    Options,
+    Structures,
+)
+
+
+@dataclass
+class Method(Options):
+    """One row of a comparison: a way to sample and to bound likelihoods, as data."""
+
+    covariance: Covariances
+    eta: float = 1.0
+    estimator: Estimators = "residual"
+    structure: Structures = "isotropic"
+    final_noise_cap: float | None = None
+    clipped_eps: Literal["network", "rederived"] | None = None
+    spacing: LikelihoodSpacings = "linspace"
+    steps: list[int] | None = None  # numbers of steps, if other than the comparison's
+    head: Path | None = None  # of train-head, for the covariance head
+    name: str | None = None
+    tau: float | None = None  # instead of eta
+    sigmas: list[float] | None = None  # noise levels by their σ/α, falling, instead of numbers of steps
+    factor: float = 1.0  # the covariance times this, to see what misjudging it costs
+
+    @property
+    def family(self) -> str:
+        """What the field calls the samplers of this η or τ."""
+        if self.tau is not None:
+            return f"τ={self.tau:g}"
+        return "DDPM" if self.eta == 1 else "DDIM" if self.eta == 0 else f"η={self.eta:g}"
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether its steps have noise of their own; without, it has no likelihood."""
+        return self.eta > 0 if self.tau is None else self.tau > 0
+
+    @property
+    def label(self) -> str:
+        """The name given, or one made from the rest."""
+        if self.name is not None:
+            return self.name
+        cap = "" if self.final_noise_cap is None else f", cap {self.final_noise_cap:g}"
+        rest = cap + ("" if self.clipped_eps is None else f", {self.clipped_eps} ε̂")
+        rest += "" if self.spacing == "linspace" else f", {self.spacing}"
+        rest += ("" if self.sigmas is None else ", own levels") + ("" if self.factor == 1 else f", × {self.factor:g}")
+        if self.covariance == "analytic":
+            kind = "" if self.estimator == "residual" else f" ({self.estimator})"
+            return f"Analytic-{self.family} {self.structure}{kind}{rest}"
+        if self.covariance == "head":
+            file = Path(self.head or "head")
+            return f"{self.family} head {file.parent.name if file.stem == 'head' else file.stem}{rest}"
+        sign = {"beta": "β", "beta_tilde": "β̃", "learned_range": "learned range"}[self.covariance]
+        return f"{self.family} {sign}{rest}" if self.is_noisy else f"{self.family}{rest}"
+
+
+def _demo_methods() -> list[Method]:
+    fixed = [Method("beta"), Method("beta_tilde"), Method("beta_tilde", eta=0.0)]
+    analytic = [
+        Method("analytic", eta=eta, structure=structure, final_noise_cap=cap)
+        for eta in (1.0, 0.0)
+        for structure in ("isotropic", "pixel", "dct")
+        for cap in (None, 1.0)
+    ]
+    return fixed + analytic
+
+
+@dataclass
+class CompareOptions(ModelOptions):
+    """Compare methods × numbers of steps × seeds by their scores; the defaults are the bundled digits (the demo)."""
+
+    out: Annotated[Path, "folder for the report, and for the cells that an interrupted run continues from"] = Path(
+        "runs/demo"
+    )
+    model: Annotated[str, ModelHelp] = "digits"
+    table: Annotated[Path | None, "variance table; by default one is measured on table_images"] = None
+    table_images: Annotated[str, "images that the variance table is measured on: " + ImagesHelp] = "digits:table"
+    reference: Annotated[str, "images to score against, or an npz of statistics: " + ImagesHelp] = "digits:score"
+    baseline: Annotated[str | None, "real images scored the same way, as the floor of the scores"] = "digits:train"
+    features: Annotated[str, FeaturesHelp] = "digits"
+    inception_weights: Annotated[Path | None, InceptionHelp] = None
+    accept_weights: Annotated[str | None, AcceptHelp] = None
+    metrics: Annotated[list[CompareMetrics], "what to measure, comma-separated; who wins is told by the first"] = field(
+        default_factory=lambda: ["fid"]
+    )
+    likelihood_images: Annotated[str, "for bits_per_dim: held-out images, " + ImagesHelp] = "digits:score"
+    tolerance: Annotated[float, "tolerance of the variance table"] = 0.02
+    max_evaluations: Annotated[int | None, "bound on the network evaluations of the variance table"] = None
+    steps: Annotated[list[int], "numbers of steps, comma-separated"] = field(default_factory=lambda: [5, 10, 25])
+    seeds: Annotated[list[int], "seeds, comma-separated"] = field(default_factory=lambda: [0, 1, 2])
+    count: Annotated[int, "images per method, number of steps and seed"] = 400
+    batch_size: Annotated[int, "images at once"] = 200
+    methods: list[Method] = field(default_factory=_demo_methods)
+    download: Annotated[bool, "let torchvision download the data set"] = False
+    overwrite: Annotated[bool, "write into a folder that holds something else"] = False
+
+    @property
+    def image_metrics(self) -> list[Metrics]:
+        """What is measured of samples: all metrics but bits/dim."""
+        return [metric for metric in self.metrics if metric != BITS]
+
+    def method_steps(self, method: Method) -> list[int]:
+        """The numbers of steps that a method is run at."""
+        if method.sigmas is not None:
+            return [sum(sigma > 0 for sigma in method.sigmas)]
+        return self.steps if method.steps is None else method.steps
+
+    @property
+    def needs_table(self) -> bool:
+        """Whether a method needs a variance table."""
+        return any(m.covariance == "analytic" or m.spacing == "optimal" for m in self.methods)
+
+    @property
+    def all_steps(self) -> list[int]:
+        """Every number of steps of the comparison, ascending."""
+        return sorted({k for method in self.methods for k in self.method_steps(method)})

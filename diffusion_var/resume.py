@@ -1,0 +1,151 @@
+"""Interruption and resume, once for everything that takes long.
+
+A run hands its state over as arrays and plain data, and says who it is (its identity: all that must agree for the
+state to be continued). `Checkpoint` is one file for a run whose state changes as it goes: it is written when it is due,
+at the end, and on whatever stops the run (Ctrl-C, an error), unless the state is half changed just then. `Parts` is a
+folder of finished parts, one file each, of which a later run makes those that are missing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from . import checks
+from .documents import Arrays, read_document, write_document
+from .errors import InputError, warn
+from .files import make_folder
+
+State = tuple[Arrays, dict[str, Any]]
+Identity = dict[str, Any]
+SECONDS = 30.0  # between two saves of a running checkpoint
+
+
+class Checkpoint:
+    """A file that one run writes and the same run, started again, continues from.
+
+    Args:
+        path: the file, which need not exist; None: nothing is kept, and every method does nothing.
+        form, version, noun: of the document (see `documents`).
+        identity: of the run; plain data. Its entry "network", if there is one, is None where it cannot be told.
+        seconds: between two saves.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        form: str,
+        version: int,
+        noun: str,
+        identity: Identity,
+        seconds: float = SECONDS,
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        self.identity = _as_json(identity)
+        self._form, self._version, self._noun, self._seconds = form, version, noun, seconds
+        self._saved = time.monotonic()
+        self._changing = False
+
+    def restore(self) -> State | None:
+        """The saved state, if there is any; InputError if it belongs to another run."""
+        if self.path is None or not self.path.exists():
+            return None
+        arrays, metadata = read_document(self.path, self._form, self._version, self._noun)
+        _require_same_run(self.path, self.identity, metadata.pop("identity"))
+        return arrays, metadata
+
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        return self.path is not None and time.monotonic() - self._saved > self._seconds
+
+    def save(self, state: State) -> None:
+        """Write a state, atomically."""
+        if self.path is not None:
+            arrays, plain = state
+            write_document(self.path, self._form, self._version, arrays, {"identity": self.identity, **plain})
+            self._saved = time.monotonic()
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """While the state is half changed; whatever stops the run in here keeps the last file."""
+        self._changing = True
+        yield
+        self._changing = False
+
+    @contextmanager
+    def keeping(self, state: Callable[[], State]) -> Iterator[None]:
+        """Save now (an unwritable path is found before the work), and once more when the block ends or is stopped."""
+        if self.path is not None:
+            self.save(state())
+        try:
+            yield
+        finally:
+            if self.path is not None and not self._changing:
+                try:
+                    self.save(state())
+                except InputError as error:  # a full disk must hide neither the result nor what stopped the run
+                    warn(f"the checkpoint is not up to date: {error}")
+
+
+class Parts:
+    """A folder of finished parts of a work, one document each.
+
+    Args:
+        folder: made when the first part is saved.
+        form, version, noun: of the documents.
+        identity: what all parts belong to; plain data.
+    """
+
+    def __init__(self, folder: Path, form: str, version: int, noun: str, identity: Identity) -> None:
+        self.folder, self.identity = folder, _as_json(identity)
+        self._form, self._version, self._noun = form, version, noun
+
+    def load(self, name: str) -> State | None:
+        """A part's state, if it is there; InputError if it is damaged, or belongs to something else."""
+        path = self.folder / name
+        if not path.is_file():
+            return None
+        arrays, metadata = read_document(path, self._form, self._version, self._noun)
+        unlike = _differences(self.identity, metadata.pop("identity", {}))
+        checks.refuse(
+            bool(unlike),
+            f"the {self._noun} {path} was made from something else (different {', '.join(unlike)}); delete "
+            f"{self.folder} or choose another folder.",
+        )
+        return arrays, metadata
+
+    def save(self, name: str, state: State) -> None:
+        """Write a part, atomically."""
+        arrays, plain = state
+        path = make_folder(self.folder) / name
+        write_document(path, self._form, self._version, arrays, {"identity": self.identity, **plain})
+
+
+def _as_json(identity: Identity) -> Identity:
+    """As a file has it: JSON knows no tuples."""
+    found: Identity = json.loads(json.dumps(identity))
+    return found
+
+
+def _differences(mine: Identity, found: Identity) -> list[str]:
+    """The entries that differ. What an older version did not write is not compared."""
+    return [key for key in {**mine, **found} if key in found and found[key] != mine.get(key)]
+
+
+def _require_same_run(path: Path, mine: Identity, found: Identity) -> None:
+    if different := _differences(mine, found):
+        key = different[0]
+        raise InputError(
+            f"the checkpoint {path} belongs to another run (different {', '.join(different)}): its {key} is "
+            f"{checks.brief(found[key])}, but this run's is {checks.brief(mine.get(key))}; delete it to start anew, "
+            "choose another path, or restore the option."
+        )
+    if "network" in mine and mine["network"] is None:
+        warn(
+            f"the network has no weights to tell it by, so the checkpoint {path} is continued on trust; delete it if "
+            "it was made with another network."
+        )
