@@ -123,7 +123,7 @@ class Pictures(Dataset[Tensor]):
 
 def random_weights(folder: str) -> Path:
     """The random weights file of the tests, in the published layout."""
-    sys.path.append(str(Path(__file__).parents[1] / "tests" / "metrics"))
+    sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
     from inception_weights import write_random_weights  # type: ignore[import-not-found]
 
     path = Path(folder) / "random.pth"

@@ -25,7 +25,7 @@ from diffusion_var.app.config import read_yaml
 from diffusion_var.data.fixed_images import FixedImages
 from diffusion_var.models.heads import HeadNetwork
 from diffusion_var.training.head import HeadTraining
-from diffusion_var.training.head_draws import HeadRun
+from diffusion_var.training.head import HeadRun
 
 CONFIG = Path(__file__).parents[1] / "configs" / "mnist.yaml"
 SAMPLING_TARGET, TRAINING_TARGET = 1.05, 1.5

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
+from diffusion_var.app.compare.options import CompareOptions, Method
 from diffusion_var.app.config import load_options
-from diffusion_var.app.options import CompareOptions, EstimateOptions, Method, SampleOptions
+from diffusion_var.app.options import EstimateOptions, SampleOptions
 from diffusion_var.errors import InputError
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 def test_bundled_config_is_the_demos_defaults() -> None:

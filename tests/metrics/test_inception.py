@@ -1,18 +1,19 @@
-"""Inception features against torch-fidelity's and pytorch-fid's own.
+"""Files of Inception weights: where they are found, which are accepted, and what becomes of those not to be trusted."""
 
-The weights are random, in the published file's layout; see `inception_weights.py`.
-"""
+import io
+import pickle
+import urllib.error
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from inception_weights import random_weights, write_random_weights
-from torch import nn
 
 from diffusion_var.errors import InputError
-from diffusion_var.metrics.inception import InceptionFeatures
-from diffusion_var.metrics.networks import FeatureNetwork, load_features
-from diffusion_var.metrics.weights import file_hash, fingerprint
+from diffusion_var.metrics import inception
+from diffusion_var.metrics.inception import InceptionFeatures, find_weights
+from diffusion_var.metrics.networks import load_features
+from diffusion_var.metrics.weights import file_hash
 
 
 @pytest.fixture(scope="module")
@@ -25,110 +26,188 @@ def network(weights):
     return InceptionFeatures(weights, file_hash(weights.read_bytes()))
 
 
-@pytest.fixture(scope="module")
-def theirs(weights):
-    """torch-fidelity's extractor, made by its own code."""
-    from torch_fidelity import FeatureExtractorInceptionV3
+class TestAcceptance:
+    def test_an_unknown_file_needs_its_hash(self, weights, network):
+        digest = file_hash(weights.read_bytes())
+        for accept in (None, "", digest[:8], "0" * 64):
+            with pytest.raises(InputError, match=rf"SHA-256 {digest}.*{inception.SHA256}.*--accept-weights {digest}"):
+                InceptionFeatures(weights, accept)
+        loaded = load_features("inception", inception_weights=str(weights), accept_weights=f" {digest.upper()}\n")
+        assert loaded.fingerprint == network.fingerprint
 
-    return FeatureExtractorInceptionV3("theirs", ["2048"], feature_extractor_weights_path=str(weights))
+    def test_the_published_file_needs_nothing(self, weights, network, monkeypatch):
+        monkeypatch.setattr(inception, "SHA256", file_hash(weights.read_bytes()))
+        assert InceptionFeatures(weights).fingerprint == network.fingerprint
+        assert InceptionFeatures(weights, accept="0" * 64).fingerprint == network.fingerprint
 
+    def test_the_published_hash_is_the_one_in_the_name(self):
+        assert len(inception.SHA256) == 64
+        assert f"-{inception.SHA256[:8]}.pth" in inception.FILE
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-def images(count, height, width, seed=0):
-    """Noise of a different colour and contrast in each image, so that features differ a lot between images."""
-    stream = np.random.default_rng(seed)
-    centre, spread = stream.uniform(0, 255, (count, 3, 1, 1)), stream.uniform(5, 120, (count, 3, 1, 1))
-    noise = centre + spread * stream.standard_normal((count, 3, height, width))
-    return torch.from_numpy(noise.clip(0, 255).astype(np.uint8))
+        assert inception.URL == URL_INCEPTION_V3
 
+    def test_safetensors_give_the_same_network(self, tmp_path, network):
+        path = write_random_weights(tmp_path / "weights.safetensors")
+        with pytest.raises(InputError, match="--accept-weights"):
+            InceptionFeatures(path)
+        loaded = InceptionFeatures(path, file_hash(path.read_bytes()))
+        assert loaded.fingerprint == network.fingerprint
+        pixels = torch.arange(2 * 3 * 64, dtype=torch.float32).reshape(2, 3, 8, 8).to(torch.uint8)
+        with torch.inference_mode():
+            assert torch.equal(loaded(pixels), network(pixels))
 
-def assert_same(features, expected):
-    assert features.dtype == torch.float32
-    assert features.shape == expected.shape
-    assert float((expected - expected.mean(0)).abs().max()) > 0.1  # the test sees differences between images
-    assert float((features - expected).abs().max()) < 1e-5
-
-
-def test_random_weights_have_the_published_layout_and_keep_activations_of_order_1(theirs):
-    state = random_weights()
-    assert len(state) == 566
-    assert state.keys() == theirs.state_dict().keys()
-    assert fingerprint(state) == fingerprint(random_weights()) != fingerprint(random_weights(seed=1))
-    assert 4 * sum(value.numel() for value in state.values()) == pytest.approx(95_628_359, rel=2e-3)  # the file's size
-    assert all(value.numel() == 1 or float(value.std()) > 0 for value in state.values())
-    scales = []
-    hooks = [
-        module.register_forward_hook(lambda module, given, out: scales.append(float(out.square().mean().sqrt())))
-        for module in theirs.modules()
-        if isinstance(module, nn.BatchNorm2d)
-    ]
-    with torch.inference_mode():
-        theirs(images(1, 32, 32))
-    for hook in hooks:
-        hook.remove()
-    assert len(scales) == 94
-    assert 0.4 < min(scales) < max(scales) < 2
+    def test_loading_leaves_the_global_generator_alone(self, weights):
+        before = torch.get_rng_state()
+        InceptionFeatures(weights, file_hash(weights.read_bytes()))
+        assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (299, 299), (301, 350)])
-def test_equals_torch_fidelity(network, theirs, size):
-    pixels = images(3, *size)
-    with torch.inference_mode():
-        assert_same(network(pixels), theirs(pixels)[0])
+class Malicious:
+    """What a pickle can do to whoever loads it: here, make a file."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
 
 
-def test_equals_pytorch_fid_where_nothing_is_resized(network, weights, monkeypatch):
-    from pytorch_fid import inception as reference
-
-    monkeypatch.setattr(reference, "load_state_dict_from_url", lambda *_, **__: torch.load(weights, weights_only=True))
-    published = reference.InceptionV3([3]).eval()
-    pixels = images(3, 299, 299, seed=1)
-    with torch.inference_mode():
-        # It maps [0, 1] to 2y − 1; the TensorFlow graph maps p to (p − 128)/128, which is y = p/256 and not p/255.
-        (expected,) = published(pixels.float() / 256)
-        (usual,) = published(pixels.float() / 255)
-        assert_same(network(pixels), expected[:, :, 0, 0])
-    assert float((expected - usual).abs().max()) > 1e-4
+def malicious_files(target):
+    zipped, old = io.BytesIO(), io.BytesIO()
+    torch.save({"weights": Malicious(target)}, zipped)
+    torch.save({"weights": Malicious(target)}, old, _use_new_zipfile_serialization=False)
+    return [zipped.getvalue(), old.getvalue(), pickle.dumps(Malicious(target))]
 
 
-def test_does_not_depend_on_the_batch_nor_on_autocast(network):
-    pixels = images(5, 40, 24)
-    with torch.inference_mode():
-        together = network(pixels)
-        apart = torch.cat([network(batch) for batch in torch.split(pixels.flip(0), 2)]).flip(0)
-        assert float((together - apart).abs().max()) < 1e-5
-        with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(network(pixels), together)
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_a_malicious_pickle_does_not_run(tmp_path, kind):
+    target = tmp_path / "it ran"
+    content = malicious_files(target)[kind]
+    if kind == 2:
+        pickle.loads(content)
+        assert target.exists()  # it would work
+        target.unlink()
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="--accept-weights"):
+        InceptionFeatures(path)
+    with pytest.raises(InputError, match=r"weights\.pth cannot be loaded"):
+        InceptionFeatures(path, file_hash(content))
+    assert not target.exists()
 
 
-def test_is_a_feature_network_ready_to_use(network, theirs):
-    assert isinstance(network, FeatureNetwork)
-    assert (network.name, network.dimension, network.channels) == ("inception", 2048, 3)
-    assert network.resize == "bilinear to 299x299, TF1 (torch-fidelity)"
-    assert not any(module.training for module in network.modules())
-    assert not any(parameter.requires_grad for parameter in network.parameters())
-    assert load_features(network) is network
-    assert network.fingerprint == fingerprint(random_weights()) == fingerprint(theirs.state_dict())
+def test_nothing_is_read_before_the_hash_is_accepted(weights, monkeypatch):
+    monkeypatch.setattr(inception, "_tensors", lambda *_: pytest.fail("read before it was accepted"))
+    with pytest.raises(InputError, match="SHA-256"):
+        InceptionFeatures(weights)
 
 
-def test_refuses_other_images(network):
-    with pytest.raises(InputError, match=r"shape \(2, 1, 8, 8\); expected uint8 RGB.*repeat the grey channel"):
-        network(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
-    for bad in (
-        torch.zeros(2, 3, 8, 8),
-        torch.zeros(3, 8, 8, dtype=torch.uint8),
-        torch.zeros(2, 4, 8, 8, dtype=torch.uint8),
-        torch.zeros(2, 3, 0, 8, dtype=torch.uint8),
-    ):
-        with pytest.raises(InputError, match=r"expected uint8 RGB of shape \(B, 3, H, W\): convert"):
-            network(bad)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_reads_both_formats_of_torch(legacy):
+    buffer = io.BytesIO()
+    torch.save({"a": torch.arange(3)}, buffer, _use_new_zipfile_serialization=not legacy)
+    assert inception._tensors(buffer.getvalue(), Path("w.pth"))["a"].tolist() == [0, 1, 2]
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_equals_the_cpu_on_a_gpu(weights, network, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    moved = InceptionFeatures(weights, file_hash(weights.read_bytes())).to("cuda")
-    pixels = images(3, 64, 64)
-    with torch.inference_mode():
-        torch.testing.assert_close(moved(pixels.cuda()).cpu(), network(pixels), atol=1e-4, rtol=1e-4)
-    assert moved.fingerprint == network.fingerprint
+class TestFilesThatAreNoWeights:
+    def refused(self, path, message):
+        accept = file_hash(path.read_bytes()) if path.is_file() else None
+        with pytest.raises(InputError, match=message):
+            InceptionFeatures(path, accept)
+
+    def test_missing(self, tmp_path):
+        self.refused(tmp_path / "nothing.pth", r"nothing\.pth cannot be read \(No such file")
+        self.refused(tmp_path, "cannot be read")
+
+    def test_damaged(self, tmp_path):
+        path = tmp_path / "w.pth"
+        write = io.BytesIO()
+        torch.save({"a": torch.zeros(50)}, write)
+        for content in (b"", b"damaged", write.getvalue()[:-40]):
+            path.write_bytes(content)
+            self.refused(path, r"w\.pth cannot be loaded")
+            path.with_suffix(".safetensors").write_bytes(content)
+            self.refused(path.with_suffix(".safetensors"), r"w\.safetensors cannot be loaded")
+
+    def test_other_content(self, tmp_path):
+        path = tmp_path / "w.pth"
+        for content in ([torch.zeros(2)], {"a": 1}, torch.zeros(2)):
+            torch.save(content, path)
+            self.refused(path, r"w\.pth cannot be loaded \(it holds other things than tensors by name")
+        torch.save({"a": torch.zeros(2)}, path)
+        self.refused(path, r"w\.pth does not hold these weights.*expected the 566 tensors")
+
+    def test_one_tensor_missing_or_of_another_shape(self, tmp_path):
+        path, state = tmp_path / "w.pth", random_weights()
+        bias = state.pop("Mixed_7c.branch_pool.bn.bias")
+        torch.save(state, path)
+        self.refused(path, r"does not hold these weights.*Mixed_7c\.branch_pool\.bn\.bias")
+        torch.save({**state, "Mixed_7c.branch_pool.bn.bias": bias[:-1]}, path)
+        self.refused(path, r"does not hold these weights.*Mixed_7c\.branch_pool\.bn\.bias")
+
+    def test_too_large(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(inception, "LARGEST_FILE", 10)
+        (tmp_path / "w.pth").write_bytes(b"0" * 11)
+        self.refused(tmp_path / "w.pth", "has 11 bytes; expected at most 10 bytes")
+
+
+class TestFindWeights:
+    @pytest.fixture(autouse=True)
+    def hub(self, tmp_path, monkeypatch):
+        """An empty cache, and a server with the file of the expected hash."""
+        self.content = b"the weights" * 100
+        self.served = tmp_path / "served" / inception.FILE
+        self.served.parent.mkdir()
+        self.served.write_bytes(self.content)
+        self.cache = tmp_path / "home" / "hub" / "checkpoints"
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+        monkeypatch.setattr(torch.hub, "_hub_dir", None)
+        monkeypatch.setattr(inception, "URL", self.served.as_uri())
+        monkeypatch.setattr(inception, "SHA256", file_hash(self.content))
+
+    @pytest.mark.parametrize("name", [inception.FILE, inception.COPY])
+    def test_takes_what_is_in_the_cache(self, name, monkeypatch):
+        monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("downloads"))
+        self.cache.mkdir(parents=True)
+        (self.cache / name).write_bytes(b"x")
+        assert find_weights() == self.cache / name
+
+    def test_downloads_checks_and_keeps(self, capfd):
+        assert find_weights() == self.cache / inception.FILE
+        assert (self.cache / inception.FILE).read_bytes() == self.content
+        said = capfd.readouterr().err
+        assert f"downloading {inception.URL}" in said
+        assert "100%" in said
+        self.served.unlink()
+        assert find_weights() == self.cache / inception.FILE
+
+    def test_a_wrong_download_leaves_nothing(self):
+        self.served.write_bytes(self.content[:-1])
+        with pytest.raises(InputError, match=r"could not be downloaded.*hash"):
+            find_weights()
+        assert list(self.cache.iterdir()) == []
+
+    def test_without_a_network_one_sentence_says_what_to_do(self, monkeypatch):
+        def offline(*_, **__):
+            raise urllib.error.URLError("no route to host")
+
+        monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+        with pytest.raises(InputError) as caught:
+            load_features("inception")
+        message = str(caught.value)
+        for part in ("no route", inception.URL, str(self.cache / inception.FILE), "--inception-weights"):
+            assert part in message
+        assert "--features digits or --features FILE.safetensors work without it" in message
+        assert "\n" not in message
+
+    def test_an_unwritable_cache(self, tmp_path):
+        (tmp_path / "home").write_text("a file in the way")
+        with pytest.raises(InputError, match="could not be downloaded"):
+            find_weights()
+
+    def test_a_given_path_is_not_searched_for(self, tmp_path):
+        with pytest.raises(InputError, match=r"mine\.pth cannot be read"):
+            load_features("inception", inception_weights=tmp_path / "mine.pth")
+        assert not self.cache.exists()

@@ -5,17 +5,16 @@ import runpy
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from places import ROOT
 
 import diffusion_var as dv
 from diffusion_var.data.digits import digits_splits
 from diffusion_var.data.images import read_images, to_uint8
 
-ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
 STEPS = 8  # of the schedule: few, so that a whole table is quickly measured
 

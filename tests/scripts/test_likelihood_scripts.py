@@ -5,13 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import SCRIPTS
 
 import diffusion_var as dv
 from diffusion_var.app.model import open_model
 from diffusion_var.app.options import ModelOptions
 from diffusion_var.data.digits import digits_splits
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 @pytest.fixture(scope="module")

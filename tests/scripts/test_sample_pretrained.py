@@ -10,11 +10,12 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiTPipeline
 from PIL import Image
+from places import SCRIPTS
 from small_pipelines import SCHEDULER, STEPS, save_dit
 
 import diffusion_var as dv
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "sample_pretrained.py"
+SCRIPT = SCRIPTS / "sample_pretrained.py"
 DIGITS = Path(dv.__file__).parent / "assets" / "digits"
 
 

@@ -5,12 +5,12 @@ import json
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from places import SCRIPTS
 
 from diffusion_var.app.commands import train_features as feature_training
 from diffusion_var.app.config import load_options
@@ -21,7 +21,7 @@ from diffusion_var.metrics.networks import load_features
 from diffusion_var.training import classifier
 from diffusion_var.training.classifier import accuracy
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "train_features.py"
+SCRIPT = SCRIPTS / "train_features.py"
 QUICK = ["--epochs", "6", "--batch-size", "32", "--width", "8"]
 
 

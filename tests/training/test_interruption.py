@@ -14,7 +14,7 @@ from small_training import small_unet
 
 import diffusion_var as dv
 from diffusion_var.training import HeadTraining, train_head
-from diffusion_var.training.head_draws import HeadRun
+from diffusion_var.training.head import HeadRun
 from diffusion_var.training.interruption import Interruption
 from diffusion_var.training.unet import UNetTraining, _Run, train_unet
 

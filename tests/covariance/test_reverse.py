@@ -9,8 +9,7 @@ from small_likelihoods import SCHEDULE, SHAPE, STEPS, Network, pictures, small_d
 
 import diffusion_var as dv
 from diffusion_var.covariance import step_covariances
-from diffusion_var.covariance.reverse import ReverseCovariance, StructuredCovariance
-from diffusion_var.covariance.reverse import StepCovariances
+from diffusion_var.covariance.reverse import ReverseCovariance, StepCovariances, StructuredCovariance
 from diffusion_var.process.structure import make_structure
 
 

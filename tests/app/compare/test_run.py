@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusion_var.app.commands.outputs import run_compare
 from PIL import Image
 
 import diffusion_var as dv
-from diffusion_var.app.commands.outputs import run_compare
 from diffusion_var.app.compare.findings import findings, score_rows, verdict
+from diffusion_var.app.compare.options import CompareOptions, Method
 from diffusion_var.app.compare.result import Cell, Comparison
 from diffusion_var.app.compare.run import compare
 from diffusion_var.app.config import load_options
-from diffusion_var.app.options import CompareOptions, Method
 from diffusion_var.errors import InputError
 
 SMALL = {

@@ -4,15 +4,15 @@ import runpy
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from diffusion_var.app.commands.train_features import TrainFeaturesOptions
 from diffusion_var.app.commands.train_unet import TrainUNetOptions
+from diffusion_var.app.compare.options import CompareOptions
 from diffusion_var.app.config import SECTIONS, load_options, read_yaml
-from diffusion_var.app.head_options import TrainHeadOptions
-from diffusion_var.app.options import CompareOptions, EstimateOptions, NllOptions, SampleOptions, StepsOptions
+from diffusion_var.app.options import EstimateOptions, NllOptions, SampleOptions, StepsOptions, TrainHeadOptions
 from diffusion_var.errors import InputError
 
-ROOT = Path(__file__).parents[2]
 BOTH = """\
 train_unet:
   images: digits:train

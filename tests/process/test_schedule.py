@@ -1,16 +1,14 @@
 """Noise schedules against published numbers and exact arithmetic, and what they refuse."""
 
-import json
-from pathlib import Path
-
 import mpmath
 import numpy as np
 import pytest
+from places import golden
 from scipy.integrate import quad
 
 from diffusion_var import InputError, NoiseSchedule
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "reverse_variance.json").read_text())
+GOLDEN = golden()
 EPS = np.finfo(np.float64).eps
 
 

@@ -2,11 +2,11 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from places import SUPPORT
 from small_training import SCHEDULE, SETTINGS, Images, small_unet, train, weights
 
 import diffusion_var as dv
@@ -91,7 +91,7 @@ def test_a_run_interrupted_again_and_again(tmp_path, whole):
 
 def test_a_killed_run_ends_in_the_same_weights(tmp_path, whole):
     path = tmp_path / "c.partial"
-    line = [sys.executable, str(Path(__file__).with_name("small_training.py")), str(path), str(look(6))]
+    line = [sys.executable, str(SUPPORT / "small_training.py"), str(path), str(look(6))]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "waiting\n"
         process.kill()

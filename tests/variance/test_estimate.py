@@ -3,12 +3,12 @@
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from killed_run import LAST_CALL, OPTIONS, SCHEDULE, denoiser, images
+from places import SUPPORT
 
 import diffusion_var as dv
 from diffusion_var.variance import estimate as estimate_module
@@ -18,7 +18,7 @@ from diffusion_var.variance.estimate import _Run
 pytestmark = pytest.mark.filterwarnings("ignore:the network has no weights")
 
 
-SCRIPT = Path(__file__).with_name("killed_run.py")
+SCRIPT = SUPPORT / "killed_run.py"
 
 
 def saved(table, folder, name="table.safetensors"):

@@ -11,7 +11,15 @@ import diffusion_var as dv
 from diffusion_var.process.structure import make_structure
 from diffusion_var.randomness import generator
 from diffusion_var.variance.estimators import ESTIMATORS
-from diffusion_var.variance.moments import SHARD, TARGETS, adjusted_covariance, adjusted_means, control_expectations, regression, shard_sums
+from diffusion_var.variance.moments import (
+    SHARD,
+    TARGETS,
+    adjusted_covariance,
+    adjusted_means,
+    control_expectations,
+    regression,
+    shard_sums,
+)
 from diffusion_var.variance.population import Population
 from diffusion_var.variance.shards import ShardEvaluator
 

@@ -9,7 +9,14 @@ from torch import nn
 
 from diffusion_var.documents import read_document, write_document
 from diffusion_var.errors import InputError
-from diffusion_var.metrics.classifier import FORM, FORMAT, ClassifierFeatures, DigitsFeatures, read_features, save_features
+from diffusion_var.metrics.classifier import (
+    FORM,
+    FORMAT,
+    ClassifierFeatures,
+    DigitsFeatures,
+    read_features,
+    save_features,
+)
 from diffusion_var.metrics.networks import FeatureNetwork, load_features
 
 

@@ -11,8 +11,9 @@ from small_pipelines import CLASSES, STEPS, save_dit, save_ldm
 
 import diffusion_var as dv
 from diffusion_var.app.commands import outputs as commands
+from diffusion_var.app.compare.options import CompareOptions, Method
 from diffusion_var.app.model import open_model
-from diffusion_var.app.options import CompareOptions, EstimateOptions, Method, ModelOptions, SampleOptions
+from diffusion_var.app.options import EstimateOptions, ModelOptions, SampleOptions
 from diffusion_var.data.images import read_images, to_uint8
 from diffusion_var.metrics.classifier import ClassifierFeatures, save_features
 from diffusion_var.models.pretrained.latents import LatentCodec

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from places import SCRIPTS
 
 import diffusion_var as dv
-from diffusion_var.app.commands.train_unet import CHECKPOINT, TrainUNetOptions, make_scheduler, make_unet, run_train_unet
+from diffusion_var.app.commands.train_unet import CHECKPOINT, TrainUNetOptions, make_scheduler, make_unet, run
 from diffusion_var.data.digits import digits_splits
 from diffusion_var.errors import InputError
 from diffusion_var.training import unet as training
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "train_unet.py"
+SCRIPT = SCRIPTS / "train_unet.py"
 UNET = {
     "layers_per_block": 1,
     "block_out_channels": [8, 8],
@@ -90,7 +91,7 @@ def weights(network):
 
 
 def test_the_result_loads_and_samples(options, tmp_path, images):
-    run_train_unet(options(mixed_precision="bf16", flip=True))
+    run(options(mixed_precision="bf16", flip=True))
     out = tmp_path / "model"
     denoiser = dv.Denoiser.from_pretrained(out)
     assert denoiser.shape == (1, 8, 8)
@@ -112,7 +113,7 @@ def test_the_result_loads_and_samples(options, tmp_path, images):
 
 
 def test_saved_weights_are_the_average_that_was_trained(options, tmp_path):
-    run_train_unet(options())
+    run(options())
     loaded = dv.Denoiser.from_pretrained(tmp_path / "model").network.cpu()
     splits = digits_splits()
     expected = training.train_unet(
@@ -127,11 +128,11 @@ def test_saved_weights_are_the_average_that_was_trained(options, tmp_path):
 
 
 def test_an_interrupted_command_goes_on(options, tmp_path, monkeypatch):
-    run_train_unet(options(out=tmp_path / "whole"))
+    run(options(out=tmp_path / "whole"))
     monkeypatch.setattr(training.UNetTraining, "rate", interrupted_at(4, training.UNetTraining.rate))
     monkeypatch.setattr(training, "CHECK_EVERY", 1)
     with pytest.raises(KeyboardInterrupt):
-        run_train_unet(options())
+        run(options())
     out = tmp_path / "model"
     # The first checkpoint would come after a minute, so it is made here; and what a kill leaves of its writing.
     assert list(out.iterdir()) == []
@@ -147,13 +148,13 @@ def test_an_interrupted_command_goes_on(options, tmp_path, monkeypatch):
     monkeypatch.undo()
     (out / f".{CHECKPOINT}.abc.tmp").write_bytes(b"half")
     (out / "unet").mkdir()  # killed while the result was written
-    run_train_unet(options())
+    run(options())
     made, expected = contents(out), contents(tmp_path / "whole")
     assert list(made) == list(expected)
     weights = Path("unet/diffusion_pytorch_model.safetensors")
     assert made[weights] == expected[weights]
     with pytest.raises(InputError, match="is not empty"):
-        run_train_unet(options())
+        run(options())
 
 
 def interrupted_at(step, rate):
@@ -169,22 +170,22 @@ def test_remains_of_a_kill_alone_are_no_obstacle_but_other_files_are(options, tm
     out = tmp_path / "model"
     out.mkdir()
     (out / f".{CHECKPOINT}.abc.tmp").write_bytes(b"half")
-    run_train_unet(options())
+    run(options())
     assert not list(out.glob(".*"))
     other = tmp_path / "other"
     other.mkdir()
     (other / "letter.txt").write_text("mine")
     with pytest.raises(InputError, match="is not empty"):
-        run_train_unet(options(out=other))
+        run(options(out=other))
     assert [path.name for path in other.iterdir()] == ["letter.txt"]
-    run_train_unet(options(out=other, overwrite=True))
+    run(options(out=other, overwrite=True))
     assert (other / "letter.txt").read_text() == "mine"
     assert (other / "model_index.json").exists()
 
 
 def test_the_same_seed_gives_the_same_files(options, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        run_train_unet(options(out=tmp_path / name, seed=seed, held_out=None))
+        run(options(out=tmp_path / name, seed=seed, held_out=None))
     a, b, c = (contents(tmp_path / name) for name in "abc")
     weights = Path("unet/diffusion_pytorch_model.safetensors")
     assert a[weights] == b[weights] != c[weights]
@@ -256,23 +257,23 @@ def test_wrong_schedulers(scheduler, said):
 
 def test_wrong_options(options, tmp_path, images):
     with pytest.raises(InputError, match="unet is not valid YAML"):
-        run_train_unet(options(unet="{a: ["))
+        run(options(unet="{a: ["))
     with pytest.raises(InputError, match="expected a YAML mapping"):
-        run_train_unet(options(unet="8"))
+        run(options(unet="8"))
     np.savez(tmp_path / "small.npz", np.zeros((4, 3, 3), np.uint8))
     with pytest.raises(InputError, match=r"held_out has images of shape \(1, 3, 3\) and images \(1, 8, 8\)"):
-        run_train_unet(options(held_out=str(tmp_path / "small.npz")))
+        run(options(held_out=str(tmp_path / "small.npz")))
     with pytest.raises(InputError, match="learning_rate=-1"):
-        run_train_unet(options(learning_rate=-1.0))
+        run(options(learning_rate=-1.0))
     floats = digits_splits().train.images[:9].numpy().astype(np.float32)
     for name, scaled in (("large", floats), ("nan", floats * np.nan), ("fit", floats / 127.5 - 1)):
         np.savez(tmp_path / f"{name}.npz", scaled)
     for name in ("large", "nan"):
         for role in ("images", "held_out"):
             with pytest.raises(InputError, match=f"{role} holds floats between .* expected 8-bit images, or floats in"):
-                run_train_unet(options(**{role: str(tmp_path / f"{name}.npz")}))
+                run(options(**{role: str(tmp_path / f"{name}.npz")}))
     assert not (tmp_path / "model").exists()
-    run_train_unet(options(images=str(tmp_path / "fit.npz")))
+    run(options(images=str(tmp_path / "fit.npz")))
 
 
 def test_wrong_arguments_end_with_one_sentence(tmp_path, images, monkeypatch, capsys):

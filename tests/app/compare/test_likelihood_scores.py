@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusion_var.app.commands.outputs import run_compare
 
 import diffusion_var as dv
-from diffusion_var.app.commands.outputs import run_compare
 from diffusion_var.app.compare.likelihood_scores import LikelihoodScoring
+from diffusion_var.app.compare.options import CompareOptions, Method
 from diffusion_var.app.compare.result import Cell, Comparison
 from diffusion_var.app.compare.sample_scores import Scoring
 from diffusion_var.app.config import load_options
-from diffusion_var.app.options import CompareOptions, Method
 from diffusion_var.data.digits import digits_splits
 from diffusion_var.errors import InputError
 from diffusion_var.likelihood.terms import BoundTerms

@@ -19,7 +19,7 @@ from small_likelihoods import (
 
 import diffusion_var as dv
 from diffusion_var.likelihood import run as bound_run
-from diffusion_var.likelihood.result import RunningMoments
+from diffusion_var.likelihood.run import RunningMoments
 
 # ---- the same to the last bit -------------------------------------------------------------------------------------
 

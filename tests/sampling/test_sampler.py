@@ -7,11 +7,10 @@ import pytest
 import torch
 
 import diffusion_var as dv
-from diffusion_var.covariance.reverse import ReverseCovariance, StructuredCovariance
+from diffusion_var.covariance.reverse import ReverseCovariance, StructuredCovariance, noise_cap_variance
 from diffusion_var.process.structure import make_structure
 from diffusion_var.randomness import generator
 from diffusion_var.sampling.noise import ImageNoise
-from diffusion_var.covariance.reverse import noise_cap_variance
 
 N, SHAPE = 100, (3, 4, 4)
 SCHEDULE = dv.NoiseSchedule.linear(N)

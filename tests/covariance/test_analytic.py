@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import diffusion_var as dv
-from diffusion_var.covariance.reverse import StructuredCovariance
 from diffusion_var.covariance.analytic import optimal_variance
+from diffusion_var.covariance.reverse import StructuredCovariance
 from diffusion_var.models.posterior import Posterior
 from diffusion_var.process.structure import make_structure
 from diffusion_var.randomness import generator

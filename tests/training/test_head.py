@@ -12,7 +12,8 @@ from small_heads import denoiser, head, images, table
 import diffusion_var as dv
 from diffusion_var.errors import NumericalError
 from diffusion_var.training import HeadTraining, train_head
-from diffusion_var.training.head_draws import HeadRun, random_floors
+from diffusion_var.training.head import HeadRun
+from diffusion_var.training.head_draws import random_floors
 
 SETTINGS = {
     "steps": 9,

@@ -1,10 +1,8 @@
 """The equations of one reverse step: identities, limits, published numbers, and diffusers' DDIM step."""
 
-import json
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import mpmath
 import numpy as np
@@ -13,11 +11,12 @@ import torch
 from diffusers import DDIMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import golden
 
 from diffusion_var import InputError, NoiseSchedule, ReverseKernel
 from diffusion_var.process.kernel import noise_floor
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "reverse_variance.json").read_text())
+GOLDEN = golden()
 EPS = np.finfo(np.float64).eps
 LEVELS = np.arange(101) / 100
 SCHEDULES = {

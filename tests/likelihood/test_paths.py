@@ -1,15 +1,14 @@
 """The mathematics of optimal trajectories: published paths and costs, the dynamic programme, and the binning."""
 
 import itertools
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import mpmath
 import numpy as np
 import numpy.typing as npt
 import pytest
+from places import golden
 
 import diffusion_var as dv
 from diffusion_var.likelihood.paths import least_costs
@@ -19,7 +18,7 @@ from diffusion_var.randomness import generator
 
 Array = npt.NDArray[np.float64]
 
-GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "reverse_variance.json").read_text())
+GOLDEN: dict[str, Any] = golden()
 SPECTRUM = np.logspace(-3, 0, 64)
 N = 1000
 SCHEDULES = {"linear": NoiseSchedule.linear(N), "cosine": NoiseSchedule.cosine(N)}

@@ -11,7 +11,14 @@ from torch.distributions import MultivariateNormal, Normal
 
 import diffusion_var as dv
 from diffusion_var.covariance.reverse import StructuredCovariance
-from diffusion_var.likelihood.decoder import DensityDecoder, DiscreteDecoder, discretised_log_prob, levels_of, log_normal_interval, make_decoder
+from diffusion_var.likelihood.decoder import (
+    DensityDecoder,
+    DiscreteDecoder,
+    discretised_log_prob,
+    levels_of,
+    log_normal_interval,
+    make_decoder,
+)
 from diffusion_var.process.structure import make_structure
 
 RANGE = (-1.0, 1.0)

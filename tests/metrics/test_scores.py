@@ -7,7 +7,15 @@ from pictures import Colours, Pixels, blobs, pixels_hash
 
 from diffusion_var.data.images import read_images, save_images, save_npz
 from diffusion_var.errors import DiffusionVarWarning, InputError
-from diffusion_var.metrics import FeatureStatistics, feature_statistics, fid, frechet_distance, require_same_protocol, score_table, sides
+from diffusion_var.metrics import (
+    FeatureStatistics,
+    feature_statistics,
+    fid,
+    frechet_distance,
+    require_same_protocol,
+    score_table,
+    sides,
+)
 from diffusion_var.metrics import sample as collect
 from diffusion_var.metrics import scores as evaluate
 from diffusion_var.metrics.kid import kernel_distance

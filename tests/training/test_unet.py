@@ -11,8 +11,9 @@ import diffusion_var as dv
 from diffusion_var.data.images import to_float
 from diffusion_var.errors import InputError, NumericalError
 from diffusion_var.randomness import generator
+from diffusion_var.training.loop import share_of
 from diffusion_var.training.loss import evaluation_loss, float_images, simple_loss, spread
-from diffusion_var.training.unet import UNetTraining, share_of, train_unet
+from diffusion_var.training.unet import UNetTraining, train_unet
 
 SCHEDULE = dv.NoiseSchedule.linear(100, 1e-3, 0.1)
 

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline
+from places import SCRIPTS
 
 import diffusion_var as dv
-from diffusion_var.app.commands.train_unet import CHECKPOINT, TrainUNetOptions, make_scheduler, make_unet, run_train_unet
+from diffusion_var.app.commands.train_unet import CHECKPOINT, TrainUNetOptions, make_scheduler, make_unet, run
 from diffusion_var.data.digits import digits_splits
 from diffusion_var.errors import InputError
 from diffusion_var.training import unet as training
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "train_unet.py"
+SCRIPT = SCRIPTS / "train_unet.py"
 IMAGES = digits_splits().train.images[:60]
 WEIGHTS = Path("unet/diffusion_pytorch_model.safetensors")
 UNET = {
@@ -73,7 +74,7 @@ def test_the_script_makes_a_model_that_everything_takes(options, tmp_path, monke
 
 
 def test_an_interrupted_command_goes_on(options, tmp_path, monkeypatch):
-    run_train_unet(options(out=tmp_path / "whole"))
+    run(options(out=tmp_path / "whole"))
     rate, checkpoint = training.UNetTraining.rate, tmp_path / "model" / CHECKPOINT
 
     def stop(self, step):
@@ -94,13 +95,13 @@ def test_an_interrupted_command_goes_on(options, tmp_path, monkeypatch):
         )
     monkeypatch.undo()
     with pytest.raises(InputError, match=r"belongs to another run: its learned_range is True, but this run.s is False"):
-        run_train_unet(options(learned_range=False))
-    run_train_unet(options())
+        run(options(learned_range=False))
+    run(options())
     assert (tmp_path / "model" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
 
 
 def test_bf16_trains_too(options, tmp_path):
-    run_train_unet(options(mixed_precision="bf16", steps=2))
+    run(options(mixed_precision="bf16", steps=2))
     assert all(torch.isfinite(p).all() for p in dv.Denoiser.from_pretrained(tmp_path / "model").network.parameters())
 
 
@@ -128,7 +129,7 @@ def test_bf16_trains_too(options, tmp_path):
 )
 def test_contradictions(options, tmp_path, changes, said):
     with pytest.raises(InputError, match=said) as error:
-        run_train_unet(options(**changes))
+        run(options(**changes))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "model").exists()
 

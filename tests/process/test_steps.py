@@ -1,17 +1,16 @@
 """Step lists: published lists, diffusers' spacings, even spacing, and what is refused."""
 
-import json
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 from diffusers import DDIMScheduler
+from places import golden
 
 from diffusion_var import Denoiser, InputError, NoiseSchedule
 from diffusion_var.process import steps
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "reverse_variance.json").read_text())
+GOLDEN = golden()
 LINEAR = NoiseSchedule.linear(1000)
 ZERO_TERMINAL = NoiseSchedule.from_betas(np.r_[np.linspace(1e-4, 0.02, 199), 1.0])
 ALL = {"linspace": steps.linspace, "leading": steps.leading, "trailing": steps.trailing, "quadratic": steps.quadratic}

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from diffusion_var.app.commands.outputs import run_compare
+
 from diffusion_var.app.compare.cells import CellStore, Measured
+from diffusion_var.app.compare.options import CompareOptions
 from diffusion_var.app.compare.sample_scores import Scoring, baseline_groups
 from diffusion_var.app.config import load_options
-from diffusion_var.app.options import CompareOptions
 from diffusion_var.errors import DiffusionVarWarning, InputError
 from diffusion_var.metrics.score import Score
 

@@ -10,14 +10,12 @@ from typing import IO
 import numpy as np
 import pytest
 import torch
+from places import ROOT
 
 import diffusion_var
 from diffusion_var import InputError
 from diffusion_var.files import make_folder, require_empty_folder, write_atomic
 from diffusion_var.randomness import Streams, generator, normal
-
-ROOT = Path(__file__).parents[1]
-
 
 # ---- files ----------------------------------------------------------------------------------------------------
 
