@@ -13,7 +13,7 @@ demo: $(INSTALLED)
 	$(BIN)/diffusion-var demo --config configs/digits.yaml --overwrite
 
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -32,7 +32,7 @@ class Checkpoint:
         path: the file, which need not exist; None: nothing is kept, and every method does nothing.
         form, version, noun: of the document (see `documents`).
         identity: of the run; plain data. Its entry "network", if there is one, is None where it cannot be told.
-        seconds: between two saves.
+        seconds: between two saves; None: `SECONDS`.
     """
 
     def __init__(
@@ -42,11 +42,12 @@ class Checkpoint:
         version: int,
         noun: str,
         identity: Identity,
-        seconds: float = SECONDS,
+        seconds: float | None = None,
     ) -> None:
         self.path = None if path is None else Path(path)
         self.identity = _as_json(identity)
-        self._form, self._version, self._noun, self._seconds = form, version, noun, seconds
+        self._form, self._version, self._noun = form, version, noun
+        self._seconds = SECONDS if seconds is None else seconds
         self._saved = time.monotonic()
         self._changing = False
 

@@ -160,8 +160,8 @@ def cap_variance(cap: float | None, data_range: tuple[float, float] | None) -> f
 
 
 def image_shape(posterior: Posterior | None) -> Shape:
-    """(C, *spatial) of an image; without a posterior (1,), which is enough to colour noise but not for log_det."""
-    return (1,) if posterior is None else tuple(posterior.mean.shape[1:])
+    """(C, *spatial); without a posterior (1, 1, 1), which is enough to colour noise of images but not for log_det."""
+    return (1, 1, 1) if posterior is None else tuple(posterior.mean.shape[1:])
 
 
 def variance_tensor(variance: npt.ArrayLike, posterior: Posterior | None) -> torch.Tensor:

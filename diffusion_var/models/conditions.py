@@ -51,12 +51,13 @@ def batch_of(nest: Any, expected: int | None = None, what: str = "condition") ->
     """How many conditions a nest holds; InputError, naming the leaf, where two differ, or one from `expected`."""
     found = leaves(nest)
     checks.refuse(not found, f"{what} holds no tensor; give class labels or embeddings, one for each image.")
-    first = expected if expected is not None else len(found[0][1]) if found[0][1].ndim else -1
-    for name, leaf in found:
-        if leaf.ndim == 0 or len(leaf) != first:
-            wanted = f"{first} images" if expected is not None else f"{first} conditions, as {found[0][0]} has"
+    lengths = [len(leaf) if leaf.ndim else 0 for _, leaf in found]
+    count = lengths[0] if expected is None else expected
+    for (name, leaf), length in zip(found, lengths, strict=True):
+        if length != count or leaf.ndim == 0:
+            wanted = f"{count} conditions, as {found[0][0]} has" if expected is None else f"{count} images"
             raise InputError(f"{what}{name} has shape {tuple(leaf.shape)} for {wanted}; give one for each.")
-    return first
+    return count
 
 
 def rows_of(nest: Any, part: slice) -> Any:
@@ -200,8 +201,8 @@ def as_conditions(conditions: Any, images: int) -> Conditions | None:
     if isinstance(conditions, Conditions):
         given = conditions
     else:
-        values = as_nest(conditions)
-        given = Conditions(values, np.arange(batch_of(values, what="conditions")))
+        listed = Conditions(conditions)
+        given = Conditions(listed.values, np.arange(len(listed)))
     if given.of_image is not None and len(given.of_image) != images:
         raise InputError(f"conditions has {len(given.of_image)} entries for {images} images; give one for each.")
     return given

@@ -148,10 +148,10 @@ def shifted(steps: int, shift: float = 3.0, timestep_scale: float = 1000.0) -> l
 
 def resolve(schedule: Grid, steps: Any) -> StepList:
     """A step list from a number of steps (even spacing), from explicit indices, or from levels (see `check_levels`)."""
-    if not isinstance(steps, Iterable):
-        wrong = checks.is_bool(steps) or not checks.is_whole(steps)
-        checks.refuse(wrong, f"steps={steps!r} is neither a number of steps nor a list of indices.")
+    if isinstance(steps, int | np.integer):
         return linspace(schedule, steps)
+    wrong = not isinstance(steps, Iterable)
+    checks.refuse(wrong, f"steps={steps!r} is neither a number of steps nor a list of indices or of noise levels.")
     members = list(steps)
     if not any(isinstance(n, NoiseLevel) for n in members):
         return explicit(schedule, members)

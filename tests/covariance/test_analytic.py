@@ -146,7 +146,7 @@ def clipped_model(prediction):
         mean = mixture(x_t, n).mean
         if prediction == "sample":
             return mean
-        alpha, sigma = mixture.coefficients(n, x_t)
+        alpha, sigma = mixture.schedule.coefficients(n, x_t)
         return (x_t - alpha * mean) / sigma
 
     denoiser = dv.Denoiser(network, SCHEDULE, prediction, SHAPE, clip=(-0.55, 0.6), data_range=None)

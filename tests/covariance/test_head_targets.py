@@ -9,7 +9,7 @@ from scipy.stats import norm
 from small_heads import SHAPE, head, table
 
 import diffusion_var as dv
-from diffusion_var.covariance.head_targets import PIXEL_TARGETS, Draw, FactorTarget, positive_ratio, step_loss
+from diffusion_var.covariance.head_targets import PIXEL_TARGETS, FactorTarget, HeadDraw, positive_ratio, step_loss
 from diffusion_var.process.structure import make_structure
 from diffusion_var.randomness import generator
 
@@ -21,7 +21,7 @@ def drawn(*shape, name="x"):
 def draw(v=None):
     posterior = dv.Posterior(drawn(name="mean"), drawn(name="eps hat"))
     level = torch.linspace(0.1, 0.9, 4, dtype=torch.float64)[:, None, None, None]
-    return Draw(
+    return HeadDraw(
         drawn(name="x_0"),
         drawn(name="eps"),
         posterior,
@@ -35,7 +35,7 @@ def draw(v=None):
 
 
 def reference(name, d):
-    """y/g of each target by DESIGN §2.9, and about its mean square error."""
+    """y/g of each target by docs/equations.md, E9, and about its mean square error."""
     g = d.g.numpy()
     if name == "npr":
         return (d.x_0 - d.posterior.mean).numpy() ** 2 / d.v.numpy(), np.full_like(g, 2.0)
@@ -64,7 +64,7 @@ def test_unclipped_npr_is_the_noise_prediction_residual():
     mean = (alpha * x_0 + sigma * eps - sigma * eps_hat) / alpha
     g, v = 0.3, 0.3 * (sigma / alpha) ** 2
     levels = [torch.full((4, 1, 1, 1), value, dtype=torch.float64) for value in (sigma, g, 0.0, v, 1.0)]
-    d = Draw(x_0, eps, dv.Posterior(mean, eps_hat), *levels)
+    d = HeadDraw(x_0, eps, dv.Posterior(mean, eps_hat), *levels)
     np.testing.assert_allclose(PIXEL_TARGETS["npr"]().ratio(d).numpy(), (eps - eps_hat).numpy() ** 2 / g, rtol=1e-10)
 
 
@@ -191,7 +191,10 @@ def test_disagreement_of_the_estimators_counts_for_exact_mean_targets_only():
     delta = np.array(
         [
             (schedule.alpha[n] / schedule.sigma[n]) ** 2
-            * (table().nodes.value("score_norm", "isotropic", n) - table().posterior_variance(n))
+            * (
+                table().interpolation.value("score_norm", "isotropic", table().schedule.level(n))
+                - table().posterior_variance(n)
+            )
             for n in range(1, 51)
         ]
     )

@@ -1,5 +1,6 @@
 """What sampler and likelihood share: a covariance for each step, rows of a posterior, a visitor of every state."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from small_likelihoods import SCHEDULE, SHAPE, STEPS, Network, pictures, small_denoiser
 
 import diffusion_var as dv
-from diffusion_var.covariance import step_covariances
+from diffusion_var.covariance import reverse
 from diffusion_var.covariance.reverse import ReverseCovariance, StepCovariances, StructuredCovariance
 from diffusion_var.process.structure import make_structure
 
@@ -41,7 +42,7 @@ def posterior(seed: int) -> dv.Posterior:
 
 def test_a_step_is_computed_once_and_known_by_both_its_ends() -> None:
     covariance = Counted()
-    steps = StepCovariances(covariance, small_denoiser(), KERNELS)
+    steps = StepCovariances(covariance)
     found = [[steps.at(posterior(seed), kernel) for kernel in KERNELS] for seed in (0, 1)]
     assert covariance.asked == [(100, 40), (100, 12), (12, 1)]
     assert all(one is other for one, other in zip(*found, strict=True))
@@ -54,7 +55,7 @@ def test_a_step_is_computed_once_and_known_by_both_its_ends() -> None:
 
 def test_what_depends_on_the_image_is_computed_every_time() -> None:
     covariance = Counted(depends_on_image=True)
-    steps = StepCovariances(covariance, small_denoiser(), KERNELS)
+    steps = StepCovariances(covariance)
     one, other = (steps.at(posterior(seed), KERNELS[0]) for seed in (0, 1))
     assert len(covariance.asked) == 2
     assert one is not None
@@ -63,10 +64,10 @@ def test_what_depends_on_the_image_is_computed_every_time() -> None:
 
 
 def test_what_does_not_fit_into_the_memory_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    for room, asked in ((4 * 3 * 48, 1), (4 * 3 * 48 - 1, 2)):
-        monkeypatch.setattr(step_covariances, "_CACHE_BYTES", room)
+    for room, asked in ((4 * math.prod(SHAPE), 1), (4 * math.prod(SHAPE) - 1, 2)):
+        monkeypatch.setattr(reverse, "_KEPT_BYTES", room)
         covariance = Counted()
-        steps = StepCovariances(covariance, small_denoiser(), KERNELS)
+        steps = StepCovariances(covariance)
         first, second = (steps.at(posterior(0), KERNELS[0]) for _ in range(2))
         assert len(covariance.asked) == asked
         assert first is not None
@@ -74,9 +75,15 @@ def test_what_does_not_fit_into_the_memory_is_not_kept(monkeypatch: pytest.Monke
         assert torch.equal(first.variance, second.variance)
 
 
-def test_steps_that_do_not_fit_are_refused_at_once() -> None:
-    with pytest.raises(dv.InputError, match="eta=1 only"):
-        StepCovariances(dv.FixedLarge(), small_denoiser(), [dv.ReverseKernel(SCHEDULE, 100, 40, 0.5)])
+def test_the_cap_is_for_the_step_to_the_last_level_alone() -> None:
+    limit = float(KERNELS[2].beta) / 2
+    for last, capped in ((SCHEDULE.level(1), True), (SCHEDULE.level(12), False), (None, False)):
+        steps = StepCovariances(Counted(depends_on_image=True), limit, last)
+        found = steps.at(posterior(0), KERNELS[2])
+        assert found is None  # 12 to 1 is zero here
+        one = steps.at(posterior(0), dv.ReverseKernel(SCHEDULE, 40, 1))
+        assert one is not None
+        assert (float(one.variance.max()) <= limit) == capped
 
 
 def test_likelihood_of_many_images_computes_each_step_once() -> None:

@@ -74,6 +74,6 @@ def test_writing_refuses_what_it_cannot_write_faithfully(tmp_path):
     with pytest.raises(InputError, match=r"\.npz"):
         save_npz(LEVELS, tmp_path / "images.bin")
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match="could not make the folder"):
+    with pytest.raises(InputError, match="could not make the output folder"):
         save_images(LEVELS, tmp_path / "file")
     assert [file.name for file in tmp_path.iterdir()] == ["file"]

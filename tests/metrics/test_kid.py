@@ -121,9 +121,9 @@ def test_bad_input():
         kernel_distance(x, x[:, 0])
     with pytest.raises(InputError, match="not an array of numbers"):
         kernel_distance([["a"]], x)
-    with pytest.raises(InputError, match="blocks is 0"):
+    with pytest.raises(InputError, match="blocks=0 must be a whole number of at least 1"):
         kernel_distance(x, x, blocks=0)
-    with pytest.raises(InputError, match=r"block_size is 2\.5"):
+    with pytest.raises(InputError, match=r"block_size=2.5 must be"):
         kernel_distance(x, x, block_size=2.5)
     with pytest.raises(InputError, match="too large"):
         kernel_distance(x * 1e60, x * 1e60)

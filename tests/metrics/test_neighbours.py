@@ -129,7 +129,7 @@ def test_bad_input():
         precision_recall(x, x[:, :2])
     with pytest.raises(InputError, match="fake features hold NaN"):
         density_coverage(x, np.where(x > 0, np.inf, x))
-    with pytest.raises(InputError, match="k is 0"):
+    with pytest.raises(InputError, match="k=0 must be a whole number of at least 1"):
         precision_recall(x, x, k=0)
     with pytest.raises(InputError, match="too large"):
         precision_recall(x * 1e200, x)

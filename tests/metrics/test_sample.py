@@ -10,9 +10,8 @@ from torch.utils.data import DataLoader, Subset
 
 from diffusion_var.data.images import read_images, save_images, save_npz, to_float
 from diffusion_var.errors import DiffusionVarWarning, InputError
-from diffusion_var.metrics import sample as collect
 from diffusion_var.metrics.networks import CallableFeatures
-from diffusion_var.metrics.sample import NUMBER_FORMAT
+from diffusion_var.metrics.sample import NUMBER_FORMAT, collect
 
 A = blobs(300, 1)
 

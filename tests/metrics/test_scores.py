@@ -9,6 +9,8 @@ from diffusion_var.data.images import read_images, save_images, save_npz
 from diffusion_var.errors import DiffusionVarWarning, InputError
 from diffusion_var.metrics import (
     FeatureStatistics,
+    collect,
+    evaluate,
     feature_statistics,
     fid,
     frechet_distance,
@@ -16,8 +18,6 @@ from diffusion_var.metrics import (
     score_table,
     sides,
 )
-from diffusion_var.metrics import sample as collect
-from diffusion_var.metrics import scores as evaluate
 from diffusion_var.metrics.kid import kernel_distance
 from diffusion_var.metrics.neighbours import density_coverage, precision_recall
 from diffusion_var.metrics.networks import load_features
@@ -235,7 +235,7 @@ class TestBadInput:
             ({"bootstrap": -1}, "bootstrap is -1"),
             ({"metrics": ["kid"], "bootstrap": 30}, "add fid"),
             ({"metrics": ["kid"], "extrapolate": True}, "add fid"),
-            ({"batch_size": 0}, "batch_size is 0"),
+            ({"batch_size": 0}, "batch_size=0 must be a whole number of at least 1"),
         ],
     )
     def test_options(self, options, said):

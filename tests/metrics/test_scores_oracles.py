@@ -202,7 +202,7 @@ class TestRefusals:
             fid([{"image": A[0]}], B, Pixels())
         with pytest.raises(InputError, match="images is a int"):
             fid(3, B, Pixels())
-        with pytest.raises(InputError, match="batch_size is 0"):
+        with pytest.raises(InputError, match="batch_size=0 must be a whole number of at least 1"):
             fid(A, B, Pixels(), batch_size=0)
         with pytest.raises(InputError, match="no file or folder"):
             fid("nowhere.npz", B, Pixels())

@@ -226,13 +226,13 @@ def test_bad_input():
             function(np.where(x > 0, np.nan, x), gaussian.reference)
         with pytest.raises(InputError, match="the reference statistics: mu or sigma holds NaN"):
             function(x, (np.full(3, np.nan), np.eye(3)))
-    with pytest.raises(InputError, match="repeats is 5; expected a whole number of at least 20"):
+    with pytest.raises(InputError, match="repeats=5 must be a whole number of at least 20"):
         bootstrap_interval(x, gaussian.reference, repeats=5)
     with pytest.raises(InputError, match="level is 95"):
         bootstrap_interval(x, gaussian.reference, level=95)
-    with pytest.raises(InputError, match="points is 2"):
+    with pytest.raises(InputError, match="points=2 must be a whole number of at least 3"):
         fid_infinity(x, gaussian.reference, points=2)
-    with pytest.raises(InputError, match="smallest is 1"):
+    with pytest.raises(InputError, match="smallest=1 must be a whole number of at least 2"):
         fid_infinity(x, gaussian.reference, smallest=1)
     with pytest.raises(InputError, match="smallest is 19; expected at most 18"):
         fid_infinity(x, gaussian.reference, smallest=19)

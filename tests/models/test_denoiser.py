@@ -233,7 +233,8 @@ def test_a_callable_has_no_fingerprint() -> None:
     [
         ({"prediction": "noise"}, "prediction='noise' is not known"),
         ({"schedule": NoiseSchedule.from_betas([0.1, 1.0])}, "zero terminal SNR"),
-        ({"shape": (32, 32)}, "shape must be"),
+        ({"shape": ()}, "shape must be"),
+        ({"shape": (3, 2, 4, 4, 4)}, "at most 3 spatial axes"),
         ({"shape": (3, 0, 32)}, "shape must be"),
         ({"shape": (3, 32.5, 32)}, "shape must be"),
         ({"clip": (1.0, -1.0)}, "clip="),

@@ -190,7 +190,7 @@ def test_the_cap_bounds_every_direction_of_a_structure(table):
     for k, bounded in ((0, False), (1, True)):
         free = sampler.covariance(posterior, sampler.kernels[k]).variance
         assert float(free.max()) > limit
-        found = sampler._covariance(k, posterior).variance
+        found = sampler._covariances.at(posterior, sampler.kernels[k]).variance
         assert torch.equal(found, free.clamp(max=limit) if bounded else free)
 
 

@@ -7,7 +7,7 @@ import time
 import torch
 
 import diffusion_var as dv
-from diffusion_var.variance import estimate as module
+from diffusion_var import resume
 
 SCHEDULE = dv.NoiseSchedule.linear(100)
 OPTIONS = {"tolerance": 0.005, "seed": 3, "indices": [5, 40, 90], "structures": ("pixel", "dct"), "progress": False}
@@ -35,5 +35,5 @@ def wait_to_be_killed(calls=itertools.count(1)):  # noqa: B008 (one counter for 
 
 
 if __name__ == "__main__":
-    module._CHECKPOINT_SECONDS = 0.0
+    resume.SECONDS = 0.0
     dv.estimate(denoiser(wait_to_be_killed), images(), checkpoint=sys.argv[1], **OPTIONS)

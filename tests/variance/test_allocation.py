@@ -104,7 +104,7 @@ def test_targets_by_hand():
         ({"tolerance": float("nan")}, "tolerance=nan must be"),
         ({"tolerance": float("inf")}, "tolerance=inf must be"),
         ({"max_evaluations": 511}, "max_evaluations=511 is too small: 2 indices at 256 draws each.* need 512"),
-        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"batch_size": 0}, "batch_size=0 must be a whole number of at least 1"),
         ({"indices": []}, "indices is empty"),
         ({"indices": [0]}, "indices=0 is not an index"),
         ({"indices": [1001]}, "indices=1001 is not an index"),

@@ -134,7 +134,9 @@ def test_options_reach_the_hub(table: dv.VarianceTable, hub: LocalHub) -> None:
     assert "digits" in card
     assert "secret" not in card
     dv.VarianceTable.from_hub("a/b", revision="next", token="secret", cache_dir="somewhere")
-    assert hub.calls["download"] == {"revision": "next", "token": "secret", "cache_dir": "somewhere"}
+    asked = {"revision": "next", "token": "secret", "cache_dir": "somewhere"}
+    left = {"subfolder": None, "force_download": False, "local_files_only": False}
+    assert hub.calls["download"] == asked | left
     shutil.copy(hub.root / "a/b" / FILE, hub.root / "a/b" / "other.safetensors")
     (hub.root / "a/b" / FILE).unlink()
     assert dv.VarianceTable.from_hub("a/b", filename="other.safetensors").digest == table.digest

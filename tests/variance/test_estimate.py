@@ -1,17 +1,20 @@
 """A run as a run: the same bytes from the same seed, however it is cut into batches and whatever interrupts it."""
 
+import gc
 import signal
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
+from held import bytes_held
 from killed_run import LAST_CALL, OPTIONS, SCHEDULE, denoiser, images
 from places import SUPPORT
 
 import diffusion_var as dv
-from diffusion_var.variance import estimate as estimate_module
+from diffusion_var import resume
 from diffusion_var.variance.estimate import _Run
 
 # Most networks here are bare functions, which have no weights to tell a checkpoint's network by.
@@ -141,7 +144,7 @@ def test_interrupted_while_planning_a_round(uninterrupted, tmp_path, monkeypatch
         return counts.fget(run)
 
     with monkeypatch.context() as patch:
-        patch.setattr(estimate_module, "_CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(resume, "SECONDS", 0.0)
         patch.setattr(_Run, "counts", property(interrupted))
         with pytest.raises(KeyboardInterrupt):
             dv.estimate(denoiser(), images(), checkpoint=checkpoint, **OPTIONS)
@@ -296,3 +299,29 @@ def test_a_checkpoint_of_a_bare_function_is_continued_with_a_warning(tmp_path):
     dv.estimate(denoiser, images, **options)
     with pytest.warns(dv.DiffusionVarWarning, match="continued on trust"):
         dv.estimate(denoiser, images, **options)
+
+
+# ---- memory -------------------------------------------------------------------------------------------------------
+
+
+def test_memory_does_not_grow_with_evaluations(monkeypatch):
+    """Counted in bytes, not timed."""
+    runs, finish = [], _Run.finish
+    monkeypatch.setattr(_Run, "finish", lambda self, *rest: (runs.append(self), finish(self, *rest)))
+    peaks, held, live = [], [], []
+    options = {**OPTIONS, "tolerance": 1e-9}
+    for budget in (2_000, 2_000, 16_000):  # the first warms up whatever is cached for good
+        gc.collect()
+        tracemalloc.start()
+        with pytest.warns(dv.DiffusionVarWarning):
+            dv.estimate(denoiser(), images(), max_evaluations=budget, **options)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        held.append(bytes_held(runs.pop()))
+        gc.collect()
+        live.append(sum(t.nbytes for t in gc.get_objects() if type(t) is torch.Tensor))
+    assert held[1] > 10_000
+    assert held[2] == held[1]
+    assert live[2] <= live[1] + held[1]
+    # the queue of a round holds a tuple per 16 draws; nothing else may grow
+    assert peaks[2] < peaks[1] + 16_000 / 16 * 200

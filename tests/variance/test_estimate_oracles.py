@@ -91,7 +91,7 @@ def test_estimators_agree_for_an_exact_nonlinear_mean(kind):
             gap = abs(values[other] - values["residual"])
             assert gap <= 4 * np.hypot(errors[other], errors["residual"]) + population, (n, other)
     # They agree about something: the data is far from Gaussian.
-    assert table.posterior_variance(100) < 0.8 * table.nodes.linear("isotropic", 100)
+    assert table.posterior_variance(100) < 0.8 * table.interpolation.linear("isotropic", table.schedule.level(100))
 
 
 def test_residual_is_right_for_a_biased_mean_and_the_others_are_not():

@@ -52,7 +52,9 @@ def test_intervals_cover_the_truth_in_95_percent():
     inside: dict[str, list] = {e: [] for e in ESTIMATORS}
     for table in tables(range(200), 256):
         for estimator in ESTIMATORS:
-            value = np.array([table.nodes.value(estimator, "isotropic", n) for n in INDICES])
+            value = np.array(
+                [table.interpolation.value(estimator, "isotropic", table.schedule.level(n)) for n in INDICES]
+            )
             error = np.array([table.standard_error(n, estimator) for n in INDICES])
             inside[estimator].append(np.abs(value - exact[estimator]) < 1.96 * error)
     for estimator in ESTIMATORS:

@@ -57,7 +57,7 @@ def test_structures_agree_where_they_must(crooked):
 @pytest.mark.parametrize("estimator", ["residual", "score_norm", "data_variance"])
 def test_values_against_quadrature(crooked, estimator):
     for n in crooked.indices:
-        value = crooked.nodes.value(estimator, "isotropic", int(n))
+        value = crooked.interpolation.value(estimator, "isotropic", crooked.schedule.level(int(n)))
         assert abs(value - truth(int(n), estimator)) <= 4 * crooked.standard_error(n, estimator)
 
 
@@ -78,12 +78,19 @@ def test_interpolation_is_exact_for_gaussian_data(gaussian, n):
 def test_interpolation_is_linear_in_log_snr_and_continuous(crooked):
     low, high = 300, 700
     for estimator in ("residual", "data_variance"):
-        units = {n: crooked.nodes.linear("isotropic", n) for n in (low, high)}
-        ends = {n: crooked.nodes.value(estimator, "isotropic", n) / units[n] for n in (low, high)}
+        units = {n: crooked.interpolation.linear("isotropic", crooked.schedule.level(n)) for n in (low, high)}
+        ends = {
+            n: crooked.interpolation.value(estimator, "isotropic", crooked.schedule.level(n)) / units[n]
+            for n in (low, high)
+        }
         for n in (301, 480, 699):
             weight = (SCHEDULE.log_snr[n] - SCHEDULE.log_snr[low]) / (SCHEDULE.log_snr[high] - SCHEDULE.log_snr[low])
-            expected = ((1 - weight) * ends[low] + weight * ends[high]) * crooked.nodes.linear("isotropic", n)
-            assert crooked.nodes.value(estimator, "isotropic", n) == pytest.approx(expected, rel=1e-12)
+            expected = ((1 - weight) * ends[low] + weight * ends[high]) * crooked.interpolation.linear(
+                "isotropic", crooked.schedule.level(n)
+            )
+            assert crooked.interpolation.value(estimator, "isotropic", crooked.schedule.level(n)) == pytest.approx(
+                expected, rel=1e-12
+            )
 
 
 @pytest.mark.parametrize("structure", ["isotropic", "pixel"])
@@ -96,7 +103,7 @@ def test_clipping_moments_between_nodes(structure):
         table.clipping_moments(480, structure),
         [table.clipping_moments(n, structure) for n in (300, 700)],
     )
-    units = [table.nodes.linear(structure, n) for n in (300, 700, 480)]
+    units = [table.interpolation.linear(structure, table.schedule.level(n)) for n in (300, 700, 480)]
     for power, value, left, right in ((1.0, error, *[e[0] for e in ends]), (0.5, cross, *[e[1] for e in ends])):
         expected = ((1 - weight) * left / units[0] ** power + weight * right / units[1] ** power) * units[2] ** power
         assert np.abs(value / expected - 1).max() < 1e-12
@@ -111,7 +118,7 @@ def test_errors_between_nodes_are_the_larger_neighbours(crooked):
     for estimator in ("residual", "score_norm", "data_variance"):
         between = crooked.standard_error(500, estimator)
         ends = [crooked.standard_error(n, estimator) for n in (300, 700)]
-        units = [crooked.nodes.linear("isotropic", n) for n in (300, 700, 500)]
+        units = [crooked.interpolation.linear("isotropic", crooked.schedule.level(n)) for n in (300, 700, 500)]
         assert between == pytest.approx(max(ends[0] / units[0], ends[1] / units[1]) * units[2], rel=1e-12)
         assert between > 0
     for structure in STRUCTURES:
@@ -141,22 +148,22 @@ def test_each_bound_binds_somewhere():
     assert np.abs(upper_bound(0.5, 0.5, np.array([0.3, 3.0]), (-1.0, 1.0)) - [0.3, 1.0]).max() < 1e-12
     assert upper_bound(0.0, 1.0, None, None) == np.inf
     assert upper_bound(0.0, 1.0, 0.3, None) == pytest.approx(0.3)
-    assert np.abs(linear_mmse([0.0, 0.5, 1e9], 0.6, 0.8) - [0.0, 0.5 * 0.64 / 0.82, 0.64 / 0.36]).max() < 1e-7
+    assert np.abs(linear_mmse(np.array([0.0, 0.5, 1e9]), 0.6, 0.8) - [0.0, 0.5 * 0.64 / 0.82, 0.64 / 0.36]).max() < 1e-7
     assert np.abs(score_norm([0.25, 1.5], 0.5, 0.25) - [0.1875, -0.125]).max() < 1e-12
 
 
 def test_bounds_apply_to_the_exact_estimators_by_default(crooked):
     # At n = 990 the crooked network's score_norm is far above and its data_variance far below all bounds.
-    n, linear = 990, crooked.nodes.linear("isotropic", 990)
+    n, linear = 990, crooked.interpolation.linear("isotropic", crooked.schedule.level(990))
     assert crooked.posterior_variance(n) > 10 * linear
     assert crooked.posterior_variance(n, bounded=True) == pytest.approx(float(linear))
     assert crooked.posterior_variance(n, "score_norm", bounded=False) > 10 * linear
     assert crooked.posterior_variance(n, "score_norm") == pytest.approx(float(linear))
-    assert crooked.nodes.value("data_variance", "isotropic", n) < 0
+    assert crooked.interpolation.value("data_variance", "isotropic", crooked.schedule.level(n)) < 0
     for bounded in (None, False, True):
         assert crooked.posterior_variance(n, "data_variance", bounded=bounded) == 0.0
     for structure in STRUCTURES:
-        bound = np.asarray(crooked.nodes.linear(structure, n))
+        bound = np.asarray(crooked.interpolation.linear(structure, crooked.schedule.level(n)))
         assert np.abs(crooked.posterior_variance(n, "score_norm", structure) / bound - 1).max() < 1e-12
 
 
@@ -276,11 +283,13 @@ def test_zero_terminal_snr_interpolates_towards_the_last_finite_level():
     schedule = dv.NoiseSchedule(alpha, sigma, base.timestep)
     denoiser = dv.Denoiser(lambda x, t: 0.3 * x, schedule, prediction="sample", shape=SHAPE, clip=None)
     table = dv.estimate(denoiser, IMAGES, 1e3, indices=[5, 20], progress=False)
-    linear = table.nodes.linear("isotropic", 20)
+    linear = table.interpolation.linear("isotropic", table.schedule.level(20))
     assert table.posterior_variance(20, "score_norm") == pytest.approx(float(linear))
     assert table.posterior_variance(20) == pytest.approx(float(linear) + 0.09, rel=0.1)
-    ratio = table.posterior_variance(12) / table.nodes.linear("isotropic", 12)
-    assert ratio == pytest.approx(float(table.posterior_variance(5) / table.nodes.linear("isotropic", 5)))
+    ratio = table.posterior_variance(12) / table.interpolation.linear("isotropic", table.schedule.level(12))
+    assert ratio == pytest.approx(
+        float(table.posterior_variance(5) / table.interpolation.linear("isotropic", table.schedule.level(5)))
+    )
 
 
 def test_summary_says_where_it_is_from_and_how_imperfect_the_mean_is(crooked):

@@ -15,6 +15,7 @@ import diffusion_var as dv
 from diffusion_var.models.pretrained import encode as module
 from diffusion_var.models.pretrained.latents import LatentCodec
 from diffusion_var.process.linear import linear_mmse
+from diffusion_var.resume import Parts
 
 SCHEDULE = dv.NoiseSchedule.linear(100)
 SHAPE, IMAGE = (2, 4, 4), (3, 8, 8)
@@ -135,8 +136,8 @@ def test_cached_latents_are_read_a_file_at_a_time_and_only_when_asked_for(
 ) -> None:
     found = encoded(floats(), cache=tmp_path)
     reads: list[Any] = []
-    read = module.read_document
-    monkeypatch.setattr(module, "read_document", lambda path, *rest: reads.append(path.name) or read(path, *rest))
+    load = Parts.load
+    monkeypatch.setattr(Parts, "load", lambda self, name: reads.append(name) or load(self, name))
     assert reads == []
     for i in (5, 4, 6, 5, 9):
         found[i]
@@ -210,7 +211,7 @@ def test_a_cache_of_something_else_is_refused_before_any_work(
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     calls.clear()
     message = refusal(images(), model=model(), cache=tmp_path)
-    assert f"were made from something else (different {unlike}); delete {tmp_path} or choose another" in message
+    assert f"was made from something else (different {unlike}); delete {tmp_path} or choose another" in message
     assert calls == []
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -248,7 +249,7 @@ def test_a_damaged_file_is_refused_by_its_name(tmp_path: Path, number: int, dama
 def test_unusable_requests_are_refused(tmp_path: Path) -> None:
     bare = dv.Denoiser(network, SCHEDULE, shape=SHAPE, clip=None)
     assert "this model has no autoencoder, so there is nothing to encode" in refusal(floats(), model=bare)
-    assert "batch_size=0 must be at least 1" in refusal(floats(), batch_size=0)
+    assert "batch_size=0 must be a whole number of at least 1" in refusal(floats(), batch_size=0)
     assert "image 0 has shape (3, 8, 4), but" in refusal(floats()[..., :4])
     assert "image 0 has shape (3, 16, 16), but" in refusal(torch.zeros(2, 3, 16, 16))
     assert "images is empty" in refusal(floats()[:0])
