@@ -31,17 +31,17 @@ def given(value: T | None, sentence: str) -> T:
 
 
 def is_whole(value: Any) -> bool:
-    """Whether `value` is a whole number, of any type but bool."""
+    """Whether `value` is one whole number, of any type but bool."""
     try:
-        return not is_bool(value) and bool(int(value) == value)
+        return not _is_array_or_bool(value) and bool(int(value) == value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         return False
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a real number (NaN and infinity are), of any type but bool."""
+    """Whether `value` is one real number (NaN and infinity are), of any type but bool."""
     try:
-        return not is_bool(value) and not isinstance(value, str | bytes) and isinstance(float(value), float)
+        return not (_is_array_or_bool(value) or isinstance(value, str | bytes)) and isinstance(float(value), float)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         return False
 
@@ -154,6 +154,10 @@ def listing(names: Sequence[Any], most: int = 8) -> str:
     """Some names for a message: the first few, and how many more there are."""
     more = f", … ({len(names) - most} more)" if len(names) > most else ""
     return ", ".join(str(name) for name in names[:most]) + more
+
+
+def _is_array_or_bool(value: Any) -> bool:
+    return is_bool(value) or getattr(value, "ndim", 0) > 0
 
 
 def _ended(hint: str) -> str:

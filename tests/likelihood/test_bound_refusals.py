@@ -176,8 +176,8 @@ def test_unknown_decoder_variances(bad: str) -> None:
         None,
         True,
         [1.0],
-        np.array(0.1),
-        torch.tensor(0.1),
+        np.array([0.1]),
+        torch.tensor([0.1]),
     ],
 )
 def test_decoder_variances_that_are_no_variance(bad: Any) -> None:

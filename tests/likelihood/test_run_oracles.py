@@ -11,7 +11,7 @@ from small_likelihoods import SCHEDULE, STEPS, Network, pictures, small_denoiser
 
 import diffusion_var as dv
 from diffusion_var.likelihood.run import strata_of
-from diffusion_var.likelihood.terms import Node
+from diffusion_var.likelihood.terms import Evaluation
 
 #: A decoder that does not drown the other terms of this small model.
 OPTIONS: dict[str, Any] = {"steps": STEPS, "decoder_variance": 0.01}
@@ -139,7 +139,7 @@ def test_sampled_steps_are_one_of_each_group(steps: int, step_samples: int) -> N
     assert len(middle) == count
     falling = found.steps[::-1]
     kernels = [dv.ReverseKernel(small_denoiser().schedule, t, s) for t, s in pairwise(falling)]
-    groups = strata_of([Node(k.t, ((i, k),)) for i, k in enumerate(kernels)], count) if count else []
+    groups = strata_of([Evaluation(k.level_t, ((i, k),)) for i, k in enumerate(kernels)], count) if count else []
     assert [k for group in groups for k in group] == list(range(steps - 1))
     for k, group in zip(middle, groups, strict=True):
         assert k in group
@@ -149,7 +149,7 @@ def test_groups_of_steps_cost_about_the_same() -> None:
     """log((1 + SNR_s)/(1 + SNR_t)) is twice the KL of a step for data of variance 1."""
     schedule = dv.NoiseSchedule.linear(1000)
     kernels = [dv.ReverseKernel(schedule, t, t - 1) for t in range(1000, 1, -1)]
-    groups = strata_of([Node(k.t, ((i, k),)) for i, k in enumerate(kernels)], 10)
+    groups = strata_of([Evaluation(k.level_t, ((i, k),)) for i, k in enumerate(kernels)], 10)
     v = 1 / (1 + np.exp(schedule.log_snr))
     costs = np.array([math.log1p(k.gain**2 * v[k.t] / k.lambda2) for k in kernels])
     shares = np.array([costs[group].sum() for group in groups]) / costs.sum()

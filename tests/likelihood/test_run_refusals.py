@@ -20,7 +20,7 @@ from small_likelihoods import (
 )
 
 import diffusion_var as dv
-from diffusion_var.likelihood import run as bound_run
+from diffusion_var import resume
 
 # ---- other runs' checkpoints --------------------------------------------------------------------------------------
 
@@ -50,7 +50,9 @@ def test_other_settings_are_refused_by_name(tmp_path: Path, difference: dict[str
     path = tmp_path / "run.ckpt"
     run(None, path)
     before = path.read_bytes()
-    with pytest.raises(dv.InputError, match=rf"belongs to another run \(different {named}\); delete it"):
+    with pytest.raises(
+        dv.InputError, match=rf"belongs to another run \(different {named}\): its .* but this run\'s is .*; delete it"
+    ):
         run(None, path, **difference)
     assert path.read_bytes() == before
 
@@ -158,7 +160,7 @@ def test_an_unwritable_path_is_found_before_the_work(tmp_path: Path) -> None:
 def test_a_full_disk_hides_neither_the_result_nor_what_stopped_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = bound_run.write_document
+    write = resume.write_document
     full = False
 
     def failing(*arguments: Any) -> None:
@@ -170,7 +172,7 @@ def test_a_full_disk_hides_neither_the_result_nor_what_stopped_it(
         nonlocal full
         full = True
 
-    monkeypatch.setattr(bound_run, "write_document", failing)
+    monkeypatch.setattr(resume, "write_document", failing)
     with pytest.warns(dv.DiffusionVarWarning, match="the checkpoint is not up to date: .*no space left"):
         found = run(Interrupted(fill), tmp_path / "run.ckpt")
     full = False

@@ -11,7 +11,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 
 import diffusion_var as dv
 from diffusion_var.covariance.reverse import StepCovariances
-from diffusion_var.likelihood.terms import BoundTerms, Node, prior_kl
+from diffusion_var.likelihood.terms import BoundTerms, Evaluation, prior_kl
 from diffusion_var.process.structure import STRUCTURE_NAMES, make_structure
 
 
@@ -46,7 +46,7 @@ def crooked(x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
     ],
 )
 def test_every_steps_term_is_torchs_kl_of_the_two_gaussians(name: str, eta: float, clip: Any, clipped_eps: Any) -> None:
-    """q(x_s|x_t,x_0) of eq. (1), written out, against N(the sampler's mean, Σ as a whole matrix), in float64."""
+    """q(x_s|x_t,x_0) of [E1], written out, against N(the sampler's mean, Σ as a whole matrix), in float64."""
     shape = (3, 2, 3)
     d, structure, stream = math.prod(shape), make_structure(name, shape), np.random.default_rng(5)
     denoiser = dv.Denoiser(crooked, SCHEDULE, shape=shape, clip=clip)
@@ -55,14 +55,14 @@ def test_every_steps_term_is_torchs_kl_of_the_two_gaussians(name: str, eta: floa
     covariance = Told(structure, lambda kernel: kernel.beta * raw.numpy())
     terms = BoundTerms(
         denoiser,
-        [Node(600, tuple(enumerate(kernels)))],
-        StepCovariances(covariance, denoiser, kernels),
+        [Evaluation(SCHEDULE.level(600), tuple(enumerate(kernels)))],
+        StepCovariances(covariance),
         None,
     )
     x_0, eps = (torch.from_numpy(stream.normal(0, 0.7, (4, *shape))) for _ in range(2))
     x_t = float(SCHEDULE.alpha[600]) * x_0 + float(SCHEDULE.sigma[600]) * eps
     posterior = denoiser(x_t, 600)
-    found = terms.at(terms.nodes[0], x_0, eps, posterior)
+    found = terms.at(terms.evaluations[0], x_0, eps, posterior)
     assert found.shape == (4, 3)
     assert found.dtype == torch.float64
     basis = structure.forward(torch.eye(d, dtype=torch.float64).reshape(d, *shape))

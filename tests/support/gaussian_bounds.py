@@ -60,22 +60,28 @@ def in_bits(nats: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return np.asarray(nats) / (math.log(2) * math.prod(SHAPE))
 
 
+def prior_std(schedule: dv.NoiseSchedule, n: int) -> float:
+    """Of noise that a run from n begins with: where x_n is wider or narrower than x_N, so is its prior."""
+    widths = np.sqrt(schedule.alpha**2 + schedule.sigma**2)
+    return float(schedule.prior_std * widths[n] / widths[-1])
+
+
 def prior_nats(schedule: dv.NoiseSchedule, n: int) -> float:
-    """E KL(q(x_n|x_0) ‖ N(0, prior_std² I)) over the data."""
+    """E KL(q(x_n|x_0) ‖ p(x_n)) over the data."""
     square = float((VARIANCE + MEAN**2).sum()) if schedule.alpha[n] else 0.0
-    alpha, sigma, std = schedule.alpha[n], schedule.sigma[n], schedule.prior_std
+    alpha, sigma, std = schedule.alpha[n], schedule.sigma[n], prior_std(schedule, n)
     d = math.prod(SHAPE)
     return 0.5 * (alpha**2 * square + d * sigma**2) / std**2 - 0.5 * d - d * math.log(sigma / std)
 
 
 def marginal_prior_nats(denoiser: dv.oracles.GaussianDenoiser, n: int) -> float:
-    """KL(q(x_n) ‖ N(0, prior_std² I)), by torch.distributions, in the basis, where both are diagonal."""
+    """KL(q(x_n) ‖ p(x_n)), by torch.distributions, in the basis, where both are diagonal."""
     schedule = denoiser.schedule
     q = torch.distributions.Normal(
         schedule.alpha[n] * denoiser.structure.forward(denoiser.mean),
         (schedule.alpha[n] ** 2 * denoiser.variance + schedule.sigma[n] ** 2).sqrt(),
     )
-    p = torch.distributions.Normal(torch.zeros(SHAPE).double(), schedule.prior_std)
+    p = torch.distributions.Normal(torch.zeros(SHAPE).double(), prior_std(schedule, n))
     return float(torch.distributions.kl_divergence(q, p).sum())
 
 
