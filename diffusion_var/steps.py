@@ -3,7 +3,24 @@ need a variance table or measured costs (`likelihood.trajectories`)."""
 
 from .likelihood.paths import OptimalPaths
 from .likelihood.trajectories import optimal, optimal_paths
-from .process.steps import SPACINGS, Grid, HasSchedule, StepList, check_spacing, explicit, karras, leading, linspace, log_snr, quadratic, resolve, shifted, sigmas, spaced, trailing
+from .process.steps import (
+    SPACINGS,
+    Grid,
+    HasSchedule,
+    StepList,
+    check_spacing,
+    explicit,
+    karras,
+    leading,
+    linspace,
+    log_snr,
+    quadratic,
+    resolve,
+    shifted,
+    sigmas,
+    spaced,
+    trailing,
+)
 
 __all__ = [
     "SPACINGS",

@@ -9,7 +9,16 @@ import typer
 
 from .compare.options import CompareOptions
 from .flags import command, new_app, run_app
-from .options import EstimateOptions, FidOptions, NllOptions, SampleOptions, ShowOptions, StatsOptions, StepsOptions, TrainHeadOptions
+from .options import (
+    EstimateOptions,
+    FidOptions,
+    NllOptions,
+    SampleOptions,
+    ShowOptions,
+    StatsOptions,
+    StepsOptions,
+    TrainHeadOptions,
+)
 
 app = new_app("diffusion-var", "The reverse covariance of diffusion models: measure it once, sample and score with it.")
 

@@ -101,10 +101,6 @@ def require_schedule(scheduler: Any, table: VarianceTable) -> None:
 def find_beside(noun: str, name: str, where: str, subfolder: str | None, options: Mapping[str, Any]) -> Path:
     """The file called `name`, a table or head, beside the config, in a local folder or a hub repository; InputError
     where it cannot be had."""
-    if Path(name).name != name:
-        raise InputError(
-            f"the scheduler's config names the file {name!r}, but a plain file name beside the config is expected."
-        )
     folder = Path(where) / (subfolder or "")
     if folder.is_dir():
         return folder / name

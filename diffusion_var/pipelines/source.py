@@ -75,6 +75,11 @@ class VarianceSource:
             self.covariance = _UNMEASURED[self.kind]()
         elif self.entry is None:
             raise InputError(_NEEDS[self.kind])
+        elif self.file is not None and Path(self.file).name != self.file:
+            raise InputError(
+                f"the scheduler's config names the file {self.file!r}, but a plain file name beside the config is "
+                "expected."
+            )
         elif "posterior_variance" in self.entry:
             self.covariance = self._listed(self.entry)
 

@@ -20,7 +20,14 @@ from ..process.linear import linear_mmse
 from ..process.schedule import NoiseSchedule
 from ..process.structure import Structure
 from .estimators import Estimator, score_norm
-from .moments import RELATIVE_FLOOR, TARGETS, StructureMoments, adjusted_covariance, adjusted_means, control_expectations
+from .moments import (
+    RELATIVE_FLOOR,
+    TARGETS,
+    StructureMoments,
+    adjusted_covariance,
+    adjusted_means,
+    control_expectations,
+)
 from .population import DataStatistics
 
 Float64Array = npt.NDArray[np.float64]

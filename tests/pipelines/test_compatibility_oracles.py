@@ -258,7 +258,7 @@ def test_a_whole_pipeline_is_saved_and_loaded(
     assert beside == (structure in ("pixel", "dct"))
     loaded = diffusers.DiffusionPipeline.from_pretrained(tmp_path)
     assert isinstance(loaded, diffusers.DDPMPipeline)
-    assert loaded.scheduler.config.structure == structure
+    assert loaded.scheduler.config.variance["structure"] == structure
     assert apart(images(loaded, batch_size=2), expected) < 1e-5
     loaded.scheduler = diffusers.DDPMScheduler.from_config(loaded.scheduler.config, variance_type="fixed_small")
     assert apart(images(loaded, batch_size=2), plain) < 1e-5

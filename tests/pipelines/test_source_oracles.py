@@ -59,7 +59,7 @@ def test_features_of_ones_own():
     made = head(scale=0.3)
     pipe = equipped(made)
     watched = loop(pipe)
-    pipe.scheduler._watch.remove()
+    pipe.scheduler._source._watch.remove()
     tapped = denoiser().with_features()
     assert float((loop(pipe, features=lambda x, n: tapped(x, n).features) - watched).abs().max()) < 1e-6
 
@@ -134,7 +134,7 @@ def test_guidance_has_the_conditional_half_last(target):
 def test_heads_and_pipelines_that_do_not_fit():
     with pytest.raises(dv.InputError, match="a head needs the pipeline, whose network it reads"):
         dv.AnalyticScheduler.from_head(head(), pipeline().scheduler.config)
-    with pytest.raises(dv.InputError, match=r"head must be a dv.Head, but got VarianceTable"):
+    with pytest.raises(dv.InputError, match=r"head must be a dv.Head \(.*\), but got VarianceTable"):
         dv.AnalyticScheduler.from_head(table(), pipeline())
     other = pipeline()
     next(other.unet.parameters()).data += 0.1
@@ -143,7 +143,7 @@ def test_heads_and_pipelines_that_do_not_fit():
     unclipped = DDPMPipeline(denoiser().network, DDPMScheduler(**BETAS, clip_sample=False))
     with pytest.raises(dv.InputError, match="clipping"):
         dv.AnalyticScheduler.from_head(head(), unclipped)
-    with pytest.raises(dv.InputError, match="etta is no option"):
+    with pytest.raises(TypeError, match="etta"):
         dv.AnalyticScheduler.from_head(head(), pipeline(), etta=1.0)
     with pytest.raises(dv.InputError, match="needs a trained head"):
         dv.AnalyticScheduler(**BETAS, variance_type="head")

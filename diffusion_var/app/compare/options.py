@@ -6,7 +6,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from ..options import BITS, AcceptHelp, CompareMetrics, Covariances, Estimators, FeaturesHelp, ImagesHelp, InceptionHelp, LikelihoodSpacings, Metrics, ModelHelp, ModelOptions, Options, Structures
+from ..options import (
+    BITS,
+    AcceptHelp,
+    CompareMetrics,
+    Covariances,
+    Estimators,
+    FeaturesHelp,
+    ImagesHelp,
+    InceptionHelp,
+    LikelihoodSpacings,
+    Metrics,
+    ModelHelp,
+    ModelOptions,
+    Options,
+    Structures,
+)
 
 
 @dataclass
