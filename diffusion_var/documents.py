@@ -55,12 +55,13 @@ def read_document(path: str | Path, form: str, version: int, noun: str) -> tuple
         ) from error
     if not isinstance(metadata, dict) or metadata.get("format") != form:
         raise InputError(f"{path} is a safetensors file but not a {noun}; check the path.")
-    if not isinstance(metadata.get("format_version"), int) or metadata["format_version"] > version:
+    found = metadata.get("format_version")
+    if isinstance(found, int) and found > version:
         raise InputError(
-            f"{path} has format version {metadata.get('format_version')}, but this version of diffusion_var reads up "
-            f"to {version}; update diffusion_var."
+            f"{path} has format version {found}, but this version of diffusion_var reads up to {version}; update "
+            "diffusion_var."
         )
-    if metadata.pop("digest", None) != _digest(arrays, metadata):
+    if not isinstance(found, int) or metadata.pop("digest", None) != _digest(arrays, metadata):
         raise InputError(
             f"{path} is damaged: its contents do not match their checksum; make it again or copy it again."
         )

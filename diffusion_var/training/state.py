@@ -9,14 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..documents import Arrays
 from ..errors import InputError
 from ..resume import State
-
-FORMAT = "diffusion_var.training_checkpoint"
-FORMAT_VERSION = 1
 
 
 @dataclass
@@ -49,7 +47,7 @@ class TrainingState:
             for name, value in self.optimizer.state.get(parameter, {}).items():
                 arrays[f"optimizer.{i}.{name}"] = _array(torch.as_tensor(value))
         arrays |= {f"extra.{name}": _array(value) for name, value in self.extra.items()}
-        arrays["curve"] = torch.tensor(self.curve, dtype=torch.float64).reshape(len(self.curve), -1).numpy()
+        arrays["curve"] = np.array(self.curve, dtype=np.float64)
         plain = {"step": self.step, "seconds": self.seconds, "average_steps": self.average.optimization_step}
         return arrays, plain
 

@@ -51,7 +51,7 @@ class MixtureTrunk(torch.nn.Module):
     def forward(self, x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         n = timestep.long() + 1
         posterior = self.exact(x_t, n)
-        alpha, sigma = self.exact.coefficients(n, x_t)
+        alpha, sigma = self.exact.schedule.coefficients(n, x_t)
         r = self.exact.responsibilities(x_t.double(), alpha.double(), sigma.double()).float()
         maps = [(r[:, j, None, None, None] * (1 - r[:, j, None, None, None])).expand_as(x_t) for j in range(r.shape[1])]
         level = (sigma / alpha).log().expand_as(x_t)

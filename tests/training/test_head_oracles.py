@@ -45,7 +45,7 @@ def errors(model, denoiser, head, bias=0.0):
     for n in TIMES:
         x_0 = model.sample(400, seed=2)
         eps = torch.from_numpy(generator(3, "noise", n).standard_normal(x_0.shape)).float()
-        alpha, sigma = model.coefficients(n, x_0)
+        alpha, sigma = model.schedule.coefficients(n, x_0)
         x_t = alpha * x_0 + sigma * eps
         truth = model.posterior_variance(x_t, n) + (bias * sigma / alpha) ** 2
         with torch.no_grad():

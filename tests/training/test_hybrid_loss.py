@@ -13,7 +13,7 @@ from diffusion_var.covariance.reverse import StepCovariances
 from diffusion_var.data.images import to_float
 from diffusion_var.errors import InputError
 from diffusion_var.likelihood.decoder import make_decoder
-from diffusion_var.likelihood.terms import BoundTerms, Node
+from diffusion_var.likelihood.terms import BoundTerms, Evaluation
 from diffusion_var.randomness import generator, normal
 from diffusion_var.training.hybrid_loss import hybrid_loss, levels_held, range_bound, step_coefficients
 from diffusion_var.training.loss import evaluation_loss, simple_loss, spread
@@ -91,17 +91,17 @@ def test_terms_are_those_of_the_likelihood(levels: int | None) -> None:
     denoiser = dv.Denoiser(network, SCHEDULE, shape=SHAPE, clip=None, data_range=(-1.0, 1.0))
     covariance = dv.LearnedRange()
     decoder = make_decoder(
-        *(denoiser, covariance, 1, "beta_tilde" if levels else "covariance", levels),
+        *(denoiser, covariance, SCHEDULE.level(1), "beta_tilde" if levels else "covariance", levels),
         (-1.0, 1.0) if levels else None,
     )
     expected = []
     for k, n in enumerate(N_ROWS.tolist()):
         kernel = dv.ReverseKernel(SCHEDULE, n, n - 1)
-        node = Node(n, ((0, kernel),))
-        terms = BoundTerms(denoiser, [node], StepCovariances(covariance, denoiser, [kernel]), decoder)
+        evaluation = Evaluation(kernel.level_t, ((0, kernel),))
+        terms = BoundTerms(denoiser, [evaluation], StepCovariances(covariance), decoder)
         x_0, eps = given["x_0"][k : k + 1], given["eps"][k : k + 1]
         posterior = denoiser(kernel.alpha_t * x_0 + kernel.sigma_t * eps, n)
-        expected.append(float(terms.at(node, x_0, eps, posterior)) / (D * math.log(2)))
+        expected.append(float(terms.at(evaluation, x_0, eps, posterior)) / (D * math.log(2)))
     found = range_bound(**given, n=N_ROWS, coefficients=COEFFICIENTS, levels=levels)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-10)
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from small_training import SCHEDULE, SETTINGS, Images, small_unet, train, weight
 import diffusion_var as dv
 from diffusion_var.documents import read_document
 from diffusion_var.errors import InputError, NumericalError
-from diffusion_var.training import state as module
-from diffusion_var.training.unet import FINGERPRINT_IMAGES
+from diffusion_var.resume import Checkpoint
+from diffusion_var.training.loop import FORMAT, FORMAT_VERSION
+from diffusion_var.training.unet import FINGERPRINT_IMAGES, UNetTraining, train_unet
 
 BATCH = SETTINGS["batch_size"]
 PER_EVALUATION = 20  # all images
@@ -39,7 +41,7 @@ def raising(step):
 
 
 def step_of(path):
-    return read_document(path, module.FORMAT, module.FORMAT_VERSION, "training checkpoint")[1]["step"]
+    return read_document(path, FORMAT, FORMAT_VERSION, "training checkpoint")[1]["step"]
 
 
 @pytest.fixture(scope="module")
@@ -110,19 +112,18 @@ def test_a_finished_run_is_not_trained_further(tmp_path, whole):
 
 
 def test_time_adds_up_over_interruptions(checkpoint):
-    before = read_document(checkpoint, module.FORMAT, module.FORMAT_VERSION, "x")[1]["seconds"]
+    before = read_document(checkpoint, FORMAT, FORMAT_VERSION, "x")[1]["seconds"]
     assert train(checkpoint=checkpoint).seconds > before > 0
 
 
 def test_checkpoints_are_spaced_in_time(tmp_path, monkeypatch):
-    from diffusion_var.training import unet
-
+    saves = Checkpoint.save
     saved = []
-    monkeypatch.setattr(unet.TrainingState, "save", lambda self, path, identity: saved.append(self.step))
+    monkeypatch.setattr(Checkpoint, "save", lambda self, state: (saved.append(state[1]["step"]), saves(self, state)))
     clock = iter(np.arange(0.0, 1000.0, 1.0))
-    monkeypatch.setattr(unet.time, "monotonic", lambda: next(clock))
-    settings = unet.UNetTraining(**SETTINGS)
-    unet.train_unet(
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    settings = UNetTraining(**{**SETTINGS, "evaluate_every": 100})
+    train_unet(
         *(small_unet(), Images(), SCHEDULE, settings), checkpoint=tmp_path / "c", checkpoint_seconds=6, progress=False
     )
     assert saved[-1] == 9  # the end is always kept
@@ -139,7 +140,7 @@ def test_checkpoints_are_spaced_in_time(tmp_path, monkeypatch):
         ({"warmup_steps": 4}, "warmup_steps"),
         ({"weight_decay": 0.0}, "weight_decay"),
         ({"ema_decay": 0.5}, "ema_decay"),
-        ({"mixed_precision": "bf16"}, "mixed_precision is no, but this run's is bf16"),
+        ({"mixed_precision": "bf16"}, "mixed_precision is 'no', but this run's is 'bf16'"),
         ({"flip": False}, "flip is True"),
         ({"evaluate_every": 5}, "evaluate_every"),
         ({"seed": 4}, "seed is 3"),
@@ -152,7 +153,7 @@ def test_checkpoints_are_spaced_in_time(tmp_path, monkeypatch):
 )
 def test_a_checkpoint_of_another_run_is_refused(checkpoint, changes, name):
     content = checkpoint.read_bytes()
-    with pytest.raises(InputError, match=f"belongs to another run: its {name}.*delete it") as error:
+    with pytest.raises(InputError, match=rf"belongs to another run \(different .*\): its {name}.*delete it") as error:
         train(checkpoint=checkpoint, **changes)
     assert "\n" not in str(error.value)
     assert checkpoint.read_bytes() == content
@@ -205,7 +206,7 @@ def test_nan_is_never_saved(tmp_path):
 
     with pytest.raises(NumericalError, match=r"loss became nan at or before step 3; lower the learning rate"):
         train(Images(hook), path, network=network)
-    arrays, metadata = read_document(path, module.FORMAT, module.FORMAT_VERSION, "x")
+    arrays, metadata = read_document(path, FORMAT, FORMAT_VERSION, "x")
     assert metadata["step"] == 3
     assert all(np.isfinite(array).all() for array in arrays.values())
 

@@ -246,7 +246,7 @@ def test_precision_is_that_of_the_settings_whatever_accelerate_is_told(monkeypat
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"steps": 0}, "steps=0 must be at least 1"),
+        ({"steps": 0}, "steps=0 must be a whole number of at least 1"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"warmup_steps": 0}, "warmup_steps=0"),
         ({"evaluate_every": 0}, "evaluate_every=0"),
@@ -263,9 +263,9 @@ def test_wrong_settings(wrong: dict[str, object], said: str) -> None:
 
 
 def test_refusals() -> None:
-    assert share_of(12, 3) == 4
+    assert [share_of(12, 3, process) for process in range(3)] == [slice(0, 4), slice(4, 8), slice(8, 12)]
     with pytest.raises(InputError, match="batch_size=10 does not divide among 4 processes"):
-        share_of(10, 4)
+        share_of(10, 4, 0)
     with pytest.raises(InputError, match="there are no images"):
         train(torch.zeros(0, 1, 8, 8))
     broken = Linear()
