@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import data as data
     from . import metrics as metrics
     from . import plots as plots
     from . import steps as steps
@@ -81,6 +82,7 @@ _HOMES = {
     "step_costs": "likelihood.step_costs",
 }
 _MODULES = {
+    "data": "data",
     "metrics": "metrics",
     "oracles": "models.oracles",
     "plots": "plots",

@@ -1,8 +1,8 @@
 """Step lists, as users see them: spacings that need a schedule alone (`process.steps`), and optimal trajectories, which
 need a variance table or measured costs (`likelihood.trajectories`)."""
 
-from .likelihood.paths import OptimalPaths
-from .likelihood.trajectories import optimal, optimal_paths
+from .likelihood.paths import OptimalPaths, least_costs
+from .likelihood.trajectories import kl_costs, optimal, optimal_paths
 from .process.steps import (
     SPACINGS,
     Grid,
@@ -31,7 +31,9 @@ __all__ = [
     "check_spacing",
     "explicit",
     "karras",
+    "kl_costs",
     "leading",
+    "least_costs",
     "linspace",
     "log_snr",
     "optimal",

@@ -17,10 +17,6 @@ import time
 import torch
 
 import diffusion_var as dv
-from diffusion_var.app.model import open_model
-from diffusion_var.app.options import ModelOptions
-from diffusion_var.data.names import open_images
-from diffusion_var.variance.moments import TARGETS
 
 
 def evaluations_needed(denoiser: dv.Denoiser, images: torch.Tensor, indices: list[int], tolerance: float) -> None:
@@ -32,13 +28,13 @@ def evaluations_needed(denoiser: dv.Denoiser, images: torch.Tensor, indices: lis
     long = dv.estimate(
         denoiser, images, tolerance=tolerance / 8, indices=indices, structures=("isotropic",), progress=False
     )
-    k = TARGETS.index("eps_square")
+    of_one_draw = long.moments["isotropic"].draw_variance("eps_square")
     print(f"network evaluations for {tolerance:.0%} relative standard error of v_t")
     print(f"{'n':>6s}{'v_t':>12s}{'published':>16s}{'default':>10s}{'ratio':>12s}{'error reached':>15s}")
     for i, n in enumerate(indices):
         scale = (denoiser.schedule.sigma[n] / denoiser.schedule.alpha[n]) ** 2
         v = long.posterior_variance(n)
-        published = (scale / v) ** 2 * long.moments["isotropic"].covariances[i, k, k] / tolerance**2
+        published = (scale / v) ** 2 * of_one_draw[i] / tolerance**2
         taken = int(default.counts[i])
         error = default.standard_error(n) / default.posterior_variance(n)
         print(f"{n:>6d}{v:>12.4g}{published:>16,.0f}{taken:>10,d}{published / taken:>11,.0f}×{error:>15.2%}")
@@ -96,8 +92,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
-    denoiser = open_model(args.model, ModelOptions()).denoiser
-    images = open_images(args.images)
+    denoiser = dv.Denoiser.from_pretrained(args.model)
+    images = dv.data.open_images(args.images)
     evaluations_needed(denoiser, images, args.indices, args.tolerance)
     cost_per_evaluation(denoiser, images, args.batch_size, args.repeats)
 

@@ -28,8 +28,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from diffusion_var.metrics import frechet_distance
-from diffusion_var.randomness import generator
+from diffusion_var.metrics import collect, frechet_distance, load_features
 
 Array = npt.NDArray[np.float64]
 Moments = tuple[Array, Array]
@@ -48,9 +47,9 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
 
 def features(count: int, dimension: int, side: int) -> Array:
     """Correlated features in mildly different units, the second side a little off the first."""
-    mixing = generator(0, "bench features", 9).standard_normal((dimension, dimension)) / dimension**0.5
-    scale = np.exp(0.3 * generator(0, "bench features", 8).standard_normal(dimension))
-    noise = generator(0, "bench features", side).standard_normal((count, dimension))
+    mixing = np.random.default_rng([0, 9]).standard_normal((dimension, dimension)) / dimension**0.5
+    scale = np.exp(0.3 * np.random.default_rng([0, 8]).standard_normal(dimension))
+    noise = np.random.default_rng([0, side]).standard_normal((count, dimension))
     return np.asarray((noise + 0.3 * noise @ mixing) * scale * (1 + 0.1 * side) + 0.1 * side)
 
 
@@ -111,7 +110,7 @@ class Pictures(Dataset[Tensor]):
     """Random uint8 images (count, 3, size, size) in memory."""
 
     def __init__(self, count: int, size: int) -> None:
-        numbers = generator(0, "bench images").integers(0, 256, (count, 3, size, size), dtype=np.uint8)
+        numbers = np.random.default_rng(0).integers(0, 256, (count, 3, size, size), dtype=np.uint8)
         self.images = torch.from_numpy(numbers)
 
     def __len__(self) -> int:
@@ -137,10 +136,8 @@ def compare_throughput(args: argparse.Namespace, weights: Path) -> None:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     from torch_fidelity.utils import get_featuresdict_from_dataset
 
-    from diffusion_var.metrics.inception import InceptionFeatures
-    from diffusion_var.metrics.sample import collect
-
-    network = InceptionFeatures(weights, sha256(weights.read_bytes()).hexdigest()).to(args.device)
+    accepted = sha256(weights.read_bytes()).hexdigest()
+    network = load_features("inception", inception_weights=weights, accept_weights=accepted)
     extractor = FeatureExtractorInceptionV3("bench", ["2048"], feature_extractor_weights_path=str(weights))
     extractor.requires_grad_(False).eval().to(args.device)
     pictures = Pictures(args.images, args.size)

@@ -18,14 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from diffusers.models.unets.unet_2d import UNet2DModel
 
 import diffusion_var as dv
-from diffusion_var.app.config import read_yaml
-from diffusion_var.data.fixed_images import FixedImages
-from diffusion_var.models.heads import HeadNetwork
-from diffusion_var.training.head import HeadTraining
-from diffusion_var.training.head import HeadRun
 
 CONFIG = Path(__file__).parents[1] / "configs" / "mnist.yaml"
 SAMPLING_TARGET, TRAINING_TARGET = 1.05, 1.5
@@ -34,18 +30,10 @@ SAMPLING_TARGET, TRAINING_TARGET = 1.05, 1.5
 def open_denoiser(model: str | None, device: torch.device) -> dv.Denoiser:
     if model is not None:
         return dv.Denoiser.from_pretrained(model, device=device)
-    unet = read_yaml(CONFIG)["train_unet"]["unet"]
+    unet = yaml.safe_load(CONFIG.read_text())["train_unet"]["unet"]
     torch.manual_seed(0)
     network = UNet2DModel(sample_size=28, in_channels=1, out_channels=1, **unet).eval()
     return dv.Denoiser(network.to(device), dv.NoiseSchedule.linear(1000), shape=(1, 28, 28), clip=(-1.0, 1.0))
-
-
-def untrained(denoiser: dv.Denoiser, table: dv.VarianceTable, spec: dv.HeadSpec) -> dv.Head:
-    with torch.no_grad():
-        features = denoiser.with_features()(torch.zeros(1, *denoiser.shape, device=denoiser.device), 1, None).features
-    assert features is not None
-    network = HeadNetwork(spec.kind, features.shape[1:], denoiser.shape, zero=True)
-    return dv.Head(network.to(denoiser.device), table, spec)
 
 
 def race(contestants: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, float]:
@@ -114,12 +102,12 @@ def main() -> None:
         f"{torch.get_num_threads()} threads; medians of {args.repeats}"
     )
 
-    source = FixedImages(images, denoiser.shape, denoiser.data_range), None
+    source = dv.training.Source.of(images, None, denoiser, "images")
     specs = {
         f"{target}, {kind}": dv.HeadSpec(target, kind) for kind in ("simple", "residual") for target in ("npr", "sn")
     }
     specs["ocm, simple"] = dv.HeadSpec("ocm", "simple")
-    heads = {name: untrained(denoiser, table, spec) for name, spec in specs.items()}
+    heads = {name: dv.training.new_head(denoiser, table, spec, 0, source) for name, spec in specs.items()}
     for parameter in denoiser.network.parameters():
         parameter.requires_grad_(False)
 
@@ -140,8 +128,8 @@ def main() -> None:
         with torch.no_grad():
             denoiser(x, n, None)
 
-    settings = HeadTraining(steps=1, batch_size=args.batch)
-    steps = {name: HeadRun(head, denoiser, [source], settings).step for name, head in heads.items()}
+    settings = dv.training.HeadTraining(steps=1, batch_size=args.batch)
+    steps = {name: dv.training.HeadRun(head, denoiser, [source], settings).step for name, head in heads.items()}
     medians = race({"frozen forward": forward, **steps}, args.repeats, device)
     show("A training step", medians, {"npr, simple": TRAINING_TARGET, "sn, simple": TRAINING_TARGET})
 

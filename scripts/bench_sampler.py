@@ -15,9 +15,6 @@ from collections.abc import Callable
 import torch
 
 import diffusion_var as dv
-from diffusion_var.app.model import open_model
-from diffusion_var.app.options import ModelOptions
-from diffusion_var.data.names import open_images
 
 
 def timed(function: Callable[[], object]) -> float:
@@ -65,8 +62,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--pairs", type=int, default=61)
     args = parser.parse_args()
-    denoiser = open_model(args.model, ModelOptions()).denoiser
-    images = open_images("digits:table") if args.model == "digits" else None
+    denoiser = dv.Denoiser.from_pretrained(args.model)
+    images = dv.data.open_images("digits:table") if args.model == "digits" else None
     steps = dv.steps.leading(denoiser.schedule, args.steps)
     ddim = DDIMPipeline(denoiser.network, DDIMScheduler(clip_sample=denoiser.clip is not None))
     ddpm = DDPMPipeline(denoiser.network, DDPMScheduler(clip_sample=denoiser.clip is not None))

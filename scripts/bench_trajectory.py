@@ -17,9 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 import diffusion_var as dv
-from diffusion_var.likelihood.paths import least_costs
-from diffusion_var.likelihood.trajectories import kl_costs
-from diffusion_var.process.linear import linear_mmse
 
 TARGET_RATIO, TARGET_SECONDS = 2.0, 3.0
 SPECTRUM = np.logspace(-3, 0, 64)
@@ -46,12 +43,13 @@ def main(options: argparse.Namespace) -> None:
     N = options.num_steps
     schedule = dv.NoiseSchedule.linear(N)
     nodes = range(1, N + 1)
-    variances = np.stack([linear_mmse(SPECTRUM, schedule.alpha[n], schedule.sigma[n]) for n in nodes])
+    exact = dv.oracles.GaussianDenoiser(schedule, 0.0, SPECTRUM)
+    variances = np.stack([exact.posterior_variance(n) for n in nodes])
     seconds: dict[str, list[float]] = {"plain loop": [], "least_costs": []}
-    costs = kl_costs(schedule, nodes, variances.mean(1))
+    costs = dv.steps.kl_costs(schedule, nodes, variances.mean(1))
     for _ in range(options.rounds):
         loop, expected = timed(lambda: plain_loop(costs, N))
-        ours, found = timed(lambda: least_costs(costs, N))
+        ours, found = timed(lambda: dv.steps.least_costs(costs, N))
         if not np.array_equal(found, expected):
             raise SystemExit("the two give other costs")
         seconds["plain loop"].append(loop)
@@ -65,7 +63,7 @@ def main(options: argparse.Namespace) -> None:
     print(f"  ratio {ratio:.2f} (wanted: at least {TARGET_RATIO:g}, and under {TARGET_SECONDS:g} s: {verdict})")
     for elements in (1, 64, 784, 3072):
         spread = np.repeat(variances, -(-elements // 64), axis=1)[:, :elements]
-        took, _ = timed(lambda spread=spread: kl_costs(schedule, nodes, spread))
+        took, _ = timed(lambda spread=spread: dv.steps.kl_costs(schedule, nodes, spread))
         print(f"  costs of {elements:5d} elements {took:7.3f} s")
 
 

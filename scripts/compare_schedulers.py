@@ -10,7 +10,6 @@ of the pipeline's own spacing.
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,6 @@ import numpy as np
 import torch
 
 import diffusion_var as dv
-from diffusion_var.app.model import open_model
-from diffusion_var.app.options import ModelOptions
-from diffusion_var.data.names import open_images
-from diffusion_var.metrics.networks import load_features
 
 
 def schedulers(own: Any, table: dv.VarianceTable) -> dict[str, Any]:
@@ -58,16 +53,15 @@ def draw(pipe: Any, scheduler: Any, steps: int, seed: int, count: int) -> torch.
 def main(options: argparse.Namespace) -> None:
     from diffusers import DDPMPipeline, DDPMScheduler
 
-    denoiser = open_model(options.model, ModelOptions()).denoiser
+    denoiser = dv.Denoiser.from_pretrained(options.model)
     own = DDPMScheduler() if options.model == "digits" else DDPMPipeline.from_pretrained(options.model).scheduler
     pipe = DDPMPipeline(denoiser.network, own)
     pipe.set_progress_bar_config(disable=True)
     if options.table is None:
-        with tempfile.TemporaryDirectory() as folder:
-            table = dv.estimate(denoiser, open_images("digits:table"), 0.02, checkpoint=Path(folder) / "table.partial")
+        table = dv.estimate(denoiser, dv.data.open_images("digits:table"), 0.02)
     else:
         table = dv.VarianceTable.load(options.table)
-    reference, features = open_images(options.reference), load_features(options.features)
+    reference, features = dv.data.open_images(options.reference), dv.metrics.load_features(options.features)
     print(f"| scheduler | {' | '.join(f'{k} steps' for k in options.steps)} |")
     print(f"|---|{'---|' * len(options.steps)}")
     for name, scheduler in schedulers(own, table).items():

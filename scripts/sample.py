@@ -13,8 +13,6 @@ from pathlib import Path
 import torch
 
 import diffusion_var as dv
-from diffusion_var.data.images import save_images, save_npz, to_uint8
-from diffusion_var.files import require_writable_folder
 
 
 def main(options: argparse.Namespace) -> None:
@@ -22,7 +20,8 @@ def main(options: argparse.Namespace) -> None:
         raise dv.InputError(f"the output {options.out} exists already; choose another name.")
     if options.count < 1 or options.first < 0:
         raise dv.InputError(f"count is {options.count} and first is {options.first}; expected at least 1 and 0.")
-    require_writable_folder(options.out.parent)
+    if not options.out.parent.is_dir():
+        raise dv.InputError(f"the folder {options.out.parent} does not exist; make it first, or choose another.")
 
     denoiser = dv.Denoiser.from_pretrained(options.model)
     # A network of your own, any callable (x_t (B, C, H, W), timestep (B,)) -> tensor, goes in here instead:
@@ -40,10 +39,10 @@ def main(options: argparse.Namespace) -> None:
     wanted = range(options.first, options.first + options.count)
     batches = sampler.stream(wanted, options.seed, options.batch_size, progress=True)
     if options.out.suffix == ".npz":
-        save_npz(torch.cat([to_uint8(batch, denoiser.data_range) for batch in batches]), options.out)
+        dv.data.save_npz(torch.cat([dv.data.to_uint8(batch, denoiser.data_range) for batch in batches]), options.out)
     else:
         for start, batch in zip(wanted[:: options.batch_size], batches, strict=True):
-            save_images(to_uint8(batch, denoiser.data_range), options.out, start)
+            dv.data.save_images(dv.data.to_uint8(batch, denoiser.data_range), options.out, start)
     print(f"written: {len(wanted)} images in {options.out}")
 
 

@@ -14,7 +14,6 @@ import inspect
 from pathlib import Path
 
 import diffusion_var as dv
-from diffusion_var.files import make_folder, require_writable_folder
 
 
 def main(options: argparse.Namespace) -> None:
@@ -23,7 +22,8 @@ def main(options: argparse.Namespace) -> None:
 
     if options.out.exists():
         raise dv.InputError(f"the output {options.out} exists already; choose another name.")
-    require_writable_folder(options.out.parent)
+    if not options.out.parent.is_dir():
+        raise dv.InputError(f"the folder {options.out.parent} does not exist; make it first, or choose another.")
 
     pipe = DiffusionPipeline.from_pretrained(options.model, variant=options.variant, use_safetensors=True)
     pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -54,7 +54,8 @@ def main(options: argparse.Namespace) -> None:
         call["batch_size"] = count
     images = pipe(**call).images
 
-    folder = make_folder(options.out)
+    folder = options.out
+    folder.mkdir()
     for i, image in enumerate(images):
         image.save(folder / f"{i:06d}.png")
     print(f"written: {len(images)} images in {folder}")

@@ -22,12 +22,9 @@ from typing import Any
 import torch
 
 import diffusion_var as dv
-from diffusion_var.data.digits import digits_splits
-from diffusion_var.data.images import to_float, to_uint8
-from diffusion_var.files import write_atomic
-from diffusion_var.metrics.networks import DigitsFeatures
-from diffusion_var.training.classifier import accuracy, train_classifier
-from diffusion_var.training.unet import UNetTraining, train_unet
+from diffusion_var.data import digits_splits, to_float, to_uint8
+from diffusion_var.metrics import ClassifierFeatures
+from diffusion_var.training import UNetTraining, accuracy, train_classifier, train_unet
 
 ASSETS = Path(__file__).parent.parent / "diffusion_var" / "assets"
 UNET = {
@@ -46,12 +43,15 @@ UNET = {
 
 def train_features(folder: Path, seed: int) -> None:
     """The feature classifier, from the train split; saved in half precision."""
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
     train = digits_splits().train
-    network = train_classifier(DigitsFeatures(seed=seed), train.images, train.labels, seed=seed)
+    network = train_classifier(
+        ClassifierFeatures(1, 8, 10, name="digits", seed=seed), train.images, train.labels, seed=seed
+    )
     state = {name: tensor.detach().half().contiguous() for name, tensor in network.state_dict().items()}
-    write_atomic(folder / "digits_features.safetensors", save(state))
+    save_file(state, folder / "digits_features.safetensors")
+    (folder / "digits_features.safetensors").chmod(0o644)  # safetensors writes files that only their owner can read
 
 
 def train_model(folder: Path, steps: int, seed: int) -> list[tuple[int, float, float]]:
@@ -120,7 +120,7 @@ def gate(folder: Path, seeds: int, steps: int) -> dict[str, Any]:
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """Keep what was done and measured beside the weights."""
-    write_atomic(path, (json.dumps(record, indent=2) + "\n").encode())
+    path.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def main() -> None:

@@ -9,8 +9,9 @@ then `diffusion-var fid samples/ real/ --features features.safetensors`. The ima
 The accuracy on held-out images, printed and kept in the file, says how far the features can be trusted.
 """
 
-from diffusion_var.app.commands.train_features import TrainFeaturesOptions, run
-from diffusion_var.app.flags import script
+import runpy
+import sys
 
 if __name__ == "__main__":
-    script(TrainFeaturesOptions, "train_features", run)
+    sys.argv.insert(1, "train-features")  # as `diffusion-var train-features`
+    runpy.run_module("diffusion_var", run_name="__main__")

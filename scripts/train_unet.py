@@ -7,8 +7,9 @@
 Interrupted, the same command goes on where it was. On several GPUs use torchrun or `accelerate launch`.
 """
 
-from diffusion_var.app.commands.train_unet import TrainUNetOptions, run
-from diffusion_var.app.flags import script
+import runpy
+import sys
 
 if __name__ == "__main__":
-    script(TrainUNetOptions, "train_unet", run)
+    sys.argv.insert(1, "train-unet")  # as `diffusion-var train-unet`
+    runpy.run_module("diffusion_var", run_name="__main__")

@@ -23,7 +23,7 @@ def test_wheel_builds_and_is_complete(tmp_path: Path) -> None:
         "assets/digits/unet/diffusion_pytorch_model.safetensors",
         "assets/digits/scheduler/scheduler_config.json",
         "assets/digits_features.safetensors",
-        "app/templates/report.html.j2",
+        "app/compare/templates/report.html.j2",
     ):
         assert f"diffusion_var/{needed}" in names
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import typer
 
+from .commands.train_features import TrainFeaturesOptions
+from .commands.train_unet import TrainUNetOptions
 from .compare.options import CompareOptions
 from .flags import command, new_app, run_app
 from .options import (
@@ -32,6 +34,8 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
     "nll": (NllOptions, "commands.nll"),
     "steps": (StepsOptions, "commands.steps"),
     "train-head": (TrainHeadOptions, "commands.train_head"),
+    "train-unet": (TrainUNetOptions, "commands.train_unet"),
+    "train-features": (TrainFeaturesOptions, "commands.train_features"),
     "stats": (StatsOptions, "commands.stats"),
     "fid": (FidOptions, "commands.fid"),
 }

@@ -16,8 +16,7 @@ T = TypeVar("T")
 
 #: Names of commands and scripts. `steps` is an option of others, so that its options have a file of their own.
 SECTIONS = frozenset(
-    {"estimate", "sample", "nll", "fid", "stats", "compare", "compare_likelihoods"}
-    | {"train_head", "train_unet", "train_features"}
+    {"estimate", "sample", "nll", "fid", "stats", "compare"} | {"train_head", "train_unet", "train_features"}
 )
 
 

@@ -68,13 +68,6 @@ def _show_warning(message: Any, category: Any, filename: str, lineno: int, file:
         sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
-def script(kind: type[Any], section: str, function: Callable[[Any], None]) -> None:
-    """Run a script whose whole job is one function of one option set; `section` is its part of a config file."""
-    app = new_app()
-    command(app, kind, section)(function)
-    run_app(app)
-
-
 def command(app: typer.Typer, kind: type[Any], name: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
     """Register a function of one option set as a command, with a flag per option and --config."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from ..models.pretrained.latents import IMAGE_RANGE
 from .options import ModelOptions
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-BUNDLED_MODEL = "digits"
 
 
 @dataclass(frozen=True)
@@ -127,16 +125,16 @@ class Model:
 
 def open_model(name: str, options: ModelOptions) -> Model:
     """A model by name: "digits", or a folder or hub id of a diffusers model."""
-    settings: dict[str, Any] = {
-        "device": open_device(options.device),
-        "autocast": _DTYPES[options.dtype],
-        "guidance_scale": options.guidance_scale,
-    }
-    if name == BUNDLED_MODEL and not Path(name).exists():
-        with resources.as_file(resources.files("diffusion_var") / "assets" / "digits") as folder:
-            return Model(Denoiser.from_pretrained(folder, **settings), options)
-    settings |= {key: getattr(options, key) for key in ("variant", "revision", "allow_pickle")}
-    return Model(Denoiser.from_pretrained(name, **settings), options)
+    denoiser = Denoiser.from_pretrained(
+        name,
+        device=open_device(options.device),
+        variant=options.variant,
+        revision=options.revision,
+        autocast=_DTYPES[options.dtype],
+        guidance_scale=options.guidance_scale,
+        allow_pickle=options.allow_pickle,
+    )
+    return Model(denoiser, options)
 
 
 def open_device(name: str | None) -> torch.device:

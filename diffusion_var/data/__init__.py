@@ -1,0 +1,36 @@
+"""Where images come from, by file, name or tensor. Names are imported when first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .digits import digits_splits as digits_splits
+    from .images import read_images as read_images
+    from .images import save_images as save_images
+    from .images import save_npz as save_npz
+    from .images import to_float as to_float
+    from .images import to_uint8 as to_uint8
+    from .names import open_images as open_images
+
+_HOMES = {
+    "digits_splits": "digits",
+    "open_images": "names",
+    "read_images": "images",
+    "save_images": "images",
+    "save_npz": "images",
+    "to_float": "images",
+    "to_uint8": "images",
+}
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..data.images import save_images as save_images
     from ..data.images import to_float as to_float
     from ..data.images import to_uint8 as to_uint8
+    from .classifier import ClassifierFeatures as ClassifierFeatures
     from .frechet import frechet_distance as frechet_distance
     from .networks import load_features as load_features
     from .sample import FeatureSample as FeatureSample
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from .statistics import FeatureStatistics as FeatureStatistics
 
 _HOMES = {
+    "ClassifierFeatures": ".classifier",
     "FeatureSample": ".sample",
     "FeatureStatistics": ".statistics",
     "Score": ".score",

@@ -121,7 +121,7 @@ class Denoiser:
         """A diffusers pipeline, or a network with its scheduler, in a folder or on the hub.
 
         Args:
-            path: a local folder as `save_pretrained` writes it, or a hub id.
+            path: a local folder as `save_pretrained` writes it, a hub id, or "digits", the small bundled model.
             device: where to run; None: the GPU if there is one, else the CPU.
             dtype: of the weights, e.g. torch.float16; None: as saved. Results have the dtype of x_t.
             variant: of the weight files, e.g. "fp16".

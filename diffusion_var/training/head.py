@@ -160,7 +160,7 @@ def train_head(
         sources.append(Source.of(held_out, held_out_conditions, denoiser, "held_out"))
     path = None if checkpoint is None else Path(checkpoint)
     with _frozen(denoiser):
-        run = HeadRun(_new_head(denoiser, table, spec, settings.seed, sources[0]), denoiser, sources, settings)
+        run = HeadRun(new_head(denoiser, table, spec, settings.seed, sources[0]), denoiser, sources, settings)
         kept = checkpoint_of(path, {} if path is None else run.identity(), checkpoint_seconds)
         stopped = train(run, settings.steps, settings.evaluate_every, kept, "train head", progress)
     curve = [HeadPoint(int(step), *values) for step, *values in run.state.curve]
@@ -314,7 +314,7 @@ class HeadRun:
         return float(bound(self.denoiser, head, images.take(chosen), steps, conditions=given))
 
 
-def _new_head(denoiser: Denoiser, table: VarianceTable, spec: HeadSpec, seed: int, source: Source) -> Head:
+def new_head(denoiser: Denoiser, table: VarianceTable, spec: HeadSpec, seed: int, source: Source) -> Head:
     """An untrained head that fits the trunk's features, its weights from the seed alone."""
     x = source.images.take(np.zeros(1, dtype=np.int64)).to(denoiser.device)
     with torch.no_grad():

@@ -52,6 +52,11 @@ class StructureMoments:
     means: npt.NDArray[Any]
     covariances: Float64Array
 
+    def draw_variance(self, target: str) -> Float64Array:
+        """(I,) the variance of one draw of a target, before the control variates; of the isotropic moments."""
+        k = TARGETS.index(target)
+        return self.covariances[:, k, k]
+
 
 @dataclass(frozen=True)
 class DrawnBatch:

@@ -208,9 +208,9 @@ def test_bad_tables(table: Path, tmp_path: Path) -> None:
 
 
 def test_nan_from_the_network_keeps_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffusion_var.app.commands import outputs as commands
+    from diffusion_var.app.commands import estimate as command
 
-    genuine, calls = commands.open_model, 0
+    genuine, calls = command.open_model, 0
 
     def broken(*arguments: object, **options: object) -> Model:
         model = genuine(*arguments, **options)  # type: ignore[arg-type]
@@ -224,13 +224,13 @@ def test_nan_from_the_network_keeps_the_checkpoint(tmp_path: Path, monkeypatch: 
         model.denoiser.network.register_forward_hook(nan_later)  # type: ignore[attr-defined]
         return model
 
-    monkeypatch.setattr(commands, "open_model", broken)
+    monkeypatch.setattr(command, "open_model", broken)
     out = tmp_path / "t.safetensors"
     with pytest.raises(NumericalError, match=r"index n=\d+.*evaluations 320 to 384"):
         run(*ESTIMATE, "--out", str(out))
     assert not out.exists()
     assert out.with_name(out.name + ".partial").exists()
-    monkeypatch.setattr(commands, "open_model", genuine)
+    monkeypatch.setattr(command, "open_model", genuine)
     run(*ESTIMATE, "--out", str(out))
     run(*ESTIMATE, "--out", str(tmp_path / "whole.safetensors"))
     assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()

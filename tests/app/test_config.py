@@ -1,6 +1,5 @@
 """Configs with sections: one file for a whole experiment, each command taking its part; and the bundled ones."""
 
-import runpy
 from pathlib import Path
 
 import pytest
@@ -95,7 +94,6 @@ def test_bundled_configs_are_valid(path):
         "train_features": TrainFeaturesOptions,
         "train_head": TrainHeadOptions,
         "nll": NllOptions,
-        "compare_likelihoods": runpy.run_path(str(ROOT / "scripts" / "compare_likelihoods.py"))["LikelihoodOptions"],
     }
     sections = set(read_yaml(path)) & SECTIONS or {"compare"}
     for section in sections:

@@ -10,8 +10,10 @@ import torch
 from small_pipelines import CLASSES, STEPS, save_dit, save_ldm
 
 import diffusion_var as dv
-from diffusion_var.app.commands import outputs as commands
+from diffusion_var.app.commands import estimate as estimate_command
+from diffusion_var.app.commands import sample as sample_command
 from diffusion_var.app.compare.options import CompareOptions, Method
+from diffusion_var.app.compare.run import run as run_compare
 from diffusion_var.app.model import open_model
 from diffusion_var.app.options import EstimateOptions, ModelOptions, SampleOptions
 from diffusion_var.data.images import read_images, to_uint8
@@ -36,7 +38,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def estimate(root: Path, kind: str, out: Path, **options: Any) -> dv.VarianceTable:
     images = f"{root / 'pictures.npz'}:images"
     chosen = {"structures": ["isotropic", "channel"], "tolerance": 9.0, **options}
-    commands.run_estimate(EstimateOptions(str(root / kind), images, out, **chosen))
+    estimate_command.run(EstimateOptions(str(root / kind), images, out, **chosen))
     return dv.VarianceTable.load(out)
 
 
@@ -79,7 +81,7 @@ def test_latents_are_kept(root: Path, dit_table: Path, tmp_path: Path, monkeypat
 
 
 def sample(root: Path, kind: str, out: Path, **options: Any) -> np.ndarray:
-    commands.run_sample(SampleOptions(str(root / kind), out, **{"count": 5, "steps": 3, "batch_size": 2, **options}))
+    sample_command.run(SampleOptions(str(root / kind), out, **{"count": 5, "steps": 3, "batch_size": 2, **options}))
     found: np.ndarray = np.load(out)["images"]
     return found
 
@@ -119,7 +121,7 @@ def test_an_unconditional_latent_model_from_table_to_scores(root: Path, tmp_path
         methods=[Method("beta_tilde"), Method("analytic", structure="channel")],
         latents=tmp_path / "latents",
     )
-    commands.run_compare(options)
+    run_compare(options)
     rows = json.loads((out / "results.json").read_text())
     assert "Analytic-DDPM channel" in json.dumps(rows, ensure_ascii=False)
 
@@ -184,6 +186,6 @@ def test_a_run_that_fails_at_once_leaves_nothing_in_the_way(root: Path, tmp_path
     out = tmp_path / "samples"
     options: dict[str, Any] = {"count": 2, "steps": 2, "guidance_scale": 1.5}
     with pytest.raises(dv.InputError, match="class labels go from 0 to 1000"):
-        commands.run_sample(SampleOptions(str(root / "dit"), out, classes=[2000], **options))
-    commands.run_sample(SampleOptions(str(root / "dit"), out, classes=[1], **options))
+        sample_command.run(SampleOptions(str(root / "dit"), out, classes=[2000], **options))
+    sample_command.run(SampleOptions(str(root / "dit"), out, classes=[1], **options))
     assert len(list(out.glob("*.png"))) == 2

@@ -138,7 +138,7 @@ def test_mistakes_end_with_one_sentence(folder, table, tmp_path, monkeypatch, ca
     assert "schedule" in said(
         *("sample.py", ROOT / "diffusion_var/assets/digits", "-o", new, "--covariance", "analytic", "--table", table)
     )
-    assert "eta" in said("sample.py", model, "-o", new, "--eta", 2)
+    assert "eta" in said("sample.py", model, "-o", new, "--steps", 3, "--eta", 2)
     assert "no file or folder" in said("score.py", tmp_path / "none", images, "--features", "digits")
     assert "psnr" in said("score.py", images, images, "--features", "digits", "--metrics", "psnr")
     assert "features" in said("score.py", images, images, "--features", "mine")

@@ -41,7 +41,7 @@ def run(images, *arguments):
     while words:
         name = words.pop(0).removeprefix("--").replace("-", "_")
         values[name] = True if name == "bf16" else words.pop(0)
-    return feature_training.run_train_features(load_options(feature_training.TrainFeaturesOptions, values))
+    return feature_training.run(load_options(feature_training.TrainFeaturesOptions, values))
 
 
 def png(image):

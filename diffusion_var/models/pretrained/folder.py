@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
 from ...hub import fetch_snapshot
 
+#: The name of the small model of handwritten digits that comes with the package.
+BUNDLED = "digits"
 # Where to look, in this order; "" is the folder itself.
 NETWORK_FOLDERS = ("unet", "transformer", "")
 SCHEDULER_FOLDERS = ("scheduler", "")
@@ -74,10 +77,12 @@ class ModelFolder:
 def open_folder(
     path: str | Path, revision: str | None = None, variant: str | None = None, allow_pickle: bool = False
 ) -> ModelFolder:
-    """A local folder, or else a hub id; InputError where there is neither."""
+    """A local folder, or else a hub id or the bundled model's name; InputError where there is none."""
     folder = Path(path)
     if folder.is_dir():
         return ModelFolder(folder, str(path), variant)
+    if str(path) == BUNDLED:
+        return ModelFolder(Path(str(resources.files("diffusion_var") / "assets" / BUNDLED)), BUNDLED)
     if folder.exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
         raise InputError(
             f"there is no model folder at {path}; expected one that diffusers' save_pretrained wrote, or a hub id."

@@ -13,8 +13,7 @@ from diffusion_var.app import cli
 from diffusion_var.data.digits import digits_splits
 from diffusion_var.data.images import save_images, save_npz
 from diffusion_var.errors import DiffusionVarWarning, InputError
-from diffusion_var.metrics import FeatureStatistics, fid
-from diffusion_var.metrics import scores as evaluate
+from diffusion_var.metrics import FeatureStatistics, evaluate, fid
 
 SPLITS = digits_splits()
 DIGITS = ["--features", "digits"]
@@ -147,8 +146,8 @@ def test_a_failure_writes_nothing(tmp_path: Path) -> None:
         (["digits:train", "nowhere.npz"], "nowhere.npz"),
         (["nowhere", "digits:train"], "nowhere"),
         (["digits:train", "digits:score", "--metrics", "fid,is"], "metrics"),
-        (["digits:train", "digits:score", "--bootstrap", "2"], "bootstrap is 2"),
-        (["digits:train", "digits:score", "--batch-size", "0"], "batch_size is 0"),
+        (["digits:train", "digits:score", "--bootstrap", "2"], "bootstrap is 2; expected at least 20"),
+        (["digits:train", "digits:score", "--batch-size", "0"], "batch_size=0 must be a whole number of at least 1"),
         (["digits:train", "digits:score", "--device", "nonsense"], "device 'nonsense'"),
         (["digits:train", "digits:score", "--accept-weights", "ab"], "features"),
         (["digits:train", "digits:score", "--features", "unknown"], "unknown"),

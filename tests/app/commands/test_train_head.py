@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import diffusion_var as dv
 from diffusion_var.app.cli import app
-from diffusion_var.app.commands.train_head import run
+from diffusion_var.app.commands.train_head import run as train_head
 from diffusion_var.app.model import open_model
 from diffusion_var.app.options import ModelOptions, TrainHeadOptions
 from diffusion_var.data.names import open_images
@@ -45,7 +45,7 @@ def refused(*arguments):
 
 
 def test_a_head_its_curve_and_a_record(options, tmp_path):
-    run(options())
+    train_head(options())
     folder = tmp_path / "npr"
     assert sorted(p.name for p in folder.iterdir()) == ["curve.csv", "curve.png", "head.safetensors", "training.json"]
     head = dv.Head.load(folder / "head.safetensors")
@@ -59,11 +59,11 @@ def test_a_head_its_curve_and_a_record(options, tmp_path):
     assert abs(float(rows[-1]["bits_per_dim"]) - float(bound)) < 1e-5
     assert json.loads((folder / "training.json").read_text())["target"] == "npr"
     with pytest.raises(dv.InputError, match="is not empty"):
-        run(options())
+        train_head(options())
 
 
 def test_everywhere_a_table_can_be_used(options, tmp_path, capsys):
-    run(options(target="factor", structure="dct"))
+    train_head(options(target="factor", structure="dct"))
     head = tmp_path / "npr" / "head.safetensors"
     shared = ("--model", "digits", "--covariance", "head", "--head", head)
     assert run("sample", *shared, "--steps", 3, "--count", 2, "-o", tmp_path / "samples").exception is None
@@ -98,7 +98,7 @@ def test_mistakes(options, tmp_path, table):
     assert "no variance table at" in refused("train-head", *shared, "--table", tmp_path / "none")
     assert "patience stops by the loss" in refused("train-head", *shared, "--patience", "3")
     assert not (tmp_path / "s").exists()
-    run(options())
+    train_head(options())
     (tmp_path / "npr" / "training.partial").write_bytes(b"other")
     with pytest.raises(dv.InputError, match="not a readable training checkpoint"):
-        run(options())
+        train_head(options())

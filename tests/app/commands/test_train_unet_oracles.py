@@ -94,7 +94,8 @@ def test_an_interrupted_command_goes_on(options, tmp_path, monkeypatch):
             progress=False,
         )
     monkeypatch.undo()
-    with pytest.raises(InputError, match=r"belongs to another run: its learned_range is True, but this run.s is False"):
+    said = r"another run \(different learned_range, unet.out_channels\): its learned_range is True, but this run's is False"
+    with pytest.raises(InputError, match=said):
         run(options(learned_range=False))
     run(options())
     assert (tmp_path / "model" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()

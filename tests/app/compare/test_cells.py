@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusion_var.app.commands.outputs import run_compare
 
 from diffusion_var.app.compare.cells import CellStore, Measured
 from diffusion_var.app.compare.options import CompareOptions
+from diffusion_var.app.compare.run import run as run_compare
 from diffusion_var.app.compare.sample_scores import Scoring, baseline_groups
 from diffusion_var.app.config import load_options
 from diffusion_var.errors import DiffusionVarWarning, InputError
@@ -249,7 +249,7 @@ def test_a_killed_process_leaves_whole_cells_that_the_next_one_takes_over(tmp_pa
     command = [
         sys.executable,
         "-m",
-        "diffusion_var.app.cli",
+        "diffusion_var",
         "compare",
         "--out",
         str(tmp_path / "x"),

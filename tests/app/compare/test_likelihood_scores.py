@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusion_var.app.commands.outputs import run_compare
 
 import diffusion_var as dv
 from diffusion_var.app.compare.likelihood_scores import LikelihoodScoring
 from diffusion_var.app.compare.options import CompareOptions, Method
+from diffusion_var.app.compare.pictures import score_curves
 from diffusion_var.app.compare.result import Cell, Comparison
+from diffusion_var.app.compare.run import run as run_compare
 from diffusion_var.app.compare.sample_scores import Scoring
 from diffusion_var.app.config import load_options
 from diffusion_var.data.digits import digits_splits
 from diffusion_var.errors import InputError
 from diffusion_var.likelihood.terms import BoundTerms
-from diffusion_var.plots import score_curves
+from diffusion_var.metrics.score import Score
 
 SMALL: dict[str, Any] = {
     "tolerance": 0.5,
@@ -147,6 +148,42 @@ def test_an_interrupted_bound_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert 0 < resumed < len(calls) - 5
 
 
+@pytest.mark.filterwarnings("ignore:the decoder's variance is that of the step 2 to 1")  # σ = 0.02 is not index 1's
+def test_likelihoods_alone_need_no_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the spacings that are for likelihoods, a covariance misjudged on purpose, and levels of one's own."""
+    monkeypatch.setattr(dv.Sampler, "stream", lambda *_, **__: pytest.fail("a sample was made"))
+    table = {"covariance": "analytic", "structure": "pixel"}
+    methods: list[dict[str, Any]] = [
+        table,
+        {**table, "spacing": "optimal"},
+        {**table, "spacing": "karras"},
+        {**table, "factor": 4.0},
+        {**table, "tau": 1.0},
+        {**table, "sigmas": [20.0, 3.0, 0.5, 0.1, 0.02, 0.0], "name": "mine"},
+    ]
+    small = {"metrics": ["bits_per_dim"], "methods": methods, "steps": [4], "seeds": [0], "features": "nowhere"}
+    run_compare(options(tmp_path / "run", **small))
+    found = {method: scores["bits_per_dim"]["mean"] for (method, _), scores in cells(tmp_path / "run").items()}
+    label = "Analytic-DDPM pixel"
+    names = [label, f"{label}, optimal", f"{label}, karras", f"{label}, × 4", "Analytic-τ=1 pixel", "mine"]
+    assert list(found) == names
+    assert found[f"{label}, optimal"] < found[label] < found[f"{label}, × 4"]
+    assert found["Analytic-τ=1 pixel"] == pytest.approx(found[label], rel=1e-9)
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert "Samples" not in text
+    assert "± standard error over the images" in text
+    assert f"**{found[f'{label}, optimal']:.4f} ±" in text
+    assert not list((tmp_path / "run").glob("samples*"))
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    # The levels as the API takes them
+    denoiser = dv.Denoiser.from_pretrained(Path(dv.__file__).parent / "assets" / "digits")
+    measured = dv.VarianceTable.load(tmp_path / "run" / "table.safetensors")
+    levels = dv.steps.sigmas(denoiser.schedule, methods[-1]["sigmas"])
+    images = digits_splits().score.images[:30]
+    value = float(dv.bits_per_dim(denoiser, dv.Analytic(measured, structure="pixel"), images, levels))
+    assert found["mine"] == pytest.approx(value, rel=1e-4)
+
+
 def test_a_hopeless_method_does_not_hide_the_others() -> None:
     """β̃'s hundreds of bits are cut off, and the picture says so; scores that lie together are shown whole."""
     methods = [Method("beta_tilde"), Method("beta"), Method("analytic")]
@@ -154,7 +191,7 @@ def test_a_hopeless_method_does_not_hide_the_others() -> None:
     def panel(bits: list[float]) -> Any:
         result = Comparison(CompareOptions(methods=methods, steps=[5], metrics=["fid", "bits_per_dim"]), None)
         result.cells = [
-            Cell(method, 5, {"bits_per_dim": [value] * 3}, torch.empty(0))
+            Cell(method, 5, {"bits_per_dim": [Score(value, {})] * 3})
             for method, value in zip(methods, bits, strict=True)
         ]
         return score_curves(result, "bits_per_dim").axes[0]
@@ -168,8 +205,6 @@ def test_a_hopeless_method_does_not_hide_the_others() -> None:
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"metrics holds bits_per_dim alone.*add a metric of images such as fid"):
-        run_compare(options(tmp_path / "a", metrics=["bits_per_dim"]))
     with pytest.raises(InputError, match=r"every method has η = 0.*leave bits_per_dim out"):
         run_compare(options(tmp_path / "b", methods=[{"covariance": "beta_tilde", "eta": 0}]))
     with pytest.raises(InputError, match="nowhere"):

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusion_var.app.commands.outputs import run_compare
 from PIL import Image
 
 import diffusion_var as dv
@@ -16,8 +15,10 @@ from diffusion_var.app.compare.findings import findings, score_rows, verdict
 from diffusion_var.app.compare.options import CompareOptions, Method
 from diffusion_var.app.compare.result import Cell, Comparison
 from diffusion_var.app.compare.run import compare
+from diffusion_var.app.compare.run import run as run_compare
 from diffusion_var.app.config import load_options
 from diffusion_var.errors import InputError
+from diffusion_var.metrics.score import Score
 
 SMALL = {
     "tolerance": 0.5,
@@ -84,7 +85,7 @@ def _comparison(scores: dict[tuple[int, int], list[float]], methods: list[Method
     options = CompareOptions(methods=methods, steps=sorted({k for _, k in scores}), seeds=list(range(seeds)))
     result = Comparison(options, None)
     for (i, k), values in scores.items():
-        result.cells.append(Cell(methods[i], k, {"fid": values}, torch.empty(0)))
+        result.cells.append(Cell(methods[i], k, {"fid": [Score(value, {}) for value in values]}))
     return result
 
 
