@@ -148,8 +148,9 @@ def shifted(steps: int, shift: float = 3.0, timestep_scale: float = 1000.0) -> l
 
 def resolve(schedule: Grid, steps: Any) -> StepList:
     """A step list from a number of steps (even spacing), from explicit indices, or from levels (see `check_levels`)."""
-    if isinstance(steps, int | np.integer):
-        return linspace(schedule, int(steps))
+    steps = int(steps) if isinstance(steps, np.integer) else steps
+    if isinstance(steps, int):
+        return linspace(schedule, steps)
     wrong = not isinstance(steps, Iterable)
     checks.refuse(wrong, f"steps={steps!r} is neither a number of steps nor a list of indices or of noise levels.")
     members = list(steps)

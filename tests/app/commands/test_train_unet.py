@@ -133,9 +133,7 @@ def test_an_interrupted_command_goes_on(options, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(options())
     out = tmp_path / "model"
-    assert [path.name for path in out.iterdir()] == [
-        CHECKPOINT
-    ]  # of the fourth step, after which the loss is looked at
+    assert [path.name for path in out.iterdir()] == [CHECKPOINT]  # of the fourth step, a point of the curve
     monkeypatch.undo()
     (out / f".{CHECKPOINT}.abc.tmp").write_bytes(b"half")
     (out / "unet").mkdir()  # killed while the result was written

@@ -94,7 +94,7 @@ def test_an_interrupted_command_goes_on(options, tmp_path, monkeypatch):
             progress=False,
         )
     monkeypatch.undo()
-    said = r"another run \(different learned_range, unet.out_channels\): its learned_range is True, but this run's is False"
+    said = r"\(different learned_range, unet.out_channels\): its learned_range is True, but this run's is False"
     with pytest.raises(InputError, match=said):
         run(options(learned_range=False))
     run(options())
