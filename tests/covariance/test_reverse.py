@@ -1,17 +1,21 @@
-"""What sampler and likelihood share: a covariance for each step, rows of a posterior, a visitor of every state."""
+"""What sampler and likelihood share: the contract of every covariance, one for each step, rows, a visitor."""
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
+import small_heads
 import torch
 from small_likelihoods import SCHEDULE, SHAPE, STEPS, Network, pictures, small_denoiser
 
 import diffusion_var as dv
 from diffusion_var.covariance import reverse
+from diffusion_var.covariance.lists import VarianceLists
 from diffusion_var.covariance.reverse import ReverseCovariance, StepCovariances, StructuredCovariance
 from diffusion_var.process.structure import make_structure
+from diffusion_var.testing import CovarianceContract
 
 
 class Counted(ReverseCovariance):
@@ -140,3 +144,99 @@ def test_visiting_changes_no_image() -> None:
     visited = torch.cat(list(sampler.stream(range(4), batch_size=2, visit=lambda kernel, x: seen.append(kernel.s))))
     assert torch.equal(visited, sampler.sample(4, batch_size=2))
     assert seen == [40, 12, 1, 0] * 2
+
+
+# ---- every covariance of the package keeps the contract ------------------------------------------------------------
+
+
+class Exact(CovarianceContract):
+    """On exact Gaussian data, whose table is measured at all steps."""
+
+    shape: tuple[int, ...] = (3, 4, 4)
+
+    @pytest.fixture
+    def denoiser(self) -> dv.Denoiser:
+        return gaussian(self.shape)
+
+
+@cache
+def gaussian(shape: tuple[int, ...]) -> dv.Denoiser:
+    variance = np.exp(np.random.default_rng(1).uniform(-3, 0, shape))
+    return dv.oracles.GaussianDenoiser(SCHEDULE, 0.1, variance)
+
+
+@cache
+def table(shape: tuple[int, ...]) -> dv.VarianceTable:
+    model = gaussian(shape)
+    return dv.estimate(model, model.sample(200, seed=2), 0.5, indices=[1, 30, 100], progress=False)
+
+
+class TestFixedSmall(Exact):
+    @pytest.fixture
+    def covariance(self) -> ReverseCovariance:
+        return dv.FixedSmall()
+
+
+class TestFixedLarge(Exact):
+    etas = (1.0,)
+
+    @pytest.fixture
+    def covariance(self) -> ReverseCovariance:
+        return dv.FixedLarge()
+
+
+class TestScaled(Exact):
+    @pytest.fixture
+    def covariance(self) -> ReverseCovariance:
+        return dv.Scaled(dv.Analytic(table(self.shape), structure="dct"), 0.5)
+
+
+class TestAnalytic(Exact):
+    @pytest.fixture(params=["isotropic", "channel", "pixel", "dct"])
+    def covariance(self, request: pytest.FixtureRequest) -> ReverseCovariance:
+        return dv.Analytic(table(self.shape), structure=request.param)
+
+
+class TestAnalyticOfVectors(TestAnalytic):
+    shape = (5,)
+
+
+class TestAnalyticOfSignals(TestAnalytic):
+    shape = (2, 9)
+
+
+class TestAnalyticOfVideos(TestAnalytic):
+    shape = (3, 2, 3, 2)
+
+
+class TestVarianceLists(Exact):
+    @pytest.fixture(params=["isotropic", "channel"])
+    def covariance(self, request: pytest.FixtureRequest) -> ReverseCovariance:
+        return VarianceLists.from_table(table(self.shape), structure=request.param)
+
+
+class TestLearnedRange(Exact):
+    etas = (1.0,)
+
+    @pytest.fixture
+    def denoiser(self) -> dv.Denoiser:
+        def network(x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            return torch.cat([0.5 * torch.tanh(x_t), torch.tanh(2 * x_t)], dim=1)
+
+        return dv.Denoiser(network, SCHEDULE, shape=self.shape, clip=None)
+
+    @pytest.fixture
+    def covariance(self) -> ReverseCovariance:
+        return dv.LearnedRange(list(self.steps))
+
+
+class TestHead(CovarianceContract):
+    steps = (1, 20, 50)
+
+    @pytest.fixture
+    def denoiser(self) -> dv.Denoiser:
+        return small_heads.denoiser()
+
+    @pytest.fixture(params=[{}, {"target": "factor", "structure": "dct"}], ids=["npr", "factor"])
+    def covariance(self, request: pytest.FixtureRequest) -> ReverseCovariance:
+        return small_heads.head(scale=0.3, **request.param)

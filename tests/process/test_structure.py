@@ -1,4 +1,7 @@
-"""Structures of a covariance: one contract for all of them, against dense matrices built with scipy and numpy."""
+"""Structures of a covariance: the contract for all of them and all shapes, and dense matrices built with scipy."""
+
+import functools
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -7,141 +10,125 @@ import torch
 
 from diffusion_var import InputError
 from diffusion_var.process.structure import Dct, Structure, channel_rotation, dct_matrix, make_structure
+from diffusion_var.testing import StructureContract
 
 
 def orthonormal(size: int, seed: int = 3) -> np.ndarray:
     return np.linalg.qr(np.random.default_rng(seed).standard_normal((size, size)))[0]
 
 
-def dense_basis(shape: tuple[int, int, int], rotation: np.ndarray | None) -> np.ndarray:
-    """B as a (d, d) matrix on flattened (C, H, W), from scipy's own transform."""
-    if rotation is None:
-        return np.eye(int(np.prod(shape)))
-    rows, columns = (scipy.fft.dct(np.eye(n), norm="ortho", axis=0) for n in shape[1:])
-    return np.kron(rotation, np.kron(rows, columns))
-
-
 def scipy_rotation(channels: int) -> np.ndarray:
     return scipy.fft.dct(np.eye(channels), norm="ortho", axis=0)
 
 
-SHAPE = (3, 2, 4)
+def dense_basis(shape: tuple[int, ...], rotation: np.ndarray | None) -> np.ndarray:
+    """B as a (d, d) matrix on flattened (C, *spatial), from scipy's own transform."""
+    if rotation is None:
+        return np.eye(int(np.prod(shape)))
+    return functools.reduce(np.kron, [rotation, *(scipy_rotation(n) for n in shape[1:])])
+
+
+class Case(NamedTuple):
+    name: str
+    shape: tuple[int, ...]
+    rotation: np.ndarray | None
+    variance_shape: tuple[int, ...]
+
+    def structure(self) -> Structure:
+        given = None if self.name != "dct" or self.rotation is None else self.rotation
+        return make_structure(self.name, self.shape, given)
+
+
+SHAPES = {"vector": (6,), "signal": (3, 5), "image": (3, 2, 4), "video": (3, 2, 2, 3)}
 CASES = {
-    "isotropic": (make_structure("isotropic", SHAPE), None),
-    "channel": (make_structure("channel", SHAPE), None),
-    "pixel": (make_structure("pixel", SHAPE), None),
-    "dct": (make_structure("dct", SHAPE), scipy_rotation(3)),
-    "dct, one channel": (make_structure("dct", (1, 5, 3)), scipy_rotation(1)),
-    "dct, four channels": (make_structure("dct", (4, 2, 3), orthonormal(4)), orthonormal(4)),
+    f"{name} {kind}": Case(
+        name,
+        shape,
+        None if name != "dct" else orthonormal(6) if kind == "vector" else scipy_rotation(3),
+        {"isotropic": (), "channel": (shape[0], *(1,) * (len(shape) - 1))}.get(name, shape),
+    )
+    for kind, shape in SHAPES.items()
+    for name in ("isotropic", "channel", "pixel", "dct")
 }
-VARIANCE_SHAPES = {"isotropic": (), "channel": (3, 1, 1), "pixel": SHAPE, "dct": SHAPE}
+CASES |= {
+    "dct, one channel": Case("dct", (1, 5, 3), scipy_rotation(1), (1, 5, 3)),
+    "dct, four channels": Case("dct", (4, 2, 3), orthonormal(4), (4, 2, 3)),
+    "dct, one number": Case("dct", (1,), scipy_rotation(1), (1,)),
+}
 
 
-@pytest.mark.parametrize("case", CASES)
-class TestEveryStructure:
-    def setup(self, case: str) -> tuple[Structure, torch.Tensor, np.ndarray]:
-        """The structure, random variances of its shape, and the dense covariance they stand for."""
-        structure, rotation = CASES[case]
-        stream = np.random.default_rng(11)
-        variance = torch.as_tensor(np.exp(stream.standard_normal(structure.variance_shape)))
-        basis = dense_basis(structure.shape, rotation)
-        diagonal = np.broadcast_to(variance.numpy(), structure.shape).ravel()
-        return structure, variance, basis.T @ np.diag(diagonal) @ basis
+@pytest.fixture(params=CASES.values(), ids=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return request.param
 
-    def images(self, structure: Structure, count: int = 6) -> torch.Tensor:
-        return torch.from_numpy(np.random.default_rng(5).standard_normal((count, *structure.shape)))
 
-    def test_shapes(self, case: str) -> None:
-        structure = CASES[case][0]
-        if case in VARIANCE_SHAPES:
-            assert structure.variance_shape == VARIANCE_SHAPES[case]
-        assert structure.d == int(np.prod(structure.shape))
-        assert structure.name == case.split(",")[0]
+class TestEveryStructure(StructureContract):
+    @pytest.fixture
+    def structure(self, case: Case) -> Structure:
+        return case.structure()
 
-    def test_forward_is_the_dense_basis_and_inverse_undoes_it(self, case: str) -> None:
-        structure, rotation = CASES[case]
-        x = self.images(structure)
-        expected = x.flatten(1).numpy() @ dense_basis(structure.shape, rotation).T
-        coefficients = structure.forward(x)
-        assert coefficients.shape == x.shape
+    def test_shapes_and_names(self, case: Case, structure: Structure) -> None:
+        assert structure.variance_shape == case.variance_shape
+        assert structure.name == case.name
+
+    def test_the_covariance_is_that_of_scipys_basis(
+        self, case: Case, structure: Structure, variance: torch.Tensor, covariance: np.ndarray
+    ) -> None:
+        basis = dense_basis(case.shape, case.rotation)
+        diagonal = np.broadcast_to(variance.numpy(), case.shape).ravel()
+        np.testing.assert_allclose(covariance, basis.T @ np.diag(diagonal) @ basis, rtol=0, atol=1e-12)
+
+    def test_forward_is_the_dense_basis_and_inverse_undoes_it(
+        self, case: Case, structure: Structure, images: torch.Tensor
+    ) -> None:
+        expected = images.flatten(1).numpy() @ dense_basis(case.shape, case.rotation).T
+        coefficients = structure.forward(images)
+        assert coefficients.shape == images.shape
         np.testing.assert_allclose(coefficients.flatten(1).numpy(), expected, rtol=0, atol=1e-13)
-        np.testing.assert_allclose(structure.inverse(coefficients).numpy(), x.numpy(), rtol=0, atol=1e-13)
+        np.testing.assert_allclose(structure.inverse(coefficients).numpy(), images.numpy(), rtol=0, atol=1e-13)
 
-    def test_single_precision_and_leading_dimensions(self, case: str) -> None:
-        structure = CASES[case][0]
-        x = self.images(structure)
-        expected = structure.forward(x)
-        single = structure.forward(x.float())
+    def test_single_precision_and_leading_dimensions(self, structure: Structure, images: torch.Tensor) -> None:
+        expected = structure.forward(images)
+        single = structure.forward(images.float())
         assert single.dtype == torch.float32
         torch.testing.assert_close(single.double(), expected, rtol=0, atol=2e-6)
-        torch.testing.assert_close(structure.forward(x[0]), expected[0], rtol=0, atol=1e-14)
-        folded = structure.forward(x.unflatten(0, (2, 3)))
+        torch.testing.assert_close(structure.forward(images[0]), expected[0], rtol=0, atol=1e-14)
+        folded = structure.forward(images.unflatten(0, (2, 3)))
         torch.testing.assert_close(folded.flatten(0, 1), expected, rtol=0, atol=1e-14)
 
-    def test_colour_is_the_symmetric_root_of_the_covariance(self, case: str) -> None:
-        structure, variance, covariance = self.setup(case)
-        identity = torch.eye(structure.d, dtype=torch.float64).reshape(-1, *structure.shape)
-        root = structure.colour(variance, identity).flatten(1).numpy()
-        np.testing.assert_allclose(root, root.T, rtol=0, atol=1e-12)
-        np.testing.assert_allclose(root @ root, covariance, rtol=0, atol=1e-12)
-        assert np.linalg.eigvalsh(root).min() > 0
-
-    def test_log_determinant(self, case: str) -> None:
-        structure, variance, covariance = self.setup(case)
-        sign, expected = np.linalg.slogdet(covariance)
-        found = structure.log_det(variance)
-        assert sign == 1
-        assert found.dtype == torch.float64
-        assert float(found) == pytest.approx(expected, rel=1e-12)
+    def test_log_determinants_of_single_precision(
+        self, structure: Structure, variance: torch.Tensor, covariance: np.ndarray
+    ) -> None:
         single = structure.log_det(variance.float())
         assert single.dtype == torch.float64
-        assert float(single) == pytest.approx(expected, rel=1e-5)
+        assert float(single) == pytest.approx(np.linalg.slogdet(covariance)[1], rel=1e-5, abs=1e-6)
 
-    def test_quadratic_form(self, case: str) -> None:
-        structure, variance, covariance = self.setup(case)
-        x = self.images(structure)
-        flat = x.flatten(1).numpy()
-        expected = np.einsum("bi,bi->b", flat, np.linalg.solve(covariance, flat.T).T)
-        found = structure.quadratic(variance, x)
-        assert found.dtype == torch.float64
-        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
-        np.testing.assert_allclose(structure.quadratic(variance, x.float()).numpy(), expected, rtol=1e-5)
-
-    def test_one_variance_per_image(self, case: str) -> None:
-        structure = CASES[case][0]
-        shape = structure.variance_shape or (1, 1, 1)
-        variances = torch.from_numpy(np.exp(np.random.default_rng(2).standard_normal((3, *shape))))
-        x = self.images(structure, 3)
-        log_det, quadratic = structure.log_det(variances), structure.quadratic(variances, x)
-        coloured = structure.colour(variances, x)
-        assert log_det.shape == quadratic.shape == (3,)
-        for i in range(3):
+    def test_variances_of_every_image_drawn_apart(self, structure: Structure, images: torch.Tensor) -> None:
+        shape = structure.variance_shape or (1,) * len(structure.shape)
+        variances = torch.from_numpy(np.exp(np.random.default_rng(2).standard_normal((6, *shape))))
+        log_det, quadratic = structure.log_det(variances), structure.quadratic(variances, images)
+        coloured = structure.colour(variances, images)
+        assert log_det.shape == quadratic.shape == (6,)
+        for i in range(6):
             one = variances[i].reshape(structure.variance_shape)
             torch.testing.assert_close(log_det[i], structure.log_det(one), rtol=1e-13, atol=0)
-            torch.testing.assert_close(quadratic[i], structure.quadratic(one, x[i]), rtol=1e-13, atol=0)
-            torch.testing.assert_close(coloured[i], structure.colour(one, x[i]), rtol=0, atol=1e-13)
+            torch.testing.assert_close(quadratic[i], structure.quadratic(one, images[i]), rtol=1e-13, atol=0)
+            torch.testing.assert_close(coloured[i], structure.colour(one, images[i]), rtol=0, atol=1e-13)
 
-    def test_equal_variances_give_the_isotropic_noise_itself(self, case: str) -> None:
-        structure = CASES[case][0]
-        noise = self.images(structure)
-        variance = torch.full(structure.variance_shape, 0.49, dtype=torch.float64)
-        torch.testing.assert_close(structure.colour(variance, noise), 0.7 * noise, rtol=0, atol=1e-13)
-
-    def test_pool_averages_the_elements_that_share_a_variance(self, case: str) -> None:
-        structure = CASES[case][0]
+    def test_pool_is_a_mean_over_what_shares_a_variance(self, case: Case, structure: Structure) -> None:
         values = np.random.default_rng(8).standard_normal((2, 5, *structure.shape))
         pooled = structure.pool(values)
         assert pooled.shape == (2, 5, *structure.variance_shape)
         expected = np.zeros_like(values)
         for i, j in np.ndindex(2, 5):
-            if case == "isotropic":
+            if case.name == "isotropic":
                 expected[i, j] = values[i, j].sum() / structure.d
-            elif case == "channel":
+            elif case.name == "channel":
                 for channel in range(structure.shape[0]):
                     expected[i, j, channel] = values[i, j, channel].sum() / values[i, j, channel].size
             else:
                 expected[i, j] = values[i, j]
-        one = pooled.reshape(2, 5, *(structure.variance_shape or (1, 1, 1)))
+        one = pooled.reshape(2, 5, *(structure.variance_shape or (1,) * len(structure.shape)))
         np.testing.assert_allclose(np.broadcast_to(one, expected.shape), expected, rtol=0, atol=1e-14)
         np.testing.assert_allclose(structure.pool(torch.from_numpy(values)).numpy(), pooled, rtol=0, atol=1e-14)
         assert structure.pool(values[0, 0]).shape == structure.variance_shape
@@ -150,10 +137,10 @@ class TestEveryStructure:
 # ---- the dct --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 6), (3, 5, 4), (3, 1, 1), (1, 16, 16)])
-def test_dct_is_scipys_over_channels_rows_and_columns(shape: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("shape", [(1, 4, 6), (3, 5, 4), (3, 1, 1), (1, 16, 16), (3, 9), (1, 7), (3, 4, 5, 2)])
+def test_dct_is_scipys_over_channels_and_every_spatial_axis(shape: tuple[int, ...]) -> None:
     x = np.random.default_rng(0).standard_normal((3, *shape))
-    expected = scipy.fft.dctn(x, axes=(1, 2, 3), norm="ortho")
+    expected = scipy.fft.dctn(x, axes=tuple(range(1, x.ndim)), norm="ortho")
     np.testing.assert_allclose(Dct(shape).forward(torch.from_numpy(x)).numpy(), expected, rtol=0, atol=1e-12)
 
 
@@ -202,6 +189,18 @@ def test_bad_shapes_are_refused(name: str, shape: tuple) -> None:
 def test_unknown_structure_is_refused() -> None:
     with pytest.raises(InputError, match="'diagonal' is not known; choose one of isotropic, channel, pixel, dct"):
         make_structure("diagonal", (3, 4, 4))
+
+
+def test_principal_axes_of_vectors() -> None:
+    """Vectors have no axis for a DCT: their rotation is the data's principal axes, whatever their number."""
+    for size in (1, 3, 5):
+        factor = np.random.default_rng(size).standard_normal((size, size))
+        rotation = channel_rotation(factor @ factor.T, spatial_axes=0)
+        rotated = rotation @ (factor @ factor.T) @ rotation.T
+        np.testing.assert_allclose(rotated, np.diag(np.diag(rotated)), rtol=0, atol=1e-12)
+        assert (np.diff(np.diag(rotated)) < 0).all()
+    with pytest.raises(InputError, match="needs a channel rotation for vectors: their principal axes"):
+        make_structure("dct", (3,))
 
 
 def test_dct_needs_a_rotation_for_other_channel_counts() -> None:
