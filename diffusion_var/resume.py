@@ -56,8 +56,8 @@ class Checkpoint:
         if self.path is None or not self.path.exists():
             return None
         arrays, metadata = read_document(self.path, self._form, self._version, self._noun)
-        _require_same_run(self.path, self.identity, metadata.pop("identity"))
-        return arrays, metadata
+        _require_same_run(self.path, self.identity, metadata["identity"])
+        return arrays, _own(metadata)
 
     def due(self) -> bool:
         """Whether it is time to save."""
@@ -111,13 +111,13 @@ class Parts:
         if not path.is_file():
             return None
         arrays, metadata = read_document(path, self._form, self._version, self._noun)
-        unlike = _differences(self.identity, metadata.pop("identity", {}))
+        unlike = _differences(self.identity, metadata.get("identity", {}))
         checks.refuse(
             bool(unlike),
             f"the {self._noun} {path} was made from something else (different {', '.join(unlike)}); delete "
             f"{self.folder} or choose another folder.",
         )
-        return arrays, metadata
+        return arrays, _own(metadata)
 
     def save(self, name: str, state: State) -> None:
         """Write a part, atomically."""
@@ -130,6 +130,11 @@ def _as_json(identity: Identity) -> Identity:
     """As a file has it: JSON knows no tuples."""
     found: Identity = json.loads(json.dumps(identity))
     return found
+
+
+def _own(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The state's plain data, without what was written beside it."""
+    return {key: value for key, value in metadata.items() if key not in ("identity", "format", "format_version")}
 
 
 def _differences(mine: Identity, found: Identity) -> list[str]:

@@ -1,206 +1,17 @@
-"""What the rooms stand on: atomic files, random streams, the order of the rooms, and a quick import."""
+"""The house: the order of its rooms, no circles, quick imports, public names, and citations that lead somewhere."""
 
-import errno
-import os
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import IO
 
-import numpy as np
 import pytest
-import torch
 from places import ROOT
 
 import diffusion_var
-from diffusion_var import InputError
-from diffusion_var.files import make_folder, require_empty_folder, write_atomic
-from diffusion_var.randomness import Streams, generator, normal
 
-# ---- files ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("existing", [None, b"the old file"])
-def test_write_atomic_writes_bytes_or_what_a_function_writes(existing: bytes | None, tmp_path: Path) -> None:
-    target = tmp_path / "table.bin"
-    for content in (b"whole new", lambda file: file.write(b"whole new")):
-        if existing is not None:
-            target.write_bytes(existing)
-        write_atomic(target, content)
-        assert target.read_bytes() == b"whole new"
-        assert os.listdir(tmp_path) == ["table.bin"]
-        target.unlink()
-    write_atomic(str(target), b"")
-    assert target.read_bytes() == b""
-
-
-def full_disk(file: IO[bytes]) -> None:
-    file.write(b"half of the new")
-    file.flush()
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def bug(file: IO[bytes]) -> None:
-    file.write(b"half of the new")
-    raise KeyError("a bug in the writer")
-
-
-@pytest.mark.parametrize("existing", [True, False])
-@pytest.mark.parametrize(("writer", "raised"), [(full_disk, InputError), (bug, KeyError)])
-def test_write_atomic_keeps_the_old_file_when_the_writer_fails(
-    existing: bool, writer: object, raised: type[Exception], tmp_path: Path
-) -> None:
-    target = tmp_path / "table.bin"
-    if existing:
-        target.write_bytes(b"the old file")
-    with pytest.raises(raised) as caught:
-        write_atomic(target, writer)
-    if raised is InputError:
-        assert str(caught.value) == f"could not write {target}: No space left on device; nothing was changed there."
-    assert os.listdir(tmp_path) == (["table.bin"] if existing else [])
-    if existing:
-        assert target.read_bytes() == b"the old file"
-
-
-def test_write_atomic_keeps_the_old_file_when_syncing_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    target = tmp_path / "table.bin"
-    target.write_bytes(b"the old file")
-    synced: list[int] = []
-
-    def fail(handle: int) -> None:
-        synced.append(handle)
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(InputError, match="Input/output error"):
-        write_atomic(target, b"the new file")
-    assert len(synced) == 1
-    assert target.read_bytes() == b"the old file"
-    assert os.listdir(tmp_path) == ["table.bin"]
-
-
-@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
-def test_write_atomic_honours_the_umask(mask: int, tmp_path: Path) -> None:
-    before = os.umask(mask)
-    try:
-        write_atomic(tmp_path / "table.bin", b"x")
-        (tmp_path / "opened.bin").write_bytes(b"x")
-        left = os.umask(mask)
-    finally:
-        os.umask(before)
-    assert (tmp_path / "table.bin").stat().st_mode & 0o777 == 0o666 & ~mask
-    assert (tmp_path / "table.bin").stat().st_mode == (tmp_path / "opened.bin").stat().st_mode
-    assert left == mask  # reading the mask leaves it as it was
-
-
-def test_write_atomic_refuses_what_the_system_refuses(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="No such file or directory"):
-        write_atomic(tmp_path / "no folder" / "table.bin", b"x")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match="Is a directory"):
-        write_atomic(tmp_path / "folder", b"x")
-    assert os.listdir(tmp_path) == ["folder"]
-
-
-def test_require_empty_folder(tmp_path: Path) -> None:
-    new = tmp_path / "a" / "b"
-    assert require_empty_folder(new, overwrite=False) == new
-    assert not (tmp_path / "a").exists()  # it only looks
-    assert make_folder(new) == new
-    assert new.is_dir()
-    assert require_empty_folder(str(new), overwrite=False) == new  # still empty
-    (new / "image.png").write_bytes(b"x")
-    with pytest.raises(InputError, match="is not empty"):
-        require_empty_folder(new, overwrite=False, ignore=("other.png",))
-    assert require_empty_folder(new, overwrite=False, ignore=("image.png",)) == new
-    assert require_empty_folder(new, overwrite=True) == new
-    assert (new / "image.png").read_bytes() == b"x"
-    for overwrite in (False, True):
-        with pytest.raises(InputError, match="is a file, but a folder is needed"):
-            require_empty_folder(new / "image.png", overwrite)
-    with pytest.raises(InputError, match=r"could not make the output folder .*: Not a directory"):
-        make_folder(new / "image.png" / "c")
-
-
-def test_stream_indices_are_integers_of_any_kind() -> None:
-    """Image 3 is image 3, whether Python, NumPy or PyTorch says so."""
-    expected = generator(0, "test", 3).standard_normal(4).tolist()
-    for three in (np.int64(3), torch.tensor(3)):
-        assert generator(0, "test", three).standard_normal(4).tolist() == expected  # type: ignore[arg-type]
-    with pytest.raises(TypeError):
-        generator(0, "test", 3.0)  # type: ignore[arg-type]
-
-
-# ---- random numbers -------------------------------------------------------------------------------------------
-
-
-def test_streams_are_told_apart_by_seed_purpose_and_index_alone() -> None:
-    names = [
-        (0, "estimate"),
-        (1, "estimate"),
-        (0, "sample"),
-        (0, "estimate", 0),
-        (0, "estimate", 1),
-        (0, "estimate", 1, 1),
-        (0, "estimate", 11),
-        (0, "estimate", 1, 11),
-        (0, "estimate", 11, 1),
-        (-1, "estimate", 1),
-    ]
-    draws = {name: tuple(generator(*name).standard_normal(4)) for name in names}
-    assert len(set(draws.values())) == len(names)
-    for name in reversed(names):  # the order of work does not matter
-        assert tuple(generator(*name).standard_normal(4)) == draws[name]
-
-
-def test_a_moved_generator_gives_the_numbers_of_fresh_ones() -> None:
-    """Also when it was left in the middle of a draw, with half of a 64-bit word unused."""
-    streams = Streams()
-    for name in ((0, "a", 1), (0, "a", 2), (5, "b"), (0, "a", 1)):
-        moved, fresh = streams.at(*name), generator(*name)
-        assert np.array_equal(moved.integers(0, 7, 5, dtype=np.int32), fresh.integers(0, 7, 5, dtype=np.int32))
-        assert np.array_equal(moved.standard_normal(9, dtype=np.float32), fresh.standard_normal(9, dtype=np.float32))
-
-
-def test_streams_look_independent() -> None:
-    count, length = 200, 500
-    rows = np.stack([generator(0, "test", i).standard_normal(length) for i in range(count)])
-    correlations = np.corrcoef(rows)[np.triu_indices(count, 1)]
-    assert np.abs(correlations).max() < 6 / np.sqrt(length)
-    assert abs(correlations.std() * np.sqrt(length) - 1) < 0.05
-    assert abs(rows.mean()) < 4 / np.sqrt(rows.size)
-
-
-def test_a_stream_is_the_same_on_every_machine() -> None:
-    """Philox keyed by a hash is fixed for good: these numbers must not change between versions of the package."""
-    first = generator(0, "pinned", 1, 2).integers(0, 2**32, 3).tolist()
-    assert first == [2127750886, 767045397, 1116049564]
-
-
-def test_normal_is_single_precision_on_the_cpu_and_follows_its_stream() -> None:
-    x = normal(generator(0, "test"), 2000, 3, 4)
-    assert x.shape == (2000, 3, 4)
-    assert x.dtype == torch.float32
-    assert x.device.type == "cpu"
-    assert torch.equal(x, normal(generator(0, "test"), 2000, 3, 4))
-    assert abs(float(x.mean())) < 4 / x.numel() ** 0.5
-    assert abs(float(x.var()) - 1) < 4 * (2 / x.numel()) ** 0.5
-
-
-def test_no_global_generator_is_read_or_written() -> None:
-    draws = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
-        draws.append(normal(generator(7, "test", 3), 50))
-        assert torch.equal(torch.get_rng_state(), torch_before)
-        numpy_after = np.random.get_state()  # noqa: NPY002
-        assert all(np.array_equal(a, b) for a, b in zip(numpy_before, numpy_after, strict=True))
-    assert torch.equal(*draws)
-
-
-# ---- the house ------------------------------------------------------------------------------------------------
+PACKAGE = ROOT / "diffusion_var"
 
 
 def test_a_room_imports_only_from_the_rooms_above_it() -> None:
@@ -224,3 +35,114 @@ def test_every_public_name_is_there() -> None:
     assert set(diffusion_var.__all__) == set(dir(diffusion_var))
     with pytest.raises(AttributeError, match="no_such_name"):
         diffusion_var.no_such_name  # noqa: B018
+
+
+# ---- circles of imports --------------------------------------------------------------------------------------------
+
+#: The two circles that stay: a class method makes an object of its own class by way of a module that imports the class.
+ALLOWED = [
+    {"process.diffusers_configs", "process.schedule"},
+    {"models.denoiser", "models.pretrained.load"},
+]
+
+
+def imports_of(path: Path, modules: set[str]) -> set[str]:
+    """The package's modules that a file imports, also inside functions and for typing alone."""
+    home = (".".join(path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+    package = home.split(".") if path.stem == "__init__" else home.split(".")[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {source} | {f"{source}.{alias.name}" for alias in node.names}
+    return (found & modules) - {home, "diffusion_var"}
+
+
+def circles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """The sets of modules that reach each other."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        left = [start]
+        while left:
+            for after in graph[left.pop()] - seen:
+                seen.add(after)
+                left.append(after)
+        return seen
+
+    reach = {name: reached(name) for name in graph}
+    found: list[set[str]] = []
+    for name in graph:
+        circle = {other for other in reach[name] if name in reach[other]}
+        if len(circle) > 1 and circle not in found:
+            found.append(circle)
+    return found
+
+
+def test_a_circle_would_be_found() -> None:
+    graph: dict[str, set[str]] = {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": set()}
+    assert circles(graph) == [{"a", "b", "c"}]
+
+
+def test_no_circle_of_imports_but_the_two_that_are_allowed() -> None:
+    paths = {
+        (".".join(path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+        for path in PACKAGE.rglob("*.py")
+    }
+    graph = {name: imports_of(path, set(paths)) for name, path in paths.items() if name != "diffusion_var"}
+    # A room's __init__ names what is in it, lazily, and imports none of it.
+    rooms = {name for name, path in paths.items() if path.stem == "__init__"}
+    graph = {name: after - rooms for name, after in graph.items() if name not in rooms}
+    found = [{name.removeprefix("diffusion_var.") for name in circle} for circle in circles(graph)]
+    assert [circle for circle in found if circle not in ALLOWED] == []
+
+
+# ---- what is cited ---------------------------------------------------------------------------------------------------
+
+
+def test_every_equation_that_is_cited_is_in_the_docs() -> None:
+    """Docstrings and comments cite equations as [E4], and docs/equations.md has a heading for each."""
+    headings = set(re.findall(r"^## E(\d+)\b", (ROOT / "docs" / "equations.md").read_text(), re.MULTILINE))
+    cited: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        for group in re.findall(r"\[(E\d+(?:, E\d+)*)\]", path.read_text()):
+            for number in re.findall(r"E(\d+)", group):
+                cited.setdefault(number, set()).add(path.name)
+    assert len(cited) >= 10
+    assert {number: files for number, files in cited.items() if number not in headings} == {}
+
+
+def test_nothing_is_cited_that_is_not_here() -> None:
+    """No design document of ours, no section numbers of one, no path outside the repository."""
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "scripts").glob("*.py"), *(ROOT / "docs").glob("*.md")]:
+        text = path.read_text()
+        assert "DESIGN" not in text, path
+        assert not re.search(r"\beq\. \(\d+\)", text), path
+        assert "../shared" not in text, path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.stem)
+def test_scripts_use_public_names_alone(path: Path) -> None:
+    """`import diffusion_var`, or names of the rooms that have some: nothing from inside."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("diffusion_var"):
+            room = sys.modules.get(node.module or "") or __import__(str(node.module), fromlist=["_"])
+            assert {alias.name for alias in node.names} <= set(room.__all__), f"{path.name}: {node.module}"
+        if isinstance(node, ast.Import):
+            assert all(not alias.name.startswith("diffusion_var.") for alias in node.names)
+
+
+def test_notebooks_use_public_names_alone() -> None:
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        assert not re.search(r"(from|import) diffusion_var\.", path.read_text()), path
+
+
+def test_the_docs_show_the_plain_loops_that_are_tested() -> None:
+    """The blocks of docs/equations.md are the functions of tests/support/naive.py, to the letter."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "equations.md").read_text(), re.DOTALL)
+    source = (ROOT / "tests" / "support" / "naive.py").read_text()
+    assert len(blocks) == source.count("\ndef ") == 3
+    assert all(block in source for block in blocks)

@@ -146,7 +146,7 @@ KERNELS = [(50, 20, 1.0, None), (20, 5, 1.0, None), (20, 5, 0.5, None), (5, 1, 0
 @pytest.mark.parametrize(("t", "s", "eta", "clipped_eps"), KERNELS)
 @pytest.mark.parametrize("structure", [None, "dct", "pixel"])
 def test_covariance_of_a_ratio(t, s, eta, clipped_eps, structure, monkeypatch):
-    """λ² + ρ times the table's mean square error of the step's mean, written out from DESIGN §2.1 to §2.3."""
+    """λ² + ρ times the table's mean square error of the step's mean, written out from E1 to E3."""
     spec = {} if structure is None else {"target": "factor", "structure": structure}
     made, schedule = head(**spec), table().schedule
     ratio = (drawn(name="ratio") if structure is None else drawn(4, 1, 1, 1, name="ratio")).abs()

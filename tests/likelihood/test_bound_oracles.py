@@ -1,7 +1,7 @@
 """The bound where its value is known: Gaussian data.
 
 With the exact covariance and η = 1 the model is the data's own distribution, up to x_N: at every number of steps the
-bound is the entropy and KL(q(x_N) ‖ p(x_N)), not a bit more (DESIGN §8.2). For other covariances and η each term's
+bound is the entropy and KL(q(x_N) ‖ p(x_N)), not a bit more. For other covariances and η each term's
 expectation is a formula.
 """
 
@@ -23,6 +23,8 @@ from gaussian_bounds import (
     marginal_prior_nats,
     optimum,
 )
+from naive import naive_bits_per_dim
+from small_likelihoods import measured, pictures, small_denoiser
 from torch.distributions import Independent, Normal
 
 import diffusion_var as dv
@@ -255,3 +257,21 @@ def test_a_mixture_is_bounded_from_above_and_more_steps_come_nearer() -> None:
     ]
     assert (np.diff(gaps) < 0).all()
     assert 0 < gaps[-1] < 0.1 < gaps[0]
+
+
+# ---- the plain loop ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [[1, 12, 40, 100], [12, 100]], ids=str)
+def test_bits_are_the_plain_loops(steps: list[int]) -> None:
+    """8-bit images, black and white pixels among them, an imperfect mean, one variance a step; means over the noise."""
+    denoiser, images = small_denoiser(clip=None, data_range=(-1.0, 1.0)), pictures(4, seed=5)
+    images[0, 0, 0, :2] = torch.tensor([0, 255], dtype=torch.uint8)
+    table = measured(denoiser)
+    found = dv.bits_per_dim(denoiser, dv.Analytic(table), images, steps, 1, decoder_variance=0.02, draws=150)
+    v = {n: table.posterior_variance(n) for n in steps}
+    rng = np.random.default_rng(2)
+    floats = images.double().numpy() / 127.5 - 1.0
+    plain = np.array([[naive_bits_per_dim(denoiser, v, 0.02, x_0, steps, rng) for x_0 in floats] for _ in range(150)])
+    error = np.hypot(found.noise_error, plain.mean(1).std(ddof=1) / 150**0.5)
+    within(found.value, float(plain.mean()), float(error), 0.01 * found.value)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.schedulers import scheduling_ddpm
+from naive import naive_sample
 from populations import exact_population
 
 import diffusion_var as dv
@@ -237,3 +238,22 @@ def test_even_steps_begin_at_index_one_and_are_exact_too(basis, K, eta):
     assert (sampler.steps[0], sampler.steps[-1], len(sampler.steps)) == (1, 1000, K)
     images = sampler.sample(COUNT, seed=4, batch_size=3000)
     assert model.worst(images, model.final_variance(SCHEDULE.level(1))) < 4
+
+
+# ---- the plain loop ------------------------------------------------------------------------------------------------
+
+
+def test_images_are_the_plain_loops():
+    """Isotropic, η = 1, an imperfect network, image by image from the same noise."""
+    denoiser = dv.Denoiser(network, dv.NoiseSchedule.linear(N), shape=SHAPE, clip=None)
+    images = np.tanh(generator(3, "plain images").standard_normal((30, *SHAPE)))
+    steps = [1, 50, 400, 1000]
+    table = dv.estimate(denoiser, images, 1e9, indices=steps, structures=("isotropic",), progress=False)
+    found = dv.Sampler(denoiser, dv.Analytic(table), steps).sample(3, seed=SEED, batch_size=2)
+    source = ImageNoise(SEED, range(3), SHAPE, torch.device("cpu"))
+    noise = [source.prior(), *(source.next() for _ in steps[1:])]
+    v = {n: table.posterior_variance(n) for n in steps}
+    for i in range(3):
+        expected = naive_sample(denoiser, v, steps, [part[i].double().numpy() for part in noise])
+        # float32: the first step multiplies by 1/α of 160
+        np.testing.assert_allclose(found[i].numpy(), expected, rtol=0, atol=5e-5 * max(1.0, np.abs(expected).max()))

@@ -67,7 +67,7 @@ def step_by_step(
     dct: bool = False,
 ) -> npt.NDArray[np.float64]:
     """(images, K + 1) bits/dim of uint8 images in [−1, 1]: one image and step after the other, in float64, from the
-    equations of DESIGN §2 alone; `variances(kernel, raw second half)` are Σ's, in the dct basis if asked for."""
+    equations alone; `variances(kernel, raw second half)` are Σ's, in the dct basis if asked for."""
     rows = []
     for i, image in enumerate(images):
         x_0 = image.numpy() / 127.5 - 1.0

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from crooked import IMAGES, crooked_denoiser
+from naive import naive_posterior_variance
 from populations import elementwise_in, exact_population
 
 import diffusion_var as dv
@@ -133,3 +135,19 @@ def test_conditions_reach_the_network_with_their_image():
     assert misled.posterior_variance(500) == pytest.approx(1.0, rel=1e-6)
     with pytest.raises(dv.InputError, match="3 entries for 2 images"):
         dv.estimate(denoiser, images, indices=[500], conditions=np.zeros(3), progress=False)
+
+
+# ---- the plain loop ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [20, 300, 800])
+def test_the_residual_is_the_plain_loops(n):
+    """Imperfect mean, uneven images: without control variates, batches and shards."""
+    model = crooked_denoiser()
+    table = dv.estimate(model, IMAGES, 0.005, indices=[n], structures=("isotropic",), progress=False)
+    draws = 3000
+    plain = naive_posterior_variance(model, np.asarray(IMAGES, dtype=np.float64), n, draws, seed=1)
+    spread = table.moments["isotropic"].draw_variance("error_square")[0] ** 0.5
+    error = np.hypot(spread / draws**0.5, table.standard_error(n))
+    assert abs(plain - table.posterior_variance(n)) < 4 * error
+    assert error < 0.1 * plain

@@ -1,0 +1,113 @@
+"""Files: written whole or not at all, and folders that are looked at before work."""
+
+import errno
+import os
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from diffusion_var import InputError
+from diffusion_var.files import make_folder, require_empty_folder, write_atomic
+
+
+@pytest.mark.parametrize("existing", [None, b"the old file"])
+def test_write_atomic_writes_bytes_or_what_a_function_writes(existing: bytes | None, tmp_path: Path) -> None:
+    target = tmp_path / "table.bin"
+    for content in (b"whole new", lambda file: file.write(b"whole new")):
+        if existing is not None:
+            target.write_bytes(existing)
+        write_atomic(target, content)
+        assert target.read_bytes() == b"whole new"
+        assert os.listdir(tmp_path) == ["table.bin"]
+        target.unlink()
+    write_atomic(str(target), b"")
+    assert target.read_bytes() == b""
+
+
+def full_disk(file: IO[bytes]) -> None:
+    file.write(b"half of the new")
+    file.flush()
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def bug(file: IO[bytes]) -> None:
+    file.write(b"half of the new")
+    raise KeyError("a bug in the writer")
+
+
+@pytest.mark.parametrize("existing", [True, False])
+@pytest.mark.parametrize(("writer", "raised"), [(full_disk, InputError), (bug, KeyError)])
+def test_write_atomic_keeps_the_old_file_when_the_writer_fails(
+    existing: bool, writer: object, raised: type[Exception], tmp_path: Path
+) -> None:
+    target = tmp_path / "table.bin"
+    if existing:
+        target.write_bytes(b"the old file")
+    with pytest.raises(raised) as caught:
+        write_atomic(target, writer)
+    if raised is InputError:
+        assert str(caught.value) == f"could not write {target}: No space left on device; nothing was changed there."
+    assert os.listdir(tmp_path) == (["table.bin"] if existing else [])
+    if existing:
+        assert target.read_bytes() == b"the old file"
+
+
+def test_write_atomic_keeps_the_old_file_when_syncing_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    target = tmp_path / "table.bin"
+    target.write_bytes(b"the old file")
+    synced: list[int] = []
+
+    def fail(handle: int) -> None:
+        synced.append(handle)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(InputError, match="Input/output error"):
+        write_atomic(target, b"the new file")
+    assert len(synced) == 1
+    assert target.read_bytes() == b"the old file"
+    assert os.listdir(tmp_path) == ["table.bin"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_write_atomic_honours_the_umask(mask: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        write_atomic(tmp_path / "table.bin", b"x")
+        (tmp_path / "opened.bin").write_bytes(b"x")
+        left = os.umask(mask)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "table.bin").stat().st_mode & 0o777 == 0o666 & ~mask
+    assert (tmp_path / "table.bin").stat().st_mode == (tmp_path / "opened.bin").stat().st_mode
+    assert left == mask  # reading the mask leaves it as it was
+
+
+def test_write_atomic_refuses_what_the_system_refuses(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No such file or directory"):
+        write_atomic(tmp_path / "no folder" / "table.bin", b"x")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="Is a directory"):
+        write_atomic(tmp_path / "folder", b"x")
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_require_empty_folder(tmp_path: Path) -> None:
+    new = tmp_path / "a" / "b"
+    assert require_empty_folder(new, overwrite=False) == new
+    assert not (tmp_path / "a").exists()  # it only looks
+    assert make_folder(new) == new
+    assert new.is_dir()
+    assert require_empty_folder(str(new), overwrite=False) == new  # still empty
+    (new / "image.png").write_bytes(b"x")
+    with pytest.raises(InputError, match="is not empty"):
+        require_empty_folder(new, overwrite=False, ignore=("other.png",))
+    assert require_empty_folder(new, overwrite=False, ignore=("image.png",)) == new
+    assert require_empty_folder(new, overwrite=True) == new
+    assert (new / "image.png").read_bytes() == b"x"
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="is a file, but a folder is needed"):
+            require_empty_folder(new / "image.png", overwrite)
+    with pytest.raises(InputError, match=r"could not make the output folder .*: Not a directory"):
+        make_folder(new / "image.png" / "c")
