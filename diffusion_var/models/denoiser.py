@@ -27,7 +27,7 @@ from .features import FeatureTap
 from .guidance import Guidance, make_guidance, network_output
 from .identity import ModelIdentity, weights_fingerprint
 from .posterior import Posterior
-from .prediction import Prediction, check_prediction, mean_and_eps, network_input
+from .prediction import Prediction, check_levels, check_prediction, mean_and_eps, network_input
 
 if TYPE_CHECKING:
     from .pretrained.latents import LatentCodec
@@ -180,6 +180,7 @@ class Denoiser:
             raise InputError(
                 f"x_t has shape {tuple(x_t.shape)}, but this denoiser takes (B, {', '.join(map(str, self.shape))})."
             )
+        check_levels(self.prediction, n, len(x_t))
         alpha, sigma = self.schedule.coefficients(n, x_t)
         if self._tap is None:
             features, (prediction, extra) = None, self._predict(x_t, n, condition)

@@ -24,6 +24,7 @@ import torch
 
 from .. import checks
 from ..errors import InputError
+from ..process.level import NoiseLevel
 from ..process.schedule import NoiseSchedule
 
 Prediction = Literal["epsilon", "sample", "v_prediction", "flow", "score", "edm", "edm_v"]
@@ -38,6 +39,22 @@ def check_prediction(prediction: str, schedule: NoiseSchedule) -> None:
         raise InputError(
             f"the schedule has zero terminal SNR (alpha[N] = 0), where the prediction type {prediction} says nothing "
             "about x_0; use a v_prediction, flow or sample network, or a schedule that ends before."
+        )
+
+
+def check_levels(prediction: str, n: Any, batch: int) -> None:
+    """Refuse a place that a network says nothing of: clean data, a level without signal where the prediction type needs
+    some, and a list of levels that is not one for each of a batch. Indices are checked by their schedule."""
+    levels = n if isinstance(n, list) else [n] if isinstance(n, NoiseLevel) else []
+    wrong = isinstance(n, list) and len(n) != batch
+    checks.refuse(wrong, f"n is a list of {len(levels)} noise levels for {batch} images; give one, or one for each.")
+    for level in levels:
+        checks.instance("n", level, NoiseLevel, "an index, or a dv.NoiseLevel, such as schedule.level(500)")
+        checks.refuse(level.is_clean, "n is clean data, where x_0 is x_t itself; give a noise level.")
+        checks.refuse(
+            level.alpha == 0.0 and prediction in _NEED_SIGNAL,
+            f"n is a level without signal (alpha = 0), where the prediction type {prediction} says nothing about x_0; "
+            "begin at a level that has some, or use a v_prediction, flow or sample network.",
         )
 
 

@@ -223,3 +223,53 @@ def test_the_network_is_always_full() -> None:
     network.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
     bound(small_denoiser(network), images=pictures(12), steps=10, step_samples=3, batch_size=8)
     assert sizes == [8] * 6
+
+
+# ---- levels, other noise, images of any shape ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("structure", ["isotropic", "dct"])
+def test_levels_of_indices_give_the_indices_bits(table: dv.VarianceTable, structure: str) -> None:
+    covariance = dv.Analytic(table, structure=structure)
+    levels = [SCHEDULE.level(n) for n in STEPS[::-1]]
+    mine, own = (dv.bits_per_dim(small_denoiser(), covariance, pictures(6), steps, 2) for steps in (levels, STEPS))
+    np.testing.assert_array_equal(mine.per_step, own.per_step)
+    assert mine.labels == own.labels
+
+
+def test_levels_between_indices_and_other_noise(table: dv.VarianceTable) -> None:
+    levels = dv.steps.sigmas(SCHEDULE, [0.9, 0.5, 0.1, 0.0101])
+    options: dict[str, Any] = {"decoder_variance": "isotropic", "seed": 3}
+    covariance, images = dv.Analytic(table, structure="pixel"), pictures(12)
+    found = dv.bits_per_dim(small_denoiser(), covariance, images, levels, **options)
+    assert math.isfinite(found.value)
+    assert found.settings["eta"] == 1.0
+    assert found.labels[1].startswith("log SNR ")
+    again = dv.bits_per_dim(small_denoiser(), covariance, images, levels, **options, batch_size=5)
+    assert again.value == pytest.approx(found.value, rel=1e-6)
+    ddpm, same, more = (
+        dv.bits_per_dim(small_denoiser(), covariance, images, STEPS, **options, **noise)
+        for noise in ({}, {"tau": 1.0}, {"tau": 2.0})
+    )
+    np.testing.assert_allclose(same.per_step, ddpm.per_step, rtol=1e-6, atol=1e-9)
+    assert abs(more.value - ddpm.value) > 1e-3
+    assert (same.settings["tau"], "eta" in same.settings) == (1.0, False)
+    bound = dv.Bound(small_denoiser(), covariance, STEPS, decoder_variance="isotropic", tau=1.0)
+    assert bound.evaluate(images, 3).value == same.value
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 9), (3, 4, 5), (1, 2, 3, 4)], ids=["vector", "signal", "image", "video"])
+@pytest.mark.parametrize("structure", ["isotropic", "channel", "pixel", "dct"])
+def test_gaussian_data_of_any_shape_lose_nothing(shape: tuple[int, ...], structure: str) -> None:
+    """White data: every structure is exact, and the bound is the entropy, up to the prior's term."""
+    denoiser = dv.oracles.GaussianDenoiser(SCHEDULE, 0.0, np.full(shape, 0.6))
+    images = denoiser.sample(4000, seed=1)
+    table = dv.estimate(denoiser, images, 1e3, indices=[1, 40, 100], progress=False)
+    covariance = dv.Analytic(table, structure=structure)
+    found = dv.density_bound(denoiser, covariance, images, [1, 40, 100], decoder_variance="covariance", draws=2)
+    entropy = 0.5 * math.log2(2 * math.pi * math.e * 0.6)
+    prior = found.per_step[0]
+    marginal = SCHEDULE.alpha[100] ** 2 * 0.6 + SCHEDULE.sigma[100] ** 2
+    expected = entropy + 0.5 * (marginal - 1 - math.log(marginal)) / math.log(2)
+    assert prior > 0
+    assert abs(found.value - expected) < 4 * found.standard_error + 0.01

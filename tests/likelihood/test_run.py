@@ -196,3 +196,29 @@ def test_conditions_of_the_wrong_number_are_refused() -> None:
     with pytest.raises(dv.InputError, match="class labels go from 0 to 2"):  # found before the first image's turn
         dv.bits_per_dim(labelled, dv.FixedSmall(), pictures(2), STEPS, conditions=[0, 3], batch_size=1)
     assert not called
+
+
+def test_a_nest_of_conditions_stays_with_its_image() -> None:
+    images = pictures(9)
+    x_0 = images.float() / 127.5 - 1
+
+    def told(x_t: torch.Tensor, timestep: torch.Tensor, condition: dict[str, Any]) -> torch.Tensor:
+        return (condition["flat"] + condition["rest"][0]).reshape(x_t.shape)
+
+    denoiser, rest = small_denoiser(told, prediction="sample"), torch.full((9, 48), 0.25)
+    nest = {"flat": x_0.flatten(1) - 0.25, "rest": (rest,)}
+    options: dict[str, Any] = {"decoder_variance": 1e-8, "batch_size": 4, "draws": 2}
+    found = dv.bits_per_dim(denoiser, dv.FixedSmall(), images, STEPS, conditions=nest, **options)
+    np.testing.assert_allclose(found.per_step[1:], 0.0, atol=1e-5)
+    with pytest.raises(dv.InputError, match=r"conditions\['rest'\]\[0\] has shape \(8, 48\) for 9 conditions"):
+        dv.bits_per_dim(denoiser, dv.FixedSmall(), images, STEPS, conditions=nest | {"rest": (rest[:8],)})
+
+
+def test_a_run_off_the_grid_goes_on_and_is_told_from_another(tmp_path: Path) -> None:
+    levels = dv.steps.sigmas(SCHEDULE, [0.9, 0.4, 0.1, 0.0101])
+    expected, path = run(steps=levels), tmp_path / "run.ckpt"
+    with pytest.raises(KeyboardInterrupt):
+        run(stop_at(6), path, steps=levels)
+    with pytest.raises(dv.InputError, match=r"another run \(different steps\)"):
+        run(None, path, steps=[*levels[:2], SCHEDULE.level(20), *levels[3:]])
+    assert_same(run(None, path, steps=levels), expected)

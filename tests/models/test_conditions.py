@@ -242,3 +242,93 @@ def test_impossible_conditions_are_refused(make: Callable[[], Any], message: str
 def test_a_network_that_needs_a_condition_says_so() -> None:
     with pytest.raises(dv.InputError, match="this network needs a condition, but none was given"):
         dv.estimate(denoiser(conditional=True), images(), **OPTIONS)
+
+
+# ---- nests --------------------------------------------------------------------------------------------------------
+
+
+class Nested(ClassGaussian):
+    """The same mean, told by a nest: the label as a one-hot embedding, and a shift that it takes back."""
+
+    def forward(self, x_t: torch.Tensor, timestep: torch.Tensor, condition: Any) -> torch.Tensor:
+        first, (shift,) = condition["embeds"], condition["added"]
+        assert first.shape == (len(x_t), 2)
+        assert shift.shape == (len(x_t), *SHAPE)
+        return super().forward(x_t, timestep, first.argmax(1)) + shift - shift
+
+
+def nest(labels: Any = LABELS) -> dict[str, Any]:
+    one_hot = np.eye(2, dtype=np.float32)[labels]
+    shift = np.random.default_rng(3).normal(size=(len(labels), *SHAPE)).astype(np.float32)
+    return {"embeds": one_hot, "added": (shift,)}
+
+
+def test_a_nest_of_conditions_is_given_as_it_is() -> None:
+    """Dicts and tuples of tensors, one row for each image: the table of the labels themselves."""
+    plain, nested = estimated(LABELS), estimated(nest(), Nested())
+    assert nested.details["conditions"]["count"] == 20
+    for n in OPTIONS["indices"]:
+        assert nested.posterior_variance(n) == pytest.approx(plain.posterior_variance(n), rel=1e-6)
+    by_position = dv.Conditions({"embeds": torch.eye(2), "added": (torch.zeros(2, *SHAPE),)}, LABELS)
+    again = estimated(by_position, Nested())
+    assert again.posterior_variance(40) == pytest.approx(plain.posterior_variance(40), rel=1e-6)
+    assert again.details["conditions"]["count"] == 2
+
+
+def test_a_resumed_run_knows_its_nest(tmp_path: Path) -> None:
+    whole, calls = saved(estimated(nest(), Nested()), tmp_path), [0]
+
+    def stop() -> None:
+        calls[0] += 1
+        if calls[0] == 8:
+            raise KeyboardInterrupt
+
+    checkpoint = tmp_path / "c"
+    with pytest.raises(KeyboardInterrupt):
+        estimated(nest(), Nested(stop), checkpoint=checkpoint)
+    other = nest()
+    other["added"][0][3, 0, 0, 0] += 1.0
+    renamed = {"embeds": nest()["embeds"], "more": nest()["added"]}
+    for wrong in (other, renamed, nest(1 - LABELS)):
+        with pytest.raises(dv.InputError, match=r"another run \(different conditions\)"):
+            estimated(wrong, Nested(), checkpoint=checkpoint)
+    assert saved(estimated(nest(), Nested(), checkpoint=checkpoint), tmp_path) == whole
+
+
+def test_every_leaf_keeps_its_kind() -> None:
+    values = {"labels": [1, 0, 1], "embeds": np.ones((3, 2)), "pair": (torch.zeros(3), torch.ones(3, 1))}
+    conditions = dv.Conditions(values)
+    assert len(conditions) == 3
+    found = conditions.take(np.array([2, 0]))
+    assert found["labels"].dtype == torch.int64
+    assert found["labels"].tolist() == [1, 1]
+    assert found["embeds"].dtype == torch.float32
+    assert [leaf.shape for leaf in found["pair"]] == [(2,), (2, 1)]
+    assert set(found) == {"labels", "embeds", "pair"}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: dv.Conditions({"a": np.zeros((3, 2)), "b": np.zeros((4, 2))}),
+            r"conditions\['b'\] has shape \(4, 2\) for 3 conditions, as \['a'\] has; give one for each",
+        ),
+        (
+            lambda: dv.Conditions((np.zeros(3), {"x": np.zeros(2)})),
+            r"conditions\[1\]\['x'\] has shape \(2,\) for 3 conditions, as \[0\] has",
+        ),
+        (lambda: dv.Conditions({"a": np.zeros((0, 2))}), r"conditions\['a'\] have shape \(0, 2\), but a list"),
+        (lambda: dv.Conditions({"a": [0.5, float("nan")]}), r"conditions\['a'\] hold NaN"),
+        (lambda: dv.Conditions({"a": ["cat"]}), r"conditions\['a'\] must be numbers .*embed prompts first"),
+        (lambda: dv.Conditions({}), "conditions holds no tensor"),
+        (lambda: estimated({"a": np.zeros(19)}), "conditions has 19 entries for 20 images"),
+        (
+            lambda: denoiser(Nested())(torch.zeros(2, *SHAPE), 5, {"embeds": torch.zeros(3, 2)}),
+            r"condition\['embeds'\] has shape \(3, 2\) for 2 images; give one for each",
+        ),
+    ],
+)
+def test_nests_that_do_not_fit_name_the_leaf(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(dv.InputError, match=message):
+        make()

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from safetensors.torch import load_file, save_file
 
-from diffusion_var import Denoiser, InputError, NoiseSchedule
+from diffusion_var import Denoiser, InputError, NoiseLevel, NoiseSchedule
 
 SCHEDULE = NoiseSchedule.linear(1000)
 SHAPE = (3, 4, 4)
@@ -309,3 +309,61 @@ def test_fingerprint_follows_weights_that_are_changed_in_place() -> None:
     assert denoiser.fingerprint == before
     torch.nn.init.zeros_(network.weight)
     assert denoiser.fingerprint != before
+
+
+# ---- noise levels, and images of any shape --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_an_indexs_level_gives_the_indexs_posterior_to_the_bit(prediction: str) -> None:
+    denoiser, x_t = Denoiser(doubled, SCHEDULE, prediction, SHAPE), normal(4, *SHAPE)
+    for n in (1, 500, 1000):
+        mine, own = denoiser(x_t, SCHEDULE.level(n)), denoiser(x_t, n)
+        for name in ("mean", "eps", "range"):
+            assert torch.equal(getattr(mine, name), getattr(own, name))
+    many = [SCHEDULE.level(n) for n in (1, 7, 500, 1000)]
+    mine, own = denoiser(x_t, many), denoiser(x_t, torch.tensor([1, 7, 500, 1000]))
+    assert torch.equal(mine.mean, own.mean)
+
+
+def test_a_level_off_the_grid_is_what_it_says() -> None:
+    """α, σ and timestep are the level's own, wherever it comes from."""
+    network = Recorder()
+    denoiser, x_t = Denoiser(network, SCHEDULE, "epsilon", SHAPE, clip=None), normal(2, *SHAPE).double()
+    level = NoiseLevel(0.7, 0.9, 123.25)
+    posterior = denoiser(x_t, level)
+    assert network.calls[0][1].tolist() == [123.25, 123.25]
+    torch.testing.assert_close(0.7 * posterior.mean + 0.9 * posterior.eps, x_t, rtol=1e-12, atol=1e-12)
+    flow = Denoiser(smooth, NoiseSchedule.flow(50), "flow", SHAPE, clip=None)
+    exact = flow(x_t, NoiseLevel.flow(0.333))
+    velocity = smooth(x_t, torch.tensor([333.0, 333.0]))
+    torch.testing.assert_close(exact.mean, x_t - 0.333 * velocity, rtol=1e-12, atol=1e-12)
+    for place, message in (
+        (NoiseLevel.clean(), "n is clean data, where x_0 is x_t itself"),
+        ([level, NoiseLevel.clean()], "n is clean data"),
+        ([level] * 3, "n is a list of 3 noise levels for 2 images; give one, or one for each"),
+        ([level, 5], "n must be an index, or a dv.NoiseLevel, .* but got int"),
+        (NoiseLevel.flow(1.0), "level without signal .* prediction type epsilon says nothing"),
+    ):
+        with pytest.raises(InputError, match=message):
+            denoiser(x_t, place)
+    assert torch.isfinite(flow(x_t, NoiseLevel.flow(1.0)).mean).all()
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 7), (3, 4, 6), (2, 3, 4, 5)], ids=["vector", "signal", "image", "video"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_every_shape_has_the_posterior_of_its_numbers_as_one_image(shape: tuple[int, ...], prediction: str) -> None:
+    """Elementwise networks do not see the shape: neither does what is made of their output."""
+    count = int(np.prod(shape[1:]))
+    flat = Denoiser(elementwise, SCHEDULE, prediction, (shape[0], 1, count))
+    shaped = Denoiser(elementwise, SCHEDULE, prediction, shape)
+    x_t = normal(3, *shape)
+    mine, same = shaped(x_t, 300), flat(x_t.reshape(3, shape[0], 1, count), 300)
+    assert mine.mean.shape == mine.eps.shape == (3, *shape)
+    assert torch.equal(mine.mean.reshape(3, -1), same.mean.reshape(3, -1))
+    many = shaped(x_t, torch.tensor([1, 300, 1000]))
+    torch.testing.assert_close(many.mean[1], mine.mean[1], rtol=1e-5, atol=1e-5)
+
+
+def elementwise(x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    return torch.tanh(1.3 * x_t) + 0.1

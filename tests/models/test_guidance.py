@@ -293,3 +293,43 @@ def test_a_condition_for_a_network_that_takes_none_is_refused() -> None:
     denoiser = Denoiser(lambda x, t: x, NoiseSchedule.linear(10), shape=(1, 2, 2), conditional=False)
     with pytest.raises(InputError, match="takes no condition"):
         denoiser(torch.zeros(2, 1, 2, 2), 5, [1, 2])
+
+
+# ---- nests --------------------------------------------------------------------------------------------------------
+
+
+class ByNest(Conditional):
+    """Told by a dict: the label, and an embedding that adds to it."""
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor, condition: Any) -> torch.Tensor:
+        return super().forward(x, timestep, condition["label"] + condition["more"][0].mean(1))
+
+
+MORE = normal(3, 5, seed=4)
+
+
+def test_guidance_of_a_nest_is_that_of_two_calls() -> None:
+    network, null = ByNest(), {"label": NULL, "more": (torch.zeros(5, dtype=torch.float64),)}
+    condition = {"label": LABELS, "more": (MORE,)}
+    eps = denoiser(network, 3.0, null)(X_T, 40, condition).eps
+    (call,) = network.calls
+    assert len(call[0]) == 6
+    given = Conditional.forward(network, X_T, call[1][:3], LABELS + MORE.mean(1))
+    free = Conditional.forward(network, X_T, call[1][:3], torch.full((3,), float(NULL), dtype=torch.float64))
+    torch.testing.assert_close(eps, (free + 3.0 * (given - free))[:, :2], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("null", "message"),
+    [
+        (NULL, "unconditional is another nest than the conditions"),
+        ({"label": NULL, "other": (torch.zeros(5),)}, "unconditional is another nest than the conditions"),
+        (
+            {"label": NULL, "more": (torch.zeros(4, dtype=torch.float64),)},
+            r"unconditional\['more'\]\[0\] has shape \(4,\) .* but one condition has \(5,\)",
+        ),
+    ],
+)
+def test_a_null_of_another_nest_is_refused(null: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        denoiser(ByNest(), 3.0, null)(X_T, 40, {"label": LABELS, "more": (MORE,)})

@@ -321,3 +321,80 @@ def test_channels_that_do_not_fit_are_refused(variance_type: str, channels: int,
 def test_a_timestep_that_is_none_is_refused(timestep: int) -> None:
     with pytest.raises(dv.InputError, match="not an index of this schedule"):
         dv.AnalyticScheduler(**CONFIG).step(normal(2, *SHAPE), timestep, normal(2, *SHAPE))
+
+
+# ---- what diffusers' users and training scripts reach for ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"beta_schedule": "squaredcos_cap_v2"}, CONFIG], ids=["linear", "cosine", "own"]
+)
+def test_attributes_are_those_of_diffusers_schedulers(options: dict[str, Any]) -> None:
+    shared = {name: value for name, value in options.items() if name != "clipped_eps"}
+    mine, theirs = dv.AnalyticScheduler(**options), diffusers.DDPMScheduler(**shared)
+    for name in ("betas", "alphas", "alphas_cumprod"):
+        found, expected = getattr(mine, name), getattr(theirs, name)
+        assert found.dtype == expected.dtype == torch.float32
+        torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-6)
+    assert torch.equal(mine.one, theirs.one)
+    assert mine.init_noise_sigma == theirs.init_noise_sigma == 1.0
+    assert mine.order == theirs.order
+    assert len(mine) == len(theirs)
+    assert mine.num_inference_steps is theirs.num_inference_steps is None
+    assert torch.equal(mine.timesteps, theirs.timesteps)
+    for K in (5, 10):
+        mine.set_timesteps(K)
+        theirs.set_timesteps(K)
+        assert mine.num_inference_steps == theirs.num_inference_steps == K
+        assert torch.equal(mine.timesteps.to(theirs.timesteps.dtype), theirs.timesteps)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_previous_timestep_is_the_next_of_the_list(spacing: str) -> None:
+    scheduler = dv.AnalyticScheduler(timestep_spacing=spacing)
+    assert [scheduler.previous_timestep(t) for t in (999, 1, 0)] == [998, 0, -1]  # of the full process
+    scheduler.set_timesteps(7)
+    listed = [int(t) for t in scheduler.timesteps]
+    for t, after in zip(listed, [*listed[1:], -1], strict=True):
+        assert scheduler.previous_timestep(t) == after
+        assert scheduler.previous_timestep(torch.tensor(t)) == after
+    assert scheduler.previous_timestep(listed[0] - 1) == listed[1]  # of a timestep between two, the lower
+
+
+def test_min_snr_weights_as_training_scripts_compute_them() -> None:
+    """diffusers' own helper takes `alphas_cumprod` from whatever scheduler it is given."""
+    from diffusers.training_utils import compute_snr
+
+    timesteps = torch.tensor([0, 10, 500, 999])
+    mine, theirs = (compute_snr(kind(), timesteps) for kind in (dv.AnalyticScheduler, diffusers.DDPMScheduler))
+    torch.testing.assert_close(mine, theirs, rtol=2e-3, atol=0)
+
+
+# ---- other noise -----------------------------------------------------------------------------------------------------
+
+
+def test_tau_in_the_config_and_in_a_step(table: dv.VarianceTable, tmp_path: Path) -> None:
+    def one(scheduler: dv.AnalyticScheduler, **options: Any) -> torch.Tensor:
+        scheduler.set_timesteps(6)
+        x, noise = normal(2, *SHAPE, dtype=torch.float64), normal(2, *SHAPE, seed=3, dtype=torch.float64)
+        out = scheduler.step(0.3 * x, scheduler.timesteps[2], x, variance_noise=noise, **options)
+        return out.prev_sample
+
+    ddpm, same, more = (
+        dv.AnalyticScheduler.from_table(table, CONFIG, **n) for n in ({"eta": 1.0}, {"tau": 1.0}, {"tau": 3.0})
+    )
+    torch.testing.assert_close(one(same), one(ddpm), rtol=1e-10, atol=1e-10)
+    assert float((one(more) - one(ddpm)).abs().max()) > 1e-2
+    torch.testing.assert_close(one(ddpm, tau=3.0), one(more), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(one(more, eta=1.0), one(ddpm), rtol=1e-10, atol=1e-10)
+    more.save_pretrained(tmp_path)
+    loaded = dv.AnalyticScheduler.from_pretrained(tmp_path)
+    assert (loaded.config.eta, loaded.config.tau) == (None, 3.0)
+    assert torch.equal(one(loaded), one(more))
+    again = dv.AnalyticScheduler.from_config(loaded.config, eta=0.5)
+    assert (again.config.eta, again.config.tau) == (0.5, None)
+    for wrong, message in (({"eta": 0.5, "tau": 1.0}, "both say how much noise"), ({"tau": -1.0}, "at least 0")):
+        with pytest.raises(dv.InputError, match=message):
+            dv.AnalyticScheduler.from_table(table, CONFIG, **wrong)
+        with pytest.raises(dv.InputError, match=message):
+            one(ddpm, **wrong)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -15,6 +16,7 @@ from places import golden
 
 from diffusion_var import InputError, NoiseSchedule, ReverseKernel
 from diffusion_var.process.kernel import noise_floor
+from diffusion_var.process.level import NoiseLevel
 
 GOLDEN = golden()
 EPS = np.finfo(np.float64).eps
@@ -182,6 +184,113 @@ def test_frozen() -> None:
     kernel = ReverseKernel(SCHEDULES["linear"], 9, 5)
     with pytest.raises(AttributeError, match="cannot assign"):
         kernel.beta = 0.0  # type: ignore[misc]
+
+
+# ---- off the grid, and other noise ------------------------------------------------------------------------------
+
+COEFFICIENTS = ("beta", "beta_tilde", "lambda2", "eps_gain", "gain", "b")
+
+
+def apart(one: ReverseKernel, other: ReverseKernel) -> float:
+    """Largest difference of the two steps' coefficients, relative to each (0 where both are 0)."""
+    pairs = [(getattr(one, name), getattr(other, name)) for name in COEFFICIENTS]
+    return max(0.0 if a == b else abs(a - b) / max(abs(a), abs(b)) for a, b in pairs)
+
+
+@sweep
+@given(kernels())
+def test_a_step_between_the_levels_of_two_indices_is_the_indices_step(k: ReverseKernel) -> None:
+    """To the bit with the schedule's own levels; to rounding with levels that are made from α and σ alone."""
+    own = ReverseKernel.between(k.level_t, k.level_s, k.eta)
+    assert apart(own, k) == 0.0
+    assert own == k
+    made = [NoiseLevel(level.alpha, level.sigma, level.timestep) for level in (k.level_t, k.level_s)]
+    # Δ of neighbours is a difference of two logarithms, and every coefficient a smooth function of it.
+    rounding = 64 * EPS * max(abs(x) for x in (1.0, *(m.log_snr for m in made if math.isfinite(m.log_snr))))
+    delta = abs(k.level_t.log_snr - k.level_s.log_snr)
+    assert apart(ReverseKernel.between(made[0], made[1], k.eta), k) <= rounding / min(delta, 1.0)
+
+
+@pytest.mark.parametrize("name", [*VARIANCE_PRESERVING, "variance exploding", "flow, zero terminal SNR"])
+@pytest.mark.parametrize("noise", [{"eta": 1.0}, {"eta": 0.5}, {"eta": 0.0}, {"tau": 1.5}], ids=str)
+def test_between_its_indices_a_coarse_schedule_has_the_steps_of_a_finer_one(name: str, noise: dict) -> None:
+    fine = SCHEDULES[name]
+    kept = [0, *range(1, fine.num_steps + 1, 2)]
+    coarse = NoiseSchedule(*(array[kept] for array in (fine.alpha, fine.sigma, fine.timestep)))
+    for t, s in ((kept[-2] + 1, 4), (10, 2), (6, 4)):
+        off = [coarse.level_at(float(fine.log_snr[n])) for n in (t, s)]
+        assert [level.index for level in off] == [None, None]
+        expected = ReverseKernel(fine, t, s, noise.get("eta"), tau=noise.get("tau"))
+        assert apart(ReverseKernel.between(*off, **noise), expected) < 1e-13
+
+
+@sweep
+@given(kernels(eta=1.0))
+def test_tau_one_is_ddpm_and_tau_zero_the_odes_step(k: ReverseKernel) -> None:
+    assert apart(ReverseKernel(k.schedule, k.t, k.s, tau=1.0), k) < 1e-13
+    still = ReverseKernel(k.schedule, k.t, k.s, 0.0)
+    assert apart(ReverseKernel(k.schedule, k.t, k.s, tau=0.0), still) < 1e-13
+    assert ReverseKernel(k.schedule, k.t, k.s, tau=0.0).lambda2 == 0.0
+
+
+@sweep
+@given(kernels(eta=1.0), st.sampled_from([0.3, 1.5, 3.0, math.inf]))
+def test_any_tau_keeps_the_variance_of_the_marginal(k: ReverseKernel, tau: float) -> None:
+    other = ReverseKernel(k.schedule, k.t, k.s, tau=tau)
+    assert math.isclose(other.eps_gain**2 + other.lambda2, k.sigma_s**2, rel_tol=1e-12)
+    assert 0.0 <= other.lambda2 <= k.sigma_s**2
+    if tau == math.inf and k.s > 0:
+        assert (other.lambda2, other.eps_gain) == (k.sigma_s**2, 0.0)
+        assert math.isclose(other.gain, k.alpha_s, rel_tol=1e-14)
+    assert (other.lambda2 >= k.lambda2 * (1 - 1e-12)) == (tau >= 1.0) or k.s == 0
+    alpha, sigma = mpmath.mpf(k.alpha_t), mpmath.mpf(k.sigma_t)
+    with mpmath.workdps(40):
+        gamma = mpmath.mpf(k.alpha_s) - mpmath.mpf(other.eps_gain) * alpha / sigma
+    assert math.isclose(other.gain, float(gamma), rel_tol=1e-10, abs_tol=1e-14)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0, 1.5, 3.0, math.inf])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_any_tau_keeps_the_exact_marginal_with_the_exact_covariance(name: str, tau: float) -> None:
+    """Gaussian x_0 of variance l: the step's mean and its own covariance give x_s the variance α_s² l + σ_s²."""
+    schedule = SCHEDULES[name]
+    for t, s in ((schedule.num_steps, schedule.num_steps // 2), (12, 5), (3, 2)):
+        for l in (0.01, 1.0, 4.0):
+            k = ReverseKernel(schedule, t, s, tau=tau)
+            whole = k.alpha_t**2 * l + k.sigma_t**2
+            mean_gain = k.alpha_t * l / whole  # x̂_0 = mean_gain x_t
+            eps_gain = (1 - k.alpha_t * mean_gain) / k.sigma_t
+            moved = (k.alpha_s * mean_gain + k.eps_gain * eps_gain) ** 2 * whole
+            v = l * k.sigma_t**2 / whole
+            expected = k.alpha_s**2 * l + k.sigma_s**2
+            assert math.isclose(moved + k.lambda2 + k.gain**2 * v, expected, rel_tol=1e-10)
+
+
+def test_a_step_to_clean_data_may_leave_its_end_out() -> None:
+    level = SCHEDULES["linear"].level(3)
+    assert ReverseKernel.between(level).last
+    assert apart(ReverseKernel.between(level), ReverseKernel(SCHEDULES["linear"], 3, 0)) == 0.0
+    assert str(ReverseKernel.between(level)) == "3 to 0"
+    assert str(ReverseKernel.between(NoiseLevel(0.6, 0.8, 1.0), level)) == "log SNR -0.5754 to 3"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda a, b: ReverseKernel.between(a, b, eta=0.5, tau=1.0), "eta=0.5 and tau=1.0 both say how much noise"),
+        (lambda a, b: ReverseKernel.between(a, b, tau=-0.1), "tau=-0.1 must be at least 0"),
+        (lambda a, b: ReverseKernel.between(a, b, tau=math.nan), "tau=nan must be at least 0"),
+        (lambda a, b: ReverseKernel.between(a, b, tau=True), "tau=True must be at least 0"),
+        (lambda a, b: ReverseKernel.between(a, b, eta=1.5), "eta=1.5 is outside"),
+        (lambda a, b: ReverseKernel.between(b, a), "noise levels must fall, from more noise to less"),
+        (lambda a, b: ReverseKernel.between(a, a), "noise levels must fall"),
+        (lambda a, b: ReverseKernel.between(a, 3), "a noise level must be a dv.NoiseLevel, .* but got int"),
+        (lambda a, b: ReverseKernel.between(NoiseLevel.clean()), "noise levels must fall"),
+    ],
+)
+def test_bad_steps_between_levels_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make(SCHEDULES["linear"].level(500), SCHEDULES["linear"].level(400))
 
 
 # ---- the limit of small steps ---------------------------------------------------------------------------------

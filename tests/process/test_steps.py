@@ -1,6 +1,8 @@
 """Step lists: published lists, diffusers' spacings, even spacing, and what is refused."""
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from places import golden
 
 from diffusion_var import Denoiser, InputError, NoiseSchedule
 from diffusion_var.process import steps
+from diffusion_var.process.level import NoiseLevel
 
 GOLDEN = golden()
 LINEAR = NoiseSchedule.linear(1000)
@@ -186,3 +189,85 @@ def test_log_snr_takes_what_holds_a_schedule_and_no_bare_number() -> None:
     assert steps.log_snr(denoiser, 7) == steps.log_snr(schedule, 7)
     with pytest.raises(InputError, match="needs a schedule"):
         steps.log_snr(100, 7)
+
+
+# ---- levels off the grid ------------------------------------------------------------------------------------------
+
+
+def ratios(levels: list[NoiseLevel]) -> list[float]:
+    return [level.sigma / level.alpha for level in levels]
+
+
+@pytest.mark.parametrize("schedule", [LINEAR, NoiseSchedule.edm(50)], ids=["linear", "edm"])
+@pytest.mark.parametrize("K", [2, 3, 10, 35])
+def test_karras_is_edms_ramp_between_the_schedules_ends(schedule: NoiseSchedule, K: int) -> None:
+    most, least = (schedule.sigma[n] / schedule.alpha[n] for n in (-1, 1))
+    expected = (most ** (1 / 7) + np.arange(K) / (K - 1) * (least ** (1 / 7) - most ** (1 / 7))) ** 7  # EDM, eq. 5
+    found = steps.karras(schedule, K)
+    np.testing.assert_allclose(ratios(found), expected, rtol=1e-9)
+    assert (found[0].index, found[-1].index) == (schedule.num_steps, 1)  # to rounding, and then taken as they are
+    assert ratios(steps.karras(schedule, K, rho=1.0))[K // 2] > expected[K // 2] or K < 3
+
+
+def test_karras_where_the_first_level_holds_no_signal() -> None:
+    found = steps.karras(ZERO_TERMINAL, 5)
+    assert [found[0].index, found[1].index, found[-1].index] == [200, 199, 1]
+    assert steps.karras(ZERO_TERMINAL, 1) == [ZERO_TERMINAL.level(200)]
+    assert steps.karras(LINEAR, 1) == [LINEAR.level(1000)]
+
+
+@pytest.mark.parametrize("values", [[14.6, 6.3, 3.8, 0.9, 0.05], (14.6, 6.3, 3.8, 0.9, 0.05, 0.0)], ids=["", "to 0"])
+def test_lists_of_sigmas(values: list[float]) -> None:
+    """As Align Your Steps publishes them; the 0 at the end is the step to clean data, which is always taken."""
+    found = steps.sigmas(LINEAR, values)
+    np.testing.assert_allclose(ratios(found), [14.6, 6.3, 3.8, 0.9, 0.05], rtol=1e-9)
+    assert all(abs(level.alpha**2 + level.sigma**2 - 1) < 1e-12 for level in found)
+
+
+def test_shifted_steps_are_diffusers_flow_matching_schedulers() -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    for shift in (1.0, 3.0):
+        theirs = FlowMatchEulerDiscreteScheduler(shift=shift)
+        sigmas = np.linspace(1.0, 1 / 8, 8)
+        theirs.set_timesteps(sigmas=sigmas)
+        found = steps.shifted(8, shift)
+        np.testing.assert_allclose([level.sigma for level in found], theirs.sigmas[:-1].numpy(), rtol=1e-6)
+        np.testing.assert_allclose([level.timestep for level in found], theirs.timesteps.numpy(), rtol=1e-6)
+        assert all(level.alpha + level.sigma == 1.0 for level in found)
+
+
+def test_levels_are_taken_as_they_are() -> None:
+    levels = [LINEAR.level(900), NoiseLevel(0.8, 0.6, 200.0), LINEAR.level(3)]
+    assert steps.resolve(LINEAR, levels) == levels
+    assert steps.resolve(LINEAR, (*levels, NoiseLevel.clean())) == levels
+    told = steps.describe(levels)
+    assert told[1] == [0.8, 0.6, 200.0]
+    assert steps.describe([1, 5]) == [1, 5]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: [LINEAR.level(3), LINEAR.level(900)], "noise levels must fall, from more noise to less, but log SNR"),
+        (lambda: [LINEAR.level(3), LINEAR.level(3)], "noise levels must fall"),
+        (lambda: [LINEAR.level(900), 3], "a noise level must be a dv.NoiseLevel, .* but got int"),
+        (lambda: [NoiseLevel.clean()], "begins with clean data"),
+        (lambda: [LINEAR.level(9), NoiseLevel.clean(), LINEAR.level(3)], "noise levels must fall"),
+        (lambda: steps.sigmas(LINEAR, []), "the list of sigmas is empty"),
+        (lambda: steps.sigmas(LINEAR, [0.0]), "the list of sigmas is empty"),
+        (lambda: steps.sigmas(LINEAR, [1.0, 2.0]), "noise levels must fall"),
+        (lambda: steps.sigmas(LINEAR, [1.0, float("nan")]), "a sigma=nan must be a finite number of at least 0"),
+        (lambda: steps.sigmas(LINEAR, [1.0, -1.0]), "a sigma=-1.0 must be"),
+        (lambda: steps.sigmas(LINEAR, [1e4, 1.0]), r"log_snr=.* is outside \["),
+        (lambda: steps.sigmas(1000, [1.0]), "sigmas needs a schedule"),
+        (lambda: steps.karras(1000, 5), "karras needs a schedule"),
+        (lambda: steps.karras(LINEAR, 0), "steps=0 is not a usable number"),
+        (lambda: steps.karras(LINEAR, 5, rho=0.0), "rho=0.0 must be a positive number"),
+        (lambda: steps.shifted(0), "steps=0 must be a whole number of at least 1"),
+        (lambda: steps.shifted(4, shift=-1.0), "shift=-1.0 must be a positive number"),
+    ],
+)
+def test_bad_levels_are_refused(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        steps.resolve(LINEAR, make())

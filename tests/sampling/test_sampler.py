@@ -304,3 +304,80 @@ def test_a_table_that_does_not_fit_is_refused(table):
 def test_fixed_large_is_refused_for_other_eta_even_where_no_noise_is_added():
     with pytest.raises(dv.InputError, match="eta=1"):
         dv.Sampler(denoiser(), dv.FixedLarge(), 1, eta=0.5)
+
+
+# ---- noise levels off the grid, other noise, other conditions ------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", range(7))
+def test_the_levels_of_indices_give_the_indices_images_to_the_bit(table, which):
+    indices, covariance = [1, 10, 40, 79, 100], covariances(table)[which]
+    levels = [SCHEDULE.level(n) for n in indices[::-1]]
+    images = dv.Sampler(denoiser(), covariance, indices, 1.0, 1.0).sample(5, seed=3)
+    assert torch.equal(dv.Sampler(denoiser(), covariance, levels, 1.0, 1.0).sample(5, seed=3), images)
+    with_end = [*levels, dv.NoiseLevel.clean()]  # as lists of σ end
+    assert torch.equal(dv.Sampler(denoiser(), covariance, with_end, 1.0, 1.0).sample(5, seed=3), images)
+
+
+def test_levels_between_indices_are_told_to_the_network(table):
+    told = []
+
+    def spy(x_t, timestep):
+        told.append(float(timestep[0]))
+        return network(x_t, timestep)
+
+    levels = dv.steps.sigmas(SCHEDULE, [0.7, 0.35, 0.1, 0.03])
+    sampler = dv.Sampler(denoiser(spy), dv.Analytic(table, structure="dct"), levels)
+    images = sampler.sample(3, seed=1)
+    assert told == pytest.approx([level.timestep for level in levels], rel=1e-6)
+    assert not any(t.is_integer() for t in told)
+    assert sampler.steps == levels
+    assert torch.isfinite(images).all()
+    assert float((images - sampler.sample(3, seed=1, batch_size=2)).abs().max()) < 1e-5
+
+
+def test_tau_one_and_zero_are_ddpm_and_ddim(table):
+    for covariance in (dv.FixedSmall(), dv.Analytic(table, structure="pixel")):
+        for tau, eta in ((1.0, 1.0), (0.0, 0.0)):
+            mine, theirs = (dv.Sampler(denoiser(), covariance, 6, **n).sample(4) for n in ({"tau": tau}, {"eta": eta}))
+            assert float((mine - theirs).abs().max()) < 1e-5
+    more = dv.Sampler(denoiser(), dv.FixedSmall(), 6, tau=2.0)
+    assert (more.eta, more.tau) == (None, 2.0)
+    assert float((more.sample(4) - dv.Sampler(denoiser(), dv.FixedSmall(), 6).sample(4)).abs().max()) > 1e-2
+
+
+def test_a_nest_of_conditions_goes_with_its_image():
+    def told(x_t, timestep, condition):
+        return (condition["value"] + condition["rest"][0].sum(1))[:, None, None, None].expand_as(x_t)
+
+    sampler = dv.Sampler(denoiser(told, prediction="sample"), dv.FixedSmall(), 3)
+    value, rest = torch.linspace(-0.5, 0.5, 7), torch.linspace(-0.2, 0.2, 14).view(7, 2)
+    wanted = value + rest.sum(1)
+    images = sampler.sample(7, batch_size=3, conditions={"value": value, "rest": (rest,)})
+    assert float((images - wanted[:, None, None, None]).abs().max()) < 1e-6
+    with pytest.raises(dv.InputError, match=r"conditions\['rest'\]\[0\] has shape \(6, 2\) for 7 conditions"):
+        sampler.sample(7, conditions={"value": value, "rest": (rest[:6],)})
+    with pytest.raises(dv.InputError, match="conditions has 7 entries for 5 images"):
+        sampler.sample(5, conditions={"value": value, "rest": (rest,)})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": dv.steps.sigmas(SCHEDULE, [0.5, 0.1])[::-1]}, "noise levels must fall"),
+        ({"steps": [dv.NoiseLevel.flow(0.9), 3]}, "a noise level must be a dv.NoiseLevel"),
+        ({"eta": 0.5, "tau": 1.0}, "eta=0.5 and tau=1.0 both say"),
+        ({"tau": -1.0}, "tau=-1.0 must be at least 0"),
+        ({"tau": math.nan}, "tau=nan must be at least 0"),
+        ({"covariance": dv.FixedLarge(), "tau": 2.0}, "eta=1 only, but tau=2"),
+    ],
+)
+def test_impossible_levels_and_noise_are_refused(options, message):
+    with pytest.raises(dv.InputError, match=message):
+        dv.Sampler(**{"denoiser": denoiser(), "covariance": dv.FixedSmall(), "steps": 5, **options})
+
+
+def test_levels_outside_the_tables_range_are_found_at_once(table):
+    levels = [SCHEDULE.level(100), dv.NoiseLevel(0.99999, 0.004, 0.0), dv.NoiseLevel(0.999999, 0.001, 0.0)]
+    with pytest.raises(dv.InputError, match=r"log SNR 11\.\d+ is outside the measured range .* to 9\.2"):
+        dv.Sampler(denoiser(), dv.Analytic(table), levels)

@@ -201,3 +201,95 @@ def test_floors_are_those_of_steps_of_every_length():
         assert set(found) >= {0, t - 2}
         assert abs((found + 1 < schedule.num_steps**0.5).mean() - 0.5) < 0.1 or t < 10
     assert not floors[n == 1].any()  # there is but the decoder's step
+
+
+# ---- other shapes and conditions -----------------------------------------------------------------------------------
+
+
+class Trunk(torch.nn.Module):
+    """A network of linear layers (vectors) or convolutions along every axis, told a nest of conditions."""
+
+    def __init__(self, shape, width=8):
+        super().__init__()
+        axes = len(shape) - 1
+        layer = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)[axes]
+        options = {} if axes == 0 else {"kernel_size": 3, "padding": 1}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.first, self.last = layer(shape[0], width, **options), layer(width, shape[0], **options)
+
+    def forward(self, x_t, timestep, condition=None):
+        drive = 0.0 if condition is None else condition["bias"].view(-1, 1, *(1,) * (x_t.ndim - 2))
+        return self.last(torch.tanh(self.first(x_t) + drive))
+
+
+SHAPES = {"vector": (6,), "signal": (2, 8), "image": (1, 4, 6), "video": (1, 2, 4, 4)}
+
+
+def of_shape(shape, conditions=None):
+    schedule = dv.NoiseSchedule.linear(50, 1e-3, 0.2)
+    model = dv.Denoiser(Trunk(shape), schedule, shape=shape, clip=(-1.0, 1.0))
+    data = np.tanh(np.random.default_rng(1).standard_normal((40, *shape))).astype(np.float32)
+    table = dv.estimate(model, data, 9.0, indices=[1, 20, 50], conditions=conditions, progress=False)
+    return model, data, table
+
+
+@pytest.mark.parametrize("spec", [{}, {"kind": "residual"}, {"target": "factor", "structure": "dct"}], ids=str)
+@pytest.mark.parametrize("kind", SHAPES)
+def test_heads_of_any_shape(kind, spec, tmp_path):
+    model, data, table = of_shape(SHAPES[kind])
+    settings = HeadTraining(**{**SETTINGS, "steps": 4, "likelihood_images": 0})
+    chosen = dv.HeadSpec(module="last", **spec)
+    head = train_head(model, table, data, settings, chosen, progress=False).head
+    head.save(tmp_path / "head.safetensors")
+    head = dv.Head.load(tmp_path / "head.safetensors")
+    images = dv.Sampler(model, head, 4).sample(3, seed=1)
+    assert images.shape == (3, *SHAPES[kind])
+    assert torch.isfinite(images).all()
+    analytic = dv.Sampler(model, dv.Analytic(table, structure=spec.get("structure", "isotropic")), 4).sample(3, seed=1)
+    assert 1e-6 < float((images - analytic).abs().max()) < 0.5  # four steps of training move it a little
+    assert np.isfinite(dv.density_bound(model, head, data[:8], 4).value)
+
+
+def test_heads_are_trained_with_nests_of_conditions():
+    conditions = {"bias": np.linspace(-1, 1, 40).astype(np.float32)}
+    model, data, table = of_shape(SHAPES["signal"], conditions)
+    settings = HeadTraining(**{**SETTINGS, "steps": 4, "likelihood_images": 4})
+
+    def trained(nest):
+        options = {"held_out": data[:10], "held_out_conditions": {"bias": nest["bias"][:10]}}
+        result = train_head(
+            model, table, data, settings, dv.HeadSpec(module="last"), conditions=nest, progress=False, **options
+        )
+        return result, torch.cat([p.flatten() for p in result.head.network.parameters()])
+
+    (result, found), (_, other) = trained(conditions), trained({"bias": -conditions["bias"]})
+    assert np.isfinite(result.curve[-1].bits_per_dim)
+    assert float((found - other).abs().max()) > 1e-4
+    with pytest.raises(dv.InputError, match=r"conditions has 39 entries for 40 images"):
+        trained({"bias": conditions["bias"][:39]})
+
+
+def test_a_trunk_without_features_for_the_shape():
+    """A layer whose input does not lie on the image's grid is named, with what was found and what is wanted."""
+
+    class Pooled(Trunk):
+        def forward(self, x_t, timestep, condition=None):
+            return self.last(torch.nn.functional.interpolate(self.first(x_t)[..., ::3], size=x_t.shape[-1]))
+
+    schedule = dv.NoiseSchedule.linear(50, 1e-3, 0.2)
+    data = np.tanh(np.random.default_rng(1).standard_normal((20, 2, 9))).astype(np.float32)
+    model = dv.Denoiser(Pooled((2, 9)), schedule, shape=(2, 9), clip=None)
+    table = dv.estimate(model, data, 9.0, indices=[1, 20, 50], progress=False)
+    settings = HeadTraining(steps=1, likelihood_images=0)
+    train_head(model, table, data, settings, dv.HeadSpec(module="last"), progress=False)  # (B, 8, 9)
+
+    class Flat(Trunk):
+        def forward(self, x_t, timestep, condition=None):
+            wide = torch.nn.functional.pad(self.first(x_t), (0, 1))  # (B, 8, 10) for images of length 9
+            return self.last(wide)[..., :-1]
+
+    model = dv.Denoiser(Flat((2, 9)), schedule, shape=(2, 9), clip=None)
+    table = dv.estimate(model, data, 9.0, indices=[1, 20, 50], progress=False)
+    with pytest.raises(dv.InputError, match=r"features of shape \(8, 10\) do not lie on a grid .* images \(2, 9\)"):
+        train_head(model, table, data, settings, dv.HeadSpec(module="last"), progress=False)

@@ -17,25 +17,29 @@ INDICES = [3, 60, 250, 500]
 STRUCTURES = ("isotropic", "channel", "pixel", "dct")
 
 
-def gaussian_case(channels, basis_name):
+def gaussian_case(shape, basis_name):
     """(denoiser, basis, element variances, images) with moments that are exactly the denoiser's."""
-    shape = (channels, 4, 3)
+    channels = shape[0]
     stream = generator(1, "gaussian case", channels)
-    variance = stream.uniform(0.05, 1.5, shape) * np.linspace(2.0, 0.5, channels)[:, None, None]
+    scale = np.linspace(2.0, 0.5, channels).reshape(-1, *(1,) * (len(shape) - 1))
+    variance = stream.uniform(0.05, 1.5, shape) * scale
     mean = stream.normal(size=shape)
     basis = make_structure("pixel", shape)
     if basis_name == "dct":
-        rotation = np.linalg.qr(stream.normal(size=(4, 4)))[0] if channels == 4 else None
-        basis = Dct(shape, rotation)
+        turned = channels not in (1, 3) or len(shape) == 1
+        basis = Dct(shape, np.linalg.qr(stream.normal(size=(channels, channels)))[0] if turned else None)
     denoiser = dv.oracles.GaussianDenoiser(SCHEDULE, mean, variance)
     denoiser.structure = basis
     return denoiser, basis, variance, exact_population(400, mean, variance, basis)
 
 
 @pytest.mark.parametrize("basis_name", ["pixel", "dct"])
-@pytest.mark.parametrize("channels", [1, 3, 4])
-def test_gaussian_data_equals_the_formula(channels, basis_name):
-    denoiser, basis, variance, images = gaussian_case(channels, basis_name)
+@pytest.mark.parametrize(
+    "shape", [(1, 4, 3), (3, 4, 3), (4, 4, 3), (6,), (2, 7), (3, 2, 2, 3)], ids=lambda shape: "×".join(map(str, shape))
+)
+def test_gaussian_data_equals_the_formula(shape, basis_name):
+    """Images, vectors, signals and videos."""
+    denoiser, basis, variance, images = gaussian_case(shape, basis_name)
     table = dv.estimate(denoiser, images, tolerance=0.003, indices=INDICES, progress=False, max_evaluations=20_000)
     assert table.details["shortfall"] == []
     for i, n in enumerate(INDICES):
@@ -66,7 +70,7 @@ def test_gaussian_data_equals_the_formula(channels, basis_name):
 
 
 def test_linear_denoiser_in_the_dct_basis_leaves_no_noise():
-    denoiser, _, _, images = gaussian_case(3, "dct")
+    denoiser, _, _, images = gaussian_case((3, 4, 3), "dct")
     table = dv.estimate(denoiser, images, tolerance=0.5, indices=INDICES, progress=False)
     for n in INDICES:
         exact = denoiser.posterior_variance(n)

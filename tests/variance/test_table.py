@@ -1,5 +1,7 @@
 """The table's answers: estimators, bounds, interpolation, published arrays, and which model it belongs to."""
 
+import re
+
 import numpy as np
 import pytest
 from crooked import IMAGES, SCHEDULE, SHAPE, crooked_denoiser, network, truth
@@ -135,6 +137,54 @@ def test_errors_are_finite_where_the_value_is_zero():
         assert table.relative_error(n) == 0.0
     assert "none seen" in table.summary()
     assert "nan" not in table.summary()
+
+
+# ---- at noise levels off the grid ---------------------------------------------------------------------------------
+
+
+def test_an_indexs_level_is_the_index(crooked):
+    for n in (0, 20, 150, 700, 990):
+        level = SCHEDULE.level(n)
+        for structure in STRUCTURES:
+            for bounded in (None, True):
+                mine, own = (crooked.posterior_variance(place, "residual", structure, bounded) for place in (level, n))
+                assert np.array_equal(mine, own)
+        for mine, own in zip(crooked.clipping_moments(level), crooked.clipping_moments(n), strict=True):
+            assert np.array_equal(mine, own)
+        if n:
+            assert crooked.standard_error(level) == crooked.standard_error(n)
+            assert crooked.relative_error(level, "dct") == crooked.relative_error(n, "dct")
+            assert crooked.covers(level) == crooked.covers(n) == (20 <= n <= 990)
+
+
+@pytest.mark.parametrize("log_snr", [4.3, 0.0123, -2.2, -5.0])
+def test_gaussian_data_between_indices_are_the_formula(gaussian, log_snr):
+    """v is a function of the SNR alone: the schedule's own level, a flow's and EDM's of that SNR all have it."""
+    ratio = np.exp(-0.5 * log_snr)
+    levels = [SCHEDULE.level_at(log_snr), dv.NoiseLevel.flow(ratio / (1 + ratio)), dv.NoiseLevel.edm(ratio)]
+    for basis, structures in (("pixel", ("pixel",)), ("dct", ("isotropic", "dct"))):
+        denoiser, table = gaussian[basis]
+        for structure in structures:
+            l = denoiser.variance.numpy()
+            exact = table.structure(structure).pool(l * ratio**2 / (l + ratio**2))
+            for level in levels:
+                assert level.index is None
+                found = table.posterior_variance(level, structure=structure)
+                assert np.abs(found / exact - 1).max() < 1e-4
+                assert np.abs(found - exact).max() < 4 * max(table.standard_error(level), 1e-4 * np.max(exact))
+                assert np.abs(exact - table.structure(structure).pool(denoiser.posterior_variance(level))).max() < 1e-12
+
+
+def test_levels_outside_the_measured_range_are_told_the_range(crooked):
+    low, high = SCHEDULE.log_snr[990], SCHEDULE.log_snr[20]
+    for log_snr in (high + 0.01, low - 0.01):
+        level = SCHEDULE.level_at(float(log_snr))
+        assert not crooked.covers(level)
+        said = f"log SNR {log_snr:.6g} is outside the measured range {low:.6g} to {high:.6g} of this table"
+        for call in (crooked.posterior_variance, crooked.clipping_moments, crooked.standard_error):
+            with pytest.raises(dv.InputError, match=re.escape(said)):
+                call(level)
+    assert crooked.posterior_variance(dv.NoiseLevel.clean()) == 0.0
 
 
 # ---- bounds -------------------------------------------------------------------------------------------------------
