@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_text import LENGTH, save_text_encoder
 
 from diffusion_var import InputError
 from diffusion_var.models.pretrained.prompts import PromptEncoder
@@ -16,7 +17,6 @@ from diffusion_var.models.pretrained.prompts import PromptEncoder
 transformers = pytest.importorskip("transformers")
 
 CPU = torch.device("cpu")
-LENGTH = 8
 PROMPTS = ["cat", "", "dog cat", "a dog and a cat and a dog and a cat", "bird"]
 
 
@@ -24,27 +24,7 @@ PROMPTS = ["cat", "", "dog cat", "a dog and a cat and a dog and a cat", "bird"]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """tokenizer/ and text_encoder/ as a pipeline's save_pretrained writes them."""
     root = tmp_path_factory.mktemp("pipeline")
-    source = tmp_path_factory.mktemp("vocabulary")
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    words = [*letters, *(f"{c}</w>" for c in letters), "ca", "cat</w>", "do", "dog</w>", "<|startoftext|>"]
-    words.append("<|endoftext|>")
-    (source / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (source / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\nd o\ndo g</w>\n")
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(source, model_max_length=LENGTH)
-    tokenizer.save_pretrained(root / "tokenizer")
-    config = transformers.CLIPTextConfig(
-        vocab_size=len(words),
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=LENGTH,
-        bos_token_id=len(words) - 2,
-        eos_token_id=len(words) - 1,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        transformers.CLIPTextModel(config).save_pretrained(root / "text_encoder")
+    save_text_encoder(root)
     return root
 
 

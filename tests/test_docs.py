@@ -1,0 +1,143 @@
+"""Every Python block of the README and of docs/ runs, on small things in place of what a reader brings."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from places import ROOT
+from small_pipelines import save_dit
+from small_text import save_stable_diffusion
+
+import diffusion_var as dv
+from diffusion_var import testing
+from diffusion_var.app.cli import COMMANDS
+from diffusion_var.app.compare.options import CompareOptions
+from diffusion_var.app.config import load_options
+
+#: What a reader fills in, block by block, and what is filled in here. Each must occur: no block changes unnoticed.
+README: list[dict[str, str]] = [
+    {
+        '"path/to/ddpm-pipeline"': '"digits"',
+        "dv.estimate(denoiser, images,": "dv.estimate(denoiser, images, 0.5,",
+        "range(50_000)": "range(20)",
+        'features="inception"': 'features="digits"',
+    },
+    {"12)": "4)"},
+    {"StableDiffusionPipeline.from_pretrained(...)": "digits_pipeline()"},
+    {
+        "steps=10_000": "steps=3, batch_size=8, likelihood_images=0",
+        "pipe.scheduler = ": "pipe = digits_pipeline(); pipe.scheduler = ",
+    },
+    {},
+    {
+        '"path/to/stable-diffusion"': "stable_diffusion",
+        ', dtype=torch.float16, variant="fp16"': "",
+        'dusk", ...])': 'dusk", "cat"] * 4)',
+        "dv.encode_latents(denoiser, images,": "dv.encode_latents(denoiser, pictures,",
+        "dv.estimate(denoiser, latents,": "dv.estimate(denoiser, latents, 9.0,",
+        "sampler.sample(8": "dv.Sampler(denoiser, dv.Analytic(table), 3).sample(8",
+        "table.push_to_hub(": "(lambda *_, **__: None)(",
+    },
+]
+
+
+def blocks(path: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+def filled_in(block: str, replacements: dict[str, str]) -> str:
+    for given, used in replacements.items():
+        assert given in block, f"the block no longer has {given!r}"
+        block = block.replace(given, used)
+    return block
+
+
+def digits_pipeline() -> Any:
+    """The bundled model in diffusers' own pipeline."""
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    return DDPMPipeline(dv.Denoiser.from_pretrained("digits").network, DDPMScheduler())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::diffusion_var.errors.DiffusionVarWarning")  # of so few images and draws
+def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = blocks(ROOT / "README.md")
+    assert len(found) == len(README)
+    monkeypatch.chdir(tmp_path)
+    splits = dv.data.digits_splits()
+    names: dict[str, Any] = {
+        "images": splits.table.images[:60],
+        "others": splits.score.images[:20],
+        "reference_images": splits.score.images[:100],
+        "latents": torch.tanh(torch.randn(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))),
+        "pictures": np.random.default_rng(0).integers(0, 256, (8, 3, 16, 16), dtype=np.uint8),
+        "of_image": np.arange(8),
+        "stable_diffusion": save_stable_diffusion(tmp_path / "sd"),
+        "digits_pipeline": digits_pipeline,
+        "torch": torch,
+        "dv": dv,
+    }
+    for block, replacements in zip(found, README, strict=True):
+        exec(compile(filled_in(block, replacements), "README.md", "exec"), names)
+    assert names["samples"].shape[1:] == (1, 8, 8)
+    assert names["score"].value > 0
+    assert names["pictures"].shape == (8, 3, 16, 16)
+    assert (tmp_path / "head.safetensors").is_file()
+
+
+@pytest.mark.filterwarnings("ignore::diffusion_var.errors.DiffusionVarWarning")
+def test_the_page_on_extending_runs_and_keeps_its_contracts() -> None:
+    found = blocks(ROOT / "docs" / "extending.md")
+    denoiser = dv.Denoiser.from_pretrained("digits")
+    images = dv.data.digits_splits().table.images[:20]
+    table = dv.estimate(denoiser, images, 9.0, indices=[1, 30, 100, 1000], structures=["pixel"], progress=False)
+    names: dict[str, Any] = {"denoiser": denoiser, "images": images, "table": table, "__name__": "extending"}
+    for block in found:
+        exec(compile(block.replace("steps=25", "steps=4"), "docs/extending.md", "exec"), names)
+    assert issubclass(names["TestRows"], testing.StructureContract)
+    assert issubclass(names["TestRowAnalytic"], testing.CovarianceContract)
+    assert 0 < names["bits"].value < 100
+    assert names["sampler"].sample(2).shape == (2, 1, 8, 8)
+
+
+def test_a_dit_loads_as_the_readme_says(tmp_path: Path) -> None:
+    """DiT's learned range, latents, classes and guidance, from the table of models."""
+    denoiser = dv.Denoiser.from_pretrained(save_dit(tmp_path / "dit"), guidance_scale=2.0)
+    images = dv.Sampler(denoiser, dv.LearnedRange([1, 4, 8]), [1, 4, 8]).sample(2, conditions=[0, 2])
+    assert denoiser.codec is not None
+    assert denoiser.codec.decode(images).shape == (2, 3, 16, 16)
+
+
+def test_the_readmes_comparison_is_a_config(tmp_path: Path) -> None:
+    (config,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "c.yaml").write_text(config)
+    options = load_options(CompareOptions, {}, tmp_path / "c.yaml")
+    assert [method.label for method in options.methods][1] == "DDIM"
+
+
+def commands_shown() -> list[tuple[str, str]]:
+    """(where, command line) of every `diffusion-var …` that documents and configs show; lines ending in \\ joined."""
+    paths = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "results").glob("*.md")]
+    paths += [*(ROOT / "configs").glob("*.yaml"), ROOT / "Makefile"]
+    found = []
+    for path in sorted(paths):
+        text = re.sub(r"\\\n\s*#?\s*", " ", path.read_text())
+        for line in text.splitlines():
+            if match := re.match(r"\s*#?\s*(?:\S*python -m diffusion_var|\S*diffusion-var) ([a-z-]+)( .*|$)", line):
+                found.append((path.name, f"{match[1]}{match[2].split('  #')[0]}"))
+    return found
+
+
+def test_every_command_that_is_shown_has_the_options_it_is_shown_with() -> None:
+    shown = commands_shown()
+    assert {line.split()[0] for _, line in shown} >= {"estimate", "sample", "nll", "compare", "train-head", "fid"}
+    for where, line in shown:
+        name, *words = line.split()
+        assert name in COMMANDS, f"{where}: {line}"
+        known = {f"--{field.replace('_', '-')}" for field in COMMANDS[name][0].__dataclass_fields__} | {"--config"}
+        flags = {word.split("=")[0] for word in words if word.startswith("--")}
+        assert flags <= known, f"{where}: {line}"
