@@ -3,8 +3,9 @@
 Names are imported when first used, so that `import diffusion_var` and the command line's `--help` are quick.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from .lazy import names_of
 
 if TYPE_CHECKING:
     from . import data as data
@@ -48,50 +49,51 @@ if TYPE_CHECKING:
     from .variance.table import VarianceTable as VarianceTable
 
 _HOMES = {
-    "Analytic": "covariance.analytic",
-    "AnalyticScheduler": "pipelines.scheduler",
-    "Bound": "likelihood.bound",
-    "Conditions": "models.conditions",
-    "Denoiser": "models.denoiser",
-    "DiffusionVarWarning": "errors",
-    "FixedLarge": "covariance.fixed",
-    "FixedSmall": "covariance.fixed",
-    "Head": "covariance.head",
-    "HeadSpec": "covariance.head_spec",
-    "InputError": "errors",
-    "LearnedRange": "covariance.learned_range",
-    "LikelihoodBound": "likelihood.result",
-    "ModelIdentity": "models.identity",
-    "NoiseLevel": "process.level",
-    "NoiseSchedule": "process.schedule",
-    "NumericalError": "errors",
-    "Posterior": "models.posterior",
-    "ReverseCovariance": "covariance.reverse",
-    "ReverseKernel": "process.kernel",
-    "Sampler": "sampling.sampler",
-    "Scaled": "covariance.scaled",
-    "StepCosts": "likelihood.step_costs",
-    "Structure": "process.structure",
-    "StructuredCovariance": "covariance.reverse",
-    "VarianceTable": "variance.table",
-    "bits_per_dim": "likelihood.bound",
-    "check": "sampling.check",
-    "density_bound": "likelihood.bound",
-    "encode_latents": "models.pretrained.encode",
-    "estimate": "variance.estimate",
-    "step_costs": "likelihood.step_costs",
+    "Analytic": ".covariance.analytic",
+    "AnalyticScheduler": ".pipelines.scheduler",
+    "Bound": ".likelihood.bound",
+    "Conditions": ".models.conditions",
+    "Denoiser": ".models.denoiser",
+    "DiffusionVarWarning": ".errors",
+    "FixedLarge": ".covariance.fixed",
+    "FixedSmall": ".covariance.fixed",
+    "Head": ".covariance.head",
+    "HeadSpec": ".covariance.head_spec",
+    "InputError": ".errors",
+    "LearnedRange": ".covariance.learned_range",
+    "LikelihoodBound": ".likelihood.result",
+    "ModelIdentity": ".models.identity",
+    "NoiseLevel": ".process.level",
+    "NoiseSchedule": ".process.schedule",
+    "NumericalError": ".errors",
+    "Posterior": ".models.posterior",
+    "ReverseCovariance": ".covariance.reverse",
+    "ReverseKernel": ".process.kernel",
+    "Sampler": ".sampling.sampler",
+    "Scaled": ".covariance.scaled",
+    "StepCosts": ".likelihood.step_costs",
+    "Structure": ".process.structure",
+    "StructuredCovariance": ".covariance.reverse",
+    "VarianceTable": ".variance.table",
+    "bits_per_dim": ".likelihood.bound",
+    "check": ".sampling.check",
+    "density_bound": ".likelihood.bound",
+    "encode_latents": ".models.pretrained.encode",
+    "estimate": ".variance.estimate",
+    "step_costs": ".likelihood.step_costs",
 }
 _MODULES = {
-    "data": "data",
-    "metrics": "metrics",
-    "oracles": "models.oracles",
-    "plots": "plots",
-    "steps": "steps",
-    "testing": "testing",
-    "training": "training",
+    "data": ".data",
+    "metrics": ".metrics",
+    "oracles": ".models.oracles",
+    "plots": ".plots",
+    "steps": ".steps",
+    "testing": ".testing",
+    "training": ".training",
 }
 
 __all__ = [*sorted(_HOMES), *sorted(_MODULES), "__version__"]
+_find, _ = names_of(__name__, _HOMES, _MODULES)
 
 
 def __getattr__(name: str) -> Any:
@@ -99,11 +101,7 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("diffusion-var")
-    if name in _MODULES:
-        return import_module(f".{_MODULES[name]}", __name__)
-    if name in _HOMES:
-        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _find(name)
 
 
 def __dir__() -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import names_of
 
 if TYPE_CHECKING:
     from .digits import digits_splits as digits_splits
@@ -15,22 +16,13 @@ if TYPE_CHECKING:
     from .names import open_images as open_images
 
 _HOMES = {
-    "digits_splits": "digits",
-    "open_images": "names",
-    "read_images": "images",
-    "save_images": "images",
-    "save_npz": "images",
-    "to_float": "images",
-    "to_uint8": "images",
+    "digits_splits": ".digits",
+    "open_images": ".names",
+    "read_images": ".images",
+    "save_images": ".images",
+    "save_npz": ".images",
+    "to_float": ".images",
+    "to_uint8": ".images",
 }
 __all__ = [*_HOMES]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = names_of(__name__, _HOMES)

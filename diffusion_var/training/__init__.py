@@ -1,7 +1,8 @@
 """Training: covariance heads on a frozen trunk, UNets, feature classifiers. Names are imported when first used."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import names_of
 
 if TYPE_CHECKING:
     from .classifier import accuracy as accuracy
@@ -16,21 +17,16 @@ if TYPE_CHECKING:
     from .unet import train_unet as train_unet
 
 _HOMES = {
-    "HeadResult": "head",
-    "HeadRun": "head",
-    "HeadTraining": "head",
-    "Source": "head_draws",
-    "UNetTraining": "unet",
-    "accuracy": "classifier",
-    "new_head": "head",
-    "train_classifier": "classifier",
-    "train_head": "head",
-    "train_unet": "unet",
+    "HeadResult": ".head",
+    "HeadRun": ".head",
+    "HeadTraining": ".head",
+    "Source": ".head_draws",
+    "UNetTraining": ".unet",
+    "accuracy": ".classifier",
+    "new_head": ".head",
+    "train_classifier": ".classifier",
+    "train_head": ".head",
+    "train_unet": ".unet",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = names_of(__name__, _HOMES)
