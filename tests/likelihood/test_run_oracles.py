@@ -10,7 +10,7 @@ import torch
 from small_likelihoods import SCHEDULE, STEPS, Network, pictures, small_denoiser
 
 import diffusion_var as dv
-from diffusion_var.likelihood.run import strata_of
+from diffusion_var.likelihood.run import noise_key, strata_of
 from diffusion_var.likelihood.terms import Evaluation
 
 #: A decoder that does not drown the other terms of this small model.
@@ -177,3 +177,31 @@ def test_images_and_draws_have_their_own_steps() -> None:
     assert counts[0] == 60  # the decoder's, every time
     assert counts.sum() == 120
     assert (counts[1:] > 0).sum() > 30
+
+
+# ---- noise off the grid ---------------------------------------------------------------------------------------------
+
+
+def test_noise_belongs_to_the_level_off_the_grid_too() -> None:
+    """Two levels have noise of their own, and one level has the same whatever the others are."""
+    seen: dict[float, torch.Tensor] = {}
+
+    def spy(x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        for row, told in zip(x_t, timestep.tolist(), strict=True):
+            seen[told] = row.clone()
+        return torch.zeros_like(x_t)
+
+    def noise(levels: list[dv.NoiseLevel]) -> list[torch.Tensor]:
+        seen.clear()
+        denoiser = small_denoiser(spy, prediction="sample", clip=None)
+        dv.density_bound(denoiser, dv.FixedSmall(), torch.zeros(1, 3, 4, 4), levels, decoder_variance=0.1)
+        return [seen[torch.tensor(level.timestep).item()] / level.sigma for level in levels]
+
+    a, b, c = dv.steps.sigmas(SCHEDULE, [0.9, 0.4, 0.1])
+    (first, second), (again, third) = noise([a, b]), noise([a, c])
+    torch.testing.assert_close(first, again)
+    correlations = torch.corrcoef(torch.stack([first.flatten(), second.flatten(), third.flatten()]))
+    assert float((correlations - torch.eye(3)).abs().max()) < 0.6  # 48 numbers each
+    keys = [noise_key(SCHEDULE, level) for level in (a, b, c, SCHEDULE.level(5))]
+    assert len(set(keys)) == 4
+    assert keys[3] == 5

@@ -10,6 +10,7 @@ import torch
 from populations import exact_population
 
 import diffusion_var as dv
+from diffusion_var.models.conditions import digest_of
 from diffusion_var.process.structure import make_structure
 
 SCHEDULE = dv.NoiseSchedule.linear(100)
@@ -332,3 +333,10 @@ def test_every_leaf_keeps_its_kind() -> None:
 def test_nests_that_do_not_fit_name_the_leaf(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(dv.InputError, match=message):
         make()
+
+
+def test_a_digest_tells_values_places_and_names() -> None:
+    one, two = torch.tensor([1.0, 2.0]), torch.tensor([3.0])
+    nests = [one, two, {"a": one}, {"b": one}, (one, two), (two, one), {"a": one, "b": two}, {"a": two, "b": one}]
+    assert len({digest_of(nest) for nest in nests}) == len(nests)
+    assert digest_of({"a": one.clone(), "b": two.double()}) == digest_of({"a": one, "b": two})

@@ -242,7 +242,7 @@ def test_any_tau_keeps_the_variance_of_the_marginal(k: ReverseKernel, tau: float
     if tau == math.inf and k.s > 0:
         assert (other.lambda2, other.eps_gain) == (k.sigma_s**2, 0.0)
         assert math.isclose(other.gain, k.alpha_s, rel_tol=1e-14)
-    assert (other.lambda2 >= k.lambda2 * (1 - 1e-12)) == (tau >= 1.0) or k.s == 0
+    assert (other.lambda2 >= k.lambda2 * (1 - 1e-12)) == (tau >= 1.0) or k.s == 0 or k.alpha_t == 0.0
     alpha, sigma = mpmath.mpf(k.alpha_t), mpmath.mpf(k.sigma_t)
     with mpmath.workdps(40):
         gamma = mpmath.mpf(k.alpha_s) - mpmath.mpf(other.eps_gain) * alpha / sigma

@@ -53,6 +53,9 @@ def test_levels_between_have_the_schedules_scale(schedule: dv.NoiseSchedule) -> 
             assert schedule.sigma[n] < level.sigma < schedule.sigma[n + 1]
             low, high = sorted(schedule.timestep[n : n + 2])
             assert low < level.timestep < high
+            if not np.allclose(schedule.timestep[1:] / schedule.sigma[1:], schedule.timestep[1] / schedule.sigma[1]):
+                between = (1 - weight) * schedule.timestep[n] + weight * schedule.timestep[n + 1]
+                assert level.timestep == pytest.approx(between, rel=1e-9)
             assert n < schedule.position(level) < n + 1
             for scale in (schedule.alpha**2 + schedule.sigma**2, schedule.alpha + schedule.sigma, schedule.alpha):
                 if np.allclose(scale, 1.0):

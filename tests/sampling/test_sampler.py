@@ -381,3 +381,25 @@ def test_levels_outside_the_tables_range_are_found_at_once(table):
     levels = [SCHEDULE.level(100), dv.NoiseLevel(0.99999, 0.004, 0.0), dv.NoiseLevel(0.999999, 0.001, 0.0)]
     with pytest.raises(dv.InputError, match=r"log SNR 11\.\d+ is outside the measured range .* to 9\.2"):
         dv.Sampler(denoiser(), dv.Analytic(table), levels)
+
+
+@pytest.mark.parametrize(
+    "schedule", [dv.NoiseSchedule.edm(20), dv.NoiseSchedule.flow(20), SCHEDULE], ids=["edm", "flow", "vp"]
+)
+def test_a_run_that_begins_lower_begins_with_noise_of_that_level(schedule):
+    """As wide as x_n is, in the units of x_N's prior: σ_n of EDM, 1 of variance-preserving schedules."""
+    seen = []
+
+    def spy(x_t, timestep):
+        seen.append(x_t.clone())
+        return torch.zeros_like(x_t)
+
+    model = dv.Denoiser(spy, schedule, "sample", SHAPE, clip=None)
+    prior = ImageNoise(2, range(3), SHAPE, torch.device("cpu")).prior()
+    widths = np.hypot(schedule.alpha, schedule.sigma)
+    for n in (schedule.num_steps, schedule.num_steps // 2):
+        for steps in ([1, n], [schedule.level(n), schedule.level(1)]):
+            seen.clear()
+            dv.Sampler(model, dv.FixedSmall(), steps).sample(3, seed=2)
+            expected = schedule.prior_std * widths[n] / widths[-1]
+            torch.testing.assert_close(seen[0], float(expected) * prior, rtol=1e-6, atol=1e-6)
