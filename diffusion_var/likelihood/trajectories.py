@@ -145,9 +145,9 @@ def _measured(
     poor = [n for n in range(2, N) if _is_poor(table, n, estimator, limit)]
     if poor:
         warn(
-            f"{len(poor)} of {N} indices are not visited, since their relative standard error is above "
-            f"{limit:g} or their variance not positive ({_brief(poor)}); estimate the table to a lower tolerance to "
-            "have them all."
+            f"{len(poor)} of {N} indices are not visited, since their relative standard error is above {limit:g} or "
+            f"their variance not positive ({checks.brief(poor).strip('[]')}); estimate the table to a lower tolerance "
+            "to have them all."
         )
     nodes = sorted({*range(1, N + 1)} - {*poor})
     sources = {N: _known_at_end(table, nodes, estimator, limit)}
@@ -177,10 +177,6 @@ def _known_at_end(table: VarianceTable, nodes: Sequence[int], estimator: Estimat
                 )
             return n
     raise InputError(f"the table has no positive {estimator} variance at any index; estimate it again.")
-
-
-def _brief(indices: Sequence[int]) -> str:
-    return checks.brief(list(indices)).strip("[]")
 
 
 def _bound_paths(costs: StepCosts, most: int | None) -> OptimalPaths:

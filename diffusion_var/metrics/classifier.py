@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .. import checks
 from ..documents import read_document, write_document
 from ..errors import InputError
 from .weights import fingerprint
@@ -119,9 +120,9 @@ def _trunk(channels: int, size: tuple[int, int], width: int, dimension: int) -> 
 def _check(channels: int, height: int, long: int, classes: int, dimension: int, width: int) -> None:
     numbers = (channels, height, long, classes, dimension)
     for (what, (least, largest)), number in zip(_LIMITS.items(), numbers, strict=True):
-        if not isinstance(number, int) or not least <= number <= largest:
+        if not checks.is_whole(number) or not least <= number <= largest:
             raise InputError(f"the {what} of a feature classifier is {number!r}; expected {least} to {largest}.")
-    if not isinstance(width, int) or width % 8 or not 8 <= width <= 1024:
+    if not checks.is_whole(width) or width % 8 or not 8 <= width <= 1024:
         raise InputError(f"the width of a feature classifier is {width!r}; expected a multiple of 8 from 8 to 1024.")
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import checks
 from ..errors import InputError
 from .schedule import NoiseSchedule
 
@@ -83,14 +84,14 @@ def _has_betas(config: Config) -> bool:
 def number(config: Config, key: str, default: float) -> float:
     """A number of a config, or the default where the key is missing; InputError for anything else."""
     value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not math.isfinite(value):
+    if not checks.is_number(value) or not math.isfinite(value):
         raise InputError(f"the config has {key}={value!r}, but a number is expected there; mend it.")
     return float(value)
 
 
 def _num_levels(config: Config) -> int:
     steps = number(config, "num_train_timesteps", math.nan)
-    if steps != int(steps) or steps < 1:
+    if not checks.is_whole(steps) or steps < 1:
         raise InputError(f"the config has num_train_timesteps={steps:g}, but a whole number of at least 1 is expected.")
     return int(steps)
 
