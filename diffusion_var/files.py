@@ -7,6 +7,7 @@ file is removed on any failure, a full disk included, so that nothing is written
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Collection
 from fnmatch import fnmatch
@@ -96,3 +97,31 @@ def require_new_file(path: str | os.PathLike[str], overwrite: bool) -> None:
     if target.exists() and not overwrite:
         raise InputError(f"the output {target} exists already; choose another name or pass --overwrite.")
     require_writable_folder(target.parent)
+
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def regular_file(path: str | os.PathLike[str], name: str = "file") -> Path:
+    """`path`, or an InputError unless a regular file, or a link to one, is there; `name` says what is expected in it.
+
+    To open a pipe waits for a writer, and a device need never end: neither is opened to find out.
+    """
+    file = Path(path)
+    try:
+        kind = stat.S_IFMT(file.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"there is no {name} {file}; check the path.") from error
+    except (OSError, ValueError) as error:  # of a folder without permission, a loop of links, a null byte
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"the {name} {str(file)!r} cannot be looked at ({reason}); check the path.") from error
+    if kind != stat.S_IFREG:
+        found = _KINDS.get(kind, "no file")
+        raise InputError(f"the {name} {file} is {found}, but a regular file is needed; choose another path.")
+    return file

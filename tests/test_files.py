@@ -2,13 +2,14 @@
 
 import errno
 import os
+import socket
 from pathlib import Path
 from typing import IO
 
 import pytest
 
 from diffusion_var import InputError
-from diffusion_var.files import make_folder, require_empty_folder, write_atomic
+from diffusion_var.files import make_folder, regular_file, require_empty_folder, write_atomic
 
 
 @pytest.mark.parametrize("existing", [None, b"the old file"])
@@ -111,3 +112,34 @@ def test_require_empty_folder(tmp_path: Path) -> None:
             require_empty_folder(new / "image.png", overwrite)
     with pytest.raises(InputError, match=r"could not make the output folder .*: Not a directory"):
         make_folder(new / "image.png" / "c")
+
+
+def test_only_regular_files_and_links_to_them_are_opened(tmp_path: Path) -> None:
+    (tmp_path / "table.bin").write_bytes(b"x")
+    (tmp_path / "link").symlink_to("table.bin")
+    for whole in ("table.bin", "link"):
+        assert regular_file(str(tmp_path / whole)) == tmp_path / whole
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "to a pipe").symlink_to("pipe")
+    listener = socket.socket(socket.AF_UNIX)
+    here = os.getcwd()
+    os.chdir(tmp_path)  # the path of a socket must be short
+    try:
+        listener.bind("socket")
+    finally:
+        os.chdir(here)
+    for place, found in {
+        tmp_path / "pipe": "is a named pipe, but a regular file is needed",
+        tmp_path / "to a pipe": "is a named pipe",
+        tmp_path / "socket": "is a socket",
+        tmp_path: "is a folder",
+        Path("/dev/zero"): "is a device",
+        tmp_path / "nowhere": "there is no config",
+        tmp_path / "table.bin" / "below": "there is no config",
+        tmp_path / "loop": "cannot be looked at",
+        Path("null\0byte"): "cannot be looked at",
+    }.items():
+        with pytest.raises(InputError, match=found):
+            regular_file(place, "config")
+    listener.close()
