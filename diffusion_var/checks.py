@@ -11,7 +11,7 @@ import operator
 from collections.abc import Collection, Sequence
 from typing import Any, TypeVar
 
-from .errors import InputError
+from .errors import InputError, printable
 
 T = TypeVar("T")
 Range = tuple[float, float]
@@ -138,7 +138,7 @@ def index(name: str, value: Any) -> int:
     try:
         return operator.index(value)
     except TypeError:
-        raise InputError(f"{name} {value!r} is not an integer; give indices such as range(64).") from None
+        raise InputError(f"{name} {brief(value)} is not an integer; give indices such as range(64).") from None
 
 
 def brief(value: Any, most: int = 8) -> str:
@@ -146,14 +146,17 @@ def brief(value: Any, most: int = 8) -> str:
     if isinstance(value, list | tuple | range):
         shown = ", ".join(brief(item) for item in value[:most]) + (", …" if len(value) > most else "")
         return f"[{shown}]" if not isinstance(value, tuple) else f"({shown}{',' if len(value) == 1 else ''})"
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"
+    try:
+        text = repr(value)
+    except Exception:  # of a number of thousands of digits, or of an object that is broken
+        text = f"a {type(value).__name__}"
+    return printable(text, 200)
 
 
 def listing(names: Sequence[Any], most: int = 8) -> str:
     """Some names for a message: the first few, and how many more there are."""
     more = f", … ({len(names) - most} more)" if len(names) > most else ""
-    return ", ".join(str(name) for name in names[:most]) + more
+    return ", ".join(printable(str(name), 200) for name in names[:most]) + more
 
 
 def _is_array_or_bool(value: Any) -> bool:

@@ -6,19 +6,52 @@ expected and what to do. The command line prints that sentence and exits with co
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
+from collections.abc import Sequence
 
 # Not the user's own code: a warning is laid at the door of whoever called through these.
 _PASSED_OVER = frozenset({"diffusion_var", "torch", "contextlib", "diffusers", "accelerate"})
+# Characters of a sentence and of one word of it (paths are): more is a quotation that nobody reads.
+_LONGEST, _LONGEST_WORD = 1000, 240
+
+
+def printable(text: str, most: int = _LONGEST) -> str:
+    """A name or sentence as one line that any terminal or page may show.
+
+    What does not print (control characters, so line breaks and escape sequences; characters that turn the direction
+    of text; bytes of file names that are no text) is shown as Python's escape of it. Of more than `most` characters,
+    and of very long words, the middle is left out: what was wrong stands at the beginning, what to do at the end.
+    """
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if len(text) > _LONGEST_WORD:
+        text = re.sub(rf"\S{{{_LONGEST_WORD + 1},}}", lambda word: _cut(word[0], _LONGEST_WORD), text)
+    return _cut(text, most)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most * 2 // 3]}…{text[len(text) - most // 3 + 1 :]}"
 
 
 class InputError(ValueError):
-    """Something that was passed in is unusable; the message is one complete sentence for the user."""
+    """Something that was passed in is unusable; the message is one complete sentence for the user.
+
+    Args:
+        sentence: what was found, what was expected and what to do; shown as one printable line.
+        problems: where there are several, each a printable line of its own below the sentence.
+    """
+
+    def __init__(self, sentence: str, problems: Sequence[str] = ()) -> None:
+        super().__init__("\n  ".join(map(printable, (sentence, *problems))))
 
 
 class NumericalError(RuntimeError):
     """A computation gave NaN or Inf; the message names the index and the batch."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(printable(sentence))
 
 
 class DiffusionVarWarning(UserWarning):
@@ -30,4 +63,4 @@ def warn(sentence: str) -> None:
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _PASSED_OVER:
         frame, level = frame.f_back, level + 1
-    warnings.warn(sentence, DiffusionVarWarning, stacklevel=level)
+    warnings.warn(printable(sentence), DiffusionVarWarning, stacklevel=level)

@@ -35,7 +35,7 @@ def load_options(kind: type[T], flags: Mapping[str, Any], config: Path | None = 
         problems = _readable(error, flags, config)
         count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
         where = f"the options in {config}" if config is not None else "the options"
-        raise InputError(f"{where} have {count}:\n" + "\n".join(f"  {p}" for p in problems)) from None
+        raise InputError(f"{where} have {count}:", problems) from None
 
 
 def _section(content: dict[str, Any], section: str | None, config: Path) -> dict[str, Any]:

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 from ..data.fixed_images import FixedImages
 from ..errors import NumericalError
 from ..models.conditions import Conditions
 from ..process.level import NoiseLevel
 from ..process.schedule import NoiseSchedule
+from ..progress import progress_bar
 from ..randomness import Streams, generator
 from ..resume import Checkpoint, State
 from .terms import BoundTerms, Evaluation, prior_kl
@@ -143,7 +143,7 @@ class BoundRun:
         total = len(self.images) * self.per_image
         with (
             checkpoint.keeping(self._state),
-            tqdm(total=total, unit="eval", desc="likelihood", disable=not progress) as bar,
+            progress_bar(total, "likelihood", "eval", progress) as bar,
         ):
             bar.update(self.moments.count * self.per_image)
             for start in range(self.moments.count, len(self.images), _CHUNK):

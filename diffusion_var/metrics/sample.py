@@ -25,6 +25,7 @@ from torch.utils.data import Dataset, Subset
 from .. import checks
 from ..data.images import image_of, read_images, to_uint8
 from ..errors import InputError, warn
+from ..progress import progress_bar
 from .networks import FeatureNetwork
 from .statistics import FeatureStatistics
 
@@ -193,9 +194,7 @@ def _whole(images: Any) -> Any:
 
 def _shown(batches: Iterator[Tensor], name: str, progress: bool) -> Iterator[Tensor]:
     """The batches, with a progress bar that counts images."""
-    from tqdm import tqdm
-
-    with tqdm(desc=name, unit="image", disable=not progress) as bar:
+    with progress_bar(None, name, "image", progress) as bar:
         for batch in batches:
             yield batch
             bar.update(len(batch))

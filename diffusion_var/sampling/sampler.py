@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from .. import checks
 from ..covariance.reverse import ReverseCovariance, StepCovariances, cap_variance, check_covariance
@@ -26,6 +25,7 @@ from ..models.denoiser import Denoiser
 from ..process.kernel import ClippedEps, ReverseKernel, reverse_kernels
 from ..process.level import NoiseLevel
 from ..process.steps import resolve
+from ..progress import progress_bar
 from .noise import ImageNoise
 
 
@@ -112,7 +112,7 @@ class Sampler:
         progress: bool,
         visit: Callable[[ReverseKernel, torch.Tensor], None] | None,
     ) -> Iterator[torch.Tensor]:
-        with tqdm(total=len(images) * len(self.steps), unit="eval", desc="sample", disable=not progress) as bar:
+        with progress_bar(len(images) * len(self.steps), "sample", "eval", progress) as bar:
             for start in range(0, len(images), batch_size):
                 part = [checks.index("image index", i) for i in images[start : start + batch_size]]
                 condition = None if conditions is None else conditions[start : start + batch_size]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, NumericalError
+from ..progress import progress_bar
 from ..randomness import generator, normal
 
 
@@ -55,8 +56,6 @@ def train_classifier(
     processor knows it. Runs where the network's parameters are.
     Raises InputError for images and labels that do not fit, NumericalError where the loss is not finite.
     """
-    from tqdm import tqdm
-
     _check(images, labels)
     if epochs < 1 or batch_size < 1:
         raise InputError(f"epochs is {epochs} and batch_size is {batch_size}; expected at least 1 each.")
@@ -67,7 +66,7 @@ def train_classifier(
     optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
     steps = epochs * math.ceil(len(images) / batch_size)
     network.train()
-    with tqdm(total=steps, desc="classifier", disable=not progress) as bar:
+    with progress_bar(steps, "classifier", "step", progress) as bar:
         for step, chosen in enumerate(_batches(len(images), batch_size, epochs, seed)):
             for group in optimiser.param_groups:
                 group["lr"] = 0.5 * learning_rate * (1 + math.cos(math.pi * step / steps))

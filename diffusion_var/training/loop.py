@@ -12,9 +12,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tqdm import tqdm
-
 from .. import checks
+from ..progress import progress_bar
 from ..resume import Checkpoint
 from .interruption import Interruption
 from .state import TrainingState
@@ -61,7 +60,7 @@ def train(
         state.continue_from(*saved)
     alone, main = run.accelerator.num_processes == 1, run.accelerator.is_main_process
     begun, earlier = time.monotonic(), state.seconds
-    bar = tqdm(total=steps, initial=state.step, unit="step", desc=title, disable=not (progress and main))
+    bar = progress_bar(steps, title, "step", progress and main, initial=state.step)
     with Interruption(deferred=alone) as interruption, bar:
         while state.step < steps and not run.is_content():
             run.step()

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from .. import checks
 from ..errors import InputError, warn
 from ..models.conditions import as_conditions
 from ..models.denoiser import Denoiser
 from ..process.structure import STRUCTURE_NAMES, make_structure
+from ..progress import progress_bar
 from ..resume import Checkpoint, State
 from . import allocation
 from .moments import CONTROLS, SHARD, MomentSums, StructureMoments, control_expectations
@@ -115,11 +115,9 @@ class _Run:
             self._continue_from(*saved)
         with (
             checkpoint.keeping(self._state),
-            tqdm(
-                total=self._expected(), initial=self.evaluations, unit="eval", desc="estimate", disable=not progress
-            ) as bar,
+            progress_bar(self._expected(), "estimate", "eval", progress, initial=self.evaluations) as bar,
         ):
-            if progress:
+            if not bar.disable:
                 size = sum(s.sums.size * (8 if s.weights is None else 4) for s in self.sums.values()) / 1e6
                 names = ", ".join(self.sums)
                 bar.write(f"{len(self.indices)} indices, structures {names}: the table will take about {size:.2g} MB")

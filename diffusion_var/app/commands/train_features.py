@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from ...errors import InputError
 from ...files import make_folder, require_new_file
+from ...progress import progress_bar
 from ..options import DeviceHelp, ImagesHelp, Options, Positional
 
 if TYPE_CHECKING:
@@ -121,7 +122,6 @@ def _parts(options: TrainFeaturesOptions) -> tuple[Labelled, Labelled]:
 def _read(images: str, labels: str | None, download: bool) -> Labelled:
     """All images as one uint8 tensor (N, C, H, W), and their classes (N,)."""
     import torch
-    from tqdm import tqdm
 
     from ...data.images import to_uint8
     from ...data.labels import open_labels
@@ -134,6 +134,10 @@ def _read(images: str, labels: str | None, download: bool) -> Labelled:
             f"{images} holds {len(source)} images but {len(classes)} labels; expected one label per image."
         )
     if not isinstance(source, torch.Tensor):
-        bar = tqdm(range(len(source)), desc="reading", leave=False)
-        source = torch.stack([to_uint8(source[index]) for index in bar])
+        with progress_bar(len(source), "reading", "image", leave=False) as bar:
+            pixels = []
+            for index in range(len(source)):
+                pixels.append(to_uint8(source[index]))
+                bar.update()
+        source = torch.stack(pixels)
     return to_uint8(source), classes

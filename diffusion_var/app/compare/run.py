@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ... import checks
 from ...data.images import to_uint8
@@ -26,6 +25,7 @@ from ...files import make_folder, require_empty_folder
 from ...metrics.score import Score, require_same_protocol
 from ...models.denoiser import Denoiser
 from ...process.steps import describe
+from ...progress import progress_bar
 from ...sampling.sampler import Sampler
 from ...variance.allocation import check_budget, default_indices
 from ...variance.estimate import estimate
@@ -220,7 +220,7 @@ class _Run:
         bound_size = 0 if self.likelihoods is None else len(self.likelihoods.images)
         evaluations = sum(k for _, k, _ in plan) * images + sum(with_bits) * bound_size
         total = evaluations * len(self.options.seeds)
-        with tqdm(total=total, unit="eval", unit_scale=True, desc="compare") as bar:
+        with progress_bar(total, "compare", "eval", unit_scale=True) as bar:
             for method, k, sampler in plan:
                 bar.set_postfix_str(f"{method.label}, K={k}")
                 self.result.cells.append(self._measure(method, k, sampler, bar))

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from ... import checks
 from ...data.fixed_images import CHUNK, FixedImages
 from ...errors import InputError
 from ...files import make_folder
+from ...progress import progress_bar
 from ...resume import Parts
 from ..denoiser import Denoiser
 from .latents import IMAGE_RANGE, LatentCodec
@@ -56,7 +56,7 @@ def encode_latents(
     }
     files = None if cache is None else _CacheFiles(Path(cache), identity)
     encoded = []
-    with tqdm(total=len(source), unit="image", desc="encode", disable=not progress) as bar:
+    with progress_bar(len(source), "encode", "image", progress) as bar:
         for start in range(0, len(source), CHUNK):
             positions = np.arange(start, min(start + CHUNK, len(source)))
             if files is None:
