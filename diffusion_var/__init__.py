@@ -91,9 +91,11 @@ _MODULES = {
     "testing": ".testing",
     "training": ".training",
 }
+# diffusers asks the library of a saved pipeline's scheduler for this base class too, to learn how it is loaded.
+_ASKED_BY_DIFFUSERS = {"SchedulerMixin": ".pipelines.scheduler"}
 
 __all__ = [*sorted(_HOMES), *sorted(_MODULES), "__version__"]
-_find, _ = names_of(__name__, _HOMES, _MODULES)
+_find, _ = names_of(__name__, {**_HOMES, **_ASKED_BY_DIFFUSERS}, _MODULES)
 
 
 def __getattr__(name: str) -> Any:

@@ -38,7 +38,7 @@ def write_atomic(
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, new_file_mode())
         os.replace(temporary, target)
         temporary = None
     except OSError as error:
@@ -49,11 +49,12 @@ def write_atomic(
             os.unlink(temporary)
 
 
-def _umask() -> int:
+def new_file_mode() -> int:
+    """The permissions that `open` would give a new file: 0666 less the umask."""
     # The umask can only be read by setting it.
     mask = os.umask(0o022)
     os.umask(mask)
-    return mask
+    return 0o666 & ~mask
 
 
 def require_empty_folder(path: str | os.PathLike[str], overwrite: bool, ignore: Collection[str] = ()) -> Path:

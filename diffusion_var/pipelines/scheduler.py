@@ -79,6 +79,9 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     _compatibles = [kind.name for kind in KarrasDiffusionSchedulers]  # noqa: RUF012 (diffusers' own convention)
     order = 1
     init_noise_sigma = 1.0
+    # What a pipeline's model_index.json names, and diffusers looks up among the modules that are imported: the package,
+    # whose names are lazy, so that `import diffusion_var` is enough to load one in a new process.
+    __module__ = "diffusion_var"
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(

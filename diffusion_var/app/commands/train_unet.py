@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ...errors import InputError
-from ...files import make_folder, require_empty_folder, write_atomic
+from ...files import make_folder, new_file_mode, require_empty_folder, write_atomic
 from ..options import ImagesHelp, Options
 
 CHECKPOINT = "training.partial"
@@ -199,7 +199,7 @@ def _save(result: Any, scheduler: Any, record: dict[str, Any], folder: Path) -> 
 
     DDPMPipeline(result.network.cpu(), scheduler).save_pretrained(folder, safe_serialization=True)
     for weights in folder.rglob("*.safetensors"):  # safetensors writes files that only their owner can read
-        weights.chmod(0o644)
+        weights.chmod(new_file_mode())
     lines = ["step,train,held_out", *(f"{step},{train!r},{held_out!r}" for step, train, held_out in result.curve)]
     write_atomic(folder / "loss.csv", ("\n".join(lines) + "\n").encode())
     figure = plots.loss_curve(result.curve)
