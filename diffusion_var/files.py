@@ -109,6 +109,11 @@ _KINDS = {
 }
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """`path` with the home folder in the place of a leading ~ (or ~user), as shells have it where it is not quoted."""
+    return Path(os.path.expanduser(path))
+
+
 def regular_file(path: str | os.PathLike[str], name: str = "file") -> Path:
     """`path`, or an InputError unless a regular file, or a link to one, is there; `name` says what is expected in it.
 

@@ -7,12 +7,16 @@ experiment (train the features and the network, then compare). Its keys are then
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..checks import brief
 from ..errors import InputError
+from ..files import expanded
+from .options import Options
 
-T = TypeVar("T")
+K = TypeVar("K", bound=Options)
 
 #: Names of commands and scripts. `steps` is an option of others, so that its options have a file of their own.
 SECTIONS = frozenset(
@@ -20,22 +24,37 @@ SECTIONS = frozenset(
 )
 
 
-def load_options(kind: type[T], flags: Mapping[str, Any], config: Path | None = None, section: str | None = None) -> T:
+def load_options(kind: type[K], flags: Mapping[str, Any], config: Path | None = None, section: str | None = None) -> K:
     """An option set from a YAML file (if any) and flags, which win; `section` is the part to take of a sectioned file.
 
     Raises InputError that lists every unknown key, missing option and wrong value with its path.
     """
     import pydantic
 
-    values = {} if config is None else _section(read_yaml(config), section, config)
+    from .yaml_text import read_yaml
+
+    values = {} if config is None else _section(read_yaml(expanded(config)), section, config)
     values.update({name: value for name, value in flags.items() if value is not None})
     try:
-        return pydantic.TypeAdapter(kind).validate_python(values)
+        return _at_home(pydantic.TypeAdapter(kind).validate_python(kind.prepared(values, config)))
     except pydantic.ValidationError as error:
         problems = _readable(error, flags, config)
         count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
         where = f"the options in {config}" if config is not None else "the options"
         raise InputError(f"{where} have {count}:", problems) from None
+
+
+def _at_home(options: K) -> K:
+    """Options whose paths have the home folder in the place of a leading ~: no shell does it in quotes and configs."""
+    for option in fields(options):
+        value = getattr(options, option.name)
+        if isinstance(value, Path):
+            setattr(options, option.name, expanded(value))
+        elif isinstance(value, list):
+            for item in value:
+                if isinstance(item, Options):
+                    _at_home(item)
+    return options
 
 
 def _section(content: dict[str, Any], section: str | None, config: Path) -> dict[str, Any]:
@@ -49,25 +68,6 @@ def _section(content: dict[str, Any], section: str | None, config: Path) -> dict
             "add it or choose another file."
         )
     return dict(content[wanted])
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping from a file; InputError if it is anything else."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"the config {path} could not be read: {error.strerror}; check the path.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"the config {path} is not valid YAML ({' '.join(str(error).split())}); mend it.") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise InputError(
-            f"the config {path} must be a mapping of option names to values, but it holds {type(content).__name__}."
-        )
-    return content
 
 
 def _readable(error: Any, flags: Mapping[str, Any], config: Path | None) -> list[str]:
@@ -88,7 +88,7 @@ def _readable(error: Any, flags: Mapping[str, Any], config: Path | None) -> list
                 f"--{top.replace('_', '-')} or in the config" if config is not None else f"--{top.replace('_', '-')}"
             )
         else:
-            text = f"{item['msg'][0].lower()}{item['msg'][1:]}, but got {item['input']!r}"
+            text = f"{item['msg'][0].lower()}{item['msg'][1:]}, but got {brief(item['input'])}"
         name = f"--{top.replace('_', '-')}" if flags.get(top) is not None and path == top else path
         lines.setdefault(name, []).append(text)
     return [f"{name}: {' or '.join(dict.fromkeys(texts))}" for name, texts in lines.items()]

@@ -22,6 +22,14 @@ Metrics = Literal["fid", "kid", "precision", "recall", "density", "coverage"]
 BITS: Final = "bits_per_dim"  # of the model, not of its samples
 CompareMetrics = Literal["fid", "kid", "precision", "recall", "density", "coverage", "bits_per_dim"]
 Dtypes = Literal["float32", "bfloat16", "float16"]
+_OTHER_DTYPES = {
+    "fp32": "float32",
+    "full": "float32",
+    "fp16": "float16",
+    "half": "float16",
+    "bf16": "bfloat16",
+    "bfloat": "bfloat16",
+}
 
 ModelHelp = "diffusers pipeline or UNet folder, hub id, or 'digits' (bundled)"
 ImagesHelp = (
@@ -44,7 +52,13 @@ Positional = "positional"  # marks an option that may also be given without its 
 class Options:
     """Base of all option sets: unknown keys are errors."""
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    @classmethod
+    def prepared(cls, values: dict[str, Any], config: Path | None) -> dict[str, Any]:
+        """The values of flags and a config as they are validated: one name for each thing, and what follows of them."""
+        return values
 
 
 @dataclass(kw_only=True)
@@ -61,6 +75,13 @@ class ModelOptions(Options):
     classes: Annotated[list[int] | None, "class labels, comma-separated: image i gets one, a table draws them"] = None
     labels: Annotated[str | None, "labels of the table's images, file.npz:KEY; by default their own"] = None
     latents: Annotated[Path | None, "folder that keeps the encoded images of a latent model"] = None
+
+    @classmethod
+    def prepared(cls, values: dict[str, Any], config: Path | None) -> dict[str, Any]:
+        """The values, with the precision called as it is here."""
+        dtype = values.get("dtype")
+        known = isinstance(dtype, str) and dtype.lower().removeprefix("torch.")
+        return values if not known else {**values, "dtype": _OTHER_DTYPES.get(known, known)}
 
 
 @dataclass

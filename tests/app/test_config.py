@@ -8,8 +8,9 @@ from places import ROOT
 from diffusion_var.app.commands.train_features import TrainFeaturesOptions
 from diffusion_var.app.commands.train_unet import TrainUNetOptions
 from diffusion_var.app.compare.options import CompareOptions
-from diffusion_var.app.config import SECTIONS, load_options, read_yaml
+from diffusion_var.app.config import SECTIONS, load_options
 from diffusion_var.app.options import EstimateOptions, NllOptions, SampleOptions, StepsOptions, TrainHeadOptions
+from diffusion_var.app.yaml_text import read_yaml
 from diffusion_var.errors import InputError
 
 BOTH = """\

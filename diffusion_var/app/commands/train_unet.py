@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from ... import checks
 from ...errors import InputError
 from ...files import make_folder, new_file_mode, require_empty_folder, write_atomic
 from ..options import ImagesHelp, Options
@@ -155,14 +156,11 @@ def _mapping(name: str, given: str | dict[str, Any]) -> dict[str, Any]:
     """A mapping from a config as it is, from a flag as YAML."""
     if isinstance(given, dict):
         return given
-    import yaml
+    from ..yaml_text import parse_yaml
 
-    try:
-        parsed = yaml.safe_load(given)
-    except yaml.YAMLError as error:
-        raise InputError(f"{name} is not valid YAML ({_first_line(error)}); expected a mapping.") from error
+    parsed = parse_yaml(given, name)
     if not isinstance(parsed, dict):
-        raise InputError(f'{name} is {given!r}; expected a YAML mapping such as "{{layers_per_block: 1}}".')
+        raise InputError(f'{name} is {checks.brief(given)}; expected a YAML mapping such as "{{layers_per_block: 1}}".')
     return parsed
 
 

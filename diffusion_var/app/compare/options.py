@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from ..options import (
     BITS,
@@ -88,9 +88,11 @@ def _demo_methods() -> list[Method]:
 class CompareOptions(ModelOptions):
     """Compare methods × numbers of steps × seeds by their scores; the defaults are the bundled digits (the demo)."""
 
-    out: Annotated[Path, "folder for the report, and for the cells that an interrupted run continues from"] = Path(
-        "runs/demo"
-    )
+    out: Annotated[
+        Path,
+        "folder for the report, and for the cells that an interrupted run continues from; by default runs/NAME of a "
+        "config NAME.yaml",
+    ] = Path("runs/demo")
     model: Annotated[str, ModelHelp] = "digits"
     table: Annotated[Path | None, "variance table; by default one is measured on table_images"] = None
     table_images: Annotated[str, "images that the variance table is measured on: " + ImagesHelp] = "digits:table"
@@ -112,6 +114,12 @@ class CompareOptions(ModelOptions):
     methods: list[Method] = field(default_factory=_demo_methods)
     download: Annotated[bool, "let torchvision download the data set"] = False
     overwrite: Annotated[bool, "write into a folder that holds something else"] = False
+
+    @classmethod
+    def prepared(cls, values: dict[str, Any], config: Path | None) -> dict[str, Any]:
+        """The values, with an output that is called after the config: two experiments get two folders."""
+        named = {} if config is None else {"out": Path("runs") / config.stem}
+        return named | super().prepared(values, config)
 
     @property
     def image_metrics(self) -> list[Metrics]:
