@@ -1,5 +1,17 @@
-"""`python -m diffusion_var` is the command `diffusion-var`."""
+"""`diffusion-var` and `python -m diffusion_var`: signals are listened to before the imports, which take a while."""
 
-from .app.cli import main
+from __future__ import annotations
 
-main()
+from .stopping import StopSignals
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    with StopSignals():
+        from .app.cli import main as command_line
+
+        command_line()
+
+
+if __name__ == "__main__":
+    main()

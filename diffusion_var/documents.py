@@ -38,8 +38,10 @@ def document_digest(form: str, version: int, arrays: Arrays, metadata: dict[str,
     return _digest({name: np.ascontiguousarray(array) for name, array in arrays.items()}, full)
 
 
-def read_document(path: str | Path, form: str, version: int, noun: str) -> tuple[Arrays, dict[str, Any]]:
-    """Read what `write_document` wrote; `noun` names the thing in error messages."""
+def read_document(
+    path: str | Path, form: str, version: int, noun: str, remedy: str = "make it again"
+) -> tuple[Arrays, dict[str, Any]]:
+    """Read what `write_document` wrote; `noun` names the thing in error messages, `remedy` what mends a damaged one."""
     if not Path(path).is_file():
         inside = sorted(found.name for found in Path(path).glob("*.safetensors")) if Path(path).is_dir() else []
         hint = f"it is a folder: give a file in it ({', '.join(inside[:3])})" if inside else "check the path"
@@ -51,7 +53,7 @@ def read_document(path: str | Path, form: str, version: int, noun: str) -> tuple
         metadata = json.loads(text) if text is not None else None
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
-            f"{path} is not a readable {noun}: the file is damaged or of another kind ({error}); make it again."
+            f"{path} is not a readable {noun}: the file is damaged or of another kind ({error}); {remedy}."
         ) from error
     if not isinstance(metadata, dict) or metadata.get("format") != form:
         raise InputError(f"{path} is a safetensors file but not a {noun}; check the path.")
@@ -62,9 +64,7 @@ def read_document(path: str | Path, form: str, version: int, noun: str) -> tuple
             "diffusion_var."
         )
     if not isinstance(found, int) or metadata.pop("digest", None) != _digest(arrays, metadata):
-        raise InputError(
-            f"{path} is damaged: its contents do not match their checksum; make it again or copy it again."
-        )
+        raise InputError(f"{path} is damaged: its contents do not match their checksum; {remedy} or copy it again.")
     return arrays, metadata
 
 

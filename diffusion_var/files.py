@@ -1,52 +1,134 @@
-"""Atomic writing: a file is either the old one or the whole new one, never half of it.
+"""Atomic writing: a file is either the old one or the whole new one, never half of it, and stays so after a power cut.
 
-Write to a temporary file beside the target, flush and fsync it, then rename it over the target. The temporary
-file is removed on any failure, a full disk included, so that nothing is written and nothing is lost.
+Write to a temporary file beside the target, flush and fsync it, rename it over the target, fsync the folder. The
+temporary file is removed on any failure, a full disk included, so that nothing is written and nothing is lost. Only a
+writer that was killed leaves it; its name is the target's, and it is locked while its writer lives, so that the next
+writer of the same target knows it for nobody's and removes it (`sweep`).
 """
 
 from __future__ import annotations
 
 import os
 import stat
+import sys
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO
 
 from .errors import InputError
 
+if sys.platform != "win32":
+    import fcntl
 
-def write_atomic(
-    path: str | os.PathLike[str], content: bytes | Callable[[IO[bytes]], None], durable: bool = True
-) -> None:
-    """Write `content` (bytes, or a function that writes to an open binary file) to `path` atomically.
+Content = bytes | Callable[[IO[bytes]], object]
+_AT_ONCE = 64  # files that wait for the disk together
 
-    The new file gets the permissions that `open` would give (0666 less the umask). `durable=False` leaves out the
-    fsync (milliseconds a file): still all or nothing for every program, but a power failure may cost the file.
-    Raises InputError, with the reason, where the operating system refuses (no folder, no permission, no space).
+
+def write_atomic(path: str | os.PathLike[str], content: Content) -> None:
+    """Write `content` (bytes, or a function that writes to an open binary file) to `path` atomically and durably.
+
+    A new file gets the permissions that `open` would give (0666 less the umask); one that is replaced hands on its own,
+    and its owner where that is allowed. A symbolic link stays: the file that it leads to is written. Another name (hard
+    link) of a file that is replaced keeps the old content.
+    Raises InputError, with the reason, where the operating system refuses (no folder, no permission, no space), and for
+    a pipe or a device.
     """
-    target = Path(path)
-    temporary: str | None = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-        with os.fdopen(handle, "wb") as file:
+    write_together({Path(path): content})
+    target = _followed(Path(path))
+    sweep(target.parent, target.name)
+
+
+def write_together(contents: Mapping[Path, Content]) -> None:
+    """Write several files, each as `write_atomic` does; they wait for the disk together, which for small ones costs
+    little more than not to wait."""
+    files = list(contents.items())
+    for start in range(0, len(files), _AT_ONCE):
+        _write_batch(dict(files[start : start + _AT_ONCE]))
+
+
+def _write_batch(contents: Mapping[Path, Content]) -> None:
+    with ExitStack() as stack:
+        made = []
+        for path, content in contents.items():
+            target = _followed(path)
+            stack.enter_context(_told(path))
+            temporary, file = stack.enter_context(_aside(target))
             if callable(content):
                 content(file)
             else:
                 file.write(content)
             file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.chmod(temporary, new_file_mode())
-        os.replace(temporary, target)
-        temporary = None
+            made.append((target, temporary, file.fileno()))
+        _to_disk([handle for *_, handle in made])
+        for target, temporary, handle in made:
+            _hand_on(target, handle)
+            os.replace(temporary, target)
+        for folder in {target.parent for target, *_ in made}:
+            sync_folder(folder)
+
+
+def _followed(path: Path) -> Path:
+    """The file to write: where `path` is a link, what it leads to."""
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    with suppress(OSError):
+        kind = stat.S_IFMT(target.stat().st_mode)
+        if kind not in (stat.S_IFREG, stat.S_IFDIR):  # a folder: the system refuses it in its own words
+            raise InputError(
+                f"the output {path} is {_KINDS.get(kind, 'no file')}, which is not replaced; give the path of a file."
+            )
+    return target
+
+
+@contextmanager
+def _told(target: Path) -> Iterator[None]:
+    """What the operating system refuses, in one sentence."""
+    try:
+        yield
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"could not write {target}: {reason}; nothing was changed there.") from error
+
+
+@contextmanager
+def _aside(target: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """A temporary file beside the target, locked while it is open; gone at the end, unless it was renamed."""
+    while True:
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name[:200]}.", suffix=".tmp", dir=target.parent)
+        lock_handle(handle)
+        if os.fstat(handle).st_nlink:
+            break
+        os.close(handle)  # swept between the two lines above
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield temporary, file
     finally:
-        if temporary is not None and os.path.exists(temporary):
+        with suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def _to_disk(handles: list[int]) -> None:
+    if len(handles) == 1:
+        os.fsync(handles[0])
+        return
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(os.fsync, handles):
+            pass
+
+
+def _hand_on(target: Path, handle: int) -> None:
+    """The permissions and the owner of the file that is replaced, or a new file's, to the open file."""
+    try:
+        old = target.stat()
+    except FileNotFoundError:
+        os.fchmod(handle, new_file_mode())
+        return
+    with suppress(OSError):
+        os.fchown(handle, old.st_uid, old.st_gid)
+    os.fchmod(handle, stat.S_IMODE(old.st_mode))
 
 
 def new_file_mode() -> int:
@@ -57,13 +139,54 @@ def new_file_mode() -> int:
     return 0o666 & ~mask
 
 
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Names in a folder to the disk, where its file system can do that."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def lock_handle(handle: int) -> bool | None:
+    """Lock an open file for as long as it is open, without waiting: whether nobody else holds it; None where this file
+    system cannot tell. The system takes a lock from a process that dies."""
+    if sys.platform == "win32":
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def sweep(folder: Path, name: str = "") -> None:
+    """Remove the temporary files that killed writers left in a folder: those of the target `name`, or of any."""
+    start = f".{name[:200]}." if name else "."
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in [e for e in entries if e.name.startswith(start) and is_temporary(e.name)]:
+            handle = os.open(entry.path, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                if lock_handle(handle):
+                    os.unlink(entry.path)
+            finally:
+                os.close(handle)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is a writer's, of which a killed one leaves it behind."""
+    return fnmatch(name, ".*.tmp")
+
+
 def require_empty_folder(path: str | os.PathLike[str], overwrite: bool, ignore: Collection[str] = ()) -> Path:
     """The folder `path`, which need not exist; refused if it holds anything but `ignore`, unless `overwrite`."""
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output {folder} is a file, but a folder is needed; choose another path.")
-    # A process that was killed while it wrote leaves a temporary file, which is nobody's.
-    found = [e.name for e in folder.iterdir() if not fnmatch(e.name, ".*.tmp")] if folder.is_dir() else []
+    found = [e.name for e in folder.iterdir() if not is_temporary(e.name)] if folder.is_dir() else []
     if not overwrite and any(name not in ignore for name in found):
         raise InputError(f"the output folder {folder} is not empty; choose another one or pass --overwrite.")
     return folder

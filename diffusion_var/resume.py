@@ -2,8 +2,9 @@
 
 A run hands its state over as arrays and plain data, and says who it is (its identity: all that must agree for the
 state to be continued). `Checkpoint` is one file for a run whose state changes as it goes: it is written when it is due,
-at the end, and on whatever stops the run (Ctrl-C, an error), unless the state is half changed just then. `Parts` is a
-folder of finished parts, one file each, of which a later run makes those that are missing.
+at the end, and on whatever stops the run (Ctrl-C, SIGTERM, an error), unless the state is half changed just then; one
+run at a time enters it. `Parts` is a folder of finished parts, one file each, of which a later run makes those that are
+missing.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from . import checks
 from .documents import Arrays, read_document, write_document
 from .errors import InputError, warn
 from .files import make_folder
+from .locks import locked
+from .stopping import keeping
 
 State = tuple[Arrays, dict[str, Any]]
 Identity = dict[str, Any]
@@ -50,12 +53,23 @@ class Checkpoint:
         self._seconds = SECONDS if seconds is None else seconds
         self._saved = time.monotonic()
         self._changing = False
+        self._held = ExitStack()
+
+    def __enter__(self) -> Self:
+        """The file is this run's alone until the block ends; InputError while another process writes it."""
+        if self.path is not None:
+            self._held.enter_context(locked(self.path))
+            self._held.enter_context(keeping())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._held.close()
 
     def restore(self) -> State | None:
         """The saved state, if there is any; InputError if it belongs to another run."""
         if self.path is None or not self.path.exists():
             return None
-        arrays, metadata = read_document(self.path, self._form, self._version, self._noun)
+        arrays, metadata = read_document(self.path, self._form, self._version, self._noun, "delete it to start anew")
         _require_same_run(self.path, self.identity, metadata["identity"])
         return arrays, _own(metadata)
 

@@ -3,13 +3,21 @@
 import errno
 import os
 import socket
+import stat
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
 from diffusion_var import InputError
-from diffusion_var.files import make_folder, regular_file, require_empty_folder, write_atomic
+from diffusion_var.files import (
+    lock_handle,
+    make_folder,
+    regular_file,
+    require_empty_folder,
+    write_atomic,
+    write_together,
+)
 
 
 @pytest.mark.parametrize("existing", [None, b"the old file"])
@@ -66,7 +74,7 @@ def test_write_atomic_keeps_the_old_file_when_syncing_fails(monkeypatch: pytest.
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(InputError, match="Input/output error"):
         write_atomic(target, b"the new file")
-    assert len(synced) == 1
+    assert len(synced) == 1  # of the file: the folder is untouched
     assert target.read_bytes() == b"the old file"
     assert os.listdir(tmp_path) == ["table.bin"]
 
@@ -92,6 +100,79 @@ def test_write_atomic_refuses_what_the_system_refuses(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Is a directory"):
         write_atomic(tmp_path / "folder", b"x")
     assert os.listdir(tmp_path) == ["folder"]
+
+
+# ---- files that are replaced ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o444])
+def test_a_file_that_is_replaced_keeps_its_permissions(mode: int, tmp_path: Path) -> None:
+    target = tmp_path / "table.bin"
+    target.write_bytes(b"old")
+    target.chmod(mode)
+    write_atomic(target, b"new")
+    assert target.read_bytes() == b"new"
+    assert target.stat().st_mode & 0o7777 == mode
+
+
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    for name, exists in (("there", True), ("dangling", False)):
+        target, link = tmp_path / "disk" / name, tmp_path / f"link to {name}"
+        if exists:
+            target.write_bytes(b"old")
+            target.chmod(0o600)
+        link.symlink_to(target)
+        write_atomic(link, b"new")
+        assert link.is_symlink()
+        assert target.read_bytes() == b"new"
+        assert not exists or target.stat().st_mode & 0o777 == 0o600
+    assert sorted(os.listdir(tmp_path / "disk")) == ["dangling", "there"]
+
+
+def test_another_name_of_a_file_keeps_the_old_content(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    (tmp_path / "snapshot").hardlink_to(tmp_path / "a")
+    write_atomic(tmp_path / "a", b"new")
+    assert (tmp_path / "snapshot").read_bytes() == b"old"
+
+
+def test_pipes_and_devices_are_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for name, said in (("pipe", "a named pipe"), ("link", "a device")):
+        with pytest.raises(InputError, match=f"{name} is {said}, which is not replaced"):
+            write_atomic(tmp_path / name, b"new")
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+
+
+def test_names_are_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rename is durable once the folder is."""
+    done: list[str] = []
+    waits, renames = os.fsync, os.replace
+    kinds = {True: "folder", False: "file"}
+    monkeypatch.setattr(os, "fsync", lambda h: (done.append(kinds[stat.S_ISDIR(os.fstat(h).st_mode)]), waits(h)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (done.append("rename"), renames(old, new)))
+    write_atomic(tmp_path / "a", b"x")
+    assert done == ["file", "rename", "folder"]
+
+
+def test_what_killed_writers_left_of_a_file_is_removed_by_the_next(tmp_path: Path) -> None:
+    for name in (".a.xyz.tmp", ".b.xyz.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    with open(tmp_path / ".a.alive.tmp", "wb") as alive:
+        assert lock_handle(alive.fileno())
+        write_atomic(tmp_path / "a", b"x")
+    assert sorted(os.listdir(tmp_path)) == [".a.alive.tmp", ".b.xyz.tmp", "a"]
+
+
+def test_many_files_are_written_each_whole(tmp_path: Path) -> None:
+    contents: dict[Path, Any] = {tmp_path / f"{i}": f"{i}".encode() for i in range(150)}
+    write_together(contents)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == contents
+    with pytest.raises(InputError, match="No space left"):
+        write_together({tmp_path / "x": b"x", tmp_path / "y": full_disk})
+    assert len(os.listdir(tmp_path)) == 150
 
 
 def test_require_empty_folder(tmp_path: Path) -> None:

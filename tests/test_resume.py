@@ -105,6 +105,24 @@ def test_another_runs_is_refused_by_name(tmp_path: Path, change: dict[str, Any],
     assert (tmp_path / "c").read_bytes() == before
 
 
+def test_one_run_at_a_time_enters(tmp_path: Path) -> None:
+    with checkpoint(tmp_path / "c") as kept:
+        kept.save(state(1))
+        with pytest.raises(dv.InputError, match=r"c is being written by process"), checkpoint(tmp_path / "c"):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"text", None])
+def test_a_damaged_one_is_to_be_deleted(tmp_path: Path, damage: bytes | None) -> None:
+    checkpoint(tmp_path / "c").save(state(2))
+    content = bytearray((tmp_path / "c").read_bytes())
+    content[-3] ^= 1
+    (tmp_path / "c").write_bytes(content if damage is None else damage)
+    with pytest.raises(dv.InputError, match=r"c (is damaged|is not a readable).*; delete it to start anew"):
+        checkpoint(tmp_path / "c").restore()
+
+
 def test_an_identity_that_is_not_known_is_trusted_aloud(tmp_path: Path) -> None:
     checkpoint(tmp_path / "c", network=None).save(state(1))
     with pytest.warns(dv.DiffusionVarWarning, match="continued on trust"):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # `python -m diffusion_var.app.cli` has no other edge while it imports
+    from ..stopping import StopSignals
+
+    StopSignals().__enter__()
+
 from importlib import import_module
 from typing import Any
 

@@ -1,7 +1,8 @@
 """Flags from option dataclasses, and what every program does with mistakes.
 
 A command or script is one function of one option set (`options`): its flags, their help and `--config` are made here.
-Bad input ends with one clear message and exit code 2, an interruption with 130 and a word on how to go on.
+Bad input ends with one clear message and exit code 2; an interruption with 130, a scheduler's SIGTERM with 143, and a
+word on how to go on.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from ..errors import DiffusionVarWarning, InputError, NumericalError
+from ..stopping import StopSignals, exit_code, unwinding, word
 from . import options as option_sets
 
 _ARGUMENT = "_argument"  # ends the name of what is given without a flag
@@ -38,7 +40,8 @@ def run_app(app: typer.Typer) -> None:
     """Run an application and end as the module docstring says."""
     warnings.showwarning = _show_warning
     try:
-        app()
+        with StopSignals():
+            app()
     except (InputError, NumericalError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
@@ -79,10 +82,11 @@ def command(app: typer.Typer, kind: type[Any], name: str) -> Callable[[Callable[
             flags = _placed(flags, _positional(hints))
             values = {key: _parse(value, hints[key]) for key, value in flags.items()}
             try:
-                function(load_options(kind, values, config, section=name.replace("-", "_")))
-            except KeyboardInterrupt:
-                typer.echo("\ninterrupted; the same command continues where it can.", err=True)
-                raise typer.Exit(130) from None
+                with unwinding():
+                    function(load_options(kind, values, config, section=name.replace("-", "_")))
+            except KeyboardInterrupt as stop:
+                typer.echo(f"\n{word(stop)}; the same command continues where it can.", err=True)
+                raise typer.Exit(exit_code(stop)) from None
 
         run.__signature__ = inspect.Signature(_parameters(kind))  # type: ignore[attr-defined]
         run.__doc__ = kind.__doc__

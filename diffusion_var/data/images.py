@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .. import checks
 from ..errors import InputError
-from ..files import make_folder, write_atomic
+from ..files import make_folder, write_atomic, write_together
 from .arrays import ArrayImages, open_array
 from .sources import FolderImages, ImageSource, ZipImages
 
@@ -121,17 +121,23 @@ def _checked_pixels(images: Tensor) -> npt.NDArray[np.uint8]:
     return pixels
 
 
-def save_images(images: Tensor, folder: str | os.PathLike[str], start: int = 0) -> None:
-    """Write uint8 images (B, C, H, W), C = 1 or 3, as `000000.png`, ... from number `start`, each file atomically."""
-    pixels = _checked_pixels(images)
-    target = make_folder(folder)
-    for number, image in enumerate(pixels, start):
+def encode_images(images: Tensor) -> list[bytes]:
+    """The PNG files of uint8 images (B, C, H, W), C = 1 or 3."""
+    files = []
+    for image in _checked_pixels(images):
         buffer = io.BytesIO()
         Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))).save(
             buffer, "PNG"
         )
-        # Images can be made again, and waiting for the disk would cost more than encoding them.
-        write_atomic(target / f"{number:06d}.png", buffer.getvalue(), durable=False)
+        files.append(buffer.getvalue())
+    return files
+
+
+def save_images(images: Tensor, folder: str | os.PathLike[str], start: int = 0) -> None:
+    """Write uint8 images (B, C, H, W), C = 1 or 3, as `000000.png`, ... from number `start`, each file atomically."""
+    files = encode_images(images)
+    target = make_folder(folder)
+    write_together({target / f"{number:06d}.png": content for number, content in enumerate(files, start)})
 
 
 def save_npz(images: Tensor, path: str | os.PathLike[str]) -> None:

@@ -223,7 +223,8 @@ def finish(
         "images": scanned,
         "conditions": None if conditions is None else conditions.fingerprint,
     }
-    run.finish(Checkpoint(checkpoint, FORMAT, FORMAT_VERSION, "likelihood checkpoint", identity), progress)
+    with Checkpoint(checkpoint, FORMAT, FORMAT_VERSION, "likelihood checkpoint", identity) as kept:
+        run.finish(kept, progress)
     run.terms.covariances.covariance.report()
 
 

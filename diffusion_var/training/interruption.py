@@ -1,38 +1,31 @@
-"""Ctrl-C during training: the step under way is finished, so that what is computed can be kept."""
+"""Stopped during training (Ctrl-C, SIGTERM, SIGHUP): the step under way is finished, so that nothing is lost."""
 
 from __future__ import annotations
 
 import signal
-import threading
-from types import FrameType, TracebackType
-from typing import Any, Self
+from types import FrameType
+
+from ..stopping import Stopped, TakenOver
 
 
-class Interruption:
-    """While entered, Ctrl-C sets `asked` instead of stopping in the middle of a step; a second one stops at once.
+class Interruption(TakenOver):
+    """While entered, a stop is noted in `stop` instead of happening in the middle of a step; a second Ctrl-C happens.
 
     Does nothing where `deferred` is false (processes that wait for each other cannot stop at different steps), outside
     the main thread, or where somebody else handles the signal.
     """
 
     def __init__(self, deferred: bool = True) -> None:
-        self.asked = False
-        self._deferred = deferred
-        self._before: Any = None
+        super().__init__(self._note, deferred)
+        self.stop: Stopped | None = None
 
-    def __enter__(self) -> Self:
-        ours = threading.current_thread() is threading.main_thread()
-        if self._deferred and ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._before = signal.signal(signal.SIGINT, self._note)
-        return self
+    @property
+    def asked(self) -> bool:
+        """Whether a stop was asked for."""
+        return self.stop is not None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        if self.stop is None:
+            self.stop = Stopped(number)
+        elif number == signal.SIGINT:  # a scheduler repeats itself; a person means it
+            raise Stopped(number)

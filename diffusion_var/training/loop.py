@@ -9,6 +9,7 @@ finite; it is left in place at the end, so that a result not yet saved is not lo
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -53,8 +54,14 @@ def train(
 ) -> bool:
     """Train to the last step, from the checkpoint if it holds anything; whether it stopped early.
 
-    Ctrl-C finishes the step under way and keeps it. Raises InputError for a checkpoint of another run or network.
+    Ctrl-C, SIGTERM and SIGHUP finish the step under way and keep it. Raises InputError for a checkpoint of another run
+    or network.
     """
+    with checkpoint if run.accelerator.is_main_process else nullcontext():
+        return _train(run, steps, evaluate_every, checkpoint, title, progress)
+
+
+def _train(run: Run, steps: int, evaluate_every: int, checkpoint: Checkpoint, title: str, progress: bool) -> bool:
     state = run.state
     if saved := checkpoint.restore():
         state.continue_from(*saved)
@@ -76,8 +83,8 @@ def train(
             state.seconds = earlier + time.monotonic() - begun
             if due and main:
                 checkpoint.save(state.kept())
-            if interruption.asked:
-                raise KeyboardInterrupt
+            if interruption.stop is not None:
+                raise interruption.stop
     return state.step < steps
 
 

@@ -82,7 +82,8 @@ def estimate(
     kinds = {name: make_structure(name, denoiser.shape, rotation if name == "dct" else None) for name in names}
     evaluator = ShardEvaluator(denoiser, population, given, seed, batch_size, kinds)
     run = _Run(evaluator, wanted, float(tolerance), max_evaluations)
-    run.finish(Checkpoint(checkpoint, FORMAT, FORMAT_VERSION, "estimator checkpoint", run.identity()), progress)
+    with Checkpoint(checkpoint, FORMAT, FORMAT_VERSION, "estimator checkpoint", run.identity()) as kept:
+        run.finish(kept, progress)
     return run.table()
 
 

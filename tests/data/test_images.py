@@ -55,14 +55,14 @@ def test_png_and_npz_give_back_the_same_bytes(tmp_path, channels):
         assert content["images"].shape == images.shape
 
 
-def test_pictures_are_not_waited_for_on_their_way_to_the_disk(tmp_path, monkeypatch):
-    waits = []
-    monkeypatch.setattr(os, "fsync", waits.append)
-    save_images(LEVELS, tmp_path)
-    assert not waits
-    save_npz(LEVELS, tmp_path / "images.npz")
-    assert len(waits) == 1
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["000000.png", "images.npz"]
+def test_pictures_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatch):
+    done = []
+    waits, renames = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append("wait"), waits(handle)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (done.append("rename"), renames(old, new)))
+    save_images(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), tmp_path)
+    assert done == ["wait"] * 5 + ["rename"] * 5 + ["wait"]  # the last of the folder
+    assert sorted(file.name for file in tmp_path.iterdir()) == [f"{n:06d}.png" for n in range(5)]
 
 
 def test_writing_refuses_what_it_cannot_write_faithfully(tmp_path):

@@ -1,4 +1,4 @@
-"""Ctrl-C during training: the step under way is finished and kept, and the run goes on from it."""
+"""Stopped during training: the step under way is finished and kept, and the run goes on from it."""
 
 import os
 import signal
@@ -41,16 +41,24 @@ def unet(checkpoint: Path | None) -> torch.Tensor:
     return torch.cat([p.flatten() for p in found.network.parameters()])
 
 
-@pytest.mark.parametrize(("train", "run"), [(head, HeadRun), (unet, _Run)], ids=["head", "unet"])
+@pytest.mark.parametrize(
+    ("train", "run", "number"),
+    [(head, HeadRun, signal.SIGINT), (unet, _Run, signal.SIGTERM), (head, HeadRun, signal.SIGHUP)],
+    ids=["head", "unet", "head, SIGHUP"],
+)
 def test_nothing_computed_is_lost(
-    train: Callable[[Path | None], torch.Tensor], run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Callable[[Path | None], torch.Tensor],
+    run: Any,
+    number: signal.Signals,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole, step, steps = train(None), run.step, []
 
     def interrupted(self: Any) -> None:
         steps.append(self.state.step)
         if len(steps) == 3:
-            os.kill(os.getpid(), signal.SIGINT)  # in the middle of the third step, as far as the loop can tell
+            os.kill(os.getpid(), number)  # in the middle of the third step, as far as the loop can tell
         step(self)
 
     monkeypatch.setattr(run, "step", interrupted)
@@ -58,6 +66,8 @@ def test_nothing_computed_is_lost(
         train(tmp_path / "training.partial")
     assert steps == [0, 1, 2]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert [path.name for path in tmp_path.iterdir()] == ["training.partial"]
     assert torch.equal(whole, train(tmp_path / "training.partial"))
     assert steps == [0, 1, 2, 3, 4, 5]
 
@@ -65,6 +75,7 @@ def test_nothing_computed_is_lost(
 def test_a_second_one_stops_at_once() -> None:
     with Interruption() as interruption:
         os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)  # a scheduler's is no second one
         assert interruption.asked
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
