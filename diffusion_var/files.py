@@ -252,5 +252,7 @@ def regular_file(path: str | os.PathLike[str], name: str = "file") -> Path:
         raise InputError(f"the {name} {str(file)!r} cannot be looked at ({reason}); check the path.") from error
     if kind != stat.S_IFREG:
         found = _KINDS.get(kind, "no file")
-        raise InputError(f"the {name} {file} is {found}, but a regular file is needed; choose another path.")
+        raise InputError(
+            f"the {name} {file} cannot be read: it is {found}, but a regular file is needed; choose another path."
+        )
     return file

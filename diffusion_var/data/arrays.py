@@ -29,7 +29,9 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from ..errors import InputError
+from ..files import regular_file
 from .sources import ImageSource
+from .zips import LIMITED, open_member
 
 ARRAY_KEYS = ("images", "arr_0", "samples", "x")
 LARGEST_IN_MEMORY = 2**28  # bytes; a compressed member that is larger is decompressed as it is read
@@ -52,6 +54,7 @@ def open_array(path: Path, key: str | None = None) -> Rows:
 
     Raises InputError for a file that cannot be read, and for a missing or ambiguous key.
     """
+    regular_file(path, "array")
     with _readable(path):
         if path.suffix.lower() == ".npy":
             if key is not None:
@@ -92,14 +95,16 @@ def _readable(path: Path) -> Iterator[None]:
 def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Rows:
     """The array in one member, by the cheapest of the three ways of the module docstring."""
     info = archive.getinfo(name)
-    with archive.open(info) as file:
+    if info.compress_type not in LIMITED:
+        raise ValueError(f"{name} is not compressed as numpy does it")
+    with open_member(archive, info) as file:
         shape, fortran, dtype = _header(file, info.file_size)
         start = file.tell()
     if info.compress_type == zipfile.ZIP_STORED:
         _verify(path, info)
         return _stored(path, shape, fortran, dtype, _offset(path, info) + start)
     if info.file_size <= LARGEST_IN_MEMORY or fortran or not shape:  # the rows of Fortran order do not come in order
-        with archive.open(info) as file:
+        with open_member(archive, info) as file:
             whole: npt.NDArray[Any] = npy.read_array(file, allow_pickle=False)
             _finish(file)
         return whole
@@ -113,7 +118,7 @@ def _header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype
     shape, fortran, dtype = read(file)
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which would have to be unpickled")
-    if _count(shape) * dtype.itemsize != size - file.tell():
+    if any(length < 0 for length in shape) or _count(shape) * dtype.itemsize != size - file.tell():
         raise ValueError(f"it declares {shape} {dtype} numbers, but has {size - file.tell()} bytes")
     return shape, fortran, dtype
 
@@ -190,7 +195,8 @@ class CompressedRows:
         with _readable(self.path):
             # Each process opens the file for itself: a forked worker must not share the position.
             if self._opened is None or self._opened[0] != os.getpid() or index < self._next:
-                self._opened = os.getpid(), zipfile.ZipFile(self.path).open(self.member)  # noqa: SIM115
+                archive = zipfile.ZipFile(self.path)  # closed with its member
+                self._opened = os.getpid(), open_member(archive, archive.getinfo(self.member))
                 self._next = 0
                 self._skip(self.start)
             self._skip((index - self._next) * size)

@@ -18,7 +18,9 @@ import torch
 
 from .. import checks
 from ..errors import InputError, warn
-from .images import image_of, to_float
+from .containers import by_position, image_of, item_at
+from .images import to_float
+from .ranges import outside_range
 
 _IN_MEMORY_BYTES = 2 * 1024**3
 CHUNK = 256
@@ -29,8 +31,9 @@ class FixedImages:
     """Images (C, *spatial), read by position as float32 in the data range.
 
     Args:
-        images: a tensor or array (M, C, *spatial), or a Dataset of tensors/arrays (C, *spatial), or of tuples that
-            begin with one. uint8 is mapped from 0…255 to the data range; floats must lie in it.
+        images: a tensor or array (M, C, *spatial); a Dataset or list of images (C, *spatial), or of records of one,
+            such as (image, label) or {"image": …}; a path; see `containers.by_position`. uint8 is mapped from 0…255 to
+            the data range; floats must lie in it.
         shape: (C, *spatial) that the denoiser expects.
         data_range: (a, b), or None: floats only, any finite value.
 
@@ -41,6 +44,7 @@ class FixedImages:
     def __init__(self, images: Any, shape: Sequence[int], data_range: tuple[float, float] | None) -> None:
         self.shape = tuple(int(n) for n in shape)
         self.data_range = data_range
+        images = by_position(images)
         self._count = _length(images, self.shape)
         self._source = images
         self._memory: torch.Tensor | None = None
@@ -71,7 +75,7 @@ class FixedImages:
         return torch.stack([self._item(int(i)) for i in positions])
 
     def _item(self, i: int) -> torch.Tensor:
-        tensor = image_of(self._source[i], f"item {i} of images").detach().cpu()
+        tensor = image_of(item_at(self._source, i), f"item {i} of images", self.shape).detach().cpu()
         tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # NumPy does not know it
         self._check_item(tensor, i)
         return tensor
@@ -132,14 +136,11 @@ class FixedImages:
             raise InputError(f"image {start + int(bad.nonzero()[0])} holds NaN or infinite values; remove it.")
         if self.data_range is None:
             return
-        low, high = self.data_range
-        slack = 1e-5 * (high - low)
-        outside = ((x < low - slack) | (x > high + slack)).flatten(1).any(1)
-        if outside.any():
-            i = int(outside.nonzero()[0])
+        if outside := outside_range(x, self.data_range):
             raise InputError(
-                f"image {start + i} has values from {float(x[i].min()):.4g} to {float(x[i].max()):.4g}, outside the "
-                f"data range [{low:g}, {high:g}]; scale the images or give the denoiser their range."
+                f"image {start + outside.index} has values from {outside.least:.4g} to {outside.most:.4g}, outside the "
+                f"data range [{self.data_range[0]:g}, {self.data_range[1]:g}]; scale the images or give the denoiser "
+                "their range."
             )
 
     def _warn_of_half_range(self, low: float, high: float) -> None:
@@ -156,12 +157,7 @@ def _length(images: Any, shape: tuple[int, ...]) -> int:
             f"images must have shape ({', '.join(['M', 'C', *_AXES[len(shape) - 1]])}), but the array has shape "
             f"{tuple(images.shape)}."
         )
-    try:
-        count = len(images)
-    except TypeError:
-        raise InputError(
-            f"images must be a tensor, an array or a Dataset with a length, but got {type(images).__name__}."
-        ) from None
+    count = len(images)
     checks.refuse(count == 0, "images is empty; give at least one image.")
     return count
 

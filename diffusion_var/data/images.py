@@ -3,17 +3,15 @@
 *Number format.* Published FIDs are computed on 8-bit images (what a PNG holds), so floats in the data range [a, b] are
 rounded before scoring:  u = clamp(round(255 (x − a)/(b − a)), 0, 255),  ties to even; back, x = a + u (b − a)/255.
 The round trip uint8 -> float32 -> uint8 is exact. Which files are read, and in which order, is in `sources.py`;
-which layouts of arrays, in `arrays.py`.
-
-*Items.* A data set's item is an image, or a tuple that begins with one, as labelled data sets give (`image_of`).
+which layouts of arrays, in `arrays.py`; what may be given instead of files, in `containers.py`.
 """
 
 from __future__ import annotations
 
+import glob
 import io
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +20,14 @@ from PIL import Image
 from torch import Tensor
 
 from .. import checks
-from ..errors import InputError
-from ..files import make_folder, write_atomic, write_together
+from ..errors import InputError, warn
+from ..files import make_folder, regular_file, write_atomic, write_together
 from .arrays import ArrayImages, open_array
-from .sources import FolderImages, ImageSource, ZipImages
+from .decoding import suffixes
+from .ranges import ROUNDED, outside_range
+from .sources import FolderImages, ImageSource, PatternImages, ZipImages
 
-__all__ = ["ImageSource", "image_of", "read_images", "save_images", "save_npz", "to_float", "to_uint8"]
+__all__ = ["ImageSource", "read_images", "save_images", "save_npz", "to_float", "to_uint8"]
 
 
 def read_images(
@@ -40,78 +40,69 @@ def read_images(
     """The images at `path`: a folder, `.zip`, `.npy` or `.npz`; items are (C, H, W) uint8, or float32 for float arrays.
 
     Args:
+        path: also a pattern of image files, such as `imgs/*.png` or `imgs/**/*.jpg`.
         channels: 1 converts to grey, 3 to RGB (an alpha channel is dropped). None: grey files keep one channel, all
             others become RGB; arrays stay as they are.
         key: the array in an `.npz`; by default `images`, `arr_0`, `samples`, `x` or its only one.
         skip_corrupt: leave out files in a folder or zip that cannot be decoded, with a warning (see `sources.py`;
             every file is decoded once more for it). Else the first one raises an error that names it.
 
-    Raises InputError where the source is missing, empty, unreadable, unsafe or of mixed shapes.
+    Warns of the files, frames and pages that are left out. Raises InputError where the source is missing, empty,
+    unreadable, unsafe or of mixed shapes.
     """
-    path = Path(path)
+    path = Path(checks.instance("path", path, (str, os.PathLike), "the path of a folder, pattern, zip or array"))
     if channels not in (None, 1, 3):
         raise InputError(f"channels is {channels!r}; expected 1 (grey), 3 (RGB) or None (as stored).")
-    if not path.exists():
+    pattern = not path.exists() and glob.has_magic(str(path))
+    if not path.exists() and not pattern:
         raise InputError(f"there is no file or folder {path}; expected images there: check the path.")
     suffix = path.suffix.lower()
-    if suffix in (".npy", ".npz") and path.is_file():
+    if not pattern and not path.is_dir() and suffix in (".npy", ".npz"):
         return ArrayImages(path, open_array(path, key), channels)
     if key is not None:
         raise InputError(f"{path} is not an .npz, so it holds no array {key!r}; omit the key.")
+    if pattern:
+        return PatternImages(path, channels, skip_corrupt)
     if path.is_dir():
         return FolderImages(path, channels, skip_corrupt)
     if suffix == ".zip":
-        return ZipImages(path, channels, skip_corrupt)
-    raise InputError(f"{path} is not a folder, .zip, .npy or .npz; put the images into one of these.")
-
-
-def image_of(item: Any, name: str = "an image") -> Tensor:
-    """The image of a data set's item (or a loader's batch): a tensor, an array, or the first of a tuple (image, label).
-
-    Arrays are copied, in this machine's byte order: a mapped file is read-only, and torch knows no other order.
-    Raises InputError, with `name`, for anything else.
-    """
-    if isinstance(item, tuple | list) and item:
-        item = item[0]
-    if isinstance(item, Tensor):
-        return item
-    if not isinstance(item, np.ndarray):
-        raise InputError(
-            f"{name} is a {type(item).__name__}, but a tensor or array (C, H, W) is expected; convert it in the data "
-            "set (add a transform)."
-        )
-    wrong = item.dtype.kind not in "fiub"
-    checks.refuse(
-        wrong, f"{name} holds {item.dtype} numbers, but uint8 or a floating-point type is expected: convert it."
-    )
-    return torch.from_numpy(np.array(item, dtype=item.dtype.newbyteorder("="), order="C"))
+        return ZipImages(regular_file(path, "zip"), channels, skip_corrupt)
+    advice = "; for some files of a folder, quote a pattern, such as 'imgs/*.png'" * (suffix in suffixes())
+    raise InputError(f"{path} is not a folder, .zip, .npy or .npz; put the images into one of these{advice}.")
 
 
 def to_uint8(images: Tensor, data_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
     """8-bit images from floats in the data range, rounded (ties to even) and clamped; uint8 passes unchanged.
 
-    Raises InputError for NaN or Inf, for other integers, and for an empty range.
+    Warns where values are clamped by more than rounding. Raises InputError for NaN or Inf, for other integers, for what
+    is no tensor, and for an empty range.
     """
     low, high = checks.given(checks.bounds("data_range", data_range), "data_range is None; give (low, high).")
-    if images.dtype == torch.uint8:
+    if checks.instance("images", images, Tensor, "a tensor").dtype == torch.uint8:
         return images
     found = images.dtype
     wrong = not images.is_floating_point()
     checks.refuse(wrong, f"images are {found}; expected uint8 (0..255) or floats in the data range: convert them.")
     wrong = not bool(torch.isfinite(images).all())
     checks.refuse(wrong, "images hold NaN or Inf; expected finite numbers in the data range: look at what made them.")
+    if outside := outside_range(images[None], (low, high), ROUNDED):
+        warn(
+            f"images hold values from {outside.least:.4g} to {outside.most:.4g}, outside the data range [{low:g}, "
+            f"{high:g}], and {outside.share:.2g} of them are clamped; if their range is another one, pass it."
+        )
     return ((images.double() - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def to_float(images: Tensor, data_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
     """Inverse of `to_uint8`: float32 images in the data range [a, b] from uint8, a + u (b − a)/255."""
     low, high = checks.given(checks.bounds("data_range", data_range), "data_range is None; give (low, high).")
-    wrong = images.dtype != torch.uint8
+    wrong = checks.instance("images", images, Tensor, "a tensor").dtype != torch.uint8
     checks.refuse(wrong, f"images are {images.dtype}; expected uint8: floats need no conversion.")
     return low + images.float() * ((high - low) / 255.0)
 
 
 def _checked_pixels(images: Tensor) -> npt.NDArray[np.uint8]:
+    checks.instance("images", images, Tensor, "a tensor (B, C, H, W) of uint8; stack them")
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise InputError(
             f"images are {images.dtype} of shape {tuple(images.shape)}; expected uint8 (B, C, H, W), 1 or 3 channels: "

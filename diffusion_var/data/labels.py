@@ -18,9 +18,11 @@ import numpy as np
 import torch
 
 from ..errors import InputError
+from ..files import regular_file
 from .images import read_images
 from .names import ImageName, TorchvisionImages, digits_part, parse_name
 from .sources import LARGEST_MEMBER
+from .zips import read_member
 
 _KEYS = ("labels", "y", "arr_0")
 
@@ -87,7 +89,7 @@ def _dataset_json(path: Path) -> dict[str, int] | None:
         try:
             if (size := archive.getinfo("dataset.json").file_size) > LARGEST_MEMBER:
                 raise ValueError(f"it declares {size} bytes")
-            labels = json.loads(archive.read("dataset.json"))["labels"]
+            labels = json.loads(read_member(archive, archive.getinfo("dataset.json")))["labels"]
             return None if labels is None else {str(file): operator.index(label) for file, label in labels}
         except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(
@@ -97,6 +99,8 @@ def _dataset_json(path: Path) -> dict[str, int] | None:
 
 def _read_array(name: ImageName) -> np.ndarray[Any, Any]:
     try:
+        if Path(name.base).exists():
+            regular_file(name.base)
         content = np.load(name.base, allow_pickle=False)
         if isinstance(content, np.ndarray):
             return content
@@ -105,6 +109,8 @@ def _read_array(name: ImageName) -> np.ndarray[Any, Any]:
             wanted = [name.key] if name.key else [k for k in _KEYS if k in keys] or keys * (len(keys) == 1)
             if wanted and wanted[0] in keys:
                 return np.asarray(content[wanted[0]])
+    except InputError:
+        raise
     except Exception as error:  # numpy raises OSError, ValueError, EOFError, BadZipFile, zlib.error, ...
         raise InputError(
             f"the labels {name.base} cannot be read ({str(error).rstrip('.')}); check the path."

@@ -1,12 +1,14 @@
-"""Where images come from: a folder of image files at any depth, or a zip of them. (One array: see `arrays.py`.)
+"""Where images come from: a folder of image files at any depth, a pattern, or a zip. (One array: see `arrays.py`.)
 
-Every source is a map-style `Dataset` of (C, H, W) tensors of one shape. The shapes in a folder or zip are checked
-when the source is opened (from the files' headers, without decoding them), so that one odd file is found before an
-hour of work and not after it. Nothing is ever unpacked to disk.
+Every source is a map-style `Dataset` of (C, H, W) tensors of one shape. The shapes of files are checked when the
+source is opened (from the files' headers, without decoding them), so that one odd file is found before an hour of work
+and not after it. Nothing is ever unpacked to disk. How a file becomes pixels is in `decoding.py`.
 
 *Order.* Files are sorted by their path relative to the source, as text, so an index means the same image everywhere.
-Hidden files and folders (a leading dot) and `__MACOSX` are skipped, and so is what is no image, like the
-`dataset.json` of EDM's zips.
+
+*What is left out.* Hidden files and folders (a leading dot) and `__MACOSX` are skipped, and so are texts beside the
+images, like the `dataset.json` of EDM's zips. Every other file that is not read is counted by its suffix in a warning,
+and so are the frames of animations and the pages after the first: a file is one image.
 
 *Corrupt files.* A truncated image shows only when it is decoded. Where corrupt files are to be skipped, every file is
 therefore decoded once when the source is opened: its length and its indices are then final. Which were skipped is
@@ -15,40 +17,49 @@ warned of and kept in `skipped`. A file that is whole but unusable (16 bits, ano
 
 from __future__ import annotations
 
+import glob
 import io
 import os
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .. import checks
 from ..errors import InputError, warn
+from ..files import regular_file
+from .decoding import frames_of, open_image, pixels_of, shape_of, suffixes
+from .zips import read_member
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
-# No honest image or zip is larger, a bomb is.
+# No honest zip of images holds larger ones, or more; a bomb does.
 LARGEST_MEMBER = 512 * 2**20  # bytes
-LARGEST_PIXELS = 2**26
 MOST_MEMBERS = 2**25
+# What lies beside images and is none: notes, records and lists.
+_TEXTS = frozenset(
+    (".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".rst", ".xml", ".yaml", ".yml", ".toml", ".html", ".log")
+) | {".ini", ".db"}
+_TEXT_NAMES = frozenset({"readme", "license", "licence", "copying", "notice"})
 
 
 class ImageSource(Dataset[Tensor]):
     """Images of one shape (C, H, W), by index. `name(i)` says where image i comes from, for messages.
 
-    `skipped` names the corrupt files that were left out, if that was asked for.
+    `skipped` names the corrupt files that were left out, if that was asked for; `left_out` counts the files that are
+    no images by their suffix, and so were never tried.
     """
 
     path: Path
     shape: tuple[int, int, int]
     skipped: tuple[str, ...] = ()
+    left_out: int = 0
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -74,29 +85,62 @@ class _Files(ImageSource):
 
     def __init__(self, path: Path, channels: int | None, skip_corrupt: bool = False) -> None:
         self.path, self.channels = path, channels
-        self.names = self._list()
-        if not self.names:
-            raise InputError(f"{path} holds no images; expected files ending in {', '.join(sorted(SUFFIXES))}.")
+        self.names = self._chosen(self._list())
         if skip_corrupt:
             self._skip()
+        several = {}
         for index in range(len(self.names)):
-            with self._image(index) as (image, mode):
-                shape = (1 if mode == "L" else 3, image.height, image.width)
+            with self._image(index) as image:
+                shape, frames = shape_of(image, self.channels), frames_of(image)
             if index == 0:
                 self.shape = shape
-            elif shape != self.shape:
-                raise InputError(
-                    f"{self.name(index)} has shape {shape} (C, H, W), but {self.name(0)} has {self.shape}; all images "
-                    "must share one shape: resize or remove the odd ones, or, if only the number of channels differs, "
-                    "pass channels=1 or channels=3."
-                )
+            self._require_shape(index, shape)
+            if frames > 1:
+                several[self.names[index]] = frames
+        if several:
+            shown = checks.listing([f"{name}: {frames}" for name, frames in several.items()], most=5)
+            others = sum(several.values()) - len(several)
+            warn(
+                f"{len(several)} files of {path} hold several pages or frames ({shown}); the first of each is read, "
+                f"and {others} are left out: save those that are wanted as files of their own."
+            )
+
+    def _chosen(self, found: Iterable[str]) -> list[str]:
+        """The image files, in order; what else there is, is counted in a warning."""
+        names, left_out = [], Counter[str]()
+        for name in map(PurePosixPath, found):
+            if any(part[0] == "." or part == "__MACOSX" for part in name.parts):
+                continue
+            suffix = name.suffix.lower()
+            if suffix in suffixes():
+                names.append(str(name))
+            elif suffix not in _TEXTS and name.stem.lower() not in _TEXT_NAMES:
+                left_out[suffix or "without a suffix"] += 1
+        self.left_out = left_out.total()
+        counts = ", ".join(f"{suffix} ({count})" for suffix, count in left_out.most_common(8))
+        if not names:
+            raise InputError(
+                f"{self.path} holds no images{f' but {counts}' * bool(counts)}; expected files ending in "
+                f"{', '.join(sorted(suffixes()))}."
+            )
+        if left_out:
+            warn(f"{self.left_out} files of {self.path} are left out: {counts}; {len(names)} images are read.")
+        return sorted(names)
+
+    def _require_shape(self, index: int, shape: tuple[int, int, int]) -> None:
+        if shape != self.shape:
+            raise InputError(
+                f"{self.name(index)} has shape {shape} (C, H, W), but {self.name(0)} has {self.shape}; all images "
+                "must share one shape: resize or remove the odd ones, or, if only the number of channels differs, "
+                "pass channels=1 or channels=3."
+            )
 
     def _skip(self) -> None:
         """Decode every file and leave out those that cannot be."""
         whole = []
         for index in range(len(self.names)):
             try:
-                self.load(index)
+                self._decode(index)
                 whole.append(index)
             except _Corrupt:
                 pass
@@ -118,43 +162,29 @@ class _Files(ImageSource):
         raise NotImplementedError
 
     def load(self, index: int) -> Tensor:
-        with self._image(index) as (image, mode):
-            pixels = np.array(image.convert(mode), dtype=np.uint8)
-        return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1).copy())
+        pixels = self._decode(index)
+        self._require_shape(index, (pixels.shape[0], pixels.shape[1], pixels.shape[2]))
+        return pixels
+
+    def _decode(self, index: int) -> Tensor:
+        with self._image(index) as image:
+            return pixels_of(image, self.name(index), self.channels)
 
     @contextmanager
-    def _image(self, index: int) -> Iterator[tuple[Image.Image, str]]:
-        """One open image and the mode to convert it to; whatever fails inside is an InputError that names the file."""
+    def _image(self, index: int) -> Iterator[Image.Image]:
+        """One open image; whatever fails inside is an InputError that names the file."""
         try:
             with warnings.catch_warnings(), self._open(index) as file:
-                warnings.simplefilter("ignore")  # PIL's own, of sizes (checked below) and odd palettes
-                image = Image.open(file)
-                if image.width * image.height > LARGEST_PIXELS:
-                    raise InputError(self._too_large(index, f"{image.width}x{image.height}"))
-                # PIL clips or truncates 16-bit samples silently; the raw mode in the tiles tells (RGB;16B, I;16, ...).
-                if image.mode[0] in "IF" or ";16" in str(getattr(image, "tile", "")):
-                    raise InputError(
-                        f"{self.name(index)} does not hold 8-bit samples; convert it to 8 bits per channel."
-                    )
-                grey = self.channels == 1 or (self.channels is None and image.mode in ("1", "L", "LA"))
-                yield image, "L" if grey else "RGB"
+                warnings.simplefilter("ignore")  # PIL's own, of sizes (checked already) and odd palettes
+                yield open_image(file, self.name(index))
         except InputError:
             raise
-        except Image.DecompressionBombError as error:
-            raise InputError(self._too_large(index, "far too many")) from error
         except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, ... on bad data
             reason = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error).rstrip(".")
             raise _Corrupt(
                 f"{self.name(index)} cannot be read as an image ({reason}); repair or remove it, or skip such files "
                 "with skip_corrupt=True (--skip-corrupt)."
             ) from error
-
-    def _too_large(self, index: int, pixels: str) -> str:
-        return f"{self.name(index)} declares {pixels} pixels; expected at most {LARGEST_PIXELS}: remove or shrink it."
-
-
-def _wanted(name: PurePosixPath) -> bool:
-    return name.suffix.lower() in SUFFIXES and not any(part[0] == "." or part == "__MACOSX" for part in name.parts)
 
 
 class FolderImages(_Files):
@@ -172,13 +202,35 @@ class FolderImages(_Files):
             seen.add(real)
             folders.sort()
             found += [Path(root, file).relative_to(self.path).as_posix() for file in files]
-        return sorted(name for name in found if _wanted(PurePosixPath(name)))
+        return found
 
     def name(self, index: int) -> str:
         return str(self.path / self.names[index])
 
     def _open(self, index: int) -> IO[bytes]:
-        return open(self.path / self.names[index], "rb")
+        return _opened(self.path / self.names[index])
+
+
+def _opened(path: Path) -> IO[bytes]:
+    # A broken link is a corrupt file; a pipe or a device would be waited for.
+    return open(regular_file(path, "image") if path.exists() else path, "rb")
+
+
+class PatternImages(_Files):
+    """The image files that a pattern matches, as a shell would: `*`, `?`, `[…]`, and `**` for folders at any depth."""
+
+    def _list(self) -> list[str]:
+        parts = self.path.parts
+        fixed = next(k for k, part in enumerate(parts) if glob.has_magic(part))
+        self._base = Path(*parts[:fixed])
+        found = [Path(match) for match in glob.glob(str(self.path), recursive=True)]
+        return [match.relative_to(self._base).as_posix() for match in found if not match.is_dir()]
+
+    def name(self, index: int) -> str:
+        return str(self._base / self.names[index])
+
+    def _open(self, index: int) -> IO[bytes]:
+        return _opened(self._base / self.names[index])
 
 
 class ZipImages(_Files):
@@ -212,21 +264,23 @@ class ZipImages(_Files):
                     f"{self.path} holds a member named {member.filename!r}, which points outside the zip; "
                     "make the zip again with plain relative names."
                 )
-            if member.is_dir() or not _wanted(name):
+            if member.is_dir():
                 continue
-            if member.file_size > LARGEST_MEMBER:
+            if name.suffix.lower() in suffixes() and member.file_size > LARGEST_MEMBER:
                 raise InputError(
                     f"{self.path} declares {member.file_size} bytes for {member.filename!r}; expected at most "
                     f"{LARGEST_MEMBER} bytes an image: remove that member."
                 )
-            self._members[member.filename] = member
-        return sorted(self._members)
+            wrong = name.suffix.lower() in suffixes() and str(name) in self._members
+            checks.refuse(wrong, f"{self.path} holds two members named {str(name)!r}; make the zip again.")
+            self._members[str(name)] = member
+        return [*self._members]
 
     def name(self, index: int) -> str:
         return f"{self.names[index]} in {self.path}"
 
     def _open(self, index: int) -> IO[bytes]:
-        return io.BytesIO(self._archive().read(self._members[self.names[index]]))
+        return io.BytesIO(read_member(self._archive(), self._members[self.names[index]]))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}

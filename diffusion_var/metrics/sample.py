@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from .. import checks
-from ..data.images import image_of, read_images, to_uint8
+from ..data.containers import in_passing
+from ..data.images import read_images, to_uint8
+from ..data.ranges import ROUNDED, outside_range
 from ..errors import InputError, warn
 from ..progress import progress_bar
 from .networks import FeatureNetwork
@@ -66,7 +68,8 @@ def collect(
 
     Args:
         images: a tensor or array (N, C, H, W), uint8 or floats in `data_range` (rounded to uint8); a Dataset; an
-            iterable of images or batches, such as a sampler's stream; or a path for `read_images`.
+            iterable of images or batches, such as a sampler's stream; or a path for `read_images`. Items may be records
+            of an image, such as (image, label); see `data/containers.py` for what is read and what is refused.
         network: runs where its parameters are, or on `device` if given. If its `channels` is 3, grey images are
             repeated to three channels, with a warning.
         name: of the images, for protocols; by default their path or type.
@@ -99,6 +102,8 @@ def collect(
     origin = {**seen.origin(), **network_origin(network)}
     if skipped := len(getattr(_whole(images), "skipped", ())):
         origin["skipped"] = skipped
+    if left_out := getattr(_whole(images), "left_out", 0):
+        origin["left_out"] = left_out
     statistics.origin = origin
     return FeatureSample(statistics, np.concatenate(kept) if keep else None, origin)
 
@@ -124,14 +129,14 @@ class _Seen:
         self._half: tuple[float, float] | None = None  # the data range, as long as floats are in its upper half only
 
     def look(self, batch: Tensor, data_range: tuple[float, float]) -> None:
-        """Refuse floats that are clearly of another range, which rounding to 8 bits would only clamp."""
+        """Refuse floats of another range, which rounding to 8 bits would only clamp."""
         if not batch.is_floating_point() or batch.numel() == 0:
             return
         (low, high), (least, most) = data_range, (float(end) for end in torch.aminmax(batch))
-        if least < low - (high - low) / 2 or most > high + (high - low) / 2:
+        if outside_range(batch, data_range, ROUNDED):
             raise InputError(
                 f"the images of {self.name} hold values from {least:.4g} to {most:.4g}, but the data range is "
-                f"[{low:g}, {high:g}]; pass their data_range, or convert them to 8 bits."
+                f"[{low:g}, {high:g}]; pass their data_range, or convert them to 8 bits, or clamp them."
             )
         upper = least >= (low + high) / 2
         self._half = data_range if upper and (self.count == 0 or self._half is not None) else None
@@ -202,27 +207,22 @@ def _shown(batches: Iterator[Tensor], name: str, progress: bool) -> Iterator[Ten
 
 def _batches(images: Any, batch_size: int) -> Iterator[Tensor]:
     """Batches (B, C, H, W), B ≤ `batch_size`, from anything that gives images (C, H, W) or batches (B, C, H, W)."""
-    if isinstance(images, Tensor | np.ndarray):
-        if images.ndim != 4:
-            raise InputError(f"images have shape {tuple(images.shape)}; expected (N, C, H, W): reshape them.")
-        yield from (image_of(images[start : start + batch_size]) for start in range(0, len(images), batch_size))
-        return
     single: list[Tensor] = []
-    for item in _items(images):
-        image = image_of(item)
+    for image in in_passing(images, batch_size):
+        if image.ndim not in (3, 4) or _channels_last(image.shape[-3:]):
+            last = "; its channels are last: permute it" if image.ndim in (3, 4) else ""
+            raise InputError(
+                f"an image has shape {tuple(image.shape)}; expected (C, H, W), or (B, C, H, W) for a batch{last}."
+            )
         if image.ndim == 4:
             yield from (part for part in torch.split(image, batch_size) if len(part))
-        elif image.ndim == 3:
-            if single and image.shape != single[0].shape:
-                raise InputError(
-                    f"images have shapes {tuple(single[0].shape)} and {tuple(image.shape)}; all must share one: "
-                    "resize them."
-                )
-            single.append(image)
-        else:
+            continue
+        if single and image.shape != single[0].shape:
             raise InputError(
-                f"an image has shape {tuple(image.shape)}; expected (C, H, W), or (B, C, H, W) for a batch."
+                f"images have shapes {tuple(single[0].shape)} and {tuple(image.shape)}; all must share one: resize "
+                "them, and give all of them the same channels."
             )
+        single.append(image)
         if len(single) == batch_size:
             yield torch.stack(single)
             single = []
@@ -230,13 +230,6 @@ def _batches(images: Any, batch_size: int) -> Iterator[Tensor]:
         yield torch.stack(single)
 
 
-def _items(images: Any) -> Iterator[Any]:
-    # A map-style Dataset need not stop an iteration by IndexError, so its length is what counts.
-    if isinstance(images, Dataset) and hasattr(images, "__len__"):
-        return (images[index] for index in range(len(images)))
-    try:
-        return iter(images)
-    except TypeError as error:
-        raise InputError(
-            f"images is a {type(images).__name__}; expected a tensor, an array, a Dataset, batches or a path."
-        ) from error
+def _channels_last(shape: Sequence[int]) -> bool:
+    """Whether (C, H, W) is (H, W, C): no picture is 1 or 3 wide and has other than 1, 3 or 4 channels."""
+    return shape[0] not in (1, 3, 4) and shape[2] in (1, 3)

@@ -213,9 +213,10 @@ def protocol(
         "images_name": origins[0].get("name", origins[0].get("file")),
         "images_from": "images" if of_features else ours.kind,
         **{
-            f"{role}_skipped": origin["skipped"]
+            f"{role}_{what}": origin[what]
             for role, origin in zip(("images", "reference"), origins, strict=True)
-            if "skipped" in origin
+            for what in ("skipped", "left_out")
+            if what in origin
         },
         "versions": versions(),
     }

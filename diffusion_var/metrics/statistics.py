@@ -27,7 +27,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import write_atomic
+from ..files import regular_file, write_atomic
 
 Array = npt.NDArray[np.float64]
 
@@ -171,6 +171,8 @@ class FeatureStatistics:
         Raises InputError where the file is missing, unreadable or incomplete, or holds no valid mean and covariance.
         """
         try:
+            if Path(path).exists():
+                regular_file(path)
             with np.load(path, allow_pickle=False) as content:
                 if len(set(content.files)) < len(content.files):
                     raise InputError(f"{path} holds the arrays {content.files}, one name twice; write it again.")

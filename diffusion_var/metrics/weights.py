@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..files import regular_file
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
@@ -36,6 +37,8 @@ def read_weights(path: Path, largest: int, what: str) -> bytes:
 
     The bytes that are checked are the bytes that are then loaded: the file is read once.
     """
+    if path.exists():
+        regular_file(path, what)
     try:
         size = path.stat().st_size
         if size > largest:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import checks
 from ..errors import InputError, NumericalError
 from ..progress import progress_bar
 from ..randomness import generator, normal
@@ -135,6 +136,8 @@ def _lent_generators(device: torch.device, seed: int) -> Iterator[None]:
 
 
 def _check(images: Tensor, labels: Tensor) -> None:
+    for name, value in (("images", images), ("labels", labels)):
+        checks.instance(name, value, Tensor, "a tensor (stack them first)")
     if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0 or labels.shape != images.shape[:1]:
         raise InputError(
             f"the classifier got {images.dtype} images of shape {tuple(images.shape)} and labels of shape "

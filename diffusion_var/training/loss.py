@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.images import image_of, to_float
+from .. import checks
+from ..data.containers import image_of, item_at
+from ..data.images import to_float
 from ..errors import InputError
 from ..process.schedule import NoiseSchedule
 from ..randomness import generator, normal
@@ -85,11 +87,14 @@ def evaluation_loss(
 
 
 def float_images(images: Any, chosen: Any) -> torch.Tensor:
-    """The chosen images of a tensor or Dataset, (B, C, H, W) float32; uint8 is scaled to [-1, 1]."""
+    """The chosen images of what `by_position` gives, (B, C, H, W) float32; uint8 is scaled to [-1, 1]."""
     if isinstance(images, torch.Tensor):
         batch = images[torch.as_tensor(chosen)]
     else:
-        batch = torch.stack([image_of(images[int(i)]) for i in chosen])
+        found = [image_of(item_at(images, int(i)), f"item {int(i)} of images") for i in chosen]
+        shapes = sorted({tuple(image.shape) for image in found})
+        checks.refuse(len(shapes) > 1, f"images have shapes {checks.listing(shapes)}; all must share one: resize them.")
+        batch = torch.stack(found)
     if batch.dtype != torch.uint8 and not batch.is_floating_point():
         raise InputError(f"the images are {batch.dtype}; expected uint8 (0..255) or floats in the data range.")
     return to_float(batch) if batch.dtype == torch.uint8 else batch.float()

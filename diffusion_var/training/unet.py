@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from .. import checks
+from ..data.containers import by_position
 from ..errors import NumericalError
 from ..process.schedule import NoiseSchedule
 from ..randomness import generator
@@ -108,7 +109,7 @@ def train_unet(
 
     Args:
         network: called as network(x_t, timestep).sample, C channels, or 2C for a learned range; trained in place.
-        images: tensor or Dataset of (C, H, W): uint8 (scaled to [-1, 1]) or floats in the data range.
+        images: as for `estimate`, of (C, H, W): uint8 (scaled to [-1, 1]) or floats in the data range.
         held_out: images to report a loss on, or None.
         checkpoint: file to continue from if it exists; written every `checkpoint_seconds`, on Ctrl-C and at the end,
             where it is left: a result not yet saved is not lost.
@@ -116,6 +117,8 @@ def train_unet(
     Raises InputError for unusable arguments and for a checkpoint of another run, NumericalError where the loss is not
     finite.
     """
+    images = by_position(images)
+    held_out = None if held_out is None else by_position(held_out, "held_out")
     checks.refuse(len(images) == 0, "there are no images to train on; pass at least one.")
     run = _Run(network, images, held_out, schedule, settings)
     kept = checkpoint_of(checkpoint, run.identity, checkpoint_seconds)

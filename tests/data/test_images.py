@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusion_var.data.images import read_images, save_images, save_npz, to_float, to_uint8
-from diffusion_var.errors import InputError
+from diffusion_var.errors import DiffusionVarWarning, InputError
 
 LEVELS = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
 
@@ -25,7 +25,10 @@ def test_uint8_survives_the_round_trip(data_range, dtype):
 def test_rounds_to_nearest_and_clamps():
     step = 2 / 255
     values = torch.tensor([-7.0, -1.0, -1 + 0.49 * step, -1 + 0.51 * step, -1 + 100.4 * step, 1 - 0.4 * step, 1.0, 9.0])
-    assert to_uint8(values.double()).tolist() == [0, 0, 0, 1, 100, 255, 255, 255]
+    with pytest.warns(DiffusionVarWarning, match=r"from -7 to 9, outside the data range \[-1, 1\], and 0\.25 of them"):
+        assert to_uint8(values.double()).tolist() == [0, 0, 0, 1, 100, 255, 255, 255]
+    # what rounds to the end of the range is not clamped (a warning would be an error)
+    assert to_uint8(torch.tensor([-1 - 0.49 * step, 1 + 0.49 * step])).tolist() == [0, 255]
     assert to_uint8(LEVELS, (-1, 1)) is LEVELS
 
 

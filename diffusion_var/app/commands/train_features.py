@@ -123,7 +123,6 @@ def _read(images: str, labels: str | None, download: bool) -> Labelled:
     """All images as one uint8 tensor (N, C, H, W), and their classes (N,)."""
     import torch
 
-    from ...data.images import to_uint8
     from ...data.labels import open_labels
     from ...data.names import open_images
 
@@ -137,7 +136,20 @@ def _read(images: str, labels: str | None, download: bool) -> Labelled:
         with progress_bar(len(source), "reading", "image", leave=False) as bar:
             pixels = []
             for index in range(len(source)):
-                pixels.append(to_uint8(source[index]))
+                pixels.append(_pixels(source[index], f"image {index} of {images}"))
                 bar.update()
         source = torch.stack(pixels)
-    return to_uint8(source), classes
+    return source, classes
+
+
+def _pixels(image: torch.Tensor, name: str) -> torch.Tensor:
+    """As uint8. Floats are taken to lie in [-1, 1], and refused elsewhere."""
+    from ...data.images import to_uint8
+    from ...data.ranges import ROUNDED, outside_range
+
+    if image.is_floating_point() and (outside := outside_range(image[None], (-1.0, 1.0), ROUNDED)):
+        raise InputError(
+            f"{name} has values from {outside.least:.4g} to {outside.most:.4g}; expected 8-bit images, or floats in "
+            "[-1, 1]."
+        )
+    return to_uint8(image)

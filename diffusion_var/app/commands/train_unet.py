@@ -175,14 +175,18 @@ def require_own_folder(folder: Path, overwrite: bool) -> None:
 
 def _require_range(name: str, images: Any) -> None:
     """Floats are taken as they are: those of another range than [-1, 1] would train a useless network."""
-    from ...training.loss import float_images, spread
+    from ...data.ranges import ROUNDED, outside_range
+    from ...training.loss import float_images
 
-    found = float_images(images, spread(len(images), 64))
-    low, high = float(found.min()), float(found.max())
-    if not (low >= -1.001 and high <= 1.001):
-        raise InputError(
-            f"{name} holds floats between {low:.4g} and {high:.4g}; expected 8-bit images, or floats in [-1, 1]."
-        )
+    if not images[0].is_floating_point():
+        return
+    for start in range(0, len(images), 256):
+        found = float_images(images, range(start, min(start + 256, len(images))))
+        if not bool(found.isfinite().all()) or outside_range(found, (-1.0, 1.0), ROUNDED):
+            raise InputError(
+                f"{name} holds floats between {float(found.min()):.4g} and {float(found.max()):.4g} (images {start} to "
+                f"{start + len(found) - 1}); expected 8-bit images, or floats in [-1, 1]."
+            )
 
 
 def _first_line(error: Exception) -> str:
