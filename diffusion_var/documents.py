@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from .errors import InputError
-from .files import write_atomic
+from .files import expanded, write_atomic
 
 _KEY = "diffusion_var"
 Arrays = dict[str, npt.NDArray[Any]]
@@ -42,8 +42,9 @@ def read_document(
     path: str | Path, form: str, version: int, noun: str, remedy: str = "make it again"
 ) -> tuple[Arrays, dict[str, Any]]:
     """Read what `write_document` wrote; `noun` names the thing in error messages, `remedy` what mends a damaged one."""
-    if not Path(path).is_file():
-        inside = sorted(found.name for found in Path(path).glob("*.safetensors")) if Path(path).is_dir() else []
+    path = expanded(path)
+    if not path.is_file():
+        inside = sorted(found.name for found in path.glob("*.safetensors")) if path.is_dir() else []
         hint = f"it is a folder: give a file in it ({', '.join(inside[:3])})" if inside else "check the path"
         raise InputError(f"there is no {noun} at {path}; {hint}.")
     try:

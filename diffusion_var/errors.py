@@ -17,15 +17,18 @@ _PASSED_OVER = frozenset({"diffusion_var", "torch", "contextlib", "diffusers", "
 _LONGEST, _LONGEST_WORD = 1000, 240
 
 
-def printable(text: str, most: int = _LONGEST) -> str:
+def printable(text: str, most: int | None = _LONGEST) -> str:
     """A name or sentence as one line that any terminal or page may show.
 
     What does not print (control characters, so line breaks and escape sequences; characters that turn the direction
     of text; bytes of file names that are no text) is shown as Python's escape of it. Of more than `most` characters,
-    and of very long words, the middle is left out: what was wrong stands at the beginning, what to do at the end.
+    and of very long words, the middle is left out (what was wrong stands at the beginning, what to do at the end);
+    None: of nothing.
     """
     if not text.isprintable():
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if most is None:
+        return text
     if len(text) > _LONGEST_WORD:
         text = re.sub(rf"\S{{{_LONGEST_WORD + 1},}}", lambda word: _cut(word[0], _LONGEST_WORD), text)
     return _cut(text, most)

@@ -37,8 +37,8 @@ def write_atomic(path: str | os.PathLike[str], content: Content) -> None:
     Raises InputError, with the reason, where the operating system refuses (no folder, no permission, no space), and for
     a pipe or a device.
     """
-    write_together({Path(path): content})
-    target = _followed(Path(path))
+    write_together({expanded(path): content})
+    target = _followed(expanded(path))
     sweep(target.parent, target.name)
 
 
@@ -183,7 +183,7 @@ def is_temporary(name: str) -> bool:
 
 def require_empty_folder(path: str | os.PathLike[str], overwrite: bool, ignore: Collection[str] = ()) -> Path:
     """The folder `path`, which need not exist; refused if it holds anything but `ignore`, unless `overwrite`."""
-    folder = Path(path)
+    folder = expanded(path)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output {folder} is a file, but a folder is needed; choose another path.")
     found = [e.name for e in folder.iterdir() if not is_temporary(e.name)] if folder.is_dir() else []
@@ -194,7 +194,7 @@ def require_empty_folder(path: str | os.PathLike[str], overwrite: bool, ignore: 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
     """Make the folder, and those above it, if absent; InputError where the operating system refuses."""
-    folder = Path(path)
+    folder = expanded(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -206,7 +206,7 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 def require_writable_folder(path: str | os.PathLike[str]) -> None:
     """Refuse, before long work, a folder that is missing or cannot be written to."""
-    folder = Path(path)
+    folder = expanded(path)
     if not folder.is_dir():
         raise InputError(f"the folder {folder} of the output does not exist; make it first.")
     if not os.access(folder, os.W_OK):
@@ -215,7 +215,7 @@ def require_writable_folder(path: str | os.PathLike[str]) -> None:
 
 def require_new_file(path: str | os.PathLike[str], overwrite: bool) -> None:
     """Refuse a file that exists (unless `overwrite`), and a path whose folder is missing."""
-    target = Path(path)
+    target = expanded(path)
     if target.is_dir():
         raise InputError(f"the output {target} is a folder, but a file is needed; add a file name.")
     if target.exists() and not overwrite:
@@ -242,7 +242,7 @@ def regular_file(path: str | os.PathLike[str], name: str = "file") -> Path:
 
     To open a pipe waits for a writer, and a device need never end: neither is opened to find out.
     """
-    file = Path(path)
+    file = expanded(path)
     try:
         kind = stat.S_IFMT(file.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -19,8 +19,8 @@ _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
 @contextmanager
 def quiet(wanted: bool = True) -> Iterator[None]:
-    """Inside, no progress is shown."""
-    token = _quiet.set(wanted)
+    """Inside, no progress is shown if that is wanted, or was outside."""
+    token = _quiet.set(wanted or _quiet.get())
     try:
         yield
     finally:

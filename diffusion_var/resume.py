@@ -19,7 +19,7 @@ from typing import Any, Self
 from . import checks
 from .documents import Arrays, read_document, write_document
 from .errors import InputError, warn
-from .files import make_folder
+from .files import expanded, make_folder
 from .locks import locked
 from .stopping import keeping
 
@@ -47,7 +47,7 @@ class Checkpoint:
         identity: Identity,
         seconds: float | None = None,
     ) -> None:
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None else expanded(path)
         self.identity = _as_json(identity)
         self._form, self._version, self._noun = form, version, noun
         self._seconds = SECONDS if seconds is None else seconds
@@ -116,7 +116,7 @@ class Parts:
     """
 
     def __init__(self, folder: Path, form: str, version: int, noun: str, identity: Identity) -> None:
-        self.folder, self.identity = folder, _as_json(identity)
+        self.folder, self.identity = expanded(folder), _as_json(identity)
         self._form, self._version, self._noun = form, version, noun
 
     def load(self, name: str) -> State | None:

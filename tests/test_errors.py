@@ -74,6 +74,7 @@ def test_long_quotations_keep_the_beginning_and_the_end() -> None:
     assert len(printable(words)) <= 1000
     assert printable(words).startswith("the file long")
     assert printable(words).endswith("check the path.")
+    assert printable(words, None) == words
     one = printable(f"the file /{'x' * 3000}/a.png is damaged.")
     assert len(one) < 300
     assert one.endswith("x/a.png is damaged.")

@@ -53,4 +53,6 @@ def test_unwanted_bars_show_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with progress.quiet():
         assert shown(monkeypatch, Terminal()) == ""
     with progress.quiet(), progress.quiet(False):
+        assert shown(monkeypatch, Terminal()) == ""
+    with progress.quiet(False):
         assert shown(monkeypatch, Terminal()) != ""

@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from ..progress import quiet
 from .commands.train_features import TrainFeaturesOptions
 from .commands.train_unet import TrainUNetOptions
 from .compare.options import CompareOptions
@@ -51,15 +52,28 @@ def main() -> None:
     run_app(app)
 
 
-@app.callback()
-def _version(
-    version: bool = typer.Option(False, "--version", help="Print the version and leave.", is_eager=True),
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from importlib.metadata import version as installed
 
         typer.echo(f"diffusion-var {installed('diffusion-var')}")
         raise typer.Exit
+
+
+@app.callback()
+def _every_command(
+    context: typer.Context,
+    version: bool = typer.Option(
+        False, "--version", "-V", help="Print the version and leave.", is_eager=True, callback=_print_version
+    ),
+    silent: bool = typer.Option(False, "--quiet", "-q", help="Show no progress."),
+) -> None:
+    context.with_resource(quiet(silent))
+
+
+@app.command("help", help="Show this help, or that of one command: diffusion-var help estimate.")
+def _help(name: str | None = typer.Argument(None, metavar="COMMAND", help="one of them", show_default=False)) -> None:
+    typer.main.get_command(app)(args=[*([] if name is None else [name]), "--help"], prog_name="diffusion-var")
 
 
 def _register(name: str, kind: type[Any], home: str) -> None:

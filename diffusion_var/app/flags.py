@@ -17,9 +17,13 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from ..errors import DiffusionVarWarning, InputError, NumericalError
+from ..checks import brief
+from ..errors import DiffusionVarWarning, InputError, NumericalError, printable
+from ..progress import quiet
 from ..stopping import StopSignals, exit_code, unwinding, word
 from . import options as option_sets
+from .terminal import complain, streams_for_people
+from .words import spoken, words_of
 
 _ARGUMENT = "_argument"  # ends the name of what is given without a flag
 
@@ -30,7 +34,8 @@ def new_app(name: str | None = None, help_text: str | None = None) -> typer.Type
         name=name,
         help=help_text,
         no_args_is_help=name is not None,
-        add_completion=False,
+        add_completion=name is not None,
+        context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
@@ -38,12 +43,17 @@ def new_app(name: str | None = None, help_text: str | None = None) -> typer.Type
 
 def run_app(app: typer.Typer) -> None:
     """Run an application and end as the module docstring says."""
+    with streams_for_people():
+        _run_app(app)
+
+
+def _run_app(app: typer.Typer) -> None:
     warnings.showwarning = _show_warning
     try:
         with StopSignals():
             app()
     except (InputError, NumericalError) as error:
-        typer.echo(f"error: {error}", err=True)
+        complain(f"error: {error}")
         sys.exit(2)
     except MemoryError:
         _out_of_memory()
@@ -54,43 +64,44 @@ def run_app(app: typer.Typer) -> None:
     except OSError as error:
         if error.errno is None:
             raise
-        where = f" ({error.filename})" if error.filename else ""
-        typer.echo(f"error: the operating system refused{where}: {error.strerror}.", err=True)
+        where = f" ({printable(str(error.filename))})" if error.filename else ""
+        complain(f"error: the operating system refused{where}: {error.strerror}.")
         sys.exit(2)
 
 
 def _out_of_memory() -> None:
-    typer.echo("error: out of memory; lower --batch-size.", err=True)
+    complain("error: out of memory; lower --batch-size.")
     sys.exit(2)
 
 
 def _show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
     if issubclass(category, DiffusionVarWarning):
-        typer.echo(f"warning: {message}", err=True)
+        complain(f"warning: {spoken(str(message))}")
     elif not issubclass(category, (DeprecationWarning, FutureWarning)):
-        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
+        complain(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
 
 
 def command(app: typer.Typer, kind: type[Any], name: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
     """Register a function of one option set as a command, with a flag per option and --config."""
 
     def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
-        def run(config: Path | None = None, **flags: Any) -> None:
+        def run(context: typer.Context, config: Path | None = None, silent: bool = False, **flags: Any) -> None:
             from .config import load_options
 
             hints = _hints(kind)
             flags = _placed(flags, _positional(hints))
             values = {key: _parse(value, hints[key]) for key, value in flags.items()}
             try:
-                with unwinding():
+                with unwinding(), words_of(hints), quiet(silent):
+                    _refuse_loose(name, kind, context.args, [*flags] if config else [k for k in flags if flags[k]])
                     function(load_options(kind, values, config, section=name.replace("-", "_")))
             except KeyboardInterrupt as stop:
-                typer.echo(f"\n{word(stop)}; the same command continues where it can.", err=True)
+                complain(f"\n{word(stop)}; the same command continues where it can.")
                 raise typer.Exit(exit_code(stop)) from None
 
         run.__signature__ = inspect.Signature(_parameters(kind))  # type: ignore[attr-defined]
         run.__doc__ = kind.__doc__
-        app.command(name, help=kind.__doc__)(run)
+        app.command(name, help=kind.__doc__, context_settings={"allow_extra_args": True})(run)
         return function
 
     return register
@@ -117,10 +128,21 @@ def _placed(values: dict[str, Any], names: list[str]) -> dict[str, Any]:
     return {**values, **dict(zip(free, arguments, strict=False))}
 
 
+def _refuse_loose(command: str, kind: type[Any], words: list[str], given: list[str]) -> None:
+    """Words that belong to no option: it is said which options they may be meant for."""
+    if not words:
+        return
+    needed = [f.name for f in fields(kind) if MISSING is f.default is f.default_factory and f.name not in given]
+    shown = " ".join(brief(word)[1:-1] for word in words[:4]) + (" …" if len(words) > 4 else "")
+    meant = " ".join(f"--{name.replace('_', '-')} {word}" for name, word in zip(needed, words, strict=False))
+    hint = f"say {meant}" if meant and len(words) <= len(needed) else f"see diffusion-var {command} --help"
+    raise InputError(f"{command} does not take {shown!r} without the name of an option; {hint}.")
+
+
 def _parameters(kind: type[Any]) -> list[inspect.Parameter]:
     """A keyword parameter per option; all optional, since a config may give them."""
     by_name = {f.name: f for f in fields(kind)}
-    out = []
+    out = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
     for name in _positional(_hints(kind)):
         argument = typer.Argument(None, metavar=name.upper(), help=f"the same as --{name}", show_default=False)
         out.append(
@@ -147,6 +169,8 @@ def _parameters(kind: type[Any]) -> list[inspect.Parameter]:
         None, "--config", help="YAML file with the same names; flags win", metavar="FILE", show_default=False
     )
     out.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=option, annotation=Path | None))
+    option = typer.Option(False, "--quiet", "-q", help="show no progress", show_default=False)
+    out.append(inspect.Parameter("silent", inspect.Parameter.KEYWORD_ONLY, default=option, annotation=bool))
     return out
 
 

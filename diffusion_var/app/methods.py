@@ -49,12 +49,10 @@ def make_covariance(options: Way, table: VarianceTable | None) -> ReverseCovaria
         return LearnedRange()
     if options.covariance == "head":
         missing = (
-            "the covariance head needs a trained head; give its file with --head (made by `diffusion-var train-head`)."
+            "the covariance head needs a trained head; give its file as head= (made by `diffusion-var train-head`)."
         )
         return Head.load(checks.given(options.head, missing))
-    missing = (
-        "the analytic covariance needs a variance table; give one with --table (made by `diffusion-var estimate`)."
-    )
+    missing = "the analytic covariance needs a variance table; give one as table= (made by `diffusion-var estimate`)."
     return Analytic(checks.given(table, missing), options.estimator, options.structure)
 
 
@@ -70,19 +68,19 @@ def make_steps(
     """
     spacing = options.spacing
     if options.sigmas is not None:
-        checks.refuse(spacing != "linspace", f"--spacing {spacing} has no meaning for a list of sigmas; leave it out.")
+        checks.refuse(spacing != "linspace", f"spacing={spacing} has no meaning for a list of sigmas; leave it out.")
         return step_lists.sigmas(schedule, options.sigmas)
     if isinstance(steps, list):
         checks.refuse(
             spacing != "linspace",
-            f"--spacing {spacing} has no meaning for a list of indices ({steps[0]}, …); give a number of steps, or "
+            f"spacing={spacing} has no meaning for a list of indices ({steps[0]}, …); give a number of steps, or "
             "leave it out.",
         )
         return step_lists.resolve(schedule, steps)
     if spacing == "optimal":
         from ..likelihood.trajectories import optimal
 
-        missing = "the spacing optimal needs a variance table; give one with --table, or indices with --steps."
+        missing = "the spacing optimal needs a variance table; give one as table=, or indices as steps=."
         return optimal(checks.given(table, missing), steps, structure=options.structure, estimator=options.estimator)
     found: StepList = _SPREAD[spacing](schedule, steps)
     return found

@@ -5,7 +5,7 @@ Commands see pictures on both sides: images go in (encoded once, for a latent mo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,14 +14,27 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import checks
 from ..data.labels import open_labels
+from ..data.names import open_images, parse_name
 from ..errors import InputError
+from ..files import regular_file
 from ..models.conditions import Conditions
 from ..models.denoiser import Denoiser
+from ..models.pretrained.folder import open_folder
 from ..models.pretrained.latents import IMAGE_RANGE
-from .options import ModelOptions
+from ..process.diffusers_configs import config_of, schedule_of
+from ..process.schedule import NoiseSchedule
+from .options import ImageOptions, ModelOptions
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# How many there are of each.
+_DEVICES: dict[str, Callable[[], int]] = {
+    "cpu": lambda: 1,
+    "cuda": torch.cuda.device_count,
+    "mps": lambda: int(torch.backends.mps.is_available()),
+    "xpu": torch.xpu.device_count,
+}
 
 
 @dataclass(frozen=True)
@@ -125,25 +138,78 @@ class Model:
 
 def open_model(name: str, options: ModelOptions) -> Model:
     """A model by name: "digits", or a folder or hub id of a diffusers model."""
+    check_model_options(options)
+    own = options.unconditional
     denoiser = Denoiser.from_pretrained(
         name,
         device=open_device(options.device),
         variant=options.variant,
         revision=options.revision,
         autocast=_DTYPES[options.dtype],
-        guidance_scale=options.guidance_scale,
+        guidance_scale=options.guidance_scale if own is None else 1.0,
         allow_pickle=options.allow_pickle,
     )
+    if own is not None:
+        denoiser = denoiser.with_guidance(options.guidance_scale, _null_condition(denoiser, own))
+    if options.data_range is not None:
+        checks.refuse(denoiser.codec is not None, "this model works on latents, so --data-range has no meaning.")
+        denoiser.data_range = checks.bounds("data_range", options.data_range)
     return Model(denoiser, options)
+
+
+def open_schedule(name: str, options: ModelOptions) -> NoiseSchedule:
+    """The noise schedule of a model, without its weights: what does not fit it is refused before they are read."""
+    folder = open_folder(name, options.revision, options.variant, options.allow_pickle)
+    return schedule_of(config_of(folder.scheduler()))
+
+
+def read(name: str, options: ImageOptions) -> Any:
+    """Images by name, read as the options say."""
+    return open_images(name, options.download, options.skip_corrupt, options.channels)
+
+
+def image_range(given: list[float]) -> tuple[float, float]:
+    """The data range of images of floats, as two options give it."""
+    return checks.given(checks.bounds("data_range", given), "data_range is empty; give LOW,HIGH.")
+
+
+def check_model_options(options: ModelOptions) -> None:
+    """Refuse what cannot be used with any model, before one is loaded."""
+    open_device(options.device)
+    checks.bounds("data_range", options.data_range)
+    wrong = options.unconditional is not None and options.guidance_scale == 1
+    checks.refuse(wrong, "unconditional= is for guidance, and guidance_scale=1 means none; leave one of them out.")
+    if options.prompts is not None:
+        _read_prompts(options.prompts)
+    if options.labels is not None:
+        regular_file(parse_name(options.labels).base, "file of labels=")
+    if options.latents is not None and options.latents.exists() and not options.latents.is_dir():
+        raise InputError(f"--latents {options.latents} is a file, but a folder is needed; choose another path.")
+
+
+def _null_condition(denoiser: Denoiser, text: str) -> torch.Tensor:
+    """The condition that stands for none, of its text on the command line."""
+    if denoiser.prompts is not None:
+        found: torch.Tensor = denoiser.prompts.encode([text])[0]
+        return found
+    checks.refuse(not denoiser.conditional, "this model takes no condition, so --unconditional has no meaning.")
+    checks.refuse(not text.isdecimal(), f"--unconditional {checks.brief(text)} must be a class label of this model.")
+    return torch.tensor(int(text))
 
 
 def open_device(name: str | None) -> torch.device:
     """The device of that name; by default the GPU if there is one."""
+    kind, _, number = (name or ("cuda" if torch.cuda.is_available() else "cpu")).partition(":")
+    known = kind in _DEVICES and (not number or number.isdecimal())
+    checks.refuse(not known, f"the device {checks.brief(name)} is not known; use cpu, cuda, cuda:N, mps or xpu.")
+    count = _DEVICES[kind]()
+    here = f"this PyTorch finds no {kind} device here" if count == 0 else f"there are {count} of them, from {kind}:0 on"
+    checks.refuse(int(number or 0) >= count, f"the device {name} cannot be used: {here}; try cpu.")
+    device = torch.device(f"{kind}:{number}" if number else kind)
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"the device {name!r} cannot be used ({str(error).splitlines()[0]}); try cpu.") from error
+        raise InputError(f"the device {name} cannot be used ({str(error).splitlines()[0]}); try cpu.") from error
     return device
 
 
@@ -167,7 +233,7 @@ def _distinct(labels: torch.Tensor) -> tuple[torch.Tensor, Any]:
 
 def _read_prompts(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = regular_file(path, "file of prompts=").read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"the prompts {path} could not be read ({error}); expected a text file, one a line."

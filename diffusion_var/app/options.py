@@ -45,6 +45,8 @@ TauHelp = "instead of eta: 1 is DDPM, 0 the ODE's step, more than 1 re-noises"
 SigmasHelp = "instead of steps: noise levels by their σ/α, comma-separated, falling; a 0 at the end may be left out"
 CovarianceHelp = "reverse covariance; analytic needs a table, head a trained head"
 SkipHelp = "leave out files that cannot be decoded, with a warning"
+ChannelsHelp = "1 reads images as grey, 3 as RGB; by default files are as they are, and arrays as they are stored"
+RangeHelp = "LOW,HIGH: what black and white are in images of floats"
 DtypeHelp = "autocast of the network (its results and everything else stay float32)"
 Positional = "positional"  # marks an option that may also be given without its flag, in the order of the options
 
@@ -62,6 +64,15 @@ class Options:
 
 
 @dataclass(kw_only=True)
+class ImageOptions(Options):
+    """How images are read; part of other option sets."""
+
+    channels: Annotated[int | None, ChannelsHelp] = None
+    skip_corrupt: Annotated[bool, SkipHelp] = False
+    download: Annotated[bool, "let torchvision download the data set"] = False
+
+
+@dataclass(kw_only=True)
 class ModelOptions(Options):
     """How a model is opened, and what it is conditioned on; part of other option sets."""
 
@@ -71,6 +82,10 @@ class ModelOptions(Options):
     revision: Annotated[str | None, "branch, tag or commit of a hub repository"] = None
     allow_pickle: Annotated[bool, "read .bin weights where there are no safetensors"] = False
     guidance_scale: Annotated[float, "scale of classifier-free guidance; 1 for none"] = 1.0
+    unconditional: Annotated[
+        str | None, "for guidance: class label or text that stands for none; by default the model's own, if it has one"
+    ] = None
+    data_range: Annotated[list[float] | None, "LOW,HIGH of the model's data; by default as its scheduler says"] = None
     prompts: Annotated[Path | None, "text file, one prompt a line: image i gets one, a table draws them"] = None
     classes: Annotated[list[int] | None, "class labels, comma-separated: image i gets one, a table draws them"] = None
     labels: Annotated[str | None, "labels of the table's images, file.npz:KEY; by default their own"] = None
@@ -85,7 +100,7 @@ class ModelOptions(Options):
 
 
 @dataclass
-class EstimateOptions(ModelOptions):
+class EstimateOptions(ModelOptions, ImageOptions):
     """Measure a model's variance table (one file) on images."""
 
     model: Annotated[str, ModelHelp]
@@ -100,7 +115,6 @@ class EstimateOptions(ModelOptions):
     batch_size: Annotated[int, "network evaluations at once"] = 64
     seed: Annotated[int, "seed of every random number"] = 0
     checkpoint: Annotated[Path | None, "file to resume from; by default OUT.partial, removed at the end"] = None
-    download: Annotated[bool, "let torchvision download the data set"] = False
     overwrite: Annotated[bool, "replace an existing table"] = False
 
 
@@ -129,7 +143,9 @@ class SampleOptions(ModelOptions):
     sigmas: Annotated[list[float] | None, SigmasHelp] = None
     eta: Annotated[float, "1 is DDPM, 0 is DDIM"] = 1.0
     tau: Annotated[float | None, TauHelp] = None
-    covariance: Annotated[Covariances, CovarianceHelp] = "beta_tilde"
+    covariance: Annotated[
+        Covariances | None, CovarianceHelp + "; by default what --table or --head is for, else beta_tilde"
+    ] = None
     table: Annotated[Path | None, "variance table, for the analytic covariance"] = None
     head: Annotated[Path | None, HeadHelp] = None
     structure: Annotated[Structures, "structure of the analytic covariance"] = "isotropic"
@@ -144,7 +160,7 @@ class SampleOptions(ModelOptions):
 
 
 @dataclass
-class NllOptions(ModelOptions):
+class NllOptions(ModelOptions, ImageOptions):
     """Bound a model's negative log-likelihood of images from above, in bits/dim."""
 
     model: Annotated[str, ModelHelp]
@@ -172,12 +188,11 @@ class NllOptions(ModelOptions):
     out: Annotated[Path | None, "JSON file to write, with every step's part and all settings"] = None
     checkpoint: Annotated[Path | None, "file to resume from; by default OUT.partial, removed at the end"] = None
     json: Annotated[bool, "print JSON"] = False
-    download: Annotated[bool, "let torchvision download the data set"] = False
     overwrite: Annotated[bool, "replace an existing file"] = False
 
 
 @dataclass
-class StepsOptions(ModelOptions):
+class StepsOptions(ModelOptions, ImageOptions):
     """Find the optimal trajectories for likelihoods: from a table, or from measured costs (objective bound)."""
 
     table: Annotated[Path | None, "variance table", Positional] = None
@@ -200,12 +215,11 @@ class StepsOptions(ModelOptions):
     checkpoint: Annotated[Path | None, "for bound: file to resume from"] = None
     plot: Annotated[Path | None, "picture to write (png, pdf or svg)"] = None
     json: Annotated[bool, "print JSON, one line a number of steps"] = False
-    download: Annotated[bool, "let torchvision download the data set"] = False
     overwrite: Annotated[bool, "replace an existing picture"] = False
 
 
 @dataclass
-class TrainHeadOptions(ModelOptions):
+class TrainHeadOptions(ModelOptions, ImageOptions):
     """Train a head that says how much the variance of x_0 depends on the image, on a model's frozen trunk."""
 
     model: Annotated[str, ModelHelp]
@@ -240,12 +254,11 @@ class TrainHeadOptions(ModelOptions):
     likelihood_images: Annotated[int, "held-out images of the curve's bits/dim; 0 for none"] = 64
     likelihood_steps: Annotated[int, "steps of the curve's bits/dim"] = 10
     seed: Annotated[int, "seed of every random number"] = 0
-    download: Annotated[bool, "let torchvision download the data set"] = False
     overwrite: Annotated[bool, "write into a folder that holds something else"] = False
 
 
 @dataclass
-class StatsOptions(Options):
+class StatsOptions(ImageOptions):
     """Write the feature statistics of images, to score against: mu and sigma, as pytorch-fid writes and reads them."""
 
     images: Annotated[str, ImagesHelp, Positional]
@@ -253,15 +266,14 @@ class StatsOptions(Options):
     features: Annotated[str, FeaturesHelp] = "inception"
     inception_weights: Annotated[Path | None, InceptionHelp] = None
     accept_weights: Annotated[str | None, AcceptHelp] = None
+    data_range: Annotated[list[float], RangeHelp] = field(default_factory=lambda: [-1.0, 1.0])
     batch_size: Annotated[int, "images at once"] = 256
     device: Annotated[str | None, DeviceHelp] = None
-    download: Annotated[bool, "let torchvision download the data set"] = False
-    skip_corrupt: Annotated[bool, SkipHelp] = False
     overwrite: Annotated[bool, "replace an existing file"] = False
 
 
 @dataclass
-class FidOptions(Options):
+class FidOptions(ImageOptions):
     """Score images against a reference: Fréchet distance (FID), kernel distance (KID), precision and recall, ..."""
 
     images: Annotated[str, ImagesHelp, Positional]
@@ -275,8 +287,7 @@ class FidOptions(Options):
     bootstrap: Annotated[int, "repeats of the bootstrap that gives the FID a 95 % interval; 0 for none"] = 0
     extrapolate: Annotated[bool, "also the FID extrapolated to infinitely many images"] = False
     seed: Annotated[int, "seed of every random number (kid, bootstrap, extrapolate)"] = 0
+    data_range: Annotated[list[float], RangeHelp] = field(default_factory=lambda: [-1.0, 1.0])
     batch_size: Annotated[int, "images at once"] = 256
     device: Annotated[str | None, DeviceHelp] = None
-    download: Annotated[bool, "let torchvision download the data set"] = False
-    skip_corrupt: Annotated[bool, SkipHelp] = False
     json: Annotated[bool, "print JSON, one line a score, with its protocol"] = False

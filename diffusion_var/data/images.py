@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import checks
 from ..errors import InputError, warn
-from ..files import make_folder, regular_file, write_atomic, write_together
+from ..files import expanded, make_folder, regular_file, write_atomic, write_together
 from .arrays import ArrayImages, open_array
 from .decoding import suffixes
 from .ranges import ROUNDED, outside_range
@@ -50,7 +50,7 @@ def read_images(
     Warns of the files, frames and pages that are left out. Raises InputError where the source is missing, empty,
     unreadable, unsafe or of mixed shapes.
     """
-    path = Path(checks.instance("path", path, (str, os.PathLike), "the path of a folder, pattern, zip or array"))
+    path = expanded(checks.instance("path", path, (str, os.PathLike), "the path of a folder, pattern, zip or array"))
     if channels not in (None, 1, 3):
         raise InputError(f"channels is {channels!r}; expected 1 (grey), 3 (RGB) or None (as stored).")
     pattern = not path.exists() and glob.has_magic(str(path))
@@ -99,6 +99,15 @@ def to_float(images: Tensor, data_range: tuple[float, float] = (-1.0, 1.0)) -> T
     wrong = checks.instance("images", images, Tensor, "a tensor").dtype != torch.uint8
     checks.refuse(wrong, f"images are {images.dtype}; expected uint8: floats need no conversion.")
     return low + images.float() * ((high - low) / 255.0)
+
+
+def writable_shape(name: str, shape: tuple[int, ...]) -> None:
+    """Refuse images of a shape that PNG files and scores do not have, before they are made."""
+    checks.refuse(
+        len(shape) != 3 or shape[0] not in (1, 3),
+        f"{name} have shape {shape}, but pictures are (1, H, W) or (3, H, W); sample in Python, and save arrays of "
+        "your own.",
+    )
 
 
 def _checked_pixels(images: Tensor) -> npt.NDArray[np.uint8]:

@@ -61,7 +61,7 @@ def _own_labels(name: ImageName, download: bool) -> np.ndarray[Any, Any]:
         return labels
     path = Path(name.base)
     if path.suffix.lower() in (".npz", ".npy"):
-        raise InputError(f"{path} is an array of images; name its labels too, e.g. --labels {path}:KEY.")
+        raise InputError(f"{path} is an array of images; name its labels too, e.g. labels={path}:KEY.")
     files = getattr(read_images(path), "names", [])
     if path.suffix.lower() == ".zip" and (listed := _dataset_json(path)) is not None:
         if missing := [file for file in files if file not in listed]:

@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from ..errors import InputError
+from ..files import expanded
 from ..randomness import generator
 from .digits import SIZES, Split, digits_splits
 from .images import read_images
@@ -59,7 +60,8 @@ class ImageName:
 
 
 def parse_name(name: str) -> ImageName:
-    """Take a name apart. A path that exists as it stands is that path."""
+    """Take a name apart. A path that exists as it stands is that path; a leading ~ is the home folder."""
+    name = os.path.expanduser(name)
     if Path(name).exists():
         return ImageName(name)
     part = None
@@ -73,16 +75,17 @@ def parse_name(name: str) -> ImageName:
     return ImageName(name, key, part)
 
 
-def open_images(name: str, download: bool = False, skip_corrupt: bool = False) -> Any:
+def open_images(name: str, download: bool = False, skip_corrupt: bool = False, channels: int | None = None) -> Any:
     """Images by name: a tensor (M, C, H, W) or a Dataset of (C, H, W) tensors, uint8 or floats.
 
     Args:
         name: see the module docstring.
         download: whether torchvision may download the data set.
         skip_corrupt: leave out files that cannot be decoded, with a warning, instead of refusing them.
+        channels: 1 or 3 for images of files that shall be grey or RGB (see `read_images`); None: as they are.
     """
     parsed = parse_name(name)
-    images = _open_whole(parsed, download, skip_corrupt)
+    images = _open_whole(parsed, download, skip_corrupt, channels)
     if parsed.part is None:
         return images
     chosen = parsed.part.indices(len(images))
@@ -91,13 +94,15 @@ def open_images(name: str, download: bool = False, skip_corrupt: bool = False) -
     return images[torch.from_numpy(chosen)] if isinstance(images, torch.Tensor) else Subset(images, chosen.tolist())
 
 
-def _open_whole(name: ImageName, download: bool, skip_corrupt: bool) -> Any:
+def _open_whole(name: ImageName, download: bool, skip_corrupt: bool, channels: int | None) -> Any:
     kind, rest = name.scheme
+    if kind and channels is not None:
+        raise InputError(f"channels={channels} is for images of files, but {name.base} has its own; leave it out.")
     if kind == "digits":
         return digits_part(rest).images
     if kind == "torchvision":
         return TorchvisionImages(rest, download)
-    return read_images(name.base, key=name.key, skip_corrupt=skip_corrupt)
+    return read_images(name.base, channels, key=name.key, skip_corrupt=skip_corrupt)
 
 
 def digits_part(name: str) -> Split:
@@ -125,11 +130,11 @@ class TorchvisionImages(Dataset[torch.Tensor]):
                 f"torchvision:{name}{':' + split if split else ''} is not known; use "
                 f"torchvision:NAME[:train|test] with NAME one of {', '.join(_TORCHVISION)}."
             )
-        root = Path(os.environ.get("DIFFUSION_VAR_DATA", Path.home() / ".cache" / "diffusion_var"))
+        root = expanded(os.environ.get("DIFFUSION_VAR_DATA", "~/.cache/diffusion_var"))
         try:
             self._dataset = getattr(datasets, name)(str(root), train=split != "test", download=download)
         except (RuntimeError, OSError) as error:
-            what = "could not be downloaded" if download else "is not there; pass --download to fetch it"
+            what = "could not be downloaded" if download else "is not there; pass download=True to fetch it"
             raise InputError(f"torchvision's {name} in {root} {what} ({str(error).splitlines()[0]}).") from error
 
     def __len__(self) -> int:

@@ -183,7 +183,7 @@ class _Files(ImageSource):
             reason = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error).rstrip(".")
             raise _Corrupt(
                 f"{self.name(index)} cannot be read as an image ({reason}); repair or remove it, or skip such files "
-                "with skip_corrupt=True (--skip-corrupt)."
+                "with skip_corrupt=True."
             ) from error
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 from importlib import resources
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from .. import checks
 from ..documents import read_document, write_document
 from ..errors import InputError
+from ..files import expanded
 from .weights import fingerprint
 
 ASSET = "digits_features.safetensors"
@@ -128,7 +128,7 @@ def _check(channels: int, height: int, long: int, classes: int, dimension: int, 
 
 def save_features(network: ClassifierFeatures, path: str | os.PathLike[str]) -> None:
     """Write the network to a `.safetensors` file, atomically; the same network gives the same bytes."""
-    path = Path(path)
+    path = expanded(path)
     if path.suffix.lower() != ".safetensors":
         raise InputError(f"{path} does not end in .safetensors; give the feature file that suffix.")
     record = {
@@ -151,7 +151,7 @@ def read_features(path: str | os.PathLike[str]) -> ClassifierFeatures:
 
     Raises InputError for a file that is missing, damaged, not of this kind or of a newer format.
     """
-    arrays, record = read_document(Path(path), FORM, FORMAT, "feature file")
+    arrays, record = read_document(expanded(path), FORM, FORMAT, "feature file")
     try:
         shape = (record["channels"], tuple(record["size"]), record["classes"], record["width"], record["dimension"])
         with torch.device("meta"):  # no memory and no random numbers: the weights of the file take these places

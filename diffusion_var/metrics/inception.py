@@ -56,8 +56,7 @@ class InceptionFeatures(nn.Module):
         if digest != SHA256 and digest != (accept or "").strip().lower():
             raise InputError(
                 f"the Inception weights file {weights} has the SHA-256 {digest}, but the published file ({URL}) has "
-                f"{SHA256}; get that one or, if you trust yours, pass --accept-weights {digest} (accept_weights in "
-                "Python)."
+                f"{SHA256}; get that one or, if you trust yours, pass accept_weights={digest}."
             )
         # Channels last in memory: the same numbers to rounding, a quarter less time on a CPU.
         self.network = _network(_tensors(content, weights), weights).to(memory_format=torch.channels_last)
@@ -101,7 +100,7 @@ def find_weights() -> Path:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
             f"the Inception weights are not there and could not be downloaded ({reason}); bring {URL} to {target} or "
-            "pass its path as --inception-weights; --features digits or --features FILE.safetensors work without it."
+            "pass its path as inception_weights=; features=digits or features=FILE.safetensors work without it."
         ) from error
     return target
 

@@ -22,6 +22,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..files import expanded
 from .classifier import DigitsFeatures, read_digits, read_features
 from .weights import file_hash, fingerprint
 
@@ -170,7 +171,7 @@ def _by_name(name: str, inception_weights: str | os.PathLike[str] | None, accept
     if name == "inception":
         from .inception import InceptionFeatures, find_weights
 
-        path = find_weights() if inception_weights is None else Path(inception_weights)
+        path = find_weights() if inception_weights is None else expanded(inception_weights)
         return InceptionFeatures(path, accept_weights)
     if inception_weights is not None or accept_weights is not None:
         raise InputError(

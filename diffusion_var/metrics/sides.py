@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from ..data.arrays import ARRAY_KEYS
 from ..errors import InputError
+from ..files import expanded
 from .networks import FeatureNetwork, load_features
 from .sample import FeatureSample, Images, collect, network_origin
 from .statistics import FeatureStatistics
@@ -107,10 +107,13 @@ def _open(side: Side, published: bool) -> tuple[FeatureSample | None, Images | N
 
 def _keys(side: Any) -> set[str]:
     """The names of the arrays in an `.npz`; none for anything else."""
-    if not isinstance(side, str | os.PathLike) or Path(side).suffix.lower() != ".npz" or not Path(side).is_file():
+    if not isinstance(side, str | os.PathLike):
+        return set()
+    path = expanded(side)
+    if path.suffix.lower() != ".npz" or not path.is_file():
         return set()
     try:
-        with np.load(side, allow_pickle=False) as content:
+        with np.load(path, allow_pickle=False) as content:
             return set(content.files)
     except Exception:  # unreadable: let read_images say so
         return set()

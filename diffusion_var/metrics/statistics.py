@@ -27,7 +27,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import regular_file, write_atomic
+from ..files import expanded, regular_file, write_atomic
 
 Array = npt.NDArray[np.float64]
 
@@ -170,8 +170,9 @@ class FeatureStatistics:
 
         Raises InputError where the file is missing, unreadable or incomplete, or holds no valid mean and covariance.
         """
+        path = expanded(path)
         try:
-            if Path(path).exists():
+            if path.exists():
                 regular_file(path)
             with np.load(path, allow_pickle=False) as content:
                 if len(set(content.files)) < len(content.files):

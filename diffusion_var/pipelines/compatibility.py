@@ -10,6 +10,7 @@ import torch
 
 from .. import checks
 from ..errors import InputError
+from ..files import expanded
 from ..hub import fetch_file
 from ..models.identity import ModelIdentity, weights_fingerprint
 from ..models.pretrained.conventions import clip_of, prediction_of
@@ -101,7 +102,7 @@ def require_schedule(scheduler: Any, table: VarianceTable) -> None:
 def find_beside(noun: str, name: str, where: str, subfolder: str | None, options: Mapping[str, Any]) -> Path:
     """The file called `name`, a table or head, beside the config, in a local folder or a hub repository; InputError
     where it cannot be had."""
-    folder = Path(where) / (subfolder or "")
+    folder = expanded(where) / (subfolder or "")
     if folder.is_dir():
         return folder / name
 

@@ -37,6 +37,7 @@ from .. import checks
 from ..covariance.analytic import Analytic
 from ..covariance.head import Head
 from ..covariance.reverse import StepCovariances, cap_variance
+from ..files import expanded
 from ..models.prediction import check_prediction, mean_and_eps
 from ..models.pretrained.conventions import prediction_of
 from ..process.diffusers_configs import schedule_of
@@ -281,8 +282,11 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def save_config(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **options: Any) -> None:
         """Write the config, and beside it the table or head where there is one; `save_pretrained` calls this."""
-        self._source.save(Path(save_directory))
-        super().save_config(save_directory, push_to_hub, **options)
+        folder = Path(save_directory)
+        if not folder.parent.is_dir():  # diffusers' pipelines know no home folder: they may have made one called ~
+            folder = expanded(folder)
+        self._source.save(folder)
+        super().save_config(folder, push_to_hub, **options)
 
     @classmethod
     def from_pretrained(
@@ -293,9 +297,10 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         **options: Any,
     ) -> Any:
         """Load from a folder or the hub; a table or head that the config names is found beside it."""
+        if (where := str(pretrained_model_name_or_path)).startswith("~") and not Path(where).exists():
+            pretrained_model_name_or_path = where = str(expanded(where))
         loaded = super().from_pretrained(pretrained_model_name_or_path, subfolder, return_unused_kwargs, **options)
         scheduler: Any = loaded[0] if isinstance(loaded, tuple) else loaded
-        where = str(pretrained_model_name_or_path)
         scheduler._source.load(partial(find_beside, where=where, subfolder=subfolder, options=options))
         return loaded
 

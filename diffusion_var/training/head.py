@@ -24,6 +24,7 @@ from ..covariance.head import Head
 from ..covariance.head_spec import HeadSpec
 from ..covariance.head_targets import Weighting, no_likelihood
 from ..errors import NumericalError
+from ..files import expanded
 from ..likelihood.bound import bits_per_dim, density_bound
 from ..models.denoiser import Denoiser
 from ..models.heads import HeadNetwork
@@ -158,7 +159,7 @@ def train_head(
     sources = [Source.of(images, conditions, denoiser, "images")]
     if held_out is not None:
         sources.append(Source.of(held_out, held_out_conditions, denoiser, "held_out"))
-    path = None if checkpoint is None else Path(checkpoint)
+    path = None if checkpoint is None else expanded(checkpoint)
     with _frozen(denoiser):
         run = HeadRun(new_head(denoiser, table, spec, settings.seed, sources[0]), denoiser, sources, settings)
         kept = checkpoint_of(path, {} if path is None else run.identity(), checkpoint_seconds)

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..files import make_folder, write_atomic
+from ..files import expanded, make_folder, write_atomic
 from ..hub import fetch_file, push_folder
 
 FILE = "variance_table.safetensors"
@@ -124,8 +124,8 @@ def fetch_table_file(
 ) -> Path:
     """The file of a table in a local folder, or in the hub's cache; see `VarianceTable.from_hub`."""
     name = filename or FILE
-    if Path(repo_id).is_dir():
-        return Path(repo_id) / name
+    if expanded(repo_id).is_dir():
+        return expanded(repo_id) / name
 
     def failed(reason: str) -> str:
         return (

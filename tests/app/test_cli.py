@@ -121,7 +121,7 @@ def test_unusable_checkpoints_are_found_before_the_work(tmp_path: Path) -> None:
     out = str(tmp_path / "t.safetensors")
     with pytest.raises(InputError, match="two files"):
         run(*ESTIMATE, "--out", out, "--checkpoint", out)
-    with pytest.raises(InputError, match="could not write"):
+    with pytest.raises(InputError, match="none of the output does not exist"):
         run(*ESTIMATE, "--out", out, "--checkpoint", str(tmp_path / "none" / "c"))
     assert list(tmp_path.iterdir()) == []
 
@@ -176,17 +176,17 @@ def test_bad_image_sources_are_refused_and_nothing_is_written(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--steps 0", "steps=0"),
+        ("--steps 0", "--steps 0 "),
         ("--steps 1001", "from 1 to 1000"),
         ("--steps 1,1,5", "rise strictly"),
         ("--steps 5,1", "rise strictly"),
         ("--eta 1.5", "outside"),
-        ("--covariance beta --eta 0.5", "eta=1"),
+        ("--covariance beta --eta 0.5", "--eta 1"),
         ("--covariance analytic", "needs a variance table"),
-        ("--count 0", "count=0"),
+        ("--count 0", "--count 0 "),
         ("--final-noise-cap -1", "positive"),
         ("--device tpu", "device"),
-        ("--batch-size 0", "batch_size"),
+        ("--batch-size 0", "--batch-size 0 "),
     ],
 )
 def test_bad_sampling_flags(tmp_path: Path, flags: str, said: str) -> None:

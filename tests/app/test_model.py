@@ -134,7 +134,11 @@ def test_an_unconditional_latent_model_from_table_to_scores(root: Path, tmp_path
         ("dit", {}, "give --classes"),
     ],
 )
-def test_conditions_that_do_not_fit(kind: str, options: dict[str, Any], message: str, root: Path) -> None:
+def test_conditions_that_do_not_fit(
+    kind: str, options: dict[str, Any], message: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("p.txt").write_text("a cat\n")
     model = open_model(str(root / kind), ModelOptions(**options))
     with pytest.raises(dv.InputError, match=message):
         model.sample_conditions([0, 1])
@@ -170,7 +174,10 @@ def test_a_comparison_measures_with_the_images_own_classes(root: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"table": Path("t.safetensors")}, "--table has no meaning with --covariance beta_tilde"),
+        (
+            {"table": Path("t.safetensors"), "covariance": "beta_tilde"},
+            "--table has no meaning with --covariance beta_tilde",
+        ),
         ({"labels": "x.npz:y"}, "--labels is for the images of a variance table"),
         ({"latents": Path("z")}, "--latents is for the images of a variance table"),
     ],

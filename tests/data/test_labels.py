@@ -131,7 +131,7 @@ def test_labels_of_an_array_are_named(arrays):
     assert open_labels(f"{arrays}:x", f"{arrays}:other").tolist() == [10, 11, 12, 13, 14, 15]
     assert open_labels(f"{arrays}:x", f"{arrays}").tolist() == [0, 1, 2, 3, 4, 5]  # y is a usual name
     assert open_labels(f"{arrays}:x", str(arrays.with_name("y.npy"))).tolist() == [5, 4, 3, 2, 1, 0]
-    with pytest.raises(InputError, match=r"name its labels too, e\.g\. --labels .*data\.npz:KEY"):
+    with pytest.raises(InputError, match=r"name its labels too, e\.g\. labels=.*data\.npz:KEY"):
         open_labels(f"{arrays}:x")
 
 

@@ -166,7 +166,7 @@ def test_torchvision(torchvision):
     test = open_images("torchvision:MNIST:test[1:]", download=True)
     assert stacked(test)[:, 0, 0, 0].tolist() == [10, 20]
     assert TorchvisionImages("MNIST:test", download=True).labels.tolist() == [2, 1, 0]
-    with pytest.raises(InputError, match=r"torchvision's MNIST .* pass --download to fetch it \(Dataset not found"):
+    with pytest.raises(InputError, match=r"torchvision's MNIST .* pass download=True to fetch it \(Dataset not found"):
         open_images("torchvision:MNIST")
 
 

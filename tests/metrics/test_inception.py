@@ -30,7 +30,7 @@ class TestAcceptance:
     def test_an_unknown_file_needs_its_hash(self, weights, network):
         digest = file_hash(weights.read_bytes())
         for accept in (None, "", digest[:8], "0" * 64):
-            with pytest.raises(InputError, match=rf"SHA-256 {digest}.*{inception.SHA256}.*--accept-weights {digest}"):
+            with pytest.raises(InputError, match=rf"SHA-256 {digest}.*{inception.SHA256}.*accept_weights={digest}"):
                 InceptionFeatures(weights, accept)
         loaded = load_features("inception", inception_weights=str(weights), accept_weights=f" {digest.upper()}\n")
         assert loaded.fingerprint == network.fingerprint
@@ -49,7 +49,7 @@ class TestAcceptance:
 
     def test_safetensors_give_the_same_network(self, tmp_path, network):
         path = write_random_weights(tmp_path / "weights.safetensors")
-        with pytest.raises(InputError, match="--accept-weights"):
+        with pytest.raises(InputError, match="accept_weights="):
             InceptionFeatures(path)
         loaded = InceptionFeatures(path, file_hash(path.read_bytes()))
         assert loaded.fingerprint == network.fingerprint
@@ -91,7 +91,7 @@ def test_a_malicious_pickle_does_not_run(tmp_path, kind):
         target.unlink()
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="--accept-weights"):
+    with pytest.raises(InputError, match="accept_weights="):
         InceptionFeatures(path)
     with pytest.raises(InputError, match=r"weights\.pth cannot be loaded"):
         InceptionFeatures(path, file_hash(content))
@@ -197,7 +197,7 @@ class TestFindWeights:
         with pytest.raises(InputError) as caught:
             load_features("inception")
         message = str(caught.value)
-        for part in ("no route", inception.URL, str(self.cache / inception.FILE), "--inception-weights"):
+        for part in ("no route", inception.URL, str(self.cache / inception.FILE), "inception_weights="):
             assert part in message
         assert "--features digits or --features FILE.safetensors work without it" in message
         assert "\n" not in message

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from ...data.names import open_images
-from ...errors import InputError
 from ...files import require_new_file
-from ..model import open_model
+from ...variance.allocation import check_budget, default_indices, merge_indices
+from ..model import check_model_options, open_model, open_schedule, read
 from ..options import EstimateOptions
+from ..outputs import checkpoint_beside
+from ..terminal import say, say_lines
 
 
 def run(options: EstimateOptions) -> None:
@@ -14,14 +15,14 @@ def run(options: EstimateOptions) -> None:
     from ...variance.estimate import estimate
 
     require_new_file(options.out, options.overwrite)
+    checkpoint = checkpoint_beside(options.out, options.checkpoint)
+    check_model_options(options)
+    images = read(options.images, options)
+    schedule = open_schedule(options.model, options)
+    wanted = default_indices(schedule) if options.indices is None else merge_indices(schedule, options.indices)
+    check_budget(options.tolerance, options.max_evaluations, wanted)
     model = open_model(options.model, options)
-    images = open_images(options.images, options.download)
     conditions = model.table_conditions(options.images, options.download)
-    checkpoint = options.checkpoint or options.out.with_name(options.out.name + ".partial")
-    if checkpoint.resolve() == options.out.resolve():
-        raise InputError(
-            f"checkpoint and out are both {options.out}, but they are two files; choose another checkpoint."
-        )
     table = estimate(
         model.denoiser,
         model.inputs(images),
@@ -36,5 +37,5 @@ def run(options: EstimateOptions) -> None:
     )
     table.save(options.out)
     checkpoint.unlink(missing_ok=True)
-    print(table.summary())
-    print(f"\nwritten: {options.out} ({options.out.stat().st_size / 1e6:.2g} MB)")
+    say_lines(table.summary(), "")
+    say(f"written: {options.out} ({options.out.stat().st_size / 1e6:.2g} MB)")

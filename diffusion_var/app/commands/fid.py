@@ -7,12 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ...data.names import open_images
+from ...files import regular_file
 from ...metrics.networks import FeatureNetwork, load_features
 from ...metrics.score import Score
 from ...metrics.scores import evaluate
-from ..model import open_device
+from ..model import image_range, open_device, read
 from ..options import FidOptions
+from ..terminal import say
 
 _TITLES = {"fid": "FID", "fid_infinity": "FID∞", "kid": "KID"}
 
@@ -20,9 +21,8 @@ _TITLES = {"fid": "FID", "fid_infinity": "FID∞", "kid": "KID"}
 def run(options: FidOptions) -> None:
     """Print scores of images against a reference, with their protocol."""
     device = open_device(options.device)
-    images, reference = (
-        _side(name, options.download, options.skip_corrupt) for name in (options.images, options.reference)
-    )
+    data_range = image_range(options.data_range)
+    images, reference = (_side(name, options) for name in (options.images, options.reference))
     # The default network is loaded only if there are images to put through it.
     default = options.features == "inception" and options.inception_weights is None and options.accept_weights is None
     scores = evaluate(
@@ -33,12 +33,14 @@ def run(options: FidOptions) -> None:
         seed=options.seed,
         bootstrap=options.bootstrap,
         extrapolate=options.extrapolate,
+        data_range=data_range,
         batch_size=options.batch_size,
         device=device,
         names=(options.images, options.reference),
         progress=not options.json,
     )
-    print("\n".join(_json_lines(scores) if options.json else _text(scores)))
+    for line in _json_lines(scores) if options.json else _text(scores):
+        print(line) if options.json else say(line)
 
 
 def _features(options: FidOptions) -> FeatureNetwork:
@@ -47,9 +49,11 @@ def _features(options: FidOptions) -> FeatureNetwork:
     )
 
 
-def _side(name: str, download: bool, skip_corrupt: bool) -> Any:
+def _side(name: str, options: FidOptions) -> Any:
     """An npz goes to the harness by name, since it may hold statistics instead of images."""
-    return name if Path(name).suffix.lower() == ".npz" else open_images(name, download, skip_corrupt)
+    if Path(name).suffix.lower() != ".npz":
+        return read(name, options)
+    return regular_file(name, "file of images or statistics") if options.channels is None else read(name, options)
 
 
 def _json_lines(scores: dict[str, Score]) -> list[str]:
@@ -62,7 +66,6 @@ def _json_lines(scores: dict[str, Score]) -> list[str]:
                 "interval": score.interval,
                 "protocol": score.protocol,
             },
-            ensure_ascii=False,
         )
         for metric, score in scores.items()
     ]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...data.names import open_images
 from ...errors import InputError
 from ...files import require_new_file, write_atomic
 from ...variance.table import VarianceTable
 from ..methods import make_covariance, make_noise, make_steps, refuse_set
-from ..model import open_model
+from ..model import check_model_options, open_model, open_schedule, read
 from ..options import NllOptions
+from ..outputs import checkpoint_beside, usable_checkpoint
+from ..terminal import say, say_lines
 
 if TYPE_CHECKING:
     from ...likelihood.result import LikelihoodBound
@@ -22,12 +24,12 @@ def run(options: NllOptions) -> None:
     """Print a bound on the negative log-likelihood of images, and write its parts if asked."""
     if options.out is not None:
         require_new_file(options.out, options.overwrite)
+    if options.head is not None and options.covariance == "analytic" and options.table is None:
+        options = replace(options, covariance="head")
     table = _table_of(options)
-    checkpoint = options.checkpoint
-    if checkpoint is None and options.out is not None:
-        checkpoint = options.out.with_name(options.out.name + ".partial")
-    if checkpoint is not None and options.out is not None and checkpoint.resolve() == options.out.resolve():
-        raise InputError(f"checkpoint and out are both {options.out}, but they are two files; choose another one.")
+    checkpoint = None if options.checkpoint is None else usable_checkpoint(options.checkpoint)
+    if options.out is not None:
+        checkpoint = checkpoint_beside(options.out, checkpoint)
     result = _bound(options, table, checkpoint)
     content = {"model": options.model, "images_name": options.images, **result.to_dict()}
     if options.out is not None:
@@ -37,9 +39,9 @@ def run(options: NllOptions) -> None:
     if options.json:
         print(json.dumps(content))
         return
-    print(result)
+    say_lines(str(result))
     if options.out is not None:
-        print(f"written: {options.out}")
+        say(f"written: {options.out}")
 
 
 def _table_of(options: NllOptions) -> VarianceTable | None:
@@ -71,21 +73,25 @@ def _table_of(options: NllOptions) -> VarianceTable | None:
 def _bound(options: NllOptions, table: VarianceTable | None, checkpoint: Path | None) -> LikelihoodBound:
     from ...likelihood.bound import Bound
 
-    covariance = make_covariance(options, table)  # before the model is opened: a missing table is told at once
+    # What can be wrong without the model is told at once.
+    covariance, noise = make_covariance(options, table), make_noise(options)
+    check_model_options(options)
+    images = read(options.images, options)
+    steps = make_steps(open_schedule(options.model, options), options, options.steps, table)
     model = open_model(options.model, options)
     levels = None if options.continuous or model.denoiser.codec is not None else options.levels
     bound = Bound(
         model.denoiser,
         covariance,
-        make_steps(model.denoiser.schedule, options, options.steps, table),
-        make_noise(options)["eta"],
+        steps,
+        noise["eta"],
         options.decoder_variance,
         levels=levels,
         clipped_eps=options.clipped_eps,
-        tau=make_noise(options)["tau"],
+        tau=noise["tau"],
     )
     return bound.evaluate(
-        model.inputs(open_images(options.images, options.download)),
+        model.inputs(images),
         options.seed,
         options.draws,
         options.step_samples,

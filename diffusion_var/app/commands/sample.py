@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ... import checks
+from ...data.images import writable_shape
 from ...errors import InputError
 from ...files import make_folder, require_empty_folder, require_new_file, write_atomic
 from ...process.steps import describe
 from ...variance.table import VarianceTable
-from ..methods import make_sampler, make_steps
-from ..model import open_model
+from ..methods import make_covariance, make_sampler, make_steps
+from ..model import check_model_options, open_model, open_schedule
 from ..options import SampleOptions
+from ..outputs import require_writable
+from ..terminal import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,22 +29,50 @@ if TYPE_CHECKING:
     from ..model import Model
 
 _SETTINGS = "sampling.json"
+# Options that older versions did not have: they decide the images only where they are given.
+_LATER = ("unconditional", "data_range")
 
 
 def run(options: SampleOptions) -> None:
     """Draw images into a folder of PNG files, or one npz; an interrupted folder is completed by the same command."""
     wrong = options.count < 1 or options.first < 0
     checks.refuse(wrong, f"count={options.count} must be at least 1 and first={options.first} at least 0.")
+    options = _with_covariance(options)
     _refuse_unused(options)
+    _check_output(options)
+    # What can be wrong without the model is told at once.
     table = None if options.table is None else VarianceTable.load(options.table)
+    make_covariance(options, table)
+    check_model_options(options)
+    steps = make_steps(open_schedule(options.model, options), options, options.steps)
     model = open_model(options.model, options)
-    steps = make_steps(model.denoiser.schedule, options, options.steps)
+    writable_shape(f"the samples of {options.model}", model.image_shape)
     sampler = make_sampler(model.denoiser, options, steps, table)
     wanted = list(range(options.first, options.first + options.count))
-    if options.out.suffix == ".npz":
+    if options.out.suffix.lower() == ".npz":
         _sample_npz(model, sampler, wanted, options)
     else:
         _sample_folder(model, sampler, wanted, options)
+
+
+def _with_covariance(options: SampleOptions) -> SampleOptions:
+    """The options with the covariance that a table or a head stands for, where none is named."""
+    if options.covariance is not None:
+        return options
+    both = options.table is not None and options.head is not None
+    checks.refuse(both, "--table and --head are for two covariances; name one with --covariance.")
+    return replace(
+        options,
+        covariance="analytic" if options.table is not None else "head" if options.head is not None else "beta_tilde",
+    )
+
+
+def _check_output(options: SampleOptions) -> None:
+    if options.out.suffix.lower() == ".npz":
+        require_new_file(options.out, options.overwrite)
+    else:
+        continues = (options.out / _SETTINGS).is_file()  # whether by the same settings is known with the model
+        require_writable(require_empty_folder(options.out, options.overwrite or continues))
 
 
 def _refuse_unused(options: SampleOptions) -> None:
@@ -72,7 +103,7 @@ def _sample_npz(model: Model, sampler: Sampler, wanted: list[int], options: Samp
 
     require_new_file(options.out, options.overwrite)
     save_npz(torch.cat(list(_pictures(model, sampler, wanted, options))), options.out)
-    print(f"written: {len(wanted)} images in {options.out}")
+    say(f"written: {len(wanted)} images in {options.out}")
 
 
 def _sample_folder(model: Model, sampler: Sampler, wanted: list[int], options: SampleOptions) -> None:
@@ -84,7 +115,7 @@ def _sample_folder(model: Model, sampler: Sampler, wanted: list[int], options: S
     require_empty_folder(folder, options.overwrite or continues)
     missing = [i for i in wanted if not continues or not (folder / f"{i:06d}.png").exists()]
     if len(missing) < len(wanted):
-        print(f"{len(wanted) - len(missing)} of {len(wanted)} images are there already")
+        say(f"{len(wanted) - len(missing)} of {len(wanted)} images are there already")
     batches = _pictures(model, sampler, missing, options)
     make_folder(folder)
     done = 0
@@ -97,7 +128,7 @@ def _sample_folder(model: Model, sampler: Sampler, wanted: list[int], options: S
         for i, image in zip(missing[done:], batch, strict=False):
             save_images(image[None], folder, start=i)
         done += len(batch)
-    print(f"written: {len(wanted)} images in {folder}")
+    say(f"written: {len(wanted)} images in {folder}")
 
 
 def _settings(sampler: Any, options: SampleOptions) -> dict[str, Any]:
@@ -105,6 +136,9 @@ def _settings(sampler: Any, options: SampleOptions) -> dict[str, Any]:
     files = ("out", "table", "model", "prompts", "latents", "head")
     different = (*files, "count", "first", "batch_size", "device", "overwrite")
     chosen = {key: value for key, value in asdict(options).items() if key not in different}
+    for key in _LATER:
+        if chosen[key] is None:
+            del chosen[key]
     table = None if options.table is None else hashlib.sha256(options.table.read_bytes()).hexdigest()
     return {
         **chosen,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ...files import require_new_file
 from ...variance.table import VarianceTable
 from ..options import ShowOptions
+from ..terminal import say, say_lines
 
 
 def run(options: ShowOptions) -> None:
@@ -17,11 +18,12 @@ def run(options: ShowOptions) -> None:
         picture_format(options.plot)
         require_new_file(options.plot, options.overwrite)
     table = VarianceTable.load(options.table)
-    print(table.summary())
+    say_lines(table.summary())
     steps = linspace(table.schedule, min(options.steps, table.schedule.num_steps))
     if sum(table.covers(n) for n in steps) > 1:
-        print("\n" + describe(diagnose(table, steps)))
+        say_lines("", describe(diagnose(table, steps)))
     if options.plot is None:
         return
     save_figure(variance_curves(table, options.steps), options.plot)
-    print(f"\nwritten: {options.plot}")
+    say_lines("")
+    say(f"written: {options.plot}")

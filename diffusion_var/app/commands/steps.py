@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from ...data.names import open_images
 from ...errors import InputError
 from ...files import require_new_file
 from ...process import steps as step_lists
+from ...variance.allocation import merge_indices
 from ...variance.table import VarianceTable
 from ..compare.options import Method
 from ..methods import make_covariance, refuse_set
-from ..model import open_model
+from ..model import check_model_options, open_model, open_schedule, read
 from ..options import StepsOptions
+from ..outputs import usable_checkpoint
+from ..terminal import say, say_lines
 
 if TYPE_CHECKING:
     from ...likelihood.paths import OptimalPaths
@@ -63,11 +65,12 @@ def run(options: StepsOptions) -> None:
     )
     found = [_path_facts(paths, costs, count) for count in options.steps]
     for facts in found:
-        print(json.dumps(facts) if options.json else _path_text(facts))
+        print(json.dumps(facts)) if options.json else say_lines(_path_text(facts))
     if options.plot is not None:
         save_figure(trajectories(found, costs.schedule.num_steps), options.plot)
         if not options.json:
-            print(f"\nwritten: {options.plot}")
+            say_lines("")
+            say(f"written: {options.plot}")
 
 
 def _measured_costs(options: StepsOptions, table: VarianceTable | None) -> StepCosts:
@@ -81,15 +84,21 @@ def _measured_costs(options: StepsOptions, table: VarianceTable | None) -> StepC
         structure=options.structure,
         head=options.head,
     )
+    # What can be wrong without the model is told at once.
     covariance = make_covariance(method, table)
-    model = open_model(options.model, options)
-    indices = _measured_indices(model.denoiser.schedule, options)
+    if options.checkpoint is not None:
+        usable_checkpoint(options.checkpoint)
+    check_model_options(options)
+    images = read(options.images, options)
+    schedule = open_schedule(options.model, options)
+    indices = merge_indices(schedule, _measured_indices(schedule, options))
     if max(options.steps) > len(indices):  # now, and not after the work
         raise InputError(f"--steps {max(options.steps)} is more than the {len(indices)} indices to be measured.")
+    model = open_model(options.model, options)
     return step_costs(
         model.denoiser,
         covariance,
-        model.inputs(open_images(options.images, options.download)),
+        model.inputs(images),
         indices,
         options.seed,
         eta=options.eta,

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 from ...errors import InputError
 from ...files import make_folder, require_new_file
 from ...progress import progress_bar
-from ..options import DeviceHelp, ImagesHelp, Options, Positional
+from ..options import DeviceHelp, ImageOptions, ImagesHelp, Positional
+from ..outputs import require_writable
+from ..terminal import say
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +25,7 @@ LabelsHelp = "npz or npy of their classes, file.npz:KEY; needed for arrays (fold
 
 
 @dataclass
-class TrainFeaturesOptions(Options):
+class TrainFeaturesOptions(ImageOptions):
     """Train a small classifier whose last hidden layer serves as features for FID, KID, precision and recall."""
 
     images: Annotated[str, "labelled images to train on: " + ImagesHelp, Positional]
@@ -43,7 +45,6 @@ class TrainFeaturesOptions(Options):
     bf16: Annotated[bool, "compute in bfloat16; faster on most recent processors"] = False
     seed: Annotated[int, "seed of every random number"] = 0
     device: Annotated[str | None, DeviceHelp] = None
-    download: Annotated[bool, "let torchvision download the data set"] = False
     overwrite: Annotated[bool, "replace an existing file"] = False
 
 
@@ -58,6 +59,7 @@ def run(options: TrainFeaturesOptions) -> ClassifierFeatures:
     start = time.perf_counter()
     if options.out.suffix.lower() != ".safetensors":
         raise InputError(f"the output {options.out} does not end in .safetensors; give the file that suffix.")
+    require_writable(options.out.parent)
     require_new_file(make_folder(options.out.parent) / options.out.name, options.overwrite)
     device = open_device(options.device)
     (images, labels), test = _parts(options)
@@ -70,7 +72,7 @@ def run(options: TrainFeaturesOptions) -> ClassifierFeatures:
         name=options.name or options.out.stem,
         seed=options.seed,
     ).to(device)
-    print(f"{len(images)} images {tuple(images.shape[1:])} of {classes} classes; {len(test[0])} held out", flush=True)
+    say(f"{len(images)} images {tuple(images.shape[1:])} of {classes} classes; {len(test[0])} held out")
     train_classifier(
         network,
         images,
@@ -85,7 +87,7 @@ def run(options: TrainFeaturesOptions) -> ClassifierFeatures:
     network.accuracy, network.images = accuracy(network, *test), options.images
     save_features(network, options.out)
     seconds = time.perf_counter() - start
-    print(f"held-out accuracy {network.accuracy}, {seconds:.0f} s; written: {options.out}")
+    say(f"held-out accuracy {network.accuracy}, {seconds:.0f} s; written: {options.out}")
     return network
 
 
@@ -107,10 +109,10 @@ def _parts(options: TrainFeaturesOptions) -> tuple[Labelled, Labelled]:
     """What to train on, and what to measure on."""
     if options.held_out is None and options.held_out_labels is not None:
         raise InputError("held_out_labels is given without held_out; pass both.")
-    labelled = _read(options.images, options.labels, options.download)
+    labelled = _read(options.images, options.labels, options)
     if options.held_out is None:
         return hold_out(labelled, options.seed)
-    test = _read(options.held_out, options.held_out_labels, options.download)
+    test = _read(options.held_out, options.held_out_labels, options)
     if test[0].shape[1:] != labelled[0].shape[1:]:
         raise InputError(
             f"the held-out images have shape {tuple(test[0].shape[1:])}, those to train on "
@@ -119,15 +121,15 @@ def _parts(options: TrainFeaturesOptions) -> tuple[Labelled, Labelled]:
     return labelled, test
 
 
-def _read(images: str, labels: str | None, download: bool) -> Labelled:
+def _read(images: str, labels: str | None, options: TrainFeaturesOptions) -> Labelled:
     """All images as one uint8 tensor (N, C, H, W), and their classes (N,)."""
     import torch
 
     from ...data.labels import open_labels
-    from ...data.names import open_images
+    from ..model import read
 
-    source = open_images(images, download)
-    classes = open_labels(images, labels, download)
+    source = read(images, options)
+    classes = open_labels(images, labels, options.download)
     if len(source) != len(classes):
         raise InputError(
             f"{images} holds {len(source)} images but {len(classes)} labels; expected one label per image."

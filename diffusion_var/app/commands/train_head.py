@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ...data.names import open_images
 from ...errors import InputError
 from ...files import make_folder, write_atomic
 from ...variance.table import VarianceTable
-from ..model import Model, open_model
+from ..model import Model, check_model_options, open_model, read
 from ..options import TrainHeadOptions
+from ..outputs import require_writable
+from ..terminal import say
 from .train_unet import CHECKPOINT, require_own_folder
 
 if TYPE_CHECKING:
-    from ...models.conditions import Conditions
     from ...training.head import HeadResult
 
 HEAD = "head.safetensors"
@@ -33,18 +33,24 @@ def run(options: TrainHeadOptions) -> None:
     state = processes()
     if state.is_main_process:
         require_own_folder(options.out, options.overwrite)
+    require_writable(options.out)
+    # What can be wrong without the model is told at once.
     table = VarianceTable.load(options.table)
+    if options.held_out is None and options.held_out_labels is not None:
+        raise InputError("--held-out-labels has no meaning without --held-out; leave it out.")
+    check_model_options(options)
+    images = read(options.images, options)
+    held_out = None if options.held_out is None else read(options.held_out, options)
     if state.num_processes > 1 and options.device is None:
         options = replace(options, device=str(state.device))
     model = open_model(options.model, options)
     table.check(model.denoiser)
-    images, conditions = _open(model, options.images, options)
-    held_out, held_out_conditions = None, None
+    conditions, held_out_conditions = model.table_conditions(options.images, options.download), None
+    images = model.inputs(images)
     if options.held_out is not None:
         other = Model(model.denoiser, replace(options, labels=options.held_out_labels))
-        held_out, held_out_conditions = _open(other, options.held_out, options)
-    elif options.held_out_labels is not None:
-        raise InputError("--held-out-labels has no meaning without --held-out; leave it out.")
+        held_out_conditions = other.table_conditions(options.held_out, options.download)
+        held_out = other.inputs(held_out)
     make_folder(options.out)
     result = train_head(
         model.denoiser,
@@ -60,13 +66,6 @@ def run(options: TrainHeadOptions) -> None:
     if state.is_main_process:
         _save(result, options)
     state.destroy_process_group()
-
-
-def _open(model: Model, name: str, options: TrainHeadOptions) -> tuple[Any, Conditions | None]:
-    """Images as the model's data, and their conditions."""
-    images = open_images(name, options.download)
-    conditions = model.table_conditions(name, options.download)
-    return model.inputs(images), conditions
 
 
 def _save(result: HeadResult, options: TrainHeadOptions) -> None:
@@ -91,7 +90,7 @@ def _save(result: HeadResult, options: TrainHeadOptions) -> None:
     parts += [f"held-out loss {last.held_out:.4g}"] if last.held_out == last.held_out else []
     parts += [f"{last.bits_per_dim:.4f} bits/dim"] if last.bits_per_dim == last.bits_per_dim else []
     early = ", stopped early" if result.stopped_early else ""
-    print(
+    say(
         f"written: {folder / HEAD} ({parameters:,} parameters; {', '.join(parts)} at step {last.step}{early}; "
         f"{result.seconds / 60:.1f} minutes of training)"
     )

@@ -10,14 +10,16 @@ from typing import Annotated, Any, Literal
 from ... import checks
 from ...errors import InputError
 from ...files import make_folder, new_file_mode, require_empty_folder, write_atomic
-from ..options import ImagesHelp, Options
+from ..options import ImageOptions, ImagesHelp
+from ..outputs import require_writable
+from ..terminal import say
 
 CHECKPOINT = "training.partial"
 _HALVING = "every block but the last halves height and width, which must stay whole"
 
 
 @dataclass
-class TrainUNetOptions(Options):
+class TrainUNetOptions(ImageOptions):
     """Train a diffusers UNet2DModel on images; writes a DDPMPipeline folder that every command takes as --model."""
 
     images: Annotated[str, "images to train on: " + ImagesHelp]
@@ -40,17 +42,16 @@ class TrainUNetOptions(Options):
     flip: Annotated[bool, "mirror half of the images left to right"] = False
     evaluate_every: Annotated[int, "steps between points of the loss curve"] = 500
     seed: Annotated[int, "seed of every random number"] = 0
-    download: Annotated[bool, "let torchvision download the data set"] = False
     overwrite: Annotated[bool, "write into a folder that holds something else"] = False
 
 
 def run(options: TrainUNetOptions) -> None:
     """Train and save; the same command continues an interrupted run."""
-    from ...data.names import open_images
     from ...process.schedule import NoiseSchedule
     from ...training.hybrid_loss import step_coefficients
     from ...training.loop import processes
     from ...training.unet import UNetTraining, train_unet
+    from ..model import read
 
     settings = UNetTraining(
         **{name: getattr(options, name) for name in UNetTraining.__dataclass_fields__}  # the same names in both
@@ -59,8 +60,13 @@ def run(options: TrainUNetOptions) -> None:
     main = state.is_main_process
     if main:
         require_own_folder(options.out, options.overwrite)
-    images = open_images(options.images, options.download)
-    held_out = None if options.held_out is None else open_images(options.held_out, options.download)
+    require_writable(options.out)
+    unet, scheduler = (
+        _mapping("unet", options.unet),
+        make_scheduler(_mapping("scheduler", options.scheduler), options.learned_range),
+    )
+    images = read(options.images, options)
+    held_out = None if options.held_out is None else read(options.held_out, options)
     if held_out is not None and tuple(held_out[0].shape) != tuple(images[0].shape):
         raise InputError(
             f"held_out has images of shape {tuple(held_out[0].shape)} and images {tuple(images[0].shape)}; "
@@ -70,15 +76,14 @@ def run(options: TrainUNetOptions) -> None:
     if held_out is not None:
         _require_range("held_out", held_out)
     shape, learned_range = tuple(images[0].shape), settings.learned_range
-    network = make_unet(_mapping("unet", options.unet), shape, options.seed, learned_range)
-    scheduler = make_scheduler(_mapping("scheduler", options.scheduler), learned_range)
+    network = make_unet(unet, shape, options.seed, learned_range)
     schedule = NoiseSchedule.from_diffusers(scheduler)
     if learned_range:
         step_coefficients(schedule)  # refuses some schedules, and now is before anything is written
     make_folder(options.out)
     parameters = sum(p.numel() for p in network.parameters())
     if main:
-        print(f"training {parameters / 1e6:.2f} M parameters on {len(images)} images, {settings.steps} steps")
+        say(f"training {parameters / 1e6:.2f} M parameters on {len(images)} images, {settings.steps} steps")
     result = train_unet(
         network,
         images,
@@ -211,6 +216,4 @@ def _save(result: Any, scheduler: Any, record: dict[str, Any], folder: Path) -> 
     write_atomic(folder / "training.json", (json.dumps(record, indent=2) + "\n").encode())
     (folder / CHECKPOINT).unlink(missing_ok=True)
     held_out = "" if record["held_out_loss"] is None else f", held-out loss {record['held_out_loss']:.4g}"
-    print(
-        f"written: {folder} (loss {record['train_loss']:.4g}{held_out}, {result.seconds / 60:.1f} minutes of training)"
-    )
+    say(f"written: {folder} (loss {record['train_loss']:.4g}{held_out}, {result.seconds / 60:.1f} minutes of training)")

@@ -13,6 +13,7 @@ from ..options import (
     Covariances,
     Estimators,
     FeaturesHelp,
+    ImageOptions,
     ImagesHelp,
     InceptionHelp,
     LikelihoodSpacings,
@@ -85,7 +86,7 @@ def _demo_methods() -> list[Method]:
 
 
 @dataclass
-class CompareOptions(ModelOptions):
+class CompareOptions(ModelOptions, ImageOptions):
     """Compare methods × numbers of steps × seeds by their scores; the defaults are the bundled digits (the demo)."""
 
     out: Annotated[
@@ -112,7 +113,6 @@ class CompareOptions(ModelOptions):
     count: Annotated[int, "images per method, number of steps and seed"] = 400
     batch_size: Annotated[int, "images at once"] = 200
     methods: list[Method] = field(default_factory=_demo_methods)
-    download: Annotated[bool, "let torchvision download the data set"] = False
     overwrite: Annotated[bool, "write into a folder that holds something else"] = False
 
     @classmethod

@@ -73,7 +73,7 @@ def _unloadable(folder: ModelFolder, part: str, error: Exception, allow_pickle: 
     if not allow_pickle and any(path.glob("*.bin")) and not any(path.glob("*.safetensors")):
         return (
             f"{path} holds its weights as a pickle only (.bin), which is not read; convert it to safetensors, or pass "
-            "allow_pickle=True (--allow-pickle) if you trust it."
+            "allow_pickle=True if you trust it."
         )
     middle = "" if folder.variant is None else f".{folder.variant}"
     return (

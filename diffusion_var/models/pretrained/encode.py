@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from ... import checks
 from ...data.fixed_images import CHUNK, FixedImages
 from ...errors import InputError
-from ...files import make_folder
+from ...files import expanded, make_folder
 from ...progress import progress_bar
 from ...resume import Parts
 from ..denoiser import Denoiser
@@ -54,7 +54,7 @@ def encode_latents(
         "scaling": list(codec.scaling),
         "count": len(source),
     }
-    files = None if cache is None else _CacheFiles(Path(cache), identity)
+    files = None if cache is None else _CacheFiles(expanded(cache), identity)
     encoded = []
     with progress_bar(len(source), "encode", "image", progress) as bar:
         for start in range(0, len(source), CHUNK):

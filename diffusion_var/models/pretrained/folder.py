@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
+from ...files import expanded
 from ...hub import fetch_snapshot
 
 #: The name of the small model of handwritten digits that comes with the package.
@@ -78,7 +79,7 @@ def open_folder(
     path: str | Path, revision: str | None = None, variant: str | None = None, allow_pickle: bool = False
 ) -> ModelFolder:
     """A local folder, or else a hub id or the bundled model's name; InputError where there is none."""
-    folder = Path(path)
+    folder = expanded(path)
     if folder.is_dir():
         return ModelFolder(folder, str(path), variant)
     if str(path) == BUNDLED:

@@ -147,7 +147,7 @@ def test_a_failure_writes_nothing(tmp_path: Path) -> None:
         (["nowhere", "digits:train"], "nowhere"),
         (["digits:train", "digits:score", "--metrics", "fid,is"], "metrics"),
         (["digits:train", "digits:score", "--bootstrap", "2"], "bootstrap is 2; expected at least 20"),
-        (["digits:train", "digits:score", "--batch-size", "0"], "batch_size=0 must be a whole number of at least 1"),
+        (["digits:train", "digits:score", "--batch-size", "0"], "--batch-size 0 must be a whole number of at least 1"),
         (["digits:train", "digits:score", "--device", "nonsense"], "device 'nonsense'"),
         (["digits:train", "digits:score", "--accept-weights", "ab"], "features"),
         (["digits:train", "digits:score", "--features", "unknown"], "unknown"),

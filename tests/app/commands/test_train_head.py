@@ -90,9 +90,12 @@ def test_mistakes(options, tmp_path, table):
         "sample", "--model", "digits", "--covariance", "head", "-o", tmp_path / "s"
     )
     wrong = ("sample", "--model", "digits", "--head", table, "-o", tmp_path / "s")
-    assert "has no meaning with the covariance beta_tilde" in refused(*wrong)
+    assert "has no meaning with the covariance beta_tilde" in refused(*wrong, "--covariance", "beta_tilde")
     assert "not a variance head" in refused(*wrong, "--covariance", "head")
-    assert "structure=None does not go with the target 'factor'" in refused("train-head", *shared, "--target", "factor")
+    assert "not a variance head" in refused(*wrong)  # which a head alone implies
+    assert "--structure None does not go with the target 'factor'" in refused(
+        "train-head", *shared, "--target", "factor"
+    )
     assert "features of UNet2DModel cannot be found" in refused("train-head", *shared, "--features", "conv_uot")
     assert "--held-out-labels has no meaning" in refused("train-head", *shared, "--held-out-labels", "a.npz:y")
     assert "no variance table at" in refused("train-head", *shared, "--table", tmp_path / "none")

@@ -283,5 +283,5 @@ def test_wrong_arguments_end_with_one_sentence(tmp_path, images, monkeypatch, ca
     assert "is not empty" in said("--out", str(tmp_path / "full"))
     assert "unexpected keyword argument" in said("--unet", "{colour: 3}")
     assert "cannot take images of shape (1, 8, 8)" in said("--unet", "{num_class_embeds: 3}")
-    assert "ema_decay=2.0" in said("--ema-decay", "2")
+    assert "--ema-decay 2.0" in said("--ema-decay", "2")
     assert "expected 'missing'" in said("--images", f"{images}:missing")
