@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .covariance.scaled import Scaled as Scaled
     from .errors import DiffusionVarWarning as DiffusionVarWarning
     from .errors import InputError as InputError
+    from .errors import NetworkError as NetworkError
     from .errors import NumericalError as NumericalError
     from .likelihood.bound import Bound as Bound
     from .likelihood.bound import bits_per_dim as bits_per_dim
@@ -63,6 +64,7 @@ _HOMES = {
     "LearnedRange": ".covariance.learned_range",
     "LikelihoodBound": ".likelihood.result",
     "ModelIdentity": ".models.identity",
+    "NetworkError": ".errors",
     "NoiseLevel": ".process.level",
     "NoiseSchedule": ".process.schedule",
     "NumericalError": ".errors",

@@ -57,6 +57,26 @@ class NumericalError(RuntimeError):
         super().__init__(printable(sentence))
 
 
+class NetworkError(RuntimeError):
+    """A network raised an error of its own, which is the `__cause__`; the message is one sentence for the user.
+
+    Args:
+        where: noise level and batch, e.g. "at index n=500, in a batch of 64".
+        reason: what it raised, and what to do.
+
+    Attributes `after` (how far the run had come) and `kept` (where its results so far are) are added to the sentence by
+    those who know.
+    """
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(where, reason)
+        self.after, self.kept = "", ""
+
+    def __str__(self) -> str:
+        where, reason = self.args
+        return printable(f"the network failed {where}{self.after}: {reason}{self.kept}.")
+
+
 class DiffusionVarWarning(UserWarning):
     """The result is valid, but the user will want to know something about it."""
 

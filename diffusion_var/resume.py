@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from . import checks
 from .documents import Arrays, read_document, write_document
-from .errors import InputError, warn
+from .errors import InputError, NetworkError, warn
 from .files import expanded, make_folder
 from .locks import locked
 from .stopping import keeping
@@ -92,12 +92,23 @@ class Checkpoint:
         self._changing = False
 
     @contextmanager
+    def naming(self) -> Iterator[None]:
+        """A network's failure inside says where the work until then is kept."""
+        try:
+            yield
+        except NetworkError as error:
+            if self.path is not None and self.path.exists():
+                error.kept = f"; the work until then is kept in {self.path}, from where the same run goes on"
+            raise
+
+    @contextmanager
     def keeping(self, state: Callable[[], State]) -> Iterator[None]:
         """Save now (an unwritable path is found before the work), and once more when the block ends or is stopped."""
         if self.path is not None:
             self.save(state())
         try:
-            yield
+            with self.naming():
+                yield
         finally:
             if self.path is not None and not self._changing:
                 try:

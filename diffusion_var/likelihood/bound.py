@@ -18,7 +18,7 @@ from .. import checks
 from ..covariance.reverse import ReverseCovariance, StepCovariances, check_covariance
 from ..data.fixed_images import FixedImages
 from ..models.conditions import as_conditions
-from ..models.denoiser import Denoiser
+from ..models.denoiser import Denoiser, check_denoiser
 from ..process.kernel import ClippedEps, reverse_kernels
 from ..process.level import NoiseLevel
 from ..process.steps import describe, resolve
@@ -251,11 +251,6 @@ def common_range(denoiser: Denoiser, data_range: Range | None) -> Range | None:
     differ = own is not None and given is not None and own != given
     checks.refuse(differ, f"data_range={given} is not the denoiser's data range {own}; leave it out.")
     return given or own
-
-
-def check_denoiser(denoiser: Any) -> None:
-    """Refuse what is no denoiser."""
-    checks.instance("denoiser", denoiser, Denoiser, "a dv.Denoiser; wrap the network in one")
 
 
 _LEVELS = "256 for 8-bit images; for continuous data use dv.density_bound"

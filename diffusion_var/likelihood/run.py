@@ -21,6 +21,7 @@ import torch
 from ..data.fixed_images import FixedImages
 from ..errors import NumericalError
 from ..models.conditions import Conditions
+from ..models.network_run import NetworkRun
 from ..process.level import NoiseLevel
 from ..process.schedule import NoiseSchedule
 from ..progress import progress_bar
@@ -130,6 +131,7 @@ class BoundRun:
         self.noise_variance = 0.0
         self.values = np.zeros((draws, min(_CHUNK, len(images)), columns))
         self.rows_done = 0
+        self._network = NetworkRun(terms.denoiser)
         self._streams = Streams()
         schedule = terms.denoiser.schedule
         self._keys = [noise_key(schedule, evaluation.level) for evaluation in terms.evaluations]
@@ -143,6 +145,7 @@ class BoundRun:
         total = len(self.images) * self.per_image
         with (
             checkpoint.keeping(self._state),
+            self._network,
             progress_bar(total, "likelihood", "eval", progress) as bar,
         ):
             bar.update(self.moments.count * self.per_image)
@@ -225,7 +228,7 @@ class BoundRun:
         where = self._where(batch)
         x_0, eps = chunk[torch.from_numpy(batch.images)], self._noise(batch, numbers)
         alpha, sigma = denoiser.schedule.coefficients(where, x_0)
-        posterior = denoiser(alpha * x_0 + sigma * eps, where, self._condition(batch, numbers))
+        posterior = self._network(alpha * x_0 + sigma * eps, where, self._condition(batch, numbers))
         # Clipping and the tails of the decoder would hide an infinite output.
         finite = torch.isfinite(posterior.eps).flatten(1).all(1).cpu().numpy()
         for k in np.unique(batch.places):

@@ -19,11 +19,11 @@ from .. import checks
 from ..covariance.reverse import ReverseCovariance, StepCovariances, check_covariance
 from ..data.fixed_images import FixedImages
 from ..models.conditions import as_conditions
-from ..models.denoiser import Denoiser
+from ..models.denoiser import Denoiser, check_denoiser
 from ..process.kernel import ClippedEps, ReverseKernel
 from ..process.schedule import NoiseSchedule
 from ..process.steps import explicit, log_snr
-from .bound import check_denoiser, common_range, finish, noise_settings
+from .bound import common_range, finish, noise_settings
 from .run import BoundRun
 from .terms import BoundTerms, Evaluation, check_noise_of_bound
 

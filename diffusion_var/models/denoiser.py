@@ -21,11 +21,13 @@ import torch
 from .. import checks
 from ..errors import InputError
 from ..process.level import NoiseLevel
-from ..process.schedule import NoiseSchedule
+from ..process.schedule import NoiseSchedule, as_schedule
 from .conditions import as_nest, batch_of, check_classes, digest_of, map_leaves
 from .features import FeatureTap
 from .guidance import Guidance, make_guidance, network_output
 from .identity import ModelIdentity, weights_fingerprint
+from .network_checks import check_autocast, check_network, checked_device, move
+from .network_use import NetworkUse, own_input, placed
 from .posterior import Posterior
 from .prediction import Prediction, check_levels, check_prediction, mean_and_eps, network_input
 
@@ -45,8 +47,9 @@ class Denoiser:
     Args:
         network: any callable (x_t (B, C, *spatial), timestep (B,)) -> tensor (B, C or 2C, *spatial), or an object with
             a `.sample` attribute holding it; with a condition it is called with that as third argument. A module is
-            moved to `device` and put into evaluation mode.
-        schedule: the noise schedule that the network was trained with.
+            moved to `device`; it is evaluated in evaluation mode, and left in its own.
+        schedule: the noise schedule that the network was trained with; a diffusers scheduler (or its config) stands for
+            its own.
         prediction: "epsilon", "sample", "v_prediction", "flow", "score", "edm" or "edm_v" (see `models.prediction`).
         shape: (C, *spatial) of one image: (C, H, W), or (C,) of vectors, (C, L) of signals, (C, F, H, W) of videos.
         clip: bounds for x̂_0, or None for no clipping.
@@ -68,6 +71,9 @@ class Denoiser:
     Raises InputError for arguments that do not fit together.
     """
 
+    #: Whether the posterior is a closed form, which needs no network and no doubts about one.
+    exact = False
+
     def __init__(
         self,
         network: Network,
@@ -85,14 +91,15 @@ class Denoiser:
         conditional: bool | None = None,
         classes: int | None = None,
     ) -> None:
-        check_prediction(prediction, schedule)
+        check_network(network)
         self.network = network
-        self.schedule = schedule
+        self.schedule = as_schedule(schedule)
+        check_prediction(prediction, self.schedule)
         self.prediction: Prediction = prediction
         self.shape = checks.shape("shape", shape)
         self.clip = checks.bounds("clip", clip)
         self.data_range = self.clip if data_range == "clip" else checks.bounds("data_range", data_range)
-        self.autocast = autocast
+        self.autocast = check_autocast(autocast)
         self.sigma_data = checks.positive("sigma_data", sigma_data, "positive")
         self.conditional, self.classes, self.unconditional = conditional, classes, unconditional
         self.guidance = self._guidance(guidance_scale, unconditional)
@@ -100,9 +107,10 @@ class Denoiser:
         self.prompts: PromptEncoder | None = None
         self._fingerprint: tuple[Any, str] | None = None
         self._tap: FeatureTap | None = None
-        self.device = torch.device(device) if device is not None else _device_of(network)
+        self.use = NetworkUse()
+        self.device = _device_of(network) if device is None else checked_device(device)
         if isinstance(network, torch.nn.Module):
-            network.to(self.device).eval()  # dropout would make the posterior random
+            move(network, self.device)
 
     @classmethod
     def from_pretrained(
@@ -164,6 +172,12 @@ class Denoiser:
         """w of classifier-free guidance; 1 without."""
         return 1.0 if self.guidance is None else self.guidance.scale
 
+    @property
+    def in_half_precision(self) -> bool:
+        """Whether the network computes in less than float32."""
+        module = self.network if isinstance(self.network, torch.nn.Module) else None
+        return self.autocast is not None or (module is not None and _half_precision(module) is not None)
+
     # ---- the posterior ----------------------------------------------------------------------------------------
 
     def __call__(self, x_t: torch.Tensor, n: Place, condition: Any = None) -> Posterior:
@@ -180,14 +194,16 @@ class Denoiser:
             raise InputError(
                 f"x_t has shape {tuple(x_t.shape)}, but this denoiser takes (B, {', '.join(map(str, self.shape))})."
             )
+        self._check_device(x_t)
         check_levels(self.prediction, n, len(x_t))
         alpha, sigma = self.schedule.coefficients(n, x_t)
-        if self._tap is None:
-            features, (prediction, extra) = None, self._predict(x_t, n, condition)
-        else:
-            with self._tap.reading() as seen:
-                prediction, extra = self._predict(x_t, n, condition)
-            features = self._tap.features(seen, len(x_t))
+        with self.use.evaluating(self.network):
+            if self._tap is None:
+                features, (prediction, extra) = None, self._predict(x_t, n, condition)
+            else:
+                with self._tap.reading() as seen:
+                    prediction, extra = self._predict(x_t, n, condition)
+                features = self._tap.features(seen, len(x_t))
         mean, eps = mean_and_eps(self.prediction, prediction, x_t, alpha, sigma, self.sigma_data)
         if self.clip is not None:
             mean = mean.clamp(*self.clip)
@@ -197,7 +213,9 @@ class Denoiser:
         """The network's raw prediction and, for 2C channels, its second half. Exact denoisers override this."""
         timestep = self.schedule.timesteps(n, len(x_t), x_t.device)
         shown = network_input(self.prediction, x_t, *self.schedule.coefficients(n, x_t), self.sigma_data)
-        out = network_output(self._run(shown, timestep, condition), x_t).to(x_t.dtype)
+        with placed(self.network, n, x_t):
+            raw = self._run(shown, timestep, condition)
+        out = network_output(raw, x_t).to(x_t.dtype, copy=True)  # the network may use its own memory again
         channels = self.shape[0]
         if out.shape[1] == channels:
             return out, None
@@ -209,12 +227,12 @@ class Denoiser:
         )
 
     def _run(self, x: torch.Tensor, timestep: torch.Tensor, condition: Any) -> Any:
-        """The network itself, guided if asked for, in its own precision."""
+        """The network itself, guided if asked for, in its own precision, and on copies: it may write into them."""
         condition = self._check_condition(condition, len(x))
-        if isinstance(self.network, torch.nn.Module) and (low := _half_precision(self.network)) is not None:
-            x = x.to(low)
-            if condition is not None:
-                condition = map_leaves(lambda leaf: leaf.to(low) if leaf.is_floating_point() else leaf, condition)
+        low = _half_precision(self.network) if isinstance(self.network, torch.nn.Module) else None
+        x = own_input(x, low)
+        if condition is not None:
+            condition = map_leaves(lambda leaf: own_input(leaf, low), condition)
         autocast = (
             contextlib.nullcontext() if self.autocast is None else torch.autocast(x.device.type, dtype=self.autocast)
         )
@@ -239,6 +257,10 @@ class Denoiser:
         condition = map_leaves(lambda leaf: leaf.to(self.device), condition)
         batch_of(condition, batch)
         return condition
+
+    def _check_device(self, x_t: torch.Tensor) -> None:
+        if isinstance(self.network, torch.nn.Module) and x_t.device.type != self.device.type:
+            raise InputError(f"x_t is on {x_t.device}, but this denoiser runs on {self.device}; move it there.")
 
     def require_condition(self) -> None:
         """Refuse to go without a condition where the network, or its guidance, needs one."""
@@ -288,6 +310,15 @@ class Denoiser:
         if self._fingerprint is None or self._fingerprint[0] != stamp:
             self._fingerprint = stamp, weights_fingerprint(self.network)
         return self._fingerprint[1]
+
+
+def check_denoiser(denoiser: Any) -> None:
+    """Refuse what is no denoiser: a bare network, a pipeline, a path, the class itself."""
+    hint = "; read one with dv.Denoiser.from_pretrained(path)" if isinstance(denoiser, str | Path) else ""
+    checks.instance("denoiser", denoiser, Denoiser, f"a dv.Denoiser{hint or _WRAP}")
+
+
+_WRAP = "; wrap the network in one (dv.Denoiser(network, schedule, …))"
 
 
 def _device_of(network: Network) -> torch.device:

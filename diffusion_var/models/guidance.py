@@ -60,6 +60,11 @@ class Guidance:
 def network_output(out: Any, x: torch.Tensor) -> torch.Tensor:
     """What a network returned for x, as a tensor with x's batch and spatial axes; InputError for anything else."""
     out = getattr(out, "sample", out)
+    if isinstance(out, torch.Tensor) and not (out.is_floating_point() and out.device == x.device):
+        raise InputError(
+            f"the network returned {out.dtype} on {out.device} for x_t in {x.dtype} on {x.device}; expected floats on "
+            "the same device."
+        )
     if not isinstance(out, torch.Tensor) or out.shape[:1] + out.shape[2:] != x.shape[:1] + x.shape[2:]:
         found = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
         axes = "batch, height and width" if x.ndim == 4 else "batch and spatial axes"

@@ -36,6 +36,8 @@ from .denoiser import Denoiser, Place
 class ExactDenoiser(Denoiser):
     """A denoiser computed from the data's distribution; subclasses give `exact_mean` and `sample`."""
 
+    exact = True
+
     def __init__(self, schedule: NoiseSchedule, shape: Sequence[int], device: torch.device | str | None = None) -> None:
         super().__init__(self._no_network, schedule, "sample", shape, clip=None, device=device)
         self._parameters: dict[str, torch.Tensor] = {}

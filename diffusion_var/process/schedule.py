@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -315,6 +316,16 @@ class NoiseSchedule:
         from .diffusers_configs import schedule_of  # which makes schedules: one of the two circles that stay
 
         return schedule_of(scheduler)
+
+
+def as_schedule(value: Any, name: str = "schedule") -> NoiseSchedule:
+    """A schedule itself, or that of a diffusers scheduler or of its config; InputError for anything else."""
+    if isinstance(value, NoiseSchedule):
+        return value
+    config = value if isinstance(value, Mapping) else getattr(value, "config", None)
+    if isinstance(config, Mapping) and not isinstance(value, type):
+        return NoiseSchedule.from_diffusers(value)
+    return checks.instance(name, value, NoiseSchedule, "a dv.NoiseSchedule, or a diffusers scheduler or its config")
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------

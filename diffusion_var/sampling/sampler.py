@@ -19,14 +19,20 @@ import torch
 
 from .. import checks
 from ..covariance.reverse import ReverseCovariance, StepCovariances, cap_variance, check_covariance
-from ..errors import InputError, NumericalError
+from ..errors import InputError, NumericalError, warn
 from ..models.conditions import as_nest, batch_of, check_classes, map_leaves, rows_of
-from ..models.denoiser import Denoiser
+from ..models.denoiser import Denoiser, check_denoiser
+from ..models.network_run import NetworkRun
 from ..process.kernel import ClippedEps, ReverseKernel, reverse_kernels
 from ..process.level import NoiseLevel
+from ..process.schedule import NoiseSchedule
 from ..process.steps import resolve
 from ..progress import progress_bar
 from .noise import ImageNoise
+
+#: Nats per dimension between data and noise at the first step from which a run is warned of: an SNR of 0.22. The steps
+#: in use begin below that: the quadratic ones at 0.8 N, the cosine schedule's among them, at 0.05.
+FAR_FROM_NOISE = 0.1
 
 
 class Sampler:
@@ -42,6 +48,8 @@ class Sampler:
             DDPM on CIFAR10 (linear schedule) and CelebA, 1 elsewhere. Helps imperfect networks, harms near-exact ones.
         clipped_eps: see `ReverseKernel`.
         tau: instead of η: 1 is DDPM, 0 the ODE's step, more than 1 re-noises [E12].
+        low_start: whether it is meant that the noisiest step still holds much of the signal, which pure noise lacks;
+            otherwise sampling from there is warned of.
 
     Attributes: `steps`, as they were resolved, and `kernels`, the steps themselves.
     Raises InputError for unusable steps, η, τ or cap, and for a covariance that does not fit the model or the steps.
@@ -56,10 +64,13 @@ class Sampler:
         final_noise_cap: float | None = None,
         clipped_eps: ClippedEps | None = None,
         tau: float | None = None,
+        low_start: bool = False,
     ) -> None:
+        check_denoiser(denoiser)
         self.denoiser, self.covariance = check_covariance(covariance).prepare(denoiser), covariance
         self.steps = resolve(denoiser.schedule, steps)
         self.kernels = reverse_kernels(denoiser.schedule, self.steps, eta, clipped_eps, tau)
+        self.low_start = low_start
         self.eta, self.tau = self.kernels[0].eta, self.kernels[0].tau
         self.cap_variance = cap_variance(final_noise_cap, denoiser.data_range)
         covariance.check(self.denoiser, self.kernels)
@@ -99,6 +110,8 @@ class Sampler:
         Yields: (B, C, *spatial) float32 on the CPU, in the data range. Raises NumericalError for NaN or Inf.
         """
         batch_size, seed = checks.whole("batch_size", batch_size, least=1), checks.seed(seed)
+        if not self.low_start:
+            _warn_of_low_start(self.denoiser.schedule, self.kernels[0].level_t)
         if conditions is not None:
             conditions = _check_conditions(conditions, len(images), self.denoiser.classes)
         return self._stream(images, seed, batch_size, conditions, progress, visit)
@@ -112,6 +125,7 @@ class Sampler:
         progress: bool,
         visit: Callable[[ReverseKernel, torch.Tensor], None] | None,
     ) -> Iterator[torch.Tensor]:
+        run = NetworkRun(self.denoiser)
         with progress_bar(len(images) * len(self.steps), "sample", "eval", progress) as bar:
             for start in range(0, len(images), batch_size):
                 part = [checks.index("image index", i) for i in images[start : start + batch_size]]
@@ -119,12 +133,15 @@ class Sampler:
                 if condition is not None:
                     condition = map_leaves(lambda leaf: leaf.to(self.denoiser.device), as_nest(condition))
                 # The copy is made outside inference mode, so that the user may change it and differentiate through it.
-                yield self._batch(part, seed, condition, bar, visit).clone()
+                with run:  # and not while the user has the images: the network is theirs then
+                    found = self._batch(run, part, seed, condition, bar, visit)
+                yield found.clone()
         self.covariance.report()
 
     @torch.inference_mode()
     def _batch(
         self,
+        run: NetworkRun,
         images: Sequence[int],
         seed: int,
         condition: Any,
@@ -136,7 +153,7 @@ class Sampler:
         x = denoiser.schedule.prior_std_at(self.kernels[0].level_t) * noise.prior()
         sums = []
         for kernel in self.kernels:
-            posterior = denoiser(x, kernel.level_t, condition)
+            posterior = run(x, kernel.level_t, condition)
             x = kernel.mean(x, posterior)
             # The sum of ε̂ is finite only if all of it is; looked at after the last step, so that no step waits for it.
             sums.append(posterior.eps.sum(dtype=torch.float32))
@@ -157,6 +174,17 @@ class Sampler:
                 f"the network gave NaN or infinite values at {_where(self.kernels[int(bad[0])])}, in the batch of "
                 f"images {images[0]} to {images[-1]}; check its weights and precision."
             )
+
+
+def _warn_of_low_start(schedule: NoiseSchedule, start: NoiseLevel) -> None:
+    """Warn where a run from pure noise begins at a level, not the noisiest there is, at which data are far from it."""
+    far = 0.5 * float(np.logaddexp(0.0, start.log_snr))  # KL(q(x_t|x_0) ‖ prior) per dimension, data of unit size [E10]
+    if far > FAR_FROM_NOISE and start.log_snr > schedule.log_snr[-1] + 1e-9:
+        warn(
+            f"sampling begins with pure noise at {start.name}, where x_t still is much of the signal (alpha "
+            f"{start.alpha:.3g}, sigma {start.sigma:.3g}), so that the images will not look like the data; let the "
+            f"steps begin at or near index {schedule.num_steps}."
+        )
 
 
 def _where(kernel: ReverseKernel) -> str:

@@ -163,7 +163,8 @@ def train_head(
     with _frozen(denoiser):
         run = HeadRun(new_head(denoiser, table, spec, settings.seed, sources[0]), denoiser, sources, settings)
         kept = checkpoint_of(path, {} if path is None else run.identity(), checkpoint_seconds)
-        stopped = train(run, settings.steps, settings.evaluate_every, kept, "train head", progress)
+        with run.draws.run:
+            stopped = train(run, settings.steps, settings.evaluate_every, kept, "train head", progress)
     curve = [HeadPoint(int(step), *values) for step, *values in run.state.curve]
     head = run.result()
     head.training = _record(settings, curve, run.state.step, stopped)

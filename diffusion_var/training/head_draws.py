@@ -19,6 +19,7 @@ from ..covariance.head_targets import HeadDraw
 from ..data.fixed_images import FixedImages
 from ..models.conditions import Conditions, as_conditions
 from ..models.denoiser import Denoiser
+from ..models.network_run import NetworkRun
 from ..models.posterior import Posterior
 from ..process.kernel import noise_floor
 from ..process.schedule import NoiseSchedule
@@ -63,7 +64,7 @@ class HeadDraws:
     """
 
     def __init__(self, head: Head, denoiser: Denoiser) -> None:
-        self.head, self.denoiser = head, denoiser
+        self.head, self.denoiser, self.run = head, denoiser, NetworkRun(denoiser)
 
     def batch(
         self, source: Source, picks: IntArray, n: IntArray, stream: np.random.Generator, rows: IntArray, parts: int
@@ -103,7 +104,7 @@ class HeadDraws:
         product = None
         with torch.set_grad_enabled(target.needs_probe):
             x_t = x_t.requires_grad_(target.needs_probe)
-            posterior = self.denoiser(x_t, n, condition)
+            posterior = self.run(x_t, n, condition)
             if target.needs_probe:
                 product = probe, torch.autograd.grad((posterior.eps * probe).sum(), x_t)[0]
         posterior = posterior.detached()

@@ -70,7 +70,8 @@ def _train(run: Run, steps: int, evaluate_every: int, checkpoint: Checkpoint, ti
     bar = progress_bar(steps, title, "step", progress and main, initial=state.step)
     with Interruption(deferred=alone) as interruption, bar:
         while state.step < steps and not run.is_content():
-            run.step()
+            with checkpoint.naming():
+                run.step()
             bar.update()
             last, evaluates = state.step == steps, state.step % evaluate_every == 0
             # Processes wait for each other in a look, so that they must look at the same steps.

@@ -24,6 +24,7 @@ import torch
 from .. import checks
 from ..data.containers import by_position
 from ..errors import NumericalError
+from ..models.network_use import keeping_modes
 from ..process.schedule import NoiseSchedule
 from ..randomness import generator
 from .hybrid_loss import hybrid_loss, levels_held, step_coefficients
@@ -120,10 +121,11 @@ def train_unet(
     images = by_position(images)
     held_out = None if held_out is None else by_position(held_out, "held_out")
     checks.refuse(len(images) == 0, "there are no images to train on; pass at least one.")
-    run = _Run(network, images, held_out, schedule, settings)
-    kept = checkpoint_of(checkpoint, run.identity, checkpoint_seconds)
-    with torch.random.fork_rng(devices=_cuda(run.device)):
-        train(run, settings.steps, settings.evaluate_every, kept, "train", progress)
+    with keeping_modes(network):
+        run = _Run(network, images, held_out, schedule, settings)
+        kept = checkpoint_of(checkpoint, run.identity, checkpoint_seconds)
+        with torch.random.fork_rng(devices=_cuda(run.device)):
+            train(run, settings.steps, settings.evaluate_every, kept, "train", progress)
     curve = [(int(step), *losses) for step, *losses in run.state.curve]
     return TrainingResult(run.averaged(), curve, run.state.seconds)  # type: ignore[arg-type]
 

@@ -116,6 +116,7 @@ class _Run:
             self._continue_from(*saved)
         with (
             checkpoint.keeping(self._state),
+            self.evaluator.run,
             progress_bar(self._expected(), "estimate", "eval", progress, initial=self.evaluations) as bar,
         ):
             if not bar.disable:

@@ -16,6 +16,7 @@ import torch
 from ..errors import NumericalError
 from ..models.conditions import Conditions, rows_of
 from ..models.denoiser import Denoiser
+from ..models.network_run import NetworkRun
 from ..models.posterior import Posterior
 from ..process.structure import Structure, make_structure
 from ..randomness import Streams
@@ -51,6 +52,7 @@ class ShardEvaluator:
     ) -> None:
         self.denoiser, self.population, self.conditions = denoiser, population, conditions
         self.seed, self.batch_size, self.structures = seed, batch_size, structures
+        self.run = NetworkRun(denoiser)
         self._streams = Streams()
         data, device = population.statistics, denoiser.device
         # The isotropic structure needs the dct basis for its control variate, asked for or not.
@@ -113,9 +115,9 @@ class ShardEvaluator:
     def _posterior(self, x_t: torch.Tensor, n: torch.Tensor, condition: Any) -> Posterior:
         """The network on a batch, in pieces where the batch size is less than a shard."""
         if self.batch_size >= SHARD:
-            return self.denoiser(x_t, n, condition)
+            return self.run(x_t, n, condition)
         pieces = [
-            self.denoiser(x_t[part], n[part], None if condition is None else rows_of(condition, part))
+            self.run(x_t[part], n[part], None if condition is None else rows_of(condition, part))
             for part in (slice(k, k + self.batch_size) for k in range(0, len(x_t), self.batch_size))
         ]
         return Posterior(torch.cat([p.mean for p in pieces]), torch.cat([p.eps for p in pieces]))

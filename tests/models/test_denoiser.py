@@ -155,9 +155,13 @@ def test_condition_is_passed_on() -> None:
     denoiser(x_t, 5, condition)
     denoiser(x_t, 5, condition=condition)
     assert [len(call) for call in network.calls] == [2, 3, 3]
-    assert network.calls[1][2] is condition
-    assert network.calls[2][2] is condition
-    assert network.calls[0][0] is x_t
+    for given, found in (
+        (condition, network.calls[1][2]),
+        (condition, network.calls[2][2]),
+        (x_t, network.calls[0][0]),
+    ):
+        assert torch.equal(found, given)
+        assert found.data_ptr() != given.data_ptr()  # its own, which it may write into
 
 
 def test_two_c_channels_are_the_prediction_and_the_range() -> None:

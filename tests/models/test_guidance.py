@@ -86,7 +86,7 @@ def test_scale_one_is_the_conditional_prediction_in_one_call(scale: float, uncon
     assert plain.guidance is None
     assert plain.guidance_scale == 1.0
     ((x, timestep, condition),) = network.calls
-    assert x is X_T
+    assert torch.equal(x, X_T)
     assert timestep.tolist() == [39, 39, 39]
     assert torch.equal(condition, LABELS)
     assert torch.equal(eps, network(X_T, timestep, LABELS))

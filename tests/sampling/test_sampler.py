@@ -403,3 +403,49 @@ def test_a_run_that_begins_lower_begins_with_noise_of_that_level(schedule):
             dv.Sampler(model, dv.FixedSmall(), steps).sample(3, seed=2)
             expected = schedule.prior_std * widths[n] / widths[-1]
             torch.testing.assert_close(seen[0], float(expected) * prior, rtol=1e-6, atol=1e-6)
+
+
+# ---- where it begins ----------------------------------------------------------------------------------------------
+
+USUAL = {
+    "linear": NoiseSchedule.linear(),
+    "cosine": NoiseSchedule.cosine(),
+    "scaled linear": NoiseSchedule.scaled_linear(),
+    "zero terminal SNR": NoiseSchedule.scaled_linear().with_zero_terminal_snr(),
+    "VP-SDE": NoiseSchedule.vp_sde(),
+    "flow": NoiseSchedule.flow(),
+    "shifted flow": NoiseSchedule.flow(shift=3.0),
+    "EDM": NoiseSchedule.edm(),
+    "short": NoiseSchedule.linear(20),
+}
+
+
+def halved(x_t, timestep):
+    return 0.5 * x_t
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_usual_steps_begin_without_a_warning(name):
+    schedule = USUAL[name]
+    model = dv.Denoiser(halved, schedule, "sample", (1, 2, 2))
+    lists = [dv.steps.linspace, dv.steps.trailing, dv.steps.log_snr, dv.steps.karras]
+    if name != "short":  # by its end there is not so much noise that a step could be spared
+        lists += [dv.steps.leading, dv.steps.quadratic]
+    for make in lists:
+        for count in (5, 10, 19):
+            assert torch.isfinite(dv.Sampler(model, dv.FixedLarge(), make(schedule, count)).sample(1)).all()
+
+
+@pytest.mark.parametrize("name", set(USUAL) - {"short"})
+def test_pure_noise_where_there_is_signal_is_warned_of_unless_it_is_meant(name):
+    schedule = USUAL[name]
+    model = dv.Denoiser(halved, schedule, "sample", (1, 2, 2))
+    low = int(np.flatnonzero(schedule.log_snr[1:] < np.log(0.3)).min())  # the last index with more than that
+    for steps in (list(range(1, low + 1)), [low], [schedule.level_at(np.log(0.5))], dv.steps.sigmas(schedule, [1.2])):
+        sampler = dv.Sampler(model, dv.FixedLarge(), steps)
+        with pytest.warns(dv.DiffusionVarWarning, match="begins with pure noise at .*, where x_t still is") as caught:
+            sampler.sample(1)
+        assert [warning.filename for warning in caught] == [__file__]
+        with pytest.warns(dv.DiffusionVarWarning, match="begins with pure noise"):
+            sampler.stream(range(3))
+        dv.Sampler(model, dv.FixedLarge(), steps, low_start=True).sample(1)
