@@ -67,6 +67,8 @@ def image_of(item: Any, name: str = "an image", shape: Sequence[int] | None = No
         return image_of(fields[0], name, shape)  # which says what is wrong with it
     first = next(iter(found.values()))
     rivals = [field for field in found.values() if _shape(field) == _shape(first)]
+    if isinstance(item, list) and len(item) > 1 and all(_axes(field) >= 3 for field in item):
+        rivals = item  # crops of several sizes, say
     if len(rivals) > 1:
         raise InputError(
             f"{name} is a {type(item).__name__} of {len(rivals)} images, one of which must be meant; give that alone."
@@ -153,7 +155,7 @@ def in_passing(images: Any, size: int = 256) -> Iterator[Tensor]:
 
 def _items(images: Any) -> Iterator[Any]:
     endless = isinstance(images, itertools.count | itertools.cycle)
-    checks.refuse(endless, f"images is an {type(images).__name__}, which never ends; cut it with itertools.islice.")
+    checks.refuse(endless, f"images is a {type(images).__name__}, which never ends; cut it with itertools.islice.")
     # A map-style data set need not stop an iteration by IndexError, so its length is what counts.
     if _has_positions(images):
         return (item_at(images, index) for index in range(len(images)))

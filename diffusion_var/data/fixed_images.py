@@ -170,6 +170,7 @@ def _whole_tensor(images: npt.NDArray[Any] | torch.Tensor) -> torch.Tensor:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of read-only arrays (memory-mapped files): they are only read here
-            return torch.as_tensor(images.copy() if min(images.strides, default=0) < 0 else images)
+            native = images.astype(images.dtype.newbyteorder("="), copy=False)  # torch knows no other byte order
+            return torch.as_tensor(native.copy() if min(native.strides, default=0) < 0 else native)
     except TypeError:
         raise InputError(f"images have dtype {images.dtype}, but uint8 or a floating-point type is expected.") from None

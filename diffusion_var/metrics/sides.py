@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
+from .. import checks
 from ..data.arrays import ARRAY_KEYS
 from ..errors import InputError
 from ..files import expanded
@@ -91,6 +92,7 @@ def _open(side: Side, published: bool) -> tuple[FeatureSample | None, Images | N
     """What is there already, and the images that can be put through the network; at least one of the two."""
     if isinstance(side, FeatureSample):
         return side, None
+    checks.refuse(side is None, "a score is of images and a reference, but one of them is None; give both.")
     if isinstance(side, FeatureStatistics):
         return FeatureSample(side, None, side.origin or {}), None
     keys = _keys(side)

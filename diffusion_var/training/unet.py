@@ -146,6 +146,8 @@ class _Run:
         self.device = self.accelerator.device
         self.share = share_of(settings.batch_size, self.accelerator.num_processes, self.accelerator.process_index)
         pixels = float_images(images, spread(len(images), FINGERPRINT_IMAGES))
+        wrong = pixels.ndim != 4
+        checks.refuse(wrong, f"an image has shape {tuple(pixels.shape[1:])}; expected (C, H, W): reshape the images.")
         self.loss: Callable[..., torch.Tensor] = simple_loss
         if settings.learned_range:
             self.loss = partial(hybrid_loss, coefficients=step_coefficients(schedule), levels=levels_held(pixels))
