@@ -18,7 +18,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from ..checks import brief
-from ..errors import DiffusionVarWarning, InputError, NumericalError, printable
+from ..errors import DiffusionVarWarning, InputError, NetworkError, NumericalError, printable
 from ..progress import quiet
 from ..stopping import StopSignals, exit_code, unwinding, word
 from . import options as option_sets
@@ -52,7 +52,7 @@ def _run_app(app: typer.Typer) -> None:
     try:
         with StopSignals():
             app()
-    except (InputError, NumericalError) as error:
+    except (InputError, NumericalError, NetworkError) as error:
         complain(f"error: {error}")
         sys.exit(2)
     except MemoryError:

@@ -209,7 +209,7 @@ def test_a_checkpoint_with_another_scale_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_guided_sampler_uses_its_table(guided: dv.VarianceTable) -> None:
-    sampler = dv.Sampler(denoiser(3.0), dv.Analytic(guided, structure="pixel"), [5, 40, 90], eta=0.0)
+    sampler = dv.Sampler(denoiser(3.0), dv.Analytic(guided, structure="pixel"), [5, 40, 90], eta=0.0, low_start=True)
     labels = torch.tensor([0, 1, 1])
     found = sampler.sample(3, seed=1, conditions=labels)
     assert torch.isfinite(found).all()

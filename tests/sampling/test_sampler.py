@@ -298,7 +298,7 @@ def test_a_table_that_does_not_fit_is_refused(table):
     with pytest.raises(dv.InputError, match="index 100 is outside the measured indices 20 to 80"):
         dv.Sampler(denoiser(), dv.Analytic(narrow), [1, 50, 100])
     # the last step needs no covariance, so the smallest index need not be measured
-    dv.Sampler(denoiser(), dv.Analytic(narrow), [1, 50, 80]).sample(1)
+    dv.Sampler(denoiser(), dv.Analytic(narrow), [1, 50, 80], low_start=True).sample(1)
 
 
 def test_fixed_large_is_refused_for_other_eta_even_where_no_noise_is_added():
@@ -327,7 +327,7 @@ def test_levels_between_indices_are_told_to_the_network(table):
         return network(x_t, timestep)
 
     levels = dv.steps.sigmas(SCHEDULE, [0.7, 0.35, 0.1, 0.03])
-    sampler = dv.Sampler(denoiser(spy), dv.Analytic(table, structure="dct"), levels)
+    sampler = dv.Sampler(denoiser(spy), dv.Analytic(table, structure="dct"), levels, low_start=True)
     images = sampler.sample(3, seed=1)
     assert told == pytest.approx([level.timestep for level in levels], rel=1e-6)
     assert not any(t.is_integer() for t in told)
@@ -400,7 +400,7 @@ def test_a_run_that_begins_lower_begins_with_noise_of_that_level(schedule):
     for n in (schedule.num_steps, schedule.num_steps // 2):
         for steps in ([1, n], [schedule.level(n), schedule.level(1)]):
             seen.clear()
-            dv.Sampler(model, dv.FixedSmall(), steps).sample(3, seed=2)
+            dv.Sampler(model, dv.FixedSmall(), steps, low_start=True).sample(3, seed=2)
             expected = schedule.prior_std * widths[n] / widths[-1]
             torch.testing.assert_close(seen[0], float(expected) * prior, rtol=1e-6, atol=1e-6)
 
@@ -408,15 +408,15 @@ def test_a_run_that_begins_lower_begins_with_noise_of_that_level(schedule):
 # ---- where it begins ----------------------------------------------------------------------------------------------
 
 USUAL = {
-    "linear": NoiseSchedule.linear(),
-    "cosine": NoiseSchedule.cosine(),
-    "scaled linear": NoiseSchedule.scaled_linear(),
-    "zero terminal SNR": NoiseSchedule.scaled_linear().with_zero_terminal_snr(),
-    "VP-SDE": NoiseSchedule.vp_sde(),
-    "flow": NoiseSchedule.flow(),
-    "shifted flow": NoiseSchedule.flow(shift=3.0),
-    "EDM": NoiseSchedule.edm(),
-    "short": NoiseSchedule.linear(20),
+    "linear": dv.NoiseSchedule.linear(),
+    "cosine": dv.NoiseSchedule.cosine(),
+    "scaled linear": dv.NoiseSchedule.scaled_linear(),
+    "zero terminal SNR": dv.NoiseSchedule.scaled_linear().with_zero_terminal_snr(),
+    "VP-SDE": dv.NoiseSchedule.vp_sde(),
+    "flow": dv.NoiseSchedule.flow(),
+    "shifted flow": dv.NoiseSchedule.flow(shift=3.0),
+    "EDM": dv.NoiseSchedule.edm(),
+    "short": dv.NoiseSchedule.linear(20),
 }
 
 

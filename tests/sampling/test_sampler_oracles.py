@@ -34,7 +34,8 @@ def network(x_t, timestep):
 def ours(K, eta, covariance, clipping, clipped_eps=None):
     denoiser = dv.Denoiser(network, dv.NoiseSchedule.linear(N), shape=SHAPE, clip=(-1.0, 1.0) if clipping else None)
     steps = dv.steps.leading(N, K)
-    return dv.Sampler(denoiser, covariance, steps, eta, clipped_eps=clipped_eps).sample(BATCH, SEED, BATCH)
+    sampler = dv.Sampler(denoiser, covariance, steps, eta, clipped_eps=clipped_eps, low_start=True)
+    return sampler.sample(BATCH, SEED, BATCH)
 
 
 def prepared(scheduler, K, precise):
