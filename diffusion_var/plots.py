@@ -12,6 +12,7 @@ import numpy as np
 from . import checks
 from .covariance.analytic import Analytic
 from .covariance.diagnostics import StepDiagnosis, diagnose
+from .errors import printable
 from .files import write_atomic
 from .process import steps as step_lists
 from .process.kernel import ReverseKernel
@@ -34,6 +35,12 @@ COLOURS = {
     "pixel": "#e69f00",
     "dct": "#009e73",
 }
+
+
+def plain(name: str) -> str:
+    """A name as matplotlib shows it as it is: no formula between $ signs, no legend without those that begin with _."""
+    text = printable(name, 60).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:

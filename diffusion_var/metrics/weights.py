@@ -40,7 +40,7 @@ def read_weights(path: Path, largest: int, what: str) -> bytes:
     if path.exists():
         regular_file(path, what)
     try:
-        size = regular_file(path, what).stat().st_size
+        size = path.stat().st_size
         if size > largest:
             raise InputError(
                 f"the {what} {path} has {size} bytes; expected at most {largest} bytes: this is another file."

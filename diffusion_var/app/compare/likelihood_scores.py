@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from ...data.fixed_images import FixedImages
-from ...data.names import open_images
 from ...errors import InputError
 from ...likelihood.bound import Bound
 from ...metrics.score import Score
@@ -30,7 +30,7 @@ class LikelihoodScoring:
     Raises InputError for images or methods that cannot have any.
     """
 
-    def __init__(self, options: CompareOptions, model: Model) -> None:
+    def __init__(self, options: CompareOptions, model: Model, images: Mapping[str, Any]) -> None:
         self.options, self.denoiser = options, model.denoiser
         if not any(method.is_noisy for method in options.methods):
             raise InputError(
@@ -42,7 +42,7 @@ class LikelihoodScoring:
                 f"{BITS} is for models of pixels, but {options.model} works on latents; leave it out, and use "
                 "`diffusion-var nll` for a density of latents."
             )
-        self.images: Any = model.inputs(open_images(options.likelihood_images, options.download))
+        self.images: Any = model.inputs(images[options.likelihood_images])
         self.conditions = model.table_conditions(options.likelihood_images, options.download, own=True)
         self._fingerprint = FixedImages(self.images, self.denoiser.shape, self.denoiser.data_range).scan()
         given = {} if self.conditions is None else {"conditions_of_images": self.conditions.fingerprint}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from ...errors import printable
 from ..options import (
     BITS,
     AcceptHelp,
@@ -23,6 +24,8 @@ from ..options import (
     Options,
     Structures,
 )
+
+_LONGEST_NAME = 100  # of a method; more has no place in a legend
 
 
 @dataclass
@@ -59,7 +62,7 @@ class Method(Options):
     def label(self) -> str:
         """The name given, or one made from the rest."""
         if self.name is not None:
-            return self.name
+            return printable(self.name, _LONGEST_NAME)
         cap = "" if self.final_noise_cap is None else f", cap {self.final_noise_cap:g}"
         rest = cap + ("" if self.clipped_eps is None else f", {self.clipped_eps} ε̂")
         rest += "" if self.spacing == "linspace" else f", {self.spacing}"
@@ -69,7 +72,8 @@ class Method(Options):
             return f"Analytic-{self.family} {self.structure}{kind}{rest}"
         if self.covariance == "head":
             file = Path(self.head or "head")
-            return f"{self.family} head {file.parent.name if file.stem == 'head' else file.stem}{rest}"
+            name = printable(file.parent.name if file.stem == "head" else file.stem, _LONGEST_NAME)
+            return f"{self.family} head {name}{rest}"
         sign = {"beta": "β", "beta_tilde": "β̃", "learned_range": "learned range"}[self.covariance]
         return f"{self.family} {sign}{rest}" if self.is_noisy else f"{self.family}{rest}"
 

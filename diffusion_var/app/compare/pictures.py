@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...metrics.score import HIGHER_IS_BETTER
-from ...plots import COLOURS, new_figure
+from ...plots import COLOURS, new_figure, plain
 from ..options import BITS
 from .options import Method
 from .result import Cell, Comparison
@@ -39,7 +39,7 @@ def score_curves(result: Comparison, metric: str) -> Figure:
                 [c.steps * shift for c in cells],
                 [c.mean(metric) for c in cells],
                 yerr=None if len(result.options.seeds) < 2 else [c.spread(metric) for c in cells],
-                label=method.label,
+                label=plain(method.label),
                 color=drawn[-1][0],
                 linestyle=drawn[-1][1],
                 marker=_MARKERS[(drawn.count(drawn[-1]) - 1) % len(_MARKERS)],
@@ -111,6 +111,6 @@ def sample_grid(result: Comparison, num_steps: int) -> Figure:
         strip = np.concatenate([part for image in cell.grid[:columns].numpy() for part in (image, gap)], axis=2)
         axis.imshow(strip.transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axis.set_axis_off()
-        axis.text(-0.01, 0.5, cell.method.label, transform=axis.transAxes, ha="right", va="center", fontsize=9)
+        axis.text(-0.01, 0.5, plain(cell.method.label), transform=axis.transAxes, ha="right", va="center", fontsize=9)
     figure.suptitle(f"K = {num_steps}, the same noise in every row", fontsize=10)
     return figure

@@ -13,11 +13,14 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...errors import printable
 from ...files import write_atomic
 from ...metrics.score import HIGHER_IS_BETTER
 from ...plots import variance_curves
 from ..options import BITS
 from .findings import baseline_text, findings, score_rows
+from .folder import remove_report
+from .markdown import code_block, code_span, markdown, strong
 from .pictures import TITLES, sample_grid, score_curves
 from .result import Comparison
 
@@ -56,6 +59,8 @@ def write_report(result: Comparison, folder: Path) -> None:
     }
     for name in ("report.md", "report.html"):
         write_atomic(folder / name, _render(name, content).encode())
+    own = {"results.json", "results.csv", "report.md", "report.html", *(f"{name}.png" for name in pictures)}
+    remove_report(folder, but=frozenset(own))
 
 
 def _figures(result: Comparison) -> dict[str, Figure]:
@@ -135,8 +140,13 @@ def _csv(result: Comparison) -> str:
             scores = [
                 repr(cell.values(metric)[i]) if metric in cell.scores else "" for metric in result.options.metrics
             ]
-            writer.writerow([cell.method.label, cell.steps, seed, result.options.count, *scores])
+            writer.writerow([_cell(cell.method.label), cell.steps, seed, result.options.count, *scores])
     return out.getvalue()
+
+
+def _cell(name: str) -> str:
+    """A name that no spreadsheet takes for a formula."""
+    return f"'{name}" if name.lstrip().startswith(("=", "+", "-", "@")) else name
 
 
 def _png(figure: Figure) -> bytes:
@@ -145,15 +155,22 @@ def _png(figure: Figure) -> bytes:
     return out.getvalue()
 
 
+def _printable_lines(value: Any) -> Any:
+    return "\n".join(printable(line, None) for line in value.split("\n")) if isinstance(value, str) else value
+
+
 def _render(name: str, content: dict[str, Any]) -> str:
     import jinja2
 
+    is_html = name.endswith(".html")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("diffusion_var.app.compare"),
-        autoescape=name.endswith(".html"),
+        autoescape=is_html,
+        finalize=_printable_lines if is_html else markdown,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
+    environment.filters |= {"code": code_span, "strong": strong, "block": code_block}
     return environment.get_template(f"{name}.j2").render(content)

@@ -19,28 +19,29 @@ from typing import Any
 import torch
 
 from ... import checks
-from ...data.images import to_uint8
-from ...data.names import open_images
-from ...files import make_folder, require_empty_folder
+from ...data.images import to_uint8, writable_shape
+from ...files import make_folder, regular_file
 from ...metrics.score import Score, require_same_protocol
 from ...models.denoiser import Denoiser
+from ...process.schedule import NoiseSchedule
 from ...process.steps import describe
 from ...progress import progress_bar
 from ...sampling.sampler import Sampler
 from ...variance.allocation import check_budget, default_indices
 from ...variance.estimate import estimate
 from ...variance.table import VarianceTable
-from ..methods import make_sampler, make_steps
-from ..model import Model, open_model
+from ..methods import make_covariance, make_noise, make_sampler, make_steps
+from ..model import Model, check_model_options, open_model, open_schedule, read
 from ..options import BITS
+from ..terminal import say, say_lines
 from .cells import FOLDER, CellStore, Measured
+from .folder import TABLE, ComparisonFolder
 from .likelihood_scores import LikelihoodScoring
 from .options import CompareOptions, Method
 from .result import Cell, Comparison
-from .sample_scores import Scoring, baseline_groups
+from .sample_scores import Scoring, baseline_groups, open_features
 
 GRID_IMAGES = 12
-TABLE = "table.safetensors"
 # Parts of a method that decide a cell only where they are given.
 _OPTIONAL = ("head", "tau", "sigmas", "factor")
 
@@ -50,36 +51,48 @@ def run(options: CompareOptions) -> None:
     from .findings import findings
     from .report import text_table, write_report
 
-    # What a run of this command leaves is to be continued, not to be in the way.
-    continues = (options.out / FOLDER).is_dir()
-    folder = require_empty_folder(options.out, options.overwrite or continues, ignore=[TABLE])
-    result = compare(options, folder)
-    print("3/3 writing the report")
-    write_report(result, folder)
+    _check(options)
+    folder = ComparisonFolder(options)
+    result = compare(options, folder.path, begin=folder.begin)
+    say("3/3 writing the report")
+    write_report(result, folder.path)
     for metric in options.metrics:
-        print(text_table(result, metric))
-    print()
-    for line in findings(result):
-        print(f"- {line}")
-    print(f"\nThe report is {folder / 'report.html'} (and report.md, with pictures and results.csv beside it).")
+        say_lines(text_table(result, metric))
+    say_lines("", *(f"- {line}" for line in findings(result)), "")
+    say(f"The report is {folder.path / 'report.html'} (and report.md, with pictures and results.csv beside it).")
 
 
-def compare(options: CompareOptions, folder: Path, announce: Callable[[str], None] = print) -> Comparison:
+def compare(
+    options: CompareOptions,
+    folder: Path,
+    announce: Callable[[str], None] = say,
+    begin: Callable[[str | None], None] = lambda network: None,
+) -> Comparison:
     """Run a comparison, or what is left of it; `folder` receives the variance table and the cells.
+
+    `begin` is called with the network's fingerprint when everything is in order and the work begins.
 
     Raises InputError for options that cannot be carried out, before anything long is started.
     """
     _check(options)
-    model = open_model(options.model, options)
-    denoiser, pictures = model.denoiser, bool(options.image_metrics)
-    if pictures:
-        model.sample_conditions([0])  # refuses what is missing before the work
-    _try_methods(options, denoiser)
-    check_budget(options.tolerance, options.max_evaluations, default_indices(denoiser.schedule))
+    check_model_options(options)
+    pictures = bool(options.image_metrics)
     sources = _open_sources(options)
-    scoring = Scoring(options, denoiser.device, model.image_shape) if pictures else None
-    likelihoods = LikelihoodScoring(options, model) if BITS in options.metrics else None
-    groups = baseline_groups(options, model.image_shape) if pictures else []
+    images = _open_images(options)
+    schedule = open_schedule(options.model, options)
+    _try_methods(options, schedule)
+    check_budget(options.tolerance, options.max_evaluations, default_indices(schedule))
+    features = open_features(options) if pictures else None
+    model = open_model(options.model, options)
+    denoiser = model.denoiser
+    if pictures:
+        writable_shape(f"the samples of {options.model}", model.image_shape)
+        model.sample_conditions([0])  # refuses what is missing before the work
+    _try_samplers(options, denoiser)
+    scoring = None if features is None else Scoring(options, features, images, denoiser.device, model.image_shape)
+    likelihoods = LikelihoodScoring(options, model, images) if BITS in options.metrics else None
+    groups = baseline_groups(options, images, model.image_shape) if pictures else []
+    begin(denoiser.fingerprint)
     table, table_file = _table(options, model, sources, folder, announce)
     store = CellStore(folder, _common(options, model, scoring))
     result = Comparison(options, table)
@@ -120,13 +133,24 @@ def _check(options: CompareOptions) -> None:
     )
 
 
-def _try_methods(options: CompareOptions, denoiser: Denoiser) -> None:
+def _trials(options: CompareOptions) -> Iterator[tuple[Method, int]]:
     """All of the methods but the table itself, so that mistakes show before the work."""
     for method in options.methods:
         trial = replace(method, covariance="beta_tilde") if method.covariance == "analytic" else method
         trial = replace(trial, spacing="linspace") if method.spacing == "optimal" else trial
-        for k in options.method_steps(method):
-            make_sampler(denoiser, trial, make_steps(denoiser.schedule, trial, k), None)
+        yield from ((trial, k) for k in options.method_steps(method))
+
+
+def _try_methods(options: CompareOptions, schedule: NoiseSchedule) -> None:
+    for trial, k in _trials(options):
+        make_covariance(trial, None)
+        make_noise(trial)
+        make_steps(schedule, trial, k)
+
+
+def _try_samplers(options: CompareOptions, denoiser: Denoiser) -> None:
+    for trial, k in _trials(options):
+        make_sampler(denoiser, trial, make_steps(denoiser.schedule, trial, k), None)
 
 
 def _open_sources(options: CompareOptions) -> Any:
@@ -135,7 +159,19 @@ def _open_sources(options: CompareOptions) -> Any:
         return None
     if options.table is not None:
         return VarianceTable.load(options.table)
-    return open_images(options.table_images, options.download)
+    return read(options.table_images, options)
+
+
+def _open_images(options: CompareOptions) -> dict[str, Any]:
+    """The images that scores and likelihoods need, by name; an npz of the reference may hold statistics instead."""
+    names = [options.baseline] if options.image_metrics else []
+    names += [options.likelihood_images] if BITS in options.metrics else []
+    if options.image_metrics:
+        if options.reference.lower().endswith(".npz"):
+            regular_file(options.reference, "reference")
+        else:
+            names.append(options.reference)
+    return {name: read(name, options) for name in names if name is not None}
 
 
 def _table(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.utils.data import Subset
 
-from ...data.names import open_images
 from ...errors import DiffusionVarWarning, InputError
-from ...metrics.networks import load_features
+from ...metrics.networks import FeatureNetwork, load_features
 from ...metrics.sample import FeatureSample, collect, network_origin
 from ...metrics.score import Score
 from ...metrics.scores import NEAREST_OF_DENSITY, evaluate
@@ -21,6 +21,13 @@ from .options import CompareOptions
 _NEIGHBOURS = ("precision", "recall", "density", "coverage")
 
 
+def open_features(options: CompareOptions) -> FeatureNetwork:
+    """The feature network that the options name."""
+    return load_features(
+        options.features, inception_weights=options.inception_weights, accept_weights=options.accept_weights
+    )
+
+
 class Scoring:
     """From images to scores, the reference being seen once.
 
@@ -28,12 +35,16 @@ class Scoring:
         identity: what decides the scores, besides the images: plain data.
     """
 
-    def __init__(self, options: CompareOptions, device: torch.device, shape: tuple[int, ...]) -> None:
-        self.options, self.device = options, device
+    def __init__(
+        self,
+        options: CompareOptions,
+        features: FeatureNetwork,
+        images: Mapping[str, Any],
+        device: torch.device,
+        shape: tuple[int, ...],
+    ) -> None:
+        self.options, self.features, self._images, self.device = options, features, images, device
         self.keep = any(metric != "fid" for metric in options.image_metrics)
-        self.features = load_features(
-            options.features, inception_weights=options.inception_weights, accept_weights=options.accept_weights
-        )
         # Two images tell whether the network takes the model's samples, before an hour is spent on making them.
         trial = torch.from_numpy(generator(0, "trial images").integers(0, 256, (2, *shape)).astype("uint8"))
         collect(trial, self.features, device=self.device, name=f"the samples of {options.model}")
@@ -46,7 +57,7 @@ class Scoring:
 
     def _reference(self, name: str) -> FeatureSample:
         if not name.lower().endswith(".npz"):
-            return self.collect(open_images(name, self.options.download), name)
+            return self.collect(self._images[name], name)
         # An npz may hold statistics instead of images, or both: the harness knows which to take.
         found = resolve(
             {"reference": name},
@@ -72,7 +83,7 @@ class Scoring:
         return evaluate(sample, self.reference, self.options.image_metrics, self.features)
 
 
-def baseline_groups(options: CompareOptions, shape: tuple[int, ...]) -> list[Any]:
+def baseline_groups(options: CompareOptions, opened: Mapping[str, Any], shape: tuple[int, ...]) -> list[Any]:
     """Disjoint random groups of `count` real images (or one of all, if they are fewer), at most one a seed.
 
     Random, for a folder may hold its images class by class. Raises InputError for images that cannot be scored.
@@ -82,7 +93,7 @@ def baseline_groups(options: CompareOptions, shape: tuple[int, ...]) -> list[Any
         raise InputError(f"count is {options.count}; expected at least {least} for {', '.join(options.image_metrics)}.")
     if options.baseline is None:
         return []
-    images = open_images(options.baseline, options.download)
+    images = opened[options.baseline]
     if len(images) < least or tuple(images[0].shape[1:]) != shape[1:]:
         raise InputError(
             f"the baseline {options.baseline} holds {len(images)} images of shape {tuple(images[0].shape)}; expected "
