@@ -26,6 +26,7 @@ from ..process.structure import STRUCTURE_NAMES, make_structure
 from ..progress import progress_bar
 from ..resume import Checkpoint, State
 from . import allocation
+from .between_images import ImageDraws
 from .moments import CONTROLS, SHARD, MomentSums, StructureMoments, control_expectations
 from .population import Population
 from .shards import ShardEvaluator
@@ -33,6 +34,7 @@ from .table import VarianceTable
 
 FORMAT = "diffusion_var.estimate_checkpoint"
 FORMAT_VERSION = 1
+_FEW = 0.05  # relative error with the choice of the images (and twice the tolerance), above which there is a warning
 
 
 def estimate(
@@ -75,6 +77,8 @@ def estimate(
     wanted = allocation.default_indices(schedule) if indices is None else allocation.merge_indices(schedule, indices)
     allocation.check_budget(tolerance, max_evaluations, wanted)
     population = Population(images, denoiser.shape, denoiser.data_range)
+    if population.order is not None:
+        warn(population.order)
     given = as_conditions(conditions, len(population))
     if given is not None:
         given.check(denoiser.classes)
@@ -102,6 +106,7 @@ class _Run:
         self.evaluator, self.indices = evaluator, indices
         self.tolerance, self.max_evaluations = tolerance, max_evaluations
         self.sums = {name: MomentSums(kind, len(indices)) for name, kind in evaluator.structures.items()}
+        self.draws = ImageDraws(len(indices))
         # Where we are: the round, the draws planned for its end, and the shards of its queue already merged.
         self.round_number = -1
         self.targets = np.zeros(len(indices), dtype=np.int64)
@@ -133,12 +138,15 @@ class _Run:
             for name, sums in self.sums.items()
             for key, value in sums.arrays().items()
         }
+        arrays |= {f"draws.{key}": value for key, value in self.draws.arrays().items()}
         arrays |= {"targets": self.targets, "start_counts": self.start_counts}
         return arrays, {"round_number": self.round_number, "done_in_round": self.done_in_round}
 
     def _continue_from(self, arrays: dict[str, npt.NDArray[Any]], place: dict[str, Any]) -> None:
         for name, sums in self.sums.items():
             sums.restore({key: arrays[f"{name}.{key}"] for key in sums.arrays()})
+        if "draws.images" in arrays:  # earlier versions kept none
+            self.draws.restore({key: arrays[f"draws.{key}"] for key in self.draws.arrays()})
         self.targets, self.start_counts = arrays["targets"].copy(), arrays["start_counts"].copy()
         self.round_number, self.done_in_round = place["round_number"], place["done_in_round"]
 
@@ -197,11 +205,13 @@ class _Run:
             positions = [i for i, _ in batch]
             weights = {name: None if s.weights is None else s.weights[positions] for name, s in self.sums.items()}
             shards = [(self.indices[i], shard) for i, shard in batch]
-            merged = self.evaluator.sums(shards, weights, self.evaluations)
+            found = self.evaluator.sums(shards, weights, self.evaluations)
             with checkpoint.changing():
-                for name, (values, covariances) in merged.items():
+                for name, (values, covariances) in found.sums.items():
                     for i, value, covariance in zip(positions, values, covariances, strict=True):
                         self.sums[name].add(i, value, covariance)
+                for (i, shard), images, values in zip(batch, found.images, found.values, strict=True):
+                    self.draws.add(i, shard, images, values)
                 self.done_in_round += len(batch)
             bar.update(len(batch) * SHARD)
             if checkpoint.due():
@@ -269,12 +279,29 @@ class _Run:
             seed=evaluator.seed,
             tolerance=self.tolerance,
             evaluations=self.evaluations,
+            image_variance=self.draws.variance(denoiser.schedule.log_snr[self.indices]) if announce else None,
         )
         if announce:
             table.details = {"versions": _versions(), "shortfall": self._shortfall()}
+            if which := [said for said in (evaluator.population.order, self._few_images(table)) if said]:
+                table.details["which_images"] = which
             if evaluator.conditions is not None:
                 table.details["conditions"] = evaluator.conditions.origin()
         return table
+
+    def _few_images(self, table: VarianceTable) -> str | None:
+        """One sentence, also as a warning, where the choice of the images is what makes the table uncertain."""
+        errors = [table.relative_error(n, images=True) for n in self.indices]
+        worst, count = int(np.argmax(errors)), len(self.evaluator.population)
+        if not errors[worst] > max(_FEW, 2.0 * self.tolerance):
+            return None
+        said = (
+            f"the images are few: the tolerance {self.tolerance:g} is for these {count:,} alone, and for others of "
+            f"their kind the relative standard error is {errors[worst]:.2g} at n={self.indices[worst]}, which no "
+            "number of evaluations makes less; use more images."
+        )
+        warn(said)
+        return said
 
     def _shortfall(self) -> list[str]:
         error = self.errors()

@@ -19,7 +19,7 @@ from ..process.level import NoiseLevel
 from ..process.linear import linear_mmse
 from ..process.schedule import NoiseSchedule
 from ..process.structure import Structure
-from .estimators import Estimator, score_norm
+from .estimators import ESTIMATORS, Estimator, score_norm
 from .moments import (
     RELATIVE_FLOOR,
     TARGETS,
@@ -45,6 +45,7 @@ class Interpolation:
         moments: by structure name.
         data: statistics of the data, or None.
         structure: from a name to the structure.
+        image_variance: (I, 3) of `ESTIMATORS`, see `between_images`, or None.
     """
 
     def __init__(
@@ -55,9 +56,10 @@ class Interpolation:
         moments: dict[str, StructureMoments],
         data: DataStatistics | None,
         structure: Callable[[str], Structure],
+        image_variance: Float64Array | None,
     ) -> None:
         self._indices, self._counts, self._moments, self._data = indices, counts, moments, data
-        self._structure = structure
+        self._structure, self._image_variance = structure, image_variance
         self._levels = [schedule.level(int(n)) for n in indices]
         self._log_snr = schedule.log_snr[indices]
         self._values: dict[tuple[str, str], Float64Array] = {}
@@ -144,21 +146,21 @@ class Interpolation:
 
     # ---- errors -----------------------------------------------------------------------------------------------
 
-    def standard_error(self, estimator: Estimator, level: NoiseLevel) -> float:
-        """Of the isotropic value at a level; between measured ones the larger of the two neighbours', in units of the
-        linear-MMSE value. nan without data."""
+    def standard_error(self, estimator: Estimator, level: NoiseLevel, images: bool) -> float:
+        """Of the isotropic value at a level, with or without the choice of `images`; between measured ones the larger
+        of the two neighbours', in units of the linear-MMSE value. nan where it is not known."""
         low, high, _ = self._bracket(level)
         if low == high:
-            return self._error_at(low, estimator)
+            return self._error_at(low, estimator, images)
         units = {i: float(self._unit(estimator, "isotropic", self._levels[i])) for i in (low, high)}
-        worst = max(self._error_at(i, estimator) / unit for i, unit in units.items())
+        worst = max(self._error_at(i, estimator, images) / unit for i, unit in units.items())
         return worst * float(self._unit(estimator, "isotropic", level))
 
-    def relative_error(self, structure: str, level: NoiseLevel) -> float:
+    def relative_error(self, structure: str, level: NoiseLevel, images: bool) -> float:
         """Of the residual value at a level (no less than `RELATIVE_FLOOR` of its linear-MMSE value); between measured
         ones the larger of the two neighbours'. nan without data."""
         low, high, _ = self._bracket(level)
-        return max(self._relative_error_at(i, structure) for i in (low, high))
+        return max(self._relative_error_at(i, structure, images) for i in (low, high))
 
     def _variance_at(self, i: int, target: str, structure: str) -> float:
         """Variance of an adjusted mean; for elementwise structures relative to v² and averaged over elements."""
@@ -168,16 +170,24 @@ class Interpolation:
         covariance = adjusted_covariance(self._moments[structure].covariances[i], int(self._counts[i]))
         return max(float(covariance[k, k]), 0.0)
 
-    def _error_at(self, i: int, estimator: Estimator) -> float:
+    def _image_variance_at(self, i: int, estimator: Estimator) -> float:
+        """Variance of the mean over the images, had others been chosen: Var g/(N − 1) [E15]."""
+        if self._data is None or self._image_variance is None:
+            return math.nan
+        between = float(self._image_variance[i, ESTIMATORS.index(estimator)])
+        return between / (self._data.count - 1) if self._data.count > 1 else math.inf
+
+    def _error_at(self, i: int, estimator: Estimator, images: bool) -> float:
         level = self._levels[i]
-        error = math.sqrt(self._variance_at(i, _TARGET_OF[estimator], "isotropic"))
+        variance = self._variance_at(i, _TARGET_OF[estimator], "isotropic")
+        error = math.sqrt(variance + (self._image_variance_at(i, estimator) if images else 0.0))
         if estimator != "score_norm":
             return error
         return error * (level.sigma / level.alpha) ** 2 if level.alpha > 0 else math.inf
 
-    def _relative_error_at(self, i: int, structure: str) -> float:
-        error = math.sqrt(self._variance_at(i, "error_square", structure))
+    def _relative_error_at(self, i: int, structure: str, images: bool) -> float:
         if structure != "isotropic":
-            return error
+            return math.sqrt(self._variance_at(i, "error_square", structure))
+        error = self._error_at(i, "residual", images)
         floor = RELATIVE_FLOOR * float(self._unit("residual", structure, self._levels[i]))
         return error / max(float(self._at(i, "residual", structure)), floor)

@@ -60,7 +60,10 @@ class StructureMoments:
 
 @dataclass(frozen=True)
 class DrawnBatch:
-    """One batch of draws on the device: x_0, ε, x_t and the posterior, (B, C, *spatial); α, σ are (B, 1, …)."""
+    """One batch of draws on the device: x_0, ε, x_t and the posterior, (B, C, *spatial); α, σ are (B, 1, …).
+
+    `positions`, (B,) on the CPU, are those of the images in the population.
+    """
 
     x_0: torch.Tensor
     eps: torch.Tensor
@@ -69,6 +72,7 @@ class DrawnBatch:
     sigma: torch.Tensor
     posterior: Posterior
     clipped: bool
+    positions: npt.NDArray[np.int64]
 
 
 class MomentMaps:
@@ -100,6 +104,13 @@ class MomentMaps:
         eps_hat, mean, error, shift, eps, centred = (structure.forward(field) for field in self.fields)
         key = "spectrum" if structure.name == "dct" else "pixel"
         return _products(eps_hat, mean, error, shift, eps, centred, self.linear_error(structure, eps, centred, key))
+
+    def known_linear_error(self, dct: Structure) -> torch.Tensor:
+        """(B,): E[e² | x_0], the linear denoiser's error as far as the image decides it, over all elements."""
+        alpha, sigma, l = self.draws.alpha, self.draws.sigma, self.variances["spectrum"]
+        kappa: torch.Tensor = linear_gain(l, alpha, sigma)
+        of_image = ((1 - kappa * alpha) * dct.forward(self.fields[-1])).square()
+        return (of_image + (kappa * sigma).square()).mean(dct.axes, dtype=torch.float64)
 
     def isotropic(self, dct: Structure) -> torch.Tensor:
         """(B, 8): their means over all elements; only the linear denoiser's error needs the dct basis."""

@@ -17,6 +17,7 @@ import torch
 
 from ..data.fixed_images import FixedImages
 from ..process.structure import channel_rotation, make_structure
+from .order import order_warning
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -45,10 +46,14 @@ class DataStatistics:
 
 
 class Population(FixedImages):
-    """Images that x_0 is drawn from, with their `statistics`; see `FixedImages` for the arguments and errors."""
+    """Images that x_0 is drawn from; see `FixedImages` for the arguments and errors.
+
+    Attributes: their `statistics`; `order`, a sentence about the order that they are in, or None (see `order`).
+    """
 
     def __init__(self, images: Any, shape: Sequence[int], data_range: tuple[float, float] | None) -> None:
         super().__init__(images, shape, data_range)
+        self.order: str | None = None
         self.statistics = self._statistics()
 
     def _statistics(self) -> DataStatistics:
@@ -62,11 +67,15 @@ class Population(FixedImages):
         mean = total / self._count
         pixel = torch.zeros_like(total)
         channel = torch.zeros(self.shape[0], self.shape[0], dtype=torch.float64)
+        facts = []
         for _, raw in self.chunks():
             centred = self.to_float(raw).double() - mean
             pixel += centred.square().sum(0)
             rows = centred.transpose(0, 1).flatten(1)
             channel += rows @ rows.T
+            contrast = centred.square().flatten(1).mean(1, keepdim=True)
+            facts.append(torch.cat([centred.reshape(len(raw), self.shape[0], -1).mean(2), contrast], 1))
+        self.order = order_warning(torch.cat(facts).numpy())
         covariance = channel / (self._count * math.prod(self.shape[1:]))
         rotation = channel_rotation(covariance.numpy(), len(self.shape) - 1)
         basis = make_structure("dct", self.shape, rotation)

@@ -7,7 +7,7 @@ number) alone, so that it does not matter when, or beside which others, it is dr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from ..models.network_run import NetworkRun
 from ..models.posterior import Posterior
 from ..process.structure import Structure, make_structure
 from ..randomness import Streams
+from .between_images import image_values
 from .moments import SHARD, DrawnBatch, MomentMaps, shard_sums
 from .population import Population
 
@@ -27,6 +28,14 @@ from .population import Population
 Shard = tuple[int, int]
 #: per structure name: sums (S, 8, *v) and pooled covariances (S, 8, 8) of S shards
 Sums = dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]
+
+
+class Evaluated(NamedTuple):
+    """Of S shards: their sums, and of every draw (S, 16) the image's position and (S, 16, 5) its `image_values`."""
+
+    sums: Sums
+    images: npt.NDArray[np.int64]
+    values: npt.NDArray[np.float32]
 
 
 class ShardEvaluator:
@@ -64,8 +73,8 @@ class ShardEvaluator:
         }
 
     @torch.inference_mode()
-    def sums(self, batch: Sequence[Shard], weights: dict[str, npt.NDArray[Any] | None], done: int) -> Sums:
-        """The sums of each shard of a batch, for each structure.
+    def sums(self, batch: Sequence[Shard], weights: dict[str, npt.NDArray[Any] | None], done: int) -> Evaluated:
+        """The sums of each shard of a batch, for each structure, and what is kept of its draws.
 
         Args:
             batch: the shards.
@@ -74,12 +83,14 @@ class ShardEvaluator:
 
         Raises NumericalError, naming the index and the batch, where the network gave NaN or Inf.
         """
-        maps = MomentMaps(self._draw(batch), self.mean, self.variances)
+        draws = self._draw(batch)
+        maps = MomentMaps(draws, self.mean, self.variances)
         out: Sums = {}
         pixel: torch.Tensor | None = None  # channel and pixel share the maps of the pixel basis
         for name, structure in self.structures.items():
             if name == "isotropic":
                 values = maps.isotropic(self.dct)
+                kept = image_values(values.cpu().numpy(), maps.known_linear_error(self.dct).cpu().numpy())
             elif name == "dct":
                 values = maps.elementwise(structure)
             else:
@@ -91,7 +102,7 @@ class ShardEvaluator:
             )
             _refuse_nan(total, batch, done)
             out[name] = total.numpy(), covariances.numpy()
-        return out
+        return Evaluated(out, draws.positions.reshape(-1, SHARD), kept.reshape(len(batch), SHARD, -1))
 
     def _draw(self, batch: Sequence[Shard]) -> DrawnBatch:
         shape, device = self.denoiser.shape, self.denoiser.device
@@ -110,7 +121,7 @@ class ShardEvaluator:
         x_t = alpha * x_0 + sigma * eps
         condition = None if self.conditions is None else self.conditions.take(chosen, device)
         posterior = self._posterior(x_t, indices, condition)
-        return DrawnBatch(x_0, eps, x_t, alpha, sigma, posterior, self.denoiser.clip is not None)
+        return DrawnBatch(x_0, eps, x_t, alpha, sigma, posterior, self.denoiser.clip is not None, picks)
 
     def _posterior(self, x_t: torch.Tensor, n: torch.Tensor, condition: Any) -> Posterior:
         """The network on a batch, in pieces where the batch size is less than a shard."""

@@ -32,18 +32,27 @@ def summarise(table: Any, lines: int = 12) -> str:
     head += [f"short of its tolerance: {text}" for text in shortfall[:_SHORTFALLS]]
     if len(shortfall) > _SHORTFALLS:
         head.append(f"short of their tolerance: {len(shortfall) - _SHORTFALLS} more indices")
+    head += table.details.get("which_images", [])
     # The other estimators hold for the posterior mean, which a guided one is not.
     guided = table.guidance_scale != 1.0
-    rows = ["     n   draws   residual ± rel.err" + ("" if guided else "    score_norm data_variance disagreement")]
+    rows = [
+        "     n   draws   residual ± rel.err  + images"
+        + ("" if guided else "    score_norm data_variance disagreement")
+    ]
     positions = sorted({int(i) for i in np.linspace(0, len(table.indices) - 1, lines).round()})
     for i in positions:
         n = int(table.indices[i])
-        v, error = table.posterior_variance(n), table.relative_error(n)
-        row = f"{n:6d} {table.counts[i]:7,} {v:10.4g} {error:9.2%}"
+        v, error, wider = table.posterior_variance(n), table.relative_error(n), table.relative_error(n, images=True)
+        row = f"{n:6d} {table.counts[i]:7,} {v:10.4g} {error:9.2%} "
+        row += f"{'unknown' if math.isnan(wider) else f'{wider:.2%}':>9s}"
         if not guided:
             others = [f"{table.posterior_variance(n, estimator):13.4g}" for estimator in _OTHERS]
             row += f" {''.join(others)}  {_disagreement(table, n)}"
         rows.append(row)
+    rows.append(
+        f"rel.err: for these {table.data.count:,} images, by the noise alone; + images: for the many that these are a\n"
+        "random choice of, by that choice too."
+    )
     if guided:
         return "\n".join(head + rows)
     rows.append(

@@ -46,6 +46,8 @@ class VarianceTable:
         moments: by structure name; "isotropic" is always there.
         data: statistics of the data, or None.
         seed, tolerance, evaluations: of the run that made it.
+        image_variance: (I, 3) variance between images of what one image contributes to each of `ESTIMATORS` (of
+            "score_norm": to E ε̂²), see `between_images`; None where it is not known.
         details: whatever else is worth keeping (versions, shortfall), JSON-serialisable.
         interpolation: what the moments say as they are, without any bound; users want `posterior_variance`.
     """
@@ -65,12 +67,13 @@ class VarianceTable:
     seed: int | None = None
     tolerance: float | None = None
     evaluations: int = 0
+    image_variance: Float64Array | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._structures: dict[str, Structure] = {}
         self.interpolation = Interpolation(
-            self.schedule, self.indices, self.counts, self.moments, self.data, self.structure
+            self.schedule, self.indices, self.counts, self.moments, self.data, self.structure, self.image_variance
         )
 
     # ---- files and other sources ------------------------------------------------------------------------------
@@ -235,21 +238,31 @@ class VarianceTable:
         cross = self.interpolation.value("error_clipping", structure, level)
         return v, cross, np.maximum(self.interpolation.value("clipping_square", structure, level), 0.0)
 
-    def standard_error(self, n: int | NoiseLevel, estimator: Estimator = "residual") -> float:
+    def standard_error(self, n: int | NoiseLevel, estimator: Estimator = "residual", *, images: bool = False) -> float:
         """Standard error of the isotropic `posterior_variance(n, estimator, bounded=False)`, squared data units.
 
+        Args:
+            n, estimator: as in `posterior_variance`.
+            images: False: of the value for the table's own images, uncertain for the noise alone; True: of the value
+                for the many images of which the table's are taken for a random sample, uncertain for the choice of the
+                images too [E15].
+
         Between measured levels: the larger of the two neighbours', in units of the linear-MMSE value. nan for tables
-        from published arrays.
+        from published arrays, and with `images` for tables of earlier versions, which do not know it.
         """
         self._check_request(estimator, "isotropic")
-        return self.interpolation.standard_error(estimator, self._level(n))
+        return self.interpolation.standard_error(estimator, self._level(n), images)
 
-    def relative_error(self, n: int | NoiseLevel, structure: str = "isotropic") -> float:
+    def relative_error(self, n: int | NoiseLevel, structure: str = "isotropic", *, images: bool = False) -> float:
         """Relative standard error of the residual value: of the number for isotropic, else the root-mean-square over
         elements. Between measured levels, the larger of the two neighbours'. Values below a thousandth of their
-        linear-MMSE value count as that."""
+        linear-MMSE value count as that. `images`, for isotropic alone: as in `standard_error`."""
         self._check_request("residual", structure)
-        return self.interpolation.relative_error(structure, self._level(n))
+        elementwise = images and structure != "isotropic"
+        checks.refuse(
+            elementwise, f"the error with images=True is known for structure 'isotropic' alone, but got {structure!r}."
+        )
+        return self.interpolation.relative_error(structure, self._level(n), images)
 
     def covers(self, n: int | NoiseLevel) -> bool:
         """Whether a level lies between the least and the greatest measured one, both included."""

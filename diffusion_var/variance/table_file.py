@@ -40,6 +40,8 @@ def table_contents(table: Any) -> tuple[Arrays, dict[str, Any]]:
     for name, moments in table.moments.items():
         arrays[f"{name}.means"] = moments.means
         arrays[f"{name}.covariances"] = moments.covariances
+    if table.image_variance is not None:
+        arrays["image_variance"] = table.image_variance
     data: dict[str, Any] | None = None
     if table.data is not None:
         for name in ("mean", "pixel_variance", "spectrum", "rotation"):
@@ -102,5 +104,6 @@ def table_fields(arrays: Arrays, meta: dict[str, Any]) -> dict[str, Any]:
         "seed": meta["seed"],
         "tolerance": meta["tolerance"],
         "evaluations": meta["evaluations"],
+        "image_variance": arrays.get("image_variance"),  # earlier versions did not know it
         "details": meta["details"],
     }

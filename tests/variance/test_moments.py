@@ -108,7 +108,7 @@ def evaluated(structure_name, n, shards, images=IMAGES, denoiser=None):
     kinds = {name: make_structure(name, SHAPE) for name in dict.fromkeys(("isotropic", structure_name))}
     evaluator = ShardEvaluator(denoiser, population, None, 5, 4096, kinds)
     weights = dict.fromkeys(kinds)
-    out = evaluator.sums([(n, shard) for shard in range(shards)], weights, 0)[structure_name]
+    out = evaluator.sums([(n, shard) for shard in range(shards)], weights, 0).sums[structure_name]
     return population.statistics, kinds[structure_name], *out
 
 
