@@ -5,7 +5,6 @@ Tables are typed `Any` here: `table` builds on this file, and not the other way 
 
 from __future__ import annotations
 
-import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -83,9 +82,7 @@ def _errors(table: Any) -> str:
     if table.data is None:
         return "unknown"
     errors = [table.relative_error(int(n)) for n in table.indices]
-    wider = max(table.relative_error(int(n), images=True) for n in table.indices)
-    choice = "" if math.isnan(wider) else f"; with the choice of the images at most {wider:.2%}"
-    return f"at most {max(errors):.2%} (tolerance {table.tolerance:g}){choice}"
+    return f"at most {max(errors):.2%} (tolerance {table.tolerance:g})"
 
 
 def write_repository(table: Any, folder: str | Path, model: str | None = None, data: str | None = None) -> Path:

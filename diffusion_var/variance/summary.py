@@ -33,6 +33,10 @@ def summarise(table: Any, lines: int = 12) -> str:
     if len(shortfall) > _SHORTFALLS:
         head.append(f"short of their tolerance: {len(shortfall) - _SHORTFALLS} more indices")
     head += table.details.get("which_images", [])
+    head.append(
+        f"errors: ± for these {table.data.count:,} images, by the noise alone; + images for the many of which "
+        "these are a random choice, by that choice too"
+    )
     # The other estimators hold for the posterior mean, which a guided one is not.
     guided = table.guidance_scale != 1.0
     rows = [
@@ -49,10 +53,6 @@ def summarise(table: Any, lines: int = 12) -> str:
             others = [f"{table.posterior_variance(n, estimator):13.4g}" for estimator in _OTHERS]
             row += f" {''.join(others)}  {_disagreement(table, n)}"
         rows.append(row)
-    rows.append(
-        f"rel.err: for these {table.data.count:,} images, by the noise alone; + images: for the many that these are a\n"
-        "random choice of, by that choice too."
-    )
     if guided:
         return "\n".join(head + rows)
     rows.append(

@@ -78,7 +78,6 @@ def test_linear_denoiser_in_the_dct_basis_leaves_no_noise():
         assert np.abs(table.posterior_variance(n, structure="dct") / exact - 1).max() < 1e-4
 
 
-@pytest.mark.filterwarnings("ignore:the images are few")
 @pytest.mark.parametrize("kind", ["mixture", "empirical"])
 def test_estimators_agree_for_an_exact_nonlinear_mean(kind):
     # A finite population is exact for the empirical denoiser alone; the mixture's is large.
