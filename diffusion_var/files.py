@@ -9,6 +9,7 @@ writer of the same target knows it for nobody's and removes it (`sweep`).
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import sys
 import tempfile
@@ -166,19 +167,61 @@ def lock_handle(handle: int) -> bool | None:
 def sweep(folder: Path, name: str = "") -> None:
     """Remove the temporary files that killed writers left in a folder: those of the target `name`, or of any."""
     start = f".{name[:200]}." if name else "."
+    left: list[os.DirEntry[str]] = []
     with suppress(OSError), os.scandir(folder) as entries:
-        for entry in [e for e in entries if e.name.startswith(start) and is_temporary(e.name)]:
-            handle = os.open(entry.path, os.O_RDWR | os.O_NOFOLLOW)
-            try:
-                if lock_handle(handle):
-                    os.unlink(entry.path)
-            finally:
-                os.close(handle)
+        left = [e for e in entries if e.name.startswith(start) and fnmatch(e.name, ".*.tmp")]
+    for entry in left:
+        with suppress(OSError):
+            _remove_if_nobodys(entry.path, entry.is_dir(follow_symlinks=False))
 
 
-def is_temporary(name: str) -> bool:
-    """Whether a file of this name is a writer's, of which a killed one leaves it behind."""
-    return fnmatch(name, ".*.tmp")
+def _remove_if_nobodys(path: str, folder: bool) -> None:
+    handle = os.open(path, os.O_NOFOLLOW | (os.O_RDONLY if folder else os.O_RDWR))
+    try:
+        if lock_handle(handle):
+            shutil.rmtree(path, ignore_errors=True) if folder else os.unlink(path)
+    finally:
+        os.close(handle)
+
+
+def write_folder(folder: Path, fill: Callable[[Path], object], last: str) -> list[str]:
+    """Commit files of several parts together: `fill` writes them into a folder of its own, from which they are moved
+    once they are on the disk. The file `last`, without which the others are nothing, is removed first and comes last.
+
+    Returns the files' names, relative to `folder`, which must exist.
+    """
+    aside = Path(tempfile.mkdtemp(prefix=f".{last}.", suffix=".tmp", dir=folder))
+    handle = os.open(aside, os.O_RDONLY)
+    try:
+        lock_handle(handle)
+        fill(aside)
+        names = sorted(str(file.relative_to(aside)) for file in aside.rglob("*") if file.is_file())
+        for name in names:
+            _settle(aside / name)
+        (folder / last).unlink(missing_ok=True)
+        for name in [*(name for name in names if name != last), last]:
+            target = folder / name
+            make_folder(target.parent)
+            os.replace(aside / name, target)
+            sync_folder(target.parent)
+        return names
+    except OSError as error:
+        raise InputError(f"could not write in {folder}: {error.strerror or error}; make room there.") from error
+    finally:
+        os.close(handle)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _settle(file: Path) -> None:
+    """A file that another library wrote: with the permissions of a new file, and on the disk."""
+    file.chmod(new_file_mode())
+    with open(file, "rb") as opened:
+        os.fsync(opened.fileno())
+
+
+def _is_passing(name: str) -> bool:
+    """Whether a file of this name is a writer's, temporary or a lock, of which a killed one leaves it behind."""
+    return fnmatch(name, ".*.tmp") or (name.startswith(".") and name.endswith(".lock"))
 
 
 def require_empty_folder(path: str | os.PathLike[str], overwrite: bool, ignore: Collection[str] = ()) -> Path:
@@ -186,7 +229,7 @@ def require_empty_folder(path: str | os.PathLike[str], overwrite: bool, ignore: 
     folder = expanded(path)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output {folder} is a file, but a folder is needed; choose another path.")
-    found = [e.name for e in folder.iterdir() if not is_temporary(e.name)] if folder.is_dir() else []
+    found = [e.name for e in folder.iterdir() if not _is_passing(e.name)] if folder.is_dir() else []
     if not overwrite and any(name not in ignore for name in found):
         raise InputError(f"the output folder {folder} is not empty; choose another one or pass --overwrite.")
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 #: What spacings are called in text.
 SPACING_NAMES = {"optimal": "optimal", "even": "even", "log_snr": "even in log-SNR"}
 _BAND = 1.96
+_RUN = "diffusion-var run "
 COLOURS = {
     "beta": "#d55e00",
     "beta_tilde": "#0072b2",
@@ -58,10 +60,25 @@ def picture_format(path: str | Path) -> str:
     return kind
 
 
-def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a picture (png, pdf or svg), atomically."""
+def save_figure(figure: Figure, path: str | Path, run: str | None = None) -> None:
+    """Write a picture (png, pdf or svg), atomically; the same figure gives the same bytes.
+
+    `run`, the name of the run that made it, is kept in the file (see `run_of_picture`).
+    """
+    import matplotlib
+
     kind = picture_format(path)
-    write_atomic(path, lambda file: figure.savefig(file, format=kind))
+    metadata: dict[str, Any] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
+    if run is not None:
+        metadata["Comment" if kind == "png" else "Keywords"] = _RUN + run
+    with matplotlib.rc_context({"svg.hashsalt": "diffusion-var"}):
+        write_atomic(path, lambda file: figure.savefig(file, format=kind, metadata=metadata))
+
+
+def run_of_picture(path: Path) -> str | None:
+    """The run that a picture names, see `save_figure`."""
+    found = re.search(_RUN.encode() + rb"([0-9a-f]{64})", path.read_bytes())
+    return None if found is None else found[1].decode()
 
 
 def variance_curves(table: VarianceTable, num_steps: int = 25) -> Figure:

@@ -140,9 +140,13 @@ def save_images(images: Tensor, folder: str | os.PathLike[str], start: int = 0) 
     write_together({target / f"{number:06d}.png": content for number, content in enumerate(files, start)})
 
 
-def save_npz(images: Tensor, path: str | os.PathLike[str]) -> None:
-    """Write uint8 images (N, C, H, W), C = 1 or 3, as one `.npz` under the key `images`, atomically."""
+def save_npz(images: Tensor, path: str | os.PathLike[str], *, run: str | None = None) -> None:
+    """Write uint8 images (N, C, H, W), C = 1 or 3, as one `.npz` under the key `images`, atomically.
+
+    `run` is kept in the file, under the key `run`: the name of the run that made them.
+    """
     pixels = _checked_pixels(images)
     if Path(path).suffix.lower() != ".npz":
         raise InputError(f"{path} does not end in .npz; give the file that suffix, so that it can be read again.")
-    write_atomic(path, lambda file: np.savez(file, images=pixels))
+    arrays = {"images": pixels} | ({} if run is None else {"run": np.array(run)})
+    write_atomic(path, lambda file: np.savez(file, **arrays))

@@ -41,8 +41,8 @@ class ClassifierFeatures(nn.Module):
 
     `forward` is the feature network: uint8 in, features out. `embed` and `logits` are the classifier's two halves for
     training: they take float images in [-1, 1], (B, channels, *size), and are differentiable.
-    The initial weights depend on `seed` alone. `accuracy` (on held-out images, 0 to 1) and `images` (the name of the
-    training images) are notes that are saved with the weights.
+    The initial weights depend on `seed` alone. `accuracy` (on held-out images, 0 to 1), `images` (the name of the
+    training images) and `run` (of the run that trained it) are notes that are saved with the weights.
 
     Raises InputError for numbers that make no network.
     """
@@ -65,6 +65,7 @@ class ClassifierFeatures(nn.Module):
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         self.accuracy: float | None = None
         self.images: str | None = None
+        self.run: str | None = None
         _check(channels, *self.size, classes, dimension, width)
         with torch.random.fork_rng(devices=[]):  # layers initialise from the global generator: lend it, give it back
             torch.default_generator.manual_seed(seed)
@@ -141,6 +142,8 @@ def save_features(network: ClassifierFeatures, path: str | os.PathLike[str]) -> 
         "held_out_accuracy": network.accuracy,
         "training_images": network.images,
     }
+    if network.run is not None:
+        record["run"] = network.run
     write_document(
         path, FORM, FORMAT, {key: value.cpu().numpy() for key, value in network.state_dict().items()}, record
     )
@@ -158,6 +161,7 @@ def read_features(path: str | os.PathLike[str]) -> ClassifierFeatures:
             network = ClassifierFeatures(*shape, name=str(record["name"]))
         network.load_state_dict({key: torch.from_numpy(value) for key, value in arrays.items()}, assign=True)
         network.accuracy, network.images = record["held_out_accuracy"], record["training_images"]
+        network.run = record.get("run")
     except Exception as error:  # KeyError, TypeError, InputError, RuntimeError for names or shapes that differ
         raise InputError(f"the feature file {path} describes no network ({_reason(error)}); make it again.") from error
     return network.eval().requires_grad_(False)

@@ -151,8 +151,11 @@ class FeatureStatistics:
         self.count = total
         return self
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `mu`, `sigma` and, where known, `count` and `origin` to an `.npz`, as pytorch-fid reads it; atomic."""
+    def save(self, path: str | os.PathLike[str], *, run: str | None = None) -> None:
+        """Write `mu`, `sigma` and, where known, `count` and `origin` to an `.npz`, as pytorch-fid reads it; atomic.
+
+        `run` is kept in the file: the name of the run that made them.
+        """
         if Path(path).suffix.lower() != ".npz":
             raise InputError(
                 f"{path} does not end in .npz; give the file that suffix, so that it is known as statistics."
@@ -162,6 +165,8 @@ class FeatureStatistics:
             arrays["count"] = np.int64(self.count)
         if self.origin is not None:
             arrays["origin"] = np.array(json.dumps(self.origin))  # a text, so that no pickle is needed
+        if run is not None:
+            arrays["run"] = np.array(run)
         write_atomic(path, lambda file: np.savez(file, **arrays))
 
     @classmethod

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from ...files import require_new_file
+from pathlib import Path
+from typing import Any
+
 from ...variance.allocation import check_budget, default_indices, merge_indices
+from ...variance.table import VarianceTable
+from ..claims import claimed_file, run_identity
 from ..model import check_model_options, open_model, open_schedule, read
 from ..options import EstimateOptions
 from ..outputs import checkpoint_beside
@@ -12,10 +16,20 @@ from ..terminal import say, say_lines
 
 def run(options: EstimateOptions) -> None:
     """Measure a table and write it; a checkpoint beside it lets an interrupted run go on."""
+    this = run_identity("estimate", options)
+    checkpoint = checkpoint_beside(options.out, options.checkpoint)
+    with claimed_file(options.out, this, _run_of, options.overwrite, checkpoint) as finished:
+        if not finished:
+            _measure(options, checkpoint, this)
+
+
+def _run_of(path: Path) -> Any:
+    return VarianceTable.load(path).details.get("run")
+
+
+def _measure(options: EstimateOptions, checkpoint: Path, this: str) -> None:
     from ...variance.estimate import estimate
 
-    require_new_file(options.out, options.overwrite)
-    checkpoint = checkpoint_beside(options.out, options.checkpoint)
     check_model_options(options)
     images = read(options.images, options)
     schedule = open_schedule(options.model, options)
@@ -35,6 +49,7 @@ def run(options: EstimateOptions) -> None:
         batch_size=options.batch_size,
         checkpoint=checkpoint,
     )
+    table.details["run"] = this
     table.save(options.out)
     checkpoint.unlink(missing_ok=True)
     say_lines(table.summary(), "")

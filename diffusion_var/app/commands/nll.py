@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
-from ...files import require_new_file, write_atomic
+from ...files import write_atomic
 from ...variance.table import VarianceTable
+from ..claims import claimed_file, run_identity
 from ..methods import make_covariance, make_noise, make_steps, refuse_set
 from ..model import check_model_options, open_model, open_schedule, read
 from ..options import NllOptions
@@ -22,26 +24,53 @@ if TYPE_CHECKING:
 
 def run(options: NllOptions) -> None:
     """Print a bound on the negative log-likelihood of images, and write its parts if asked."""
-    if options.out is not None:
-        require_new_file(options.out, options.overwrite)
     if options.head is not None and options.covariance == "analytic" and options.table is None:
         options = replace(options, covariance="head")
-    table = _table_of(options)
     checkpoint = None if options.checkpoint is None else usable_checkpoint(options.checkpoint)
-    if options.out is not None:
-        checkpoint = checkpoint_beside(options.out, checkpoint)
-    result = _bound(options, table, checkpoint)
-    content = {"model": options.model, "images_name": options.images, **result.to_dict()}
-    if options.out is not None:
-        write_atomic(options.out, (json.dumps(content, indent=2) + "\n").encode())
-        if checkpoint is not None:
-            checkpoint.unlink(missing_ok=True)
-    if options.json:
-        print(json.dumps(content))
+    if options.out is None:
+        _tell(options, *_measure(options, checkpoint))
         return
-    say_lines(str(result))
-    if options.out is not None:
-        say(f"written: {options.out}")
+    checkpoint, this = checkpoint_beside(options.out, checkpoint), run_identity("nll", options)
+    with claimed_file(options.out, this, _run_of, options.overwrite, checkpoint, aloud=not options.json) as finished:
+        if finished:
+            if options.json:
+                print(json.dumps(_content(options.out)))
+            return
+        content, result = _measure(options, checkpoint)
+        signed = {**content, "run": this}
+        signed["digest"] = _digest(signed)
+        write_atomic(options.out, (json.dumps(signed, indent=2) + "\n").encode())
+        checkpoint.unlink(missing_ok=True)
+        _tell(options, content, result)
+        if not options.json:
+            say(f"written: {options.out}")
+
+
+def _measure(options: NllOptions, checkpoint: Path | None) -> tuple[dict[str, Any], LikelihoodBound]:
+    result = _bound(options, _table_of(options), checkpoint)
+    return {"model": options.model, "images_name": options.images, **result.to_dict()}, result
+
+
+def _tell(options: NllOptions, content: dict[str, Any], result: LikelihoodBound) -> None:
+    print(json.dumps(content)) if options.json else say_lines(str(result))
+
+
+def _run_of(path: Path) -> Any:
+    """The run that wrote a file, if the file is as it was written."""
+    try:
+        held = json.loads(path.read_bytes())
+        return held["run"] if held.pop("digest") == _digest(held) else None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _content(path: Path) -> dict[str, Any]:
+    held: dict[str, Any] = json.loads(path.read_bytes())
+    return {name: value for name, value in held.items() if name not in ("run", "digest")}
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _table_of(options: NllOptions) -> VarianceTable | None:

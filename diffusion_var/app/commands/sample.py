@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 from ... import checks
 from ...data.images import writable_shape
 from ...errors import InputError
-from ...files import make_folder, require_empty_folder, require_new_file, write_atomic
+from ...files import require_empty_folder, write_atomic
+from ...locks import locked
+from ...manifest import Manifest
 from ...process.steps import describe
 from ...variance.table import VarianceTable
+from ..claims import claimed_file, run_identity, run_of_npz
 from ..methods import make_covariance, make_sampler, make_steps
 from ..model import check_model_options, open_model, open_schedule
 from ..options import SampleOptions
@@ -39,7 +42,19 @@ def run(options: SampleOptions) -> None:
     checks.refuse(wrong, f"count={options.count} must be at least 1 and first={options.first} at least 0.")
     options = _with_covariance(options)
     _refuse_unused(options)
-    _check_output(options)
+    if options.out.suffix.lower() == ".npz":
+        this = run_identity("sample", options)
+        with claimed_file(options.out, this, run_of_npz, options.overwrite) as finished:
+            if not finished:
+                _sample_npz(*_open(options), options, this)
+        return
+    continues = (options.out / _SETTINGS).is_file()  # whether by the same settings is known with the model
+    require_writable(require_empty_folder(options.out, options.overwrite or continues))
+    with locked(options.out, folder=True):
+        _sample_folder(*_open(options), options)
+
+
+def _open(options: SampleOptions) -> tuple[Model, Sampler]:
     # What can be wrong without the model is told at once.
     table = None if options.table is None else VarianceTable.load(options.table)
     make_covariance(options, table)
@@ -47,12 +62,7 @@ def run(options: SampleOptions) -> None:
     steps = make_steps(open_schedule(options.model, options), options, options.steps)
     model = open_model(options.model, options)
     writable_shape(f"the samples of {options.model}", model.image_shape)
-    sampler = make_sampler(model.denoiser, options, steps, table)
-    wanted = list(range(options.first, options.first + options.count))
-    if options.out.suffix.lower() == ".npz":
-        _sample_npz(model, sampler, wanted, options)
-    else:
-        _sample_folder(model, sampler, wanted, options)
+    return model, make_sampler(model.denoiser, options, steps, table)
 
 
 def _with_covariance(options: SampleOptions) -> SampleOptions:
@@ -65,14 +75,6 @@ def _with_covariance(options: SampleOptions) -> SampleOptions:
         options,
         covariance="analytic" if options.table is not None else "head" if options.head is not None else "beta_tilde",
     )
-
-
-def _check_output(options: SampleOptions) -> None:
-    if options.out.suffix.lower() == ".npz":
-        require_new_file(options.out, options.overwrite)
-    else:
-        continues = (options.out / _SETTINGS).is_file()  # whether by the same settings is known with the model
-        require_writable(require_empty_folder(options.out, options.overwrite or continues))
 
 
 def _refuse_unused(options: SampleOptions) -> None:
@@ -96,39 +98,70 @@ def _pictures(model: Model, sampler: Sampler, wanted: list[int], options: Sample
     return (to_uint8(model.pictures(batch), image_range) for batch in batches)
 
 
-def _sample_npz(model: Model, sampler: Sampler, wanted: list[int], options: SampleOptions) -> None:
+def _wanted(options: SampleOptions) -> list[int]:
+    return list(range(options.first, options.first + options.count))
+
+
+def _sample_npz(model: Model, sampler: Sampler, options: SampleOptions, this: str) -> None:
     import torch
 
     from ...data.images import save_npz
 
-    require_new_file(options.out, options.overwrite)
-    save_npz(torch.cat(list(_pictures(model, sampler, wanted, options))), options.out)
-    say(f"written: {len(wanted)} images in {options.out}")
+    save_npz(torch.cat(list(_pictures(model, sampler, _wanted(options), options))), options.out, run=this)
+    say(f"written: {options.count} images in {options.out}")
 
 
-def _sample_folder(model: Model, sampler: Sampler, wanted: list[int], options: SampleOptions) -> None:
-    from ...data.images import save_images
+def _sample_folder(model: Model, sampler: Sampler, options: SampleOptions) -> None:
+    from ...data.images import encode_images
 
-    settings = _settings(sampler, options)
-    folder = options.out
-    continues = (folder / _SETTINGS).is_file() and _read_settings(folder / _SETTINGS) == settings
+    settings, folder, wanted = _settings(sampler, options), options.out, _wanted(options)
+    manifest = Manifest(folder, _digest(settings))
+    continues = manifest.belongs or _read_settings(folder / _SETTINGS) == settings
     require_empty_folder(folder, options.overwrite or continues)
-    missing = [i for i in wanted if not continues or not (folder / f"{i:06d}.png").exists()]
-    if len(missing) < len(wanted):
-        say(f"{len(wanted) - len(missing)} of {len(wanted)} images are there already")
-    batches = _pictures(model, sampler, missing, options)
-    make_folder(folder)
+    there = manifest.intact()
+    missing = [i for i in wanted if _name(i) not in there]
+    _tell_found(folder, wanted, missing, continues)
+    # Whole batches, as an uninterrupted run draws them: their size may move a value across a rounding boundary.
+    batches = [wanted[k : k + options.batch_size] for k in range(0, len(wanted), options.batch_size)]
+    drawn = [i for batch in batches if not {*missing}.isdisjoint(batch) for i in batch]
     done = 0
-    for batch in batches:
+    for batch in _pictures(model, sampler, drawn, options) if drawn else ():
         if done == 0:  # not before: a run that fails at once leaves nothing in the way of the mended command
-            if not continues:  # images of other settings must not be taken for this run's
-                for old in folder.glob("[0-9]" * 6 + "*.png"):
-                    old.unlink()
-            write_atomic(folder / _SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
-        for i, image in zip(missing[done:], batch, strict=False):
-            save_images(image[None], folder, start=i)
+            _begin(manifest, settings, there, continues)
+        files = dict(zip(map(_name, drawn[done : done + len(batch)]), encode_images(batch), strict=True))
+        manifest.write({name: content for name, content in files.items() if name not in there})
         done += len(batch)
-    say(f"written: {len(wanted)} images in {folder}")
+    if drawn:
+        say(f"written: {len(wanted)} images in {folder}")
+
+
+def _name(i: int) -> str:
+    return f"{i:06d}.png"
+
+
+def _tell_found(folder: Path, wanted: list[int], missing: list[int], continues: bool) -> None:
+    """What a run before has left."""
+    if not missing:
+        say(f"already finished: the {len(wanted)} images are in {folder}, as this command wrote them")
+    elif len(missing) < len(wanted):
+        say(f"{len(wanted) - len(missing)} of {len(wanted)} images are there already")
+    damaged = [_name(i) for i in missing if continues and (folder / _name(i)).exists()]
+    if damaged:
+        say(f"{len(damaged)} images are not as they were written ({checks.listing(damaged, 4)}); they are drawn again")
+
+
+def _begin(manifest: Manifest, settings: dict[str, Any], there: set[str], continues: bool) -> None:
+    """The folder is this run's: images of others go, since they must not be taken for its own."""
+    if not continues:
+        manifest.remove()
+        for old in manifest.folder.glob("[0-9]" * 6 + "*.png"):
+            old.unlink()
+    write_atomic(manifest.folder / _SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
+    manifest.begin(there)
+
+
+def _digest(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _settings(sampler: Any, options: SampleOptions) -> dict[str, Any]:

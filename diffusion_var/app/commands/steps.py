@@ -6,16 +6,16 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
-from ...files import require_new_file
 from ...process import steps as step_lists
 from ...variance.allocation import merge_indices
 from ...variance.table import VarianceTable
+from ..claims import claimed_file, run_identity
 from ..compare.options import Method
 from ..methods import make_covariance, refuse_set
 from ..model import check_model_options, open_model, open_schedule, read
 from ..options import StepsOptions
 from ..outputs import usable_checkpoint
-from ..terminal import say, say_lines
+from ..terminal import say_lines
 
 if TYPE_CHECKING:
     from ...likelihood.paths import OptimalPaths
@@ -25,12 +25,26 @@ if TYPE_CHECKING:
 
 def run(options: StepsOptions) -> None:
     """Print the optimal trajectories and what they save, and draw them if asked."""
-    from ...likelihood.trajectories import optimal_paths
-    from ...plots import picture_format, save_figure, trajectories
+    from ...plots import picture_format, run_of_picture, save_figure, trajectories
 
-    if options.plot is not None:
-        picture_format(options.plot)
-        require_new_file(options.plot, options.overwrite)
+    if options.plot is None:
+        _find(options)
+        return
+    picture_format(options.plot)
+    this = run_identity("steps", options)
+    with claimed_file(options.plot, this, run_of_picture, options.overwrite, aloud=not options.json) as finished:
+        found, schedule = _find(options)
+        if finished:
+            return
+        save_figure(trajectories(found, schedule.num_steps), options.plot, this)
+        if not options.json:
+            say_lines("", f"written: {options.plot}")
+
+
+def _find(options: StepsOptions) -> tuple[list[dict[str, Any]], NoiseSchedule]:
+    """What is known of each number of steps, printed; and the schedule."""
+    from ...likelihood.trajectories import optimal_paths
+
     table = None if options.table is None else VarianceTable.load(options.table)
     costs: VarianceTable | StepCosts
     if options.objective == "bound":
@@ -66,11 +80,7 @@ def run(options: StepsOptions) -> None:
     found = [_path_facts(paths, costs, count) for count in options.steps]
     for facts in found:
         print(json.dumps(facts)) if options.json else say_lines(_path_text(facts))
-    if options.plot is not None:
-        save_figure(trajectories(found, costs.schedule.num_steps), options.plot)
-        if not options.json:
-            say_lines("")
-            say(f"written: {options.plot}")
+    return found, costs.schedule
 
 
 def _measured_costs(options: StepsOptions, table: VarianceTable | None) -> StepCosts:

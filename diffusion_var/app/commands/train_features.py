@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from ...errors import InputError
-from ...files import make_folder, require_new_file
+from ...files import make_folder
 from ...progress import progress_bar
+from ..claims import claimed_file, run_identity
 from ..options import DeviceHelp, ImageOptions, ImagesHelp, Positional
 from ..outputs import require_writable
 from ..terminal import say
@@ -49,7 +50,19 @@ class TrainFeaturesOptions(ImageOptions):
 
 
 def run(options: TrainFeaturesOptions) -> ClassifierFeatures:
-    """Train, measure and write the network that the options ask for."""
+    """Train, measure and write the network that the options ask for; or read it, where it was finished before."""
+    from ...metrics.classifier import read_features
+
+    if options.out.suffix.lower() != ".safetensors":
+        raise InputError(f"the output {options.out} does not end in .safetensors; give the file that suffix.")
+    require_writable(options.out.parent)
+    make_folder(options.out.parent)
+    this = run_identity("train-features", options)
+    with claimed_file(options.out, this, lambda path: read_features(path).run, options.overwrite) as finished:
+        return read_features(options.out) if finished else _train(options, this)
+
+
+def _train(options: TrainFeaturesOptions, this: str) -> ClassifierFeatures:
     import torch
 
     from ...metrics.classifier import ClassifierFeatures, save_features
@@ -57,10 +70,6 @@ def run(options: TrainFeaturesOptions) -> ClassifierFeatures:
     from ..model import open_device
 
     start = time.perf_counter()
-    if options.out.suffix.lower() != ".safetensors":
-        raise InputError(f"the output {options.out} does not end in .safetensors; give the file that suffix.")
-    require_writable(options.out.parent)
-    require_new_file(make_folder(options.out.parent) / options.out.name, options.overwrite)
     device = open_device(options.device)
     (images, labels), test = _parts(options)
     classes = int(max(labels.max(), test[1].max())) + 1
@@ -84,7 +93,7 @@ def run(options: TrainFeaturesOptions) -> ClassifierFeatures:
         autocast=torch.bfloat16 if options.bf16 else None,
         seed=options.seed,
     )
-    network.accuracy, network.images = accuracy(network, *test), options.images
+    network.accuracy, network.images, network.run = accuracy(network, *test), options.images, this
     save_features(network, options.out)
     seconds = time.perf_counter() - start
     say(f"held-out accuracy {network.accuracy}, {seconds:.0f} s; written: {options.out}")

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import InputError
-from ...files import make_folder, write_atomic
+from ...files import write_atomic
+from ...manifest import Manifest
 from ...variance.table import VarianceTable
+from ..claims import claimed_folder, run_identity
 from ..model import Model, check_model_options, open_model, read
 from ..options import TrainHeadOptions
 from ..outputs import require_writable
 from ..terminal import say
-from .train_unet import CHECKPOINT, require_own_folder
+from .train_unet import CHECKPOINT
 
 if TYPE_CHECKING:
     from ...training.head import HeadResult
@@ -24,6 +26,20 @@ HEAD = "head.safetensors"
 
 def run(options: TrainHeadOptions) -> None:
     """Train and save; the same command continues an interrupted run. One process, or many by torchrun."""
+    from ...training.loop import processes
+
+    require_writable(options.out)
+    state, this = processes(), run_identity("train-head", options)
+    if not state.is_main_process:
+        _train(options, this)
+    else:
+        with claimed_folder(options.out, this, options.overwrite, CHECKPOINT) as finished:
+            if not finished:
+                _train(options, this)
+    state.destroy_process_group()
+
+
+def _train(options: TrainHeadOptions, this: str) -> None:
     from ...covariance.head_spec import HeadSpec
     from ...training.head import HeadTraining, train_head
     from ...training.loop import processes
@@ -31,9 +47,6 @@ def run(options: TrainHeadOptions) -> None:
     settings = HeadTraining(**{name: getattr(options, name) for name in HeadTraining.__dataclass_fields__})
     spec = HeadSpec(options.target, options.kind, options.structure, options.output, options.features)
     state = processes()
-    if state.is_main_process:
-        require_own_folder(options.out, options.overwrite)
-    require_writable(options.out)
     # What can be wrong without the model is told at once.
     table = VarianceTable.load(options.table)
     if options.held_out is None and options.held_out_labels is not None:
@@ -51,7 +64,6 @@ def run(options: TrainHeadOptions) -> None:
         other = Model(model.denoiser, replace(options, labels=options.held_out_labels))
         held_out_conditions = other.table_conditions(options.held_out, options.download)
         held_out = other.inputs(held_out)
-    make_folder(options.out)
     result = train_head(
         model.denoiser,
         table,
@@ -64,15 +76,15 @@ def run(options: TrainHeadOptions) -> None:
         checkpoint=options.out / CHECKPOINT,
     )
     if state.is_main_process:
-        _save(result, options)
-    state.destroy_process_group()
+        _save(result, options, this)
 
 
-def _save(result: HeadResult, options: TrainHeadOptions) -> None:
+def _save(result: HeadResult, options: TrainHeadOptions, this: str) -> None:
     """The head, its curve as csv and picture, and a record of how it was made."""
     from ... import plots
 
-    folder = options.out
+    folder, manifest = options.out, Manifest(options.out, this)
+    manifest.remove()
     result.head.save(folder / HEAD)
     names = ("step", "train", "held_out", "bits_per_dim")
     lines = [",".join(names), *(",".join(repr(getattr(p, name)) for name in names) for p in result.curve)]
@@ -84,6 +96,7 @@ def _save(result: HeadResult, options: TrainHeadOptions) -> None:
     record |= {"stopped_early": result.stopped_early}
     text = json.dumps(record, indent=2, default=lambda value: str(value) if isinstance(value, Path) else value)
     write_atomic(folder / "training.json", (text + "\n").encode())
+    manifest.end([HEAD, "curve.csv", "curve.png", "training.json"])
     (folder / CHECKPOINT).unlink(missing_ok=True)
     last = result.curve[-1]
     parts = [f"loss {last.train:.4g}"]

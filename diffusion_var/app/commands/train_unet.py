@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 
 from ... import checks
 from ...errors import InputError
-from ...files import make_folder, new_file_mode, require_empty_folder, write_atomic
+from ...files import write_atomic, write_folder
+from ...manifest import Manifest
+from ..claims import claimed_folder, run_identity
 from ..options import ImageOptions, ImagesHelp
 from ..outputs import require_writable
 from ..terminal import say
@@ -47,6 +49,20 @@ class TrainUNetOptions(ImageOptions):
 
 def run(options: TrainUNetOptions) -> None:
     """Train and save; the same command continues an interrupted run."""
+    from ...training.loop import processes
+
+    require_writable(options.out)
+    state, this = processes(), run_identity("train-unet", options)
+    if not state.is_main_process:
+        _train(options, this)
+    else:
+        with claimed_folder(options.out, this, options.overwrite, CHECKPOINT) as finished:
+            if not finished:
+                _train(options, this)
+    state.destroy_process_group()
+
+
+def _train(options: TrainUNetOptions, this: str) -> None:
     from ...process.schedule import NoiseSchedule
     from ...training.hybrid_loss import step_coefficients
     from ...training.loop import processes
@@ -56,11 +72,7 @@ def run(options: TrainUNetOptions) -> None:
     settings = UNetTraining(
         **{name: getattr(options, name) for name in UNetTraining.__dataclass_fields__}  # the same names in both
     )
-    state = processes()
-    main = state.is_main_process
-    if main:
-        require_own_folder(options.out, options.overwrite)
-    require_writable(options.out)
+    main = processes().is_main_process
     unet, scheduler = (
         _mapping("unet", options.unet),
         make_scheduler(_mapping("scheduler", options.scheduler), options.learned_range),
@@ -80,7 +92,6 @@ def run(options: TrainUNetOptions) -> None:
     schedule = NoiseSchedule.from_diffusers(scheduler)
     if learned_range:
         step_coefficients(schedule)  # refuses some schedules, and now is before anything is written
-    make_folder(options.out)
     parameters = sum(p.numel() for p in network.parameters())
     if main:
         say(f"training {parameters / 1e6:.2f} M parameters on {len(images)} images, {settings.steps} steps")
@@ -94,8 +105,7 @@ def run(options: TrainUNetOptions) -> None:
     )
     if main:
         record = {"images": options.images, "held_out": options.held_out, "parameters": parameters}
-        _save(result, scheduler, {**vars(settings), **record}, options.out)
-    state.destroy_process_group()
+        _save(result, scheduler, {**vars(settings), **record}, Manifest(options.out, this))
 
 
 def make_unet(arguments: dict[str, Any], shape: tuple[int, ...], seed: int, learned_range: bool = False) -> Any:
@@ -169,15 +179,6 @@ def _mapping(name: str, given: str | dict[str, Any]) -> dict[str, Any]:
     return parsed
 
 
-def require_own_folder(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder with anything but an interrupted run in it; what a kill left of its writing is removed."""
-    continues = (folder / CHECKPOINT).is_file()
-    parts = [part.name for part in folder.glob(f".{CHECKPOINT}.*.tmp")]
-    require_empty_folder(folder, overwrite or continues, ignore=parts)
-    for name in parts:
-        (folder / name).unlink()
-
-
 def _require_range(name: str, images: Any) -> None:
     """Floats are taken as they are: those of another range than [-1, 1] would train a useless network."""
     from ...data.ranges import ROUNDED, outside_range
@@ -198,15 +199,18 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-def _save(result: Any, scheduler: Any, record: dict[str, Any], folder: Path) -> None:
+def _save(result: Any, scheduler: Any, record: dict[str, Any], manifest: Manifest) -> None:
     """The pipeline, its loss curve as csv and picture, and a record of how it was made."""
     from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 
     from ... import plots
 
-    DDPMPipeline(result.network.cpu(), scheduler).save_pretrained(folder, safe_serialization=True)
-    for weights in folder.rglob("*.safetensors"):  # safetensors writes files that only their owner can read
-        weights.chmod(new_file_mode())
+    folder = manifest.folder
+    manifest.remove()
+    pipeline = DDPMPipeline(result.network.cpu(), scheduler)
+    names = write_folder(
+        folder, lambda aside: pipeline.save_pretrained(aside, safe_serialization=True), last="model_index.json"
+    )
     lines = ["step,train,held_out", *(f"{step},{train!r},{held_out!r}" for step, train, held_out in result.curve)]
     write_atomic(folder / "loss.csv", ("\n".join(lines) + "\n").encode())
     figure = plots.loss_curve(result.curve)
@@ -214,6 +218,7 @@ def _save(result: Any, scheduler: Any, record: dict[str, Any], folder: Path) -> 
     record |= {"seconds": round(result.seconds, 1), "train_loss": result.curve[-1][1]}
     record["held_out_loss"] = None if result.curve[-1][2] != result.curve[-1][2] else result.curve[-1][2]
     write_atomic(folder / "training.json", (json.dumps(record, indent=2) + "\n").encode())
+    manifest.end([*names, "loss.csv", "loss.png", "training.json"])
     (folder / CHECKPOINT).unlink(missing_ok=True)
     held_out = "" if record["held_out_loss"] is None else f", held-out loss {record['held_out_loss']:.4g}"
     say(f"written: {folder} (loss {record['train_loss']:.4g}{held_out}, {result.seconds / 60:.1f} minutes of training)")

@@ -14,6 +14,7 @@ from typing import Any
 from ... import checks
 from ...errors import InputError
 from ...files import make_folder, regular_file, require_empty_folder, write_atomic
+from ...manifest import NAME as MANIFEST
 from ..outputs import require_writable
 from .cells import FOLDER
 from .options import CompareOptions
@@ -23,7 +24,7 @@ TABLE = "table.safetensors"
 # What a report may have more of, and what decides no number.
 _GROWS = ("methods", "steps", "seeds", "metrics")
 _IDLE = ("out", "overwrite", "device", "batch_size", "download", "latents", "skip_corrupt")
-_REPORT = ("results.*", "report.*", "variance.png", "scores_*.png", "samples_*.png")
+_REPORT = ("results.*", "report.*", "variance.png", "scores_*.png", "samples_*.png", MANIFEST)
 
 
 class ComparisonFolder:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import printable
-from ...files import write_atomic
+from ...files import write_together
+from ...manifest import Manifest
 from ...metrics.score import HIGHER_IS_BETTER
 from ...plots import variance_curves
 from ..options import BITS
@@ -28,13 +29,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def write_report(result: Comparison, folder: Path) -> None:
-    """Write all files of the report into `folder`."""
-    write_atomic(folder / "results.json", (json.dumps(as_json(result), indent=2, ensure_ascii=False) + "\n").encode())
-    write_atomic(folder / "results.csv", _csv(result).encode())
+def write_report(result: Comparison, folder: Path, run: str) -> None:
+    """Write all files of the report into `folder`, and then the manifest that names the run and holds their hashes."""
     pictures = {name: _png(figure) for name, figure in _figures(result).items()}
-    for name, picture in pictures.items():
-        write_atomic(folder / f"{name}.png", picture)
+    files = {
+        "results.json": (json.dumps(as_json(result), indent=2, ensure_ascii=False) + "\n").encode(),
+        "results.csv": _csv(result).encode(),
+        **{f"{name}.png": picture for name, picture in pictures.items()},
+    }
     content = {
         "options": result.options,
         "metrics": [
@@ -57,10 +59,12 @@ def write_report(result: Comparison, folder: Path) -> None:
         "summary": None if result.table is None else result.table.summary(),
         "pictures": {name: base64.b64encode(picture).decode() for name, picture in pictures.items()},
     }
-    for name in ("report.md", "report.html"):
-        write_atomic(folder / name, _render(name, content).encode())
-    own = {"results.json", "results.csv", "report.md", "report.html", *(f"{name}.png" for name in pictures)}
-    remove_report(folder, but=frozenset(own))
+    files |= {name: _render(name, content).encode() for name in ("report.md", "report.html")}
+    manifest = Manifest(folder, run)
+    manifest.remove()
+    write_together({folder / name: content for name, content in files.items()})
+    remove_report(folder, but=frozenset(files))
+    manifest.end(list(files))
 
 
 def _figures(result: Comparison) -> dict[str, Figure]:

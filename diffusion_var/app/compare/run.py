@@ -20,7 +20,8 @@ import torch
 
 from ... import checks
 from ...data.images import to_uint8, writable_shape
-from ...files import make_folder, regular_file
+from ...files import make_folder, regular_file, require_empty_folder
+from ...locks import locked
 from ...metrics.score import Score, require_same_protocol
 from ...models.denoiser import Denoiser
 from ...process.schedule import NoiseSchedule
@@ -30,6 +31,7 @@ from ...sampling.sampler import Sampler
 from ...variance.allocation import check_budget, default_indices
 from ...variance.estimate import estimate
 from ...variance.table import VarianceTable
+from ..claims import run_identity
 from ..methods import make_covariance, make_noise, make_sampler, make_steps
 from ..model import Model, check_model_options, open_model, open_schedule, read
 from ..options import BITS
@@ -48,6 +50,12 @@ _OPTIONAL = ("head", "tau", "sigmas", "factor")
 
 def run(options: CompareOptions) -> None:
     """Measure, sample, score and write the report into `options.out`; prints the scores and who wins."""
+    require_empty_folder(options.out, overwrite=True)  # a file is no folder
+    with locked(options.out, folder=True):
+        _run(options)
+
+
+def _run(options: CompareOptions) -> None:
     from .findings import findings
     from .report import text_table, write_report
 
@@ -55,7 +63,7 @@ def run(options: CompareOptions) -> None:
     folder = ComparisonFolder(options)
     result = compare(options, folder.path, begin=folder.begin)
     say("3/3 writing the report")
-    write_report(result, folder.path)
+    write_report(result, folder.path, run_identity("compare", options))
     for metric in options.metrics:
         say_lines(text_table(result, metric))
     say_lines("", *(f"- {line}" for line in findings(result)), "")

@@ -6,6 +6,7 @@ from, so that a cache of other images is refused, and an interrupted run goes on
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ... import checks
 from ...data.fixed_images import CHUNK, FixedImages
 from ...errors import InputError
 from ...files import expanded, make_folder
+from ...locks import locked
 from ...progress import progress_bar
 from ...resume import Parts
 from ..denoiser import Denoiser
@@ -55,14 +57,18 @@ def encode_latents(
         "count": len(source),
     }
     files = None if cache is None else _CacheFiles(expanded(cache), identity)
-    encoded = []
-    with progress_bar(len(source), "encode", "image", progress) as bar:
+    encoded, alone = [], False
+    with ExitStack() as held, progress_bar(len(source), "encode", "image", progress) as bar:
         for start in range(0, len(source), CHUNK):
             positions = np.arange(start, min(start + CHUNK, len(source)))
             if files is None:
                 encoded.append(_encode(codec, source, positions, batch_size, denoiser.shape))
             elif not files.has(start // CHUNK):
-                files.write(start // CHUNK, _encode(codec, source, positions, batch_size, denoiser.shape))
+                if not alone:  # a cache is there to be shared: whoever is second waits, and finds what the first made
+                    held.enter_context(locked(files.folder, folder=True, wait=True))
+                    alone = True
+                if not files.has(start // CHUNK):
+                    files.write(start // CHUNK, _encode(codec, source, positions, batch_size, denoiser.shape))
             bar.update(len(positions))
     return torch.cat(encoded) if files is None else CachedLatents(files, len(source))
 
@@ -84,6 +90,7 @@ class _CacheFiles:
     """The files of one cache folder, of `CHUNK` latents each."""
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self.folder = folder
         self._parts = Parts(make_folder(folder), FORMAT, FORMAT_VERSION, "file of latents", identity)
         for path in sorted(folder.glob("latents-*.safetensors"))[:1]:
             self._parts.load(path.name)  # another cache is refused before the work, not after

@@ -1,0 +1,136 @@
+"""What a command writes: it is locked while the command runs, and carries the identity of the run that made it.
+
+The identity is that of the request: the command, the options that decide its result, and the files that they name. So
+the same command, given again, finds its result and ends well; another one is refused, as any existing output is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..files import require_empty_folder, require_new_file, require_writable_folder
+from ..locks import locked
+from ..manifest import Manifest
+from .terminal import say
+
+#: Options that do not decide what is written.
+_ASIDE = frozenset({"out", "plot", "checkpoint", "latents", "device", "overwrite", "download", "json", "quiet"})
+_SMALL = 1 << 24  # bytes of a file that is read for its identity; of a larger one its size and time count
+
+
+def run_identity(command: str, options: Any) -> str:
+    """SHA-256, in hex, of a request: its command, its options, and the files that they name."""
+    chosen = {name: _told(value) for name, value in asdict(options).items() if name not in _ASIDE}
+    return hashlib.sha256(json.dumps([command, chosen], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _told(value: Any) -> Any:
+    """An option's value, with what lies under the path that it names, if it names one."""
+    if isinstance(value, dict):
+        return {str(key): _told(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_told(inner) for inner in value]
+    if not isinstance(value, str | Path):
+        return value
+    base = str(value).partition("[")[0]  # images by name: FILE.npz:KEY[START:STOP]
+    for name in (str(value), base, base.rpartition(":")[0]):
+        if name and os.path.exists(name):
+            return [str(value), _under(Path(name))]
+    return str(value)
+
+
+def _under(path: Path) -> Any:
+    """A file's content; a folder's names, sizes and times, as `make` tells whether something is new."""
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.is_file())
+        return [[str(file.relative_to(path)), *_size_and_time(file)] for file in found]
+    if path.is_file() and path.stat().st_size <= _SMALL:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return _size_and_time(path)
+
+
+def _size_and_time(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+@contextmanager
+def claimed_file(
+    path: Path,
+    run: str,
+    read_run: Callable[[Path], Any],
+    overwrite: bool,
+    checkpoint: Path | None = None,
+    aloud: bool = True,
+) -> Iterator[bool]:
+    """An output file, locked; whether this very run has finished it (then there is nothing to do, and it is said).
+
+    Args:
+        run: `run_identity` of the request, which the file is to carry.
+        read_run: what a file carries; it may raise InputError for one that is damaged.
+        overwrite: whether a file of another run is to be replaced.
+        checkpoint: which a finished run needs no more.
+        aloud: whether to print that there is nothing to do.
+    """
+    if not path.is_dir():
+        require_writable_folder(path.parent)
+        with locked(path):
+            finished = not overwrite and path.is_file() and _carries(path, run, read_run)
+            if finished:
+                _leave_finished(path, checkpoint, aloud)
+            else:
+                require_new_file(path, overwrite)
+            yield finished
+    else:
+        require_new_file(path, overwrite)
+
+
+def run_of_npz(path: Path) -> str | None:
+    """The run that an npz carries, if every array in it is as it was written."""
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in content.files}  # reading compares checksums
+        return str(arrays["run"])
+    except Exception:  # numpy raises OSError, ValueError, EOFError, BadZipFile, zlib.error, ...
+        return None
+
+
+def _carries(path: Path, run: str, read_run: Callable[[Path], Any]) -> bool:
+    try:
+        return bool(read_run(path) == run)
+    except InputError:
+        return False
+
+
+@contextmanager
+def claimed_folder(folder: Path, run: str, overwrite: bool, checkpoint: str) -> Iterator[bool]:
+    """An output folder, locked; whether this very run has finished it, which its manifest says.
+
+    A folder with anything else in it is refused, unless `overwrite` or the file `checkpoint` of an interrupted run is
+    there.
+    """
+    require_empty_folder(folder, overwrite=True)  # a file is no folder
+    with locked(folder, folder=True):
+        finished = not overwrite and Manifest(folder, run).is_whole()
+        if finished:
+            _leave_finished(folder, folder / checkpoint)
+        else:
+            require_empty_folder(folder, overwrite or (folder / checkpoint).is_file())
+        yield finished
+
+
+def _leave_finished(path: Path, checkpoint: Path | None, aloud: bool = True) -> None:
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)  # of a run that was killed after its last file
+    if aloud:
+        say(f"already finished: {path} was written by this very command; pass --overwrite to make it again.")
