@@ -46,7 +46,7 @@ MOST_MEMBERS = 2**25
 _TEXTS = frozenset(
     (".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".rst", ".xml", ".yaml", ".yml", ".toml", ".html", ".log")
 ) | {".ini", ".db"}
-_TEXT_NAMES = frozenset({"readme", "license", "licence", "copying", "notice"})
+_TEXT_NAMES = frozenset({"readme", "license", "licence", "copying", "notice", "sha256sums"})
 
 
 class ImageSource(Dataset[Tensor]):

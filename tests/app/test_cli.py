@@ -129,7 +129,7 @@ def test_unusable_checkpoints_are_found_before_the_work(tmp_path: Path) -> None:
 def test_outputs_are_not_overwritten_unasked(table: Path, tmp_path: Path) -> None:
     content = table.read_bytes()
     with pytest.raises(InputError, match=r"exists already.*--overwrite"):
-        run(*ESTIMATE, "--out", str(table))
+        run(*ESTIMATE, "--out", str(table), "--seed", "1")
     with pytest.raises(InputError, match="does not exist"):
         run(*ESTIMATE, "--out", str(tmp_path / "no" / "t.safetensors"))
     assert table.read_bytes() == content

@@ -122,7 +122,8 @@ def _sample_folder(model: Model, sampler: Sampler, options: SampleOptions) -> No
     missing = [i for i in wanted if _name(i) not in there]
     _tell_found(folder, wanted, missing, continues)
     # Whole batches, as an uninterrupted run draws them: their size may move a value across a rounding boundary.
-    batches = [wanted[k : k + options.batch_size] for k in range(0, len(wanted), options.batch_size)]
+    size = max(options.batch_size, 1)  # the sampler refuses others
+    batches = [wanted[k : k + size] for k in range(0, len(wanted), size)]
     drawn = [i for batch in batches if not {*missing}.isdisjoint(batch) for i in batch]
     done = 0
     for batch in _pictures(model, sampler, drawn, options) if drawn else ():
