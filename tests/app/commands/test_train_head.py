@@ -105,5 +105,5 @@ def test_mistakes(options, tmp_path, table):
     assert not (tmp_path / "s").exists()
     train_head(options())
     (tmp_path / "npr" / "training.partial").write_bytes(b"other")
-    with pytest.raises(dv.InputError, match="not a readable training checkpoint.*; delete it to start anew"):
+    with pytest.raises(dv.InputError, match=r"not a readable training checkpoint.*; delete it to start anew"):
         train_head(options(seed=1))
