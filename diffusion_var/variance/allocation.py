@@ -44,6 +44,25 @@ def needed_draws(counts: Int64Array, error: npt.NDArray[np.float64]) -> Int64Arr
     return _whole_shards(np.maximum(wanted, LEAST_DRAWS))
 
 
+def expected_total(
+    counts: Int64Array, error: npt.NDArray[np.float64], shown: int, targets: Int64Array, max_evaluations: int | None
+) -> int:
+    """Evaluations that a run is expected to take, for its progress bar: those that the errors so far ask for.
+
+    At most twice what was shown before, as `next_targets` trusts errors no further, nor more than the budget; at least
+    those of the next round.
+
+    Args:
+        counts, error: as for `next_targets`.
+        shown: expected so far.
+        targets: (I,) draws after the next round.
+        max_evaluations: bound on the sum of all draws, or None.
+    """
+    expected = min(int(needed_draws(counts, error).sum()), 2 * shown)
+    expected = expected if max_evaluations is None else min(expected, max_evaluations)
+    return max(expected, int(targets.sum()))
+
+
 def next_targets(
     round_number: int, counts: Int64Array, error: npt.NDArray[np.float64], max_evaluations: int | None
 ) -> Int64Array:

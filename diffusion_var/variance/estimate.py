@@ -122,7 +122,7 @@ class _Run:
         with (
             checkpoint.keeping(self._state),
             self.evaluator.run,
-            progress_bar(self._expected(), "estimate", "eval", progress, initial=self.evaluations) as bar,
+            progress_bar(self._planned(), "estimate", "eval", progress, initial=self.evaluations) as bar,
         ):
             if not bar.disable:
                 size = sum(s.sums.size * (8 if s.weights is None else 4) for s in self.sums.values()) / 1e6
@@ -179,23 +179,24 @@ class _Run:
                 self._reweigh()
             error = np.full(len(self.indices), np.inf)
             if self.round_number >= 1:
-                error = self.errors()
-                bar.total = max(self._expected(error), self.evaluations)
-                bar.set_postfix_str(f"worst error {error.max():.2f} tolerances")
+                errors = self.errors()
+                error = errors.max(0)
+                s, i = np.unravel_index(int(errors.argmax()), errors.shape)
+                where = f"{[*self.sums][s]} at n={self.indices[i]}"
+                bar.set_postfix_str(f"worst error {error[i]:.2f} tolerances, {where}")
             targets = allocation.next_targets(self.round_number + 1, self.counts, error, self.max_evaluations)
             more = not np.array_equal(targets, self.counts)
+            if self.round_number >= 1:
+                ahead = error if more else np.zeros_like(error)
+                bar.total = allocation.expected_total(self.counts, ahead, bar.total, targets, self.max_evaluations)
             if more:
                 self.round_number += 1
                 self.start_counts, self.targets, self.done_in_round = self.counts.copy(), targets, 0
         return more
 
-    def _expected(self, error: npt.NDArray[np.float64] | None = None) -> int:
-        draws = (
-            allocation.LEAST_DRAWS * len(self.indices)
-            if error is None
-            else int(allocation.needed_draws(self.counts, error).sum())
-        )
-        return draws if self.max_evaluations is None else min(draws, self.max_evaluations)
+    def _planned(self) -> int:
+        """Evaluations that are sure to be made: the least number, or what the round ends with."""
+        return max(allocation.LEAST_DRAWS * len(self.indices), int(self.targets.sum()))
 
     def _run_round(self, checkpoint: Checkpoint, bar: Any) -> None:
         queue = self._queue()
@@ -230,15 +231,15 @@ class _Run:
                 sums.forget_weighted_covariances()
 
     def errors(self) -> npt.NDArray[np.float64]:
-        """(I,) worst relative error over structures, in units of the tolerance."""
+        """(S, I) the relative error of each structure at each index, in units of its tolerance."""
         table = self.table(announce=False)
-        factor = {name: 1.0 if name == "isotropic" else allocation.ELEMENTWISE_FACTOR for name in self.sums}
-        return np.array(
-            [
-                max(table.relative_error(n, name) / (factor[name] * self.tolerance) for name in self.sums)
-                for n in self.indices
-            ]
-        )
+        found = [[table.relative_error(n, name) for n in self.indices] for name in self.sums]
+        return np.array(found) / self._tolerances()[:, None]
+
+    def _tolerances(self) -> npt.NDArray[np.float64]:
+        """(S,) of each structure."""
+        factors = [1.0 if name == "isotropic" else allocation.ELEMENTWISE_FACTOR for name in self.sums]
+        return self.tolerance * np.array(factors)
 
     # ---- what it is and what it gives -------------------------------------------------------------------------
 
@@ -304,13 +305,19 @@ class _Run:
         return said
 
     def _shortfall(self) -> list[str]:
-        error = self.errors()
-        short = [f"n={n}: {e:.2f} times the tolerance" for n, e in zip(self.indices, error, strict=True) if e > 1.0]
+        errors, tolerances, names = self.errors(), self._tolerances(), [*self.sums]
+        short = []
+        for i in np.flatnonzero(errors.max(0) > 1.0):
+            s = int(errors[:, i].argmax())
+            wanted, times = tolerances[s], errors[s, i]
+            short.append(
+                f"n={self.indices[i]}: {names[s]} {times * wanted:.2%}, {times:.2f} times the tolerance of {wanted:.2g}"
+            )
         if short:
             shown = "; ".join(short[:8]) + (f"; and {len(short) - 8} more" if len(short) > 8 else "")
             warn(
                 f"{self.evaluations} evaluations were spent before the tolerance {self.tolerance:g} was met at "
-                f"{len(short)} of {len(error)} indices ({shown}); raise max_evaluations for those."
+                f"{len(short)} of {len(self.indices)} indices ({shown}); raise max_evaluations for those."
             )
         return short
 

@@ -1,11 +1,16 @@
 """How many draws each index gets: never fewer than 256, never more than the budget, and as many as the error asks."""
 
+import itertools
+import re
+import warnings
+
 import numpy as np
 import pytest
 from crooked import IMAGES, SCHEDULE, crooked_denoiser
 
 import diffusion_var as dv
 from diffusion_var.variance import allocation
+from diffusion_var.variance import estimate as estimate_module
 from diffusion_var.variance.moments import SHARD
 
 
@@ -116,3 +121,71 @@ def test_targets_by_hand():
 def test_impossible_requests_are_refused(options, message):
     with pytest.raises(dv.InputError, match=message):
         run(**{"tolerance": 1e3, "indices": [10, 20], **options})
+
+
+# ---- what is told --------------------------------------------------------------------------------------------------
+
+
+def test_a_shortfall_names_the_structure_and_its_own_number(monkeypatch):
+    monkeypatch.setattr(allocation, "ELEMENTWISE_FACTOR", 1.0)
+    with pytest.warns(dv.DiffusionVarWarning, match="pixel"):
+        table = run(tolerance=0.03, indices=[30, 600], structures=("pixel",), max_evaluations=512)
+    assert table.relative_error(600) < 0.03  # the isotropic value, shown beside it, is known well enough
+    said = table.details["shortfall"]
+    for n, line in zip([30, 600], said, strict=True):
+        error = table.relative_error(n, "pixel")
+        assert line == f"n={n}: pixel {error:.2%}, {error / 0.03:.2f} times the tolerance of 0.03"
+    assert said[0] in table.summary()
+
+
+@pytest.mark.parametrize("budget", [None, 3000, 100_000])
+def test_the_bars_total_is_what_the_errors_ask_for(monkeypatch, budget):
+    """It never more than doubles, is never less than what is done, and is what was done in the end."""
+    bars = []
+
+    class Bar:
+        disable = False
+
+        def __init__(self, total, *rest, initial=0):
+            self.n, self.total, self.seen = initial, total, []
+            bars.append(self)
+
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if name == "total" and "seen" in vars(self):
+                self.seen.append(value)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            assert self.n == self.total
+
+        def update(self, more):
+            self.n += more
+            assert self.n <= self.total
+
+        def write(self, text):
+            pass
+
+        def set_postfix_str(self, text):
+            assert re.fullmatch(r"worst error \d+\.\d\d tolerances, (isotropic|pixel) at n=(100|500|900)", text)
+
+    monkeypatch.setattr(estimate_module, "progress_bar", Bar)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        options = {"indices": [100, 500, 900], "structures": ("pixel",), "max_evaluations": budget}
+        run(tolerance=0.004, **options)
+    (bar,) = bars
+    totals = [768, *bar.seen]
+    assert len(totals) > 2
+    assert all(after <= 2 * before for before, after in itertools.pairwise(totals))
+
+
+def test_the_expected_total_by_hand():
+    counts, targets = np.array([256, 256]), np.array([512, 256])
+    error = np.array([4.0, 0.5])
+    assert allocation.expected_total(counts, error, 100_000, targets, None) == 4304 + 256  # 16 · 256 · 1.05
+    assert allocation.expected_total(counts, error, 1000, targets, None) == 2000
+    assert allocation.expected_total(counts, error, 1000, targets, 900) == 900
+    assert allocation.expected_total(counts, error, 1, targets, 1) == 768
