@@ -129,13 +129,12 @@ def test_impossible_requests_are_refused(options, message):
 def test_a_shortfall_names_the_structure_and_its_own_number(monkeypatch):
     monkeypatch.setattr(allocation, "ELEMENTWISE_FACTOR", 1.0)
     with pytest.warns(dv.DiffusionVarWarning, match="pixel"):
-        table = run(tolerance=0.03, indices=[30, 600], structures=("pixel",), max_evaluations=512)
+        table = run(tolerance=0.03, indices=[600], structures=("pixel",), max_evaluations=256)
     assert table.relative_error(600) < 0.03  # the isotropic value, shown beside it, is known well enough
-    said = table.details["shortfall"]
-    for n, line in zip([30, 600], said, strict=True):
-        error = table.relative_error(n, "pixel")
-        assert line == f"n={n}: pixel {error:.2%}, {error / 0.03:.2f} times the tolerance of 0.03"
-    assert said[0] in table.summary()
+    (said,) = table.details["shortfall"]
+    error = table.relative_error(600, "pixel")
+    assert said == f"n=600: pixel {error:.2%}, {error / 0.03:.2f} times the tolerance of 0.03"
+    assert said in table.summary()
 
 
 @pytest.mark.parametrize("budget", [None, 3000, 100_000])
