@@ -21,6 +21,7 @@ from .documents import Arrays, read_document, write_document
 from .errors import InputError, NetworkError, warn
 from .files import expanded, make_folder
 from .locks import locked
+from .measured import agree, is_measured, shown
 from .stopping import keeping
 
 State = tuple[Arrays, dict[str, Any]]
@@ -163,8 +164,10 @@ def _own(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def _differences(mine: Identity, found: Identity) -> list[str]:
-    """The entries that differ. What an older version did not write is not compared."""
-    return [key for key in {**mine, **found} if key in found and found[key] != mine.get(key)]
+    """The entries that differ; of measured ones, which follow from the others, where nothing else does. What an older
+    version did not write is not compared."""
+    unlike = [key for key in {**mine, **found} if key in found and not agree(found[key], mine.get(key))]
+    return [key for key in unlike if not is_measured(found[key])] or unlike
 
 
 def _require_same_run(path: Path, mine: Identity, found: Identity) -> None:
@@ -172,7 +175,7 @@ def _require_same_run(path: Path, mine: Identity, found: Identity) -> None:
         key = different[0]
         raise InputError(
             f"the checkpoint {path} belongs to another run (different {', '.join(different)}): its {key} is "
-            f"{checks.brief(found[key])}, but this run's is {checks.brief(mine.get(key))}; delete it to start anew, "
+            f"{shown(found[key])}, but this run's is {shown(mine.get(key))}; delete it to start anew, "
             "choose another path, or restore the option."
         )
     if "network" in mine and mine["network"] is None:

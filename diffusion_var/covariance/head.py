@@ -21,8 +21,8 @@ import torch
 from .. import checks
 from ..errors import InputError, warn
 from ..models.denoiser import Denoiser
+from ..models.fingerprint import weights_fingerprint
 from ..models.heads import HeadNetwork
-from ..models.identity import weights_fingerprint
 from ..models.posterior import Posterior
 from ..process.kernel import ReverseKernel
 from ..process.level import NoiseLevel
@@ -104,7 +104,8 @@ class Head(ReverseCovariance):
         return denoiser.with_features(self.spec.module)
 
     def check(self, denoiser: Denoiser, kernels: list[ReverseKernel]) -> None:
-        if mismatch := self.table.identity().mismatch(denoiser.identity(), "the head", "the denoiser"):
+        mine = self.table.identity()
+        if mismatch := mine.mismatch(denoiser.identity(beside=mine), "the head", "the denoiser"):
             raise InputError(f"this head was trained on another model ({mismatch}); train one on this model.")
         self.prior.refuse_guided(denoiser)
         for kernel in noisy(kernels):

@@ -22,13 +22,16 @@ from .. import checks
 from ..errors import InputError
 from ..process.level import NoiseLevel
 from ..process.schedule import NoiseSchedule, as_schedule
+from ..unwrapping import device_of, is_placed
 from .conditions import as_nest, batch_of, check_classes, digest_of, map_leaves
 from .features import FeatureTap
+from .fingerprint import weights_fingerprint
 from .guidance import Guidance, make_guidance, network_output
-from .identity import ModelIdentity, weights_fingerprint
+from .identity import ModelIdentity, network_facts
 from .network_checks import check_autocast, check_network, checked_device, move
-from .network_use import NetworkUse, own_input, placed
+from .network_use import NetworkUse, placed
 from .posterior import Posterior
+from .precision import InputPrecision, leading_dtype
 from .prediction import Prediction, check_levels, check_prediction, mean_and_eps, network_input
 
 if TYPE_CHECKING:
@@ -105,11 +108,11 @@ class Denoiser:
         self.guidance = self._guidance(guidance_scale, unconditional)
         self.codec: LatentCodec | None = None
         self.prompts: PromptEncoder | None = None
-        self._fingerprint: tuple[Any, str] | None = None
         self._tap: FeatureTap | None = None
         self.use = NetworkUse()
-        self.device = _device_of(network) if device is None else checked_device(device)
-        if isinstance(network, torch.nn.Module):
+        self._precision = InputPrecision()
+        self.device = device_of(network) if device is None else checked_device(device)
+        if isinstance(network, torch.nn.Module) and not is_placed(network):
             move(network, self.device)
 
     @classmethod
@@ -159,6 +162,7 @@ class Denoiser:
         """The same denoiser, whose posteriors hold the trunk's last activations; see `features.FeatureTap`."""
         other = copy.copy(self)
         other._tap = FeatureTap(self.network, module, spatial_axes=len(self.shape) - 1)
+        other.network = other._tap.network
         return other
 
     def _guidance(self, scale: float, unconditional: Any) -> Guidance | None:
@@ -175,8 +179,7 @@ class Denoiser:
     @property
     def in_half_precision(self) -> bool:
         """Whether the network computes in less than float32."""
-        module = self.network if isinstance(self.network, torch.nn.Module) else None
-        return self.autocast is not None or (module is not None and _half_precision(module) is not None)
+        return self.autocast is not None or leading_dtype(self.network) in (torch.float16, torch.bfloat16)
 
     # ---- the posterior ----------------------------------------------------------------------------------------
 
@@ -229,21 +232,18 @@ class Denoiser:
     def _run(self, x: torch.Tensor, timestep: torch.Tensor, condition: Any) -> Any:
         """The network itself, guided if asked for, in its own precision, and on copies: it may write into them."""
         condition = self._check_condition(condition, len(x))
-        low = _half_precision(self.network) if isinstance(self.network, torch.nn.Module) else None
-        x = own_input(x, low)
-        if condition is not None:
-            condition = map_leaves(lambda leaf: own_input(leaf, low), condition)
         autocast = (
             contextlib.nullcontext() if self.autocast is None else torch.autocast(x.device.type, dtype=self.autocast)
         )
         with autocast:
-            if condition is None:
-                out = self.network(x, timestep)
-            elif self.guidance is None:
-                out = self.network(x, timestep, condition)
-            else:
-                out = self.guidance.predict(self.network, x, timestep, condition)
-        return out
+            return self._precision.evaluate(self.network, self._evaluate, x, timestep, condition)
+
+    def _evaluate(self, x: torch.Tensor, timestep: torch.Tensor, condition: Any) -> Any:
+        if condition is None:
+            return self.network(x, timestep)
+        if self.guidance is None:
+            return self.network(x, timestep, condition)
+        return self.guidance.predict(self.network, x, timestep, condition)
 
     def _check_condition(self, condition: Any, batch: int) -> Any:
         """The condition of a batch on the device, or None."""
@@ -279,8 +279,8 @@ class Denoiser:
 
     # ---- what a table remembers of it -------------------------------------------------------------------------
 
-    def identity(self) -> ModelIdentity:
-        """All that decides its posteriors."""
+    def identity(self, beside: ModelIdentity | None = None, keep: bool = False) -> ModelIdentity:
+        """All that decides its posteriors, the network as it is now; see `identity.network_facts` for the arguments."""
         null = None if self.guidance is None else digest_of(self.guidance.unconditional)
         facts: dict[str, Any] = {
             "shape": list(self.shape),
@@ -292,24 +292,20 @@ class Denoiser:
             "autocast": None if self.autocast is None else str(self.autocast),
             "sigma_data": self.sigma_data if self.prediction in ("edm", "edm_v") else None,
         }
-        if self.codec is not None:
-            facts["latent_scaling"] = list(self.codec.scaling)
-        if self.fingerprint is not None:  # a bare function has no weights to tell it by
-            facts["network"] = self.fingerprint
+        if self.codec is not None and self.codec.common_scaling is not None:
+            facts["latent_scaling"] = list(self.codec.common_scaling)
+        facts |= self._network_facts(beside, keep)
         return ModelIdentity(self.schedule, facts)
+
+    def _network_facts(self, beside: ModelIdentity | None, keep: bool) -> dict[str, Any]:
+        """What tells the network from others. Exact denoisers override this."""
+        return network_facts(self.network, self.schedule, self.shape, self.classes, self.device, beside, keep)
 
     @property
     def fingerprint(self) -> str | None:
-        """SHA-256 over the network's weights (names, shapes, float values), or None where it has none to read."""
-        if not isinstance(self.network, torch.nn.Module):
-            return None
-        try:  # weights may be swapped or trained on; their version counters tell, at no cost
-            stamp = tuple((t.data_ptr(), t._version) for t in self.network.state_dict().values())
-        except RuntimeError:  # tensors made in inference mode have none
-            return weights_fingerprint(self.network)
-        if self._fingerprint is None or self._fingerprint[0] != stamp:
-            self._fingerprint = stamp, weights_fingerprint(self.network)
-        return self._fingerprint[1]
+        """The digest of the network's weights (names, shapes, float values) as they are now, see `fingerprint`; None
+        where it has none to read. It is taken anew each time: ask when it matters, not at every step."""
+        return weights_fingerprint(self.network) if isinstance(self.network, torch.nn.Module) else None
 
 
 def check_denoiser(denoiser: Any) -> None:
@@ -319,18 +315,3 @@ def check_denoiser(denoiser: Any) -> None:
 
 
 _WRAP = "; wrap the network in one (dv.Denoiser(network, schedule, …))"
-
-
-def _device_of(network: Network) -> torch.device:
-    if isinstance(network, torch.nn.Module):
-        for parameter in network.parameters():
-            return parameter.device
-    return torch.device("cpu")
-
-
-def _half_precision(network: torch.nn.Module) -> torch.dtype | None:
-    """The dtype of a network in half precision; None in others, where inputs are passed on as they are."""
-    for parameter in network.parameters():
-        if parameter.is_floating_point():
-            return parameter.dtype if parameter.dtype in (torch.float16, torch.bfloat16) else None
-    return None

@@ -4,7 +4,8 @@
     diffusers' DiT        the input of `norm_out`, tokens (B, T, F)
     any other network     the input of the module that is named: (B, F, *spatial), or tokens (B, T, F)
 
-A head on these features (arXiv:2206.07309, §5) costs no second evaluation of the trunk.
+A head on these features (arXiv:2206.07309, §5) costs no second evaluation of the trunk. Compiled code calls no hooks,
+so a compiled network runs as it is written while its features are read.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
+from ..unwrapping import eagerly, stay_eager, unwrapped, wrappings
 
 #: The first layer behind the trunk, by the names that diffusers gives it.
 KNOWN_MODULES = ("conv_norm_out", "norm_out")
@@ -31,7 +33,9 @@ class FeatureTap:
             for diffusers UNets and DiT.
         spatial_axes: of the images: 2; 0 for vectors, 1 for signals, 3 for videos.
 
-    Attribute `name` is the module's. Raises InputError, with the candidates, where it cannot be found.
+    Attributes: `name` of the module, and `network`, the module beneath all wrappers, which is the one to run: a network
+    on several devices has several copies of its layers. Raises InputError, with the candidates, where the module cannot
+    be found.
     """
 
     def __init__(self, network: Any, module: str | None = None, spatial_axes: int = 2) -> None:
@@ -41,21 +45,26 @@ class FeatureTap:
                 "in a torch.nn.Module whose last layer is a module of its own."
             )
         self.spatial_axes = spatial_axes
-        modules = dict(network.named_modules())
+        bare = unwrapped(network)
+        modules = dict(bare.named_modules())
         found = module if module is not None else next((name for name in KNOWN_MODULES if name in modules), None)
         if found is None or not found or found not in modules:
             missing = "its last layer is not known by name" if module is None else f"it has no module {module!r}"
             last = [name for name in modules if name][-_CANDIDATES:]
             raise InputError(
-                f"the features of {type(network).__name__} cannot be found: {missing}; name the module whose input "
+                f"the features of {type(bare).__name__} cannot be found: {missing}; name the module whose input "
                 f"they are (features=), one of its last being {', '.join(last) or '(none: it has no modules)'}."
             )
         self.name = found
         self._module = modules[found]
+        self.network: torch.nn.Module = bare
+        parts = found.split(".")
+        #: All that the module is a part of, whose compiled code would not call its hooks.
+        self._around = [*wrappings(network), *(modules[".".join(parts[:k])] for k in range(1, len(parts) + 1))]
 
     @contextmanager
     def reading(self) -> Iterator[list[torch.Tensor]]:
-        """A list that receives the features of each evaluation inside."""
+        """A list that receives the features of each evaluation inside, in which a compiled network runs as written."""
         seen: list[torch.Tensor] = []
 
         def keep(_: Any, given: tuple[Any, ...], __: Any) -> None:
@@ -63,7 +72,8 @@ class FeatureTap:
 
         handle = self._module.register_forward_hook(keep)
         try:
-            yield seen
+            with eagerly(self._around):
+                yield seen
         finally:
             handle.remove()
 
@@ -97,6 +107,7 @@ class Watch:
         self._tap: FeatureTap | None = tap
         self._seen: list[torch.Tensor] = []
         self._handle: Any = tap._module.register_forward_hook(self._keep)
+        self._end: Any = stay_eager(tap._around)
 
     def _keep(self, _: Any, given: tuple[Any, ...], __: Any) -> None:
         self._seen = list(given[:1])
@@ -113,6 +124,7 @@ class Watch:
         """Watch no longer."""
         if self._handle is not None:
             self._handle.remove()
+            self._end()
 
     def __deepcopy__(self, memo: Any) -> Watch:
         return self._unattached()
@@ -123,7 +135,7 @@ class Watch:
     @classmethod
     def _unattached(cls) -> Watch:
         made = cls.__new__(cls)
-        made._tap, made._seen, made._handle = None, [], None
+        made._tap, made._seen, made._handle, made._end = None, [], None, None
         return made
 
 

@@ -3,18 +3,23 @@
 A `ModelIdentity` holds the facts that decide a model's posteriors, as far as they are known: a table of published
 arrays knows its schedule alone, a scheduler's config knows nothing of the network. Two identities are compared by the
 facts that both know, with one sentence for each that differs.
+
+A network is told by its weights (`fingerprint`) and by what it does (`probe`). Both are looked at whenever they are
+asked for: weights are changed in ways that leave no trace (`.data`, moving averages, adapters that are fused).
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from ..measured import agree
 from ..process.schedule import NoiseSchedule
+from .fingerprint import LOW, precision_of, rounded_fingerprint, sha256_of_weights, weights_fingerprint
+from .probe import probe
 
 #: The facts that a table must share with a model, as messages name them; the others are of checkpoints alone.
 _COMPARED: dict[str, tuple[str, Callable[[Any], Any]]] = {
@@ -23,8 +28,9 @@ _COMPARED: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "clip": ("clipping", lambda clip: None if clip is None else tuple(clip)),
     "guidance_scale": ("guidance scale", float),
     "latent_scaling": ("latent scaling", tuple),
-    "network": ("network fingerprint", lambda digest: digest[:12]),
 }
+#: What tells a network besides the digest of its weights, by the names that a table's file has.
+NETWORK_FACTS = ("precision", "rounded", "probe")
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class ModelIdentity:
     Attributes:
         schedule: its noise schedule.
         facts: plain data by name: shape, prediction, clip, data_range, guidance_scale, unconditional, latent_scaling,
-            autocast, sigma_data, network (SHA-256 of the weights). A name that is absent is not known.
+            autocast, sigma_data, and of the network those of `network_facts`. A name that is absent is not known.
     """
 
     schedule: NoiseSchedule
@@ -48,19 +54,70 @@ class ModelIdentity:
         for name, (said, shown) in _COMPARED.items():
             if name in self.facts and name in other.facts:
                 pairs.append((said, shown(self.facts[name]), shown(other.facts[name])))
-        return "; ".join(f"{said}: {mine} has {a}, {theirs} {b}" for said, a, b in pairs if a != b)
+        unlike = [f"{said}: {mine} has {a}, {theirs} {b}" for said, a, b in pairs if a != b]
+        if not _same_weights(self.facts, other.facts):
+            a, b = (facts["network"].removeprefix("xxh3:")[:12] for facts in (self.facts, other.facts))
+            unlike.append(f"network fingerprint: {mine} has {a}, {theirs} {b}")
+        elif not agree(self.facts.get("probe"), other.facts.get("probe")):
+            unlike.append(
+                f"what the network does: its output on fixed inputs is not the same for {mine} and {theirs}, though "
+                "its weights are; something beside the weights has changed (an attribute, a buffer, its code)"
+            )
+        return "; ".join(unlike)
+
+    @property
+    def network_facts(self) -> dict[str, Any] | None:
+        """Of the facts those that tell the network besides the digest of its weights; None without any."""
+        return {name: self.facts[name] for name in NETWORK_FACTS if name in self.facts} or None
 
     def plain(self) -> dict[str, Any]:
         """All of it as plain data, for what a run's checkpoint must agree on; a network without weights is None."""
-        return {"network": None, **self.facts, "schedule": self.schedule.digest}
+        told = {name: fact for name, fact in self.facts.items() if name not in NETWORK_FACTS}
+        does = {"output of the network": self.facts["probe"]} if "probe" in self.facts else {}
+        return {"network": None, **told, "schedule": self.schedule.digest, **does}
 
 
-def weights_fingerprint(module: torch.nn.Module) -> str:
-    """SHA-256 over a module's state dict, sorted by name; the same on every device."""
-    content = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        array = tensor.detach().cpu()
-        array = array.float() if array.is_floating_point() else array
-        content.update(f"{name}{tuple(array.shape)}".encode())
-        content.update(array.contiguous().numpy().tobytes())
-    return content.hexdigest()
+def network_facts(
+    network: Any,
+    schedule: NoiseSchedule,
+    shape: Sequence[int],
+    classes: int | None = None,
+    device: torch.device | None = None,
+    beside: ModelIdentity | None = None,
+    keep: bool = False,
+) -> dict[str, Any]:
+    """What tells a network: `network`, the digest of its weights; its `precision`; `rounded`, the digests of its
+    weights in half precision, by which one that is loaded in it is known; and its `probe`.
+
+    Args:
+        classes, device: see `probe`.
+        beside: what it is to be compared with, which need not know all of them, or knows them in an older form.
+        keep: for what is kept, and compared with whatever comes: in every precision.
+    """
+    if not isinstance(network, torch.nn.Module):  # a bare function has no weights, and is not called unasked
+        return {}
+    known = {} if beside is None else beside.facts
+    precision = precision_of(network)
+    low = [precision] if precision in LOW else [*LOW] if keep else [known.get("precision")]
+    facts: dict[str, Any] = {"network": _digest(network, known), "precision": precision}
+    facts["rounded"] = {name: rounded_fingerprint(network, name) for name in low if name in LOW}
+    if beside is None or "probe" in known:
+        found = probe(network, schedule, shape, precision, classes, device)
+        facts |= {} if found is None else {"probe": found}
+    return facts
+
+
+def _digest(network: torch.nn.Module, known: dict[str, Any]) -> str:
+    """The digest of a network's weights, in the form that `known` has."""
+    found, theirs = weights_fingerprint(network), known.get("network")
+    older = theirs is not None and "precision" not in known
+    return sha256_of_weights(network) if older and theirs != found else found
+
+
+def _same_weights(mine: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """Whether two networks have the same weights, or one has the other's in half precision."""
+    if mine.get("network") is None or theirs.get("network") is None or mine["network"] == theirs["network"]:
+        return True
+    rounded = [facts.get("rounded", {}) for facts in (mine, theirs)]
+    low = {facts.get("precision") for facts in (mine, theirs)} & {*LOW}
+    return any(name in rounded[0] and rounded[0][name] == rounded[1].get(name) for name in low)

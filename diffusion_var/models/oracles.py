@@ -31,6 +31,7 @@ from ..process.schedule import NoiseSchedule
 from ..process.structure import make_structure
 from ..randomness import generator
 from .denoiser import Denoiser, Place
+from .identity import ModelIdentity
 
 
 class ExactDenoiser(Denoiser):
@@ -68,6 +69,9 @@ class ExactDenoiser(Denoiser):
     def _predict(self, x_t: torch.Tensor, n: Place, condition: Any) -> tuple[torch.Tensor, None]:
         x = x_t.double()
         return self.exact_mean(x, *self.schedule.coefficients(n, x)).to(x_t.dtype), None
+
+    def _network_facts(self, beside: ModelIdentity | None, keep: bool) -> dict[str, Any]:
+        return {"network": self.fingerprint}
 
     @cached_property
     def fingerprint(self) -> str | None:

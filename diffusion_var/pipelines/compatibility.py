@@ -12,10 +12,11 @@ from .. import checks
 from ..errors import InputError
 from ..files import expanded
 from ..hub import fetch_file
-from ..models.identity import ModelIdentity, weights_fingerprint
+from ..models.identity import ModelIdentity, network_facts
 from ..models.pretrained.conventions import clip_of, prediction_of
-from ..models.pretrained.latents import latent_scaling
+from ..models.pretrained.latents import common_scaling
 from ..process.diffusers_configs import SUPPORTED, config_of, family_of, schedule_of
+from ..unwrapping import unwrapped
 from ..variance.table import VarianceTable
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "token", "local_files_only", "revision")
@@ -47,20 +48,21 @@ def check_pipeline(table: VarianceTable, pipe: Any, network: torch.nn.Module | N
         "DDIMPipeline hands its own eta to every scheduler and makes a DDIMScheduler of it when loaded; use "
         "DDPMPipeline(unet=pipe.unet, scheduler=pipe.scheduler), with eta in from_table.",
     )
-    channels = getattr(getattr(pipe, "unet", None), "config", {})
+    channels = getattr(unwrapped(getattr(pipe, "unet", None)), "config", {})
     checks.refuse(
-        bool(channels) and channels.get("out_channels") == 2 * channels.get("in_channels", 0),
+        len(channels) > 0 and channels.get("out_channels") == 2 * channels.get("in_channels", 0),
         "the pipeline's UNet returns a learned range, whose second half the pipeline would hand to the scheduler; use "
         "dv.Sampler with dv.Analytic(table), which leaves it out.",
     )
-    facts: dict[str, Any] = {}
+    mine, facts = table.identity(), dict[str, Any]()
     if network is not None and table.network is not None:
-        facts["network"] = weights_fingerprint(network)
+        facts = network_facts(network, table.schedule, table.shape or (), beside=mine)
     codecs = (getattr(pipe, name, None) for name in ("vae", "vqvae"))
     if (codec := next((codec for codec in codecs if codec is not None), None)) is not None:
-        facts["latent_scaling"] = latent_scaling(codec.config)
-    theirs = ModelIdentity(table.schedule, facts)
-    if unlike := table.identity().mismatch(theirs, "the table", "the pipeline"):
+        bare = unwrapped(codec)
+        scaling = common_scaling(bare.config, type(bare).__name__)
+        facts |= {} if scaling is None else {"latent_scaling": scaling}
+    if unlike := mine.mismatch(ModelIdentity(table.schedule, facts), "the table", "the pipeline"):
         raise InputError(
             f"this variance table was made for another model ({unlike}); estimate one for this model, or, where the "
             "weights differ in precision only, give pipe.scheduler.config instead of the pipeline."

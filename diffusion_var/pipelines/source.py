@@ -215,7 +215,9 @@ class VarianceSource:
             raise InputError(
                 "the scheduler has no head, so that it needs no features; use AnalyticScheduler.from_head."
             )
-        tap = FeatureTap(network_of(source) or source, self.held.spec.module, len(self.held.prior.shape) - 1)
+        network = network_of(source)
+        network = source if network is None else network
+        tap = FeatureTap(network, self.held.spec.module, len(self.held.prior.shape) - 1)
         if self._watch is not None:
             self._watch.remove()
         self._watch = tap.watch()

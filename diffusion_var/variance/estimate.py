@@ -112,6 +112,8 @@ class _Run:
         self.targets = np.zeros(len(indices), dtype=np.int64)
         self.start_counts = np.zeros(len(indices), dtype=np.int64)
         self.done_in_round = 0
+        #: The model as it is when the run starts.
+        self.model = evaluator.denoiser.identity(keep=True)
 
     # ---- the loop ---------------------------------------------------------------------------------------------
 
@@ -252,7 +254,7 @@ class _Run:
             "structures": list(self.sums),
             "data": evaluator.population.statistics.fingerprint,
             "conditions": None if conditions is None else conditions.fingerprint,
-            **evaluator.denoiser.identity().plain(),
+            **self.model.plain(),
         }
 
     def table(self, announce: bool = True) -> VarianceTable:
@@ -273,9 +275,10 @@ class _Run:
             prediction=denoiser.prediction,
             clip=denoiser.clip,
             data_range=denoiser.data_range,
-            network=denoiser.fingerprint,
+            network=self.model.facts.get("network"),
+            network_facts=self.model.network_facts,
             guidance_scale=denoiser.guidance_scale,
-            latent_scaling=None if denoiser.codec is None else denoiser.codec.scaling,
+            latent_scaling=_pair(self.model.facts.get("latent_scaling")),
             data=evaluator.population.statistics,
             seed=evaluator.seed,
             tolerance=self.tolerance,
@@ -320,6 +323,10 @@ class _Run:
                 f"{len(short)} of {len(self.indices)} indices ({shown}); raise max_evaluations for those."
             )
         return short
+
+
+def _pair(values: Any) -> Any:
+    return None if values is None else tuple(values)
 
 
 def _versions() -> dict[str, str]:

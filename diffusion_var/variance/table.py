@@ -39,7 +39,8 @@ class VarianceTable:
 
     Attributes:
         schedule, shape, prediction, clip, data_range: the denoiser's; shape is None for published arrays.
-        network: SHA-256 of the weights, or None.
+        network: digest of the weights, or None.
+        network_facts: what else tells the network, see `models.identity.network_facts`; None in files made before.
         guidance_scale: w of classifier-free guidance that the mean had; 1 without.
         latent_scaling: (scale, shift) of the autoencoder, for latents.
         indices, counts: measured indices (ascending) and Monte Carlo draws at each.
@@ -69,6 +70,7 @@ class VarianceTable:
     evaluations: int = 0
     image_variance: Float64Array | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    network_facts: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self._structures: dict[str, Structure] = {}
@@ -281,12 +283,14 @@ class VarianceTable:
             facts["latent_scaling"] = self.latent_scaling
         if self.network is not None:
             facts["network"] = self.network
+        facts |= self.network_facts or {}
         return ModelIdentity(self.schedule, facts)
 
     def check(self, denoiser: Denoiser) -> None:
         """Refuse a denoiser with another schedule, shape, prediction type, clipping, guidance scale, latent scaling or
         network than the table's."""
-        if mismatch := self.identity().mismatch(denoiser.identity(), "the table", "the denoiser"):
+        mine = self.identity()
+        if mismatch := mine.mismatch(denoiser.identity(beside=mine), "the table", "the denoiser"):
             raise InputError(
                 f"this variance table was made for another model ({mismatch}); estimate one for this model."
             )

@@ -62,6 +62,8 @@ def table_contents(table: Any) -> tuple[Arrays, dict[str, Any]]:
         "tolerance": table.tolerance,
         "evaluations": table.evaluations,
         "details": table.details,
+        # Older files have none, and keep their digest when they are read and written.
+        **({} if table.network_facts is None else {"network_facts": table.network_facts}),
     }
     return arrays, metadata
 
@@ -106,4 +108,5 @@ def table_fields(arrays: Arrays, meta: dict[str, Any]) -> dict[str, Any]:
         "evaluations": meta["evaluations"],
         "image_variance": arrays.get("image_variance"),  # earlier versions did not know it
         "details": meta["details"],
+        "network_facts": meta.get("network_facts"),
     }

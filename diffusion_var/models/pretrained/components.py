@@ -20,6 +20,7 @@ NETWORKS = {
 }
 CODECS = {
     "AutoencoderKL": "diffusers.models.autoencoders.autoencoder_kl:AutoencoderKL",
+    "AutoencoderTiny": "diffusers.models.autoencoders.autoencoder_tiny:AutoencoderTiny",
     "VQModel": "diffusers.models.autoencoders.vq_model:VQModel",
 }
 

@@ -53,6 +53,7 @@ def encode_latents(
     identity = {
         "images": source.scan(),
         "autoencoder": codec.fingerprint,
+        "what the autoencoder does": codec.probe(),
         "scaling": list(codec.scaling),
         "count": len(source),
     }

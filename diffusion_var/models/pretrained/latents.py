@@ -18,32 +18,44 @@ import torch
 
 from ...errors import InputError
 from ...process.diffusers_configs import number
-from ..identity import weights_fingerprint
+from ...randomness import generator, normal
+from ..fingerprint import precision_of, weights_fingerprint
+from ..probe import probed
 
+_SCALED_ALREADY = ("AutoencoderTiny",)
 #: The range of the images that autoencoders take and give.
 IMAGE_RANGE = (-1.0, 1.0)
 
 
-def latent_scaling(config: Mapping[str, Any]) -> tuple[float, float]:
-    """(scale, shift) of an autoencoder's config; where it does not say, its class's default."""
+def latent_scaling(config: Mapping[str, Any], kind: str | None = None) -> tuple[float, float]:
+    """(scale, shift) of the config of an autoencoder of class `kind`; where it does not say, the class's default."""
     shift = number(config, "shift_factor", 0.0) if config.get("shift_factor") is not None else 0.0
-    return number(config, "scaling_factor", 0.18215), shift
+    return number(config, "scaling_factor", 1.0 if kind in _SCALED_ALREADY else 0.18215), shift
+
+
+def common_scaling(config: Mapping[str, Any], kind: str | None) -> tuple[float, float] | None:
+    """`latent_scaling`, where it tells latents from others: None for AutoencoderTiny, which is distilled to give the
+    latents of an AutoencoderKL as they are after its scaling."""
+    return None if kind in _SCALED_ALREADY else latent_scaling(config, kind)
 
 
 class LatentCodec:
     """An autoencoder that is loaded when it is first used.
 
     Args:
-        load: makes the autoencoder (AutoencoderKL or VQModel), on the CPU.
+        load: makes the autoencoder (AutoencoderKL, AutoencoderTiny or VQModel), on the CPU.
         config: its config.
         device: where it runs.
     """
 
     def __init__(self, load: Callable[[], Any], config: dict[str, Any], device: torch.device) -> None:
         self._load, self.device = load, device
-        self.scale, self.shift = latent_scaling(config)
+        kind = config.get("_class_name")
+        self.scale, self.shift = latent_scaling(config, kind)
+        self.common_scaling = common_scaling(config, kind)
         self.image_channels = int(config.get("in_channels", 3))
-        self.factor = 2 ** (len(config.get("block_out_channels", (64,))) - 1)
+        levels = config.get("encoder_block_out_channels" if kind in _SCALED_ALREADY else "block_out_channels", (64,))
+        self.factor = 2 ** (len(levels) - 1)
         if not (math.isfinite(self.scale) and self.scale != 0):
             raise InputError(f"the autoencoder's scaling_factor is {self.scale}, but it must be finite and not 0.")
 
@@ -52,14 +64,23 @@ class LatentCodec:
         """The autoencoder itself."""
         return self._load().to(self.device)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 of the autoencoder's weights."""
+        """The digest of the autoencoder's weights as they are now."""
         return weights_fingerprint(self.network)
+
+    def probe(self) -> dict[str, Any] | None:
+        """What its encoder does, as `measured` numbers; None where it cannot be told."""
+        shape = (1, self.image_channels, 8 * self.factor, 8 * self.factor)
+
+        def latents(k: int) -> torch.Tensor:
+            return self._latents(normal(generator(0, "probe of an encoder", k), *shape).clamp(*IMAGE_RANGE))
+
+        return probed(self.network, latents, [0], list(shape), precision_of(self.network), hooks=False)
 
     @property
     def scaling(self) -> tuple[float, float]:
-        """(scale, shift): what a table remembers of its latents."""
+        """(scale, shift) of its latents."""
         return self.scale, self.shift
 
     def image_shape(self, latent_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -69,6 +90,9 @@ class LatentCodec:
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) in [-1, 1] to latents (B, c, h, w), float32 on the CPU."""
+        return self._latents(images)
+
+    def _latents(self, images: torch.Tensor) -> torch.Tensor:
         found = self.network.encode(images.to(self.device, self.network.dtype))
         raw: torch.Tensor = found.latents if hasattr(found, "latents") else found.latent_dist.mode()
         return ((raw.float() - self.shift) * self.scale).cpu()

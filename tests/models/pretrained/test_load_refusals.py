@@ -259,7 +259,10 @@ def test_unets_that_want_more_than_prompts(config: dict[str, Any], named: str, t
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"_class_name": "AutoencoderTiny"}, "is a AutoencoderTiny, but the supported ones are AutoencoderKL, VQModel"),
+        (
+            {"_class_name": "AutoencoderDC"},
+            "is a AutoencoderDC, but the supported ones are AutoencoderKL, AutoencoderTiny, VQModel",
+        ),
         ({"scaling_factor": 0}, "scaling_factor is 0.0, but it must be finite and not 0"),
         ({"scaling_factor": float("nan")}, "the config has scaling_factor=nan, but a number is expected there"),
     ],
