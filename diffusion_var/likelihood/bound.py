@@ -217,12 +217,10 @@ def finish(
 ) -> None:
     """Run to the end; `scanned` is the fingerprint of the images, `settings` what else a checkpoint must agree on."""
     denoiser, conditions = run.terms.denoiser, run.conditions
-    identity = {
-        **denoiser.identity().plain(),
-        **settings,
-        "images": scanned,
-        "conditions": None if conditions is None else conditions.fingerprint,
-    }
+    identity: dict[str, Any] = {}
+    if checkpoint is not None:  # what tells the network takes time
+        identity = {**denoiser.identity().plain(), **settings, "images": scanned}
+        identity["conditions"] = None if conditions is None else conditions.fingerprint
     with Checkpoint(checkpoint, FORMAT, FORMAT_VERSION, "likelihood checkpoint", identity) as kept:
         run.finish(kept, progress)
     run.terms.covariances.covariance.report()

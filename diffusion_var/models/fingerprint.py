@@ -57,6 +57,23 @@ def rounded_fingerprint(module: torch.nn.Module, precision: str) -> str:
     return content.hexdigest()
 
 
+def settings_digest(module: torch.nn.Module) -> str:
+    """SHA-256 of what a network's modules hold beside the state dict that a function may depend on: numbers with a
+    fraction (a scale, an eps, a slope) and buffers that are not saved.
+
+    It is exact, and follows the libraries' code: for runs that one machine goes on with, not for what is passed on.
+    """
+    bare = unwrapped(module)
+    content, saved = hashlib.sha256(), bare.state_dict().keys()
+    for name, child in bare.named_modules():
+        found = {key: numbers for key, value in vars(child).items() if (numbers := _fractions(value)) is not None}
+        content.update(json.dumps([name, found], sort_keys=True).encode())
+    for name, buffer in bare.named_buffers():
+        if name not in saved and buffer.device.type != "meta":
+            _digest(content, {name: buffer.detach})
+    return content.hexdigest()
+
+
 def precision_of(module: torch.nn.Module) -> str:
     """The lowest precision of a network's weights: float16, bfloat16, or float32 for all others."""
     kinds = {parameter.dtype for parameter in module.parameters()}
@@ -136,6 +153,19 @@ def _switches(module: torch.nn.Module) -> dict[str, Any]:
     if "IPAdapter" in type(processor).__name__:
         found = {**found, "ip_adapter": _plain(getattr(processor, "scale", None))}
     return found
+
+
+def _fractions(value: Any) -> Any:
+    """A float, or a nest of lists, tuples and dicts that hold some, as plain data; None for all else."""
+    if isinstance(value, float):
+        return repr(value)
+    if type(value) in (list, tuple):
+        found = [_fractions(entry) for entry in value]
+        return found if any(entry is not None for entry in found) else None
+    if type(value) is dict:
+        kept = {str(key): numbers for key, entry in value.items() if (numbers := _fractions(entry)) is not None}
+        return kept or None
+    return None
 
 
 def _plain(value: Any) -> Any:

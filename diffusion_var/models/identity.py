@@ -18,7 +18,14 @@ import torch
 
 from ..measured import agree
 from ..process.schedule import NoiseSchedule
-from .fingerprint import LOW, precision_of, rounded_fingerprint, sha256_of_weights, weights_fingerprint
+from .fingerprint import (
+    LOW,
+    precision_of,
+    rounded_fingerprint,
+    settings_digest,
+    sha256_of_weights,
+    weights_fingerprint,
+)
 from .probe import probe
 
 #: The facts that a table must share with a model, as messages name them; the others are of checkpoints alone.
@@ -72,9 +79,9 @@ class ModelIdentity:
 
     def plain(self) -> dict[str, Any]:
         """All of it as plain data, for what a run's checkpoint must agree on; a network without weights is None."""
-        told = {name: fact for name, fact in self.facts.items() if name not in NETWORK_FACTS}
-        does = {"output of the network": self.facts["probe"]} if "probe" in self.facts else {}
-        return {"network": None, **told, "schedule": self.schedule.digest, **does}
+        names = {"settings": "settings of the network's modules", "probe": "output of the network"}
+        told = {names.get(k, k): fact for k, fact in self.facts.items() if k not in ("precision", "rounded")}
+        return {"network": None, **told, "schedule": self.schedule.digest}
 
 
 def network_facts(
@@ -86,13 +93,15 @@ def network_facts(
     beside: ModelIdentity | None = None,
     keep: bool = False,
 ) -> dict[str, Any]:
-    """What tells a network: `network`, the digest of its weights; its `precision`; `rounded`, the digests of its
-    weights in half precision, by which one that is loaded in it is known; and its `probe`.
+    """What tells a network: `network`, the digest of its weights; its `settings`, those of its modules; its
+    `precision`; `rounded`, the digests of its weights in half precision, by which one that is loaded in it is known;
+    and its `probe`.
 
     Args:
         classes, device: see `probe`.
         beside: what it is to be compared with, which need not know all of them, or knows them in an older form.
-        keep: for what is kept, and compared with whatever comes: in every precision.
+        keep: for what is kept, and compared with whatever comes: all of them. Otherwise the probe, which evaluates the
+            network, and the roundings are left out where nobody asks for them.
     """
     if not isinstance(network, torch.nn.Module):  # a bare function has no weights, and is not called unasked
         return {}
@@ -100,8 +109,10 @@ def network_facts(
     precision = precision_of(network)
     low = [precision] if precision in LOW else [*LOW] if keep else [known.get("precision")]
     facts: dict[str, Any] = {"network": _digest(network, known), "precision": precision}
+    if beside is None:
+        facts["settings"] = settings_digest(network)
     facts["rounded"] = {name: rounded_fingerprint(network, name) for name in low if name in LOW}
-    if beside is None or "probe" in known:
+    if keep or "probe" in known:
         found = probe(network, schedule, shape, precision, classes, device)
         facts |= {} if found is None else {"probe": found}
     return facts
