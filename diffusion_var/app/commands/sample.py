@@ -178,6 +178,7 @@ def _settings(sampler: Any, options: SampleOptions) -> dict[str, Any]:
         **chosen,
         "steps": describe(sampler.steps),
         "network": sampler.denoiser.fingerprint,
+        **({} if sampler.denoiser.codec is None else {"autoencoder": sampler.denoiser.codec.fingerprint}),
         "schedule": sampler.denoiser.schedule.digest,
         "table": table,
         **({} if options.head is None else {"head": sampler.covariance.identity()}),

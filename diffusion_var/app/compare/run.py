@@ -28,6 +28,7 @@ from ...process.schedule import NoiseSchedule
 from ...process.steps import describe
 from ...progress import progress_bar
 from ...sampling.sampler import Sampler
+from ...unwrapping import unwrapped
 from ...variance.allocation import check_budget, default_indices
 from ...variance.estimate import estimate
 from ...variance.table import VarianceTable
@@ -211,7 +212,7 @@ def _table(
 
 def _configuration(denoiser: Denoiser) -> str:
     """What a diffusers network is besides its weights (activations, norms, ...), as text; empty for others."""
-    config = getattr(denoiser.network, "config", {})
+    config = getattr(unwrapped(denoiser.network), "config", {})
     return json.dumps({k: v for k, v in dict(config).items() if not k.startswith("_")}, sort_keys=True, default=str)
 
 
@@ -219,6 +220,8 @@ def _common(options: CompareOptions, model: Model, scoring: Scoring | None) -> d
     """What decides the scores of every cell."""
     denoiser = model.denoiser
     given = {} if not denoiser.conditional else {"conditions": model.conditions_digest, "w": denoiser.guidance_scale}
+    if denoiser.codec is not None:
+        given["autoencoder"] = denoiser.codec.fingerprint
     return {
         **given,
         "version": metadata.version("diffusion-var"),
