@@ -11,12 +11,14 @@ answers differ has no function to tell it by.
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import hashlib
 import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -24,7 +26,8 @@ import torch
 from ..measured import Plain, agree, measured
 from ..process.schedule import NoiseSchedule
 from ..randomness import generator, normal
-from ..unwrapping import device_of, unwrapped
+from ..unwrapping import device_of, is_placed, unwrapped
+from .network_use import keeping_modes
 from .precision import InputPrecision
 
 #: How far two evaluations of one network may be apart, relative to its output: by its weights' precision. GPUs use
@@ -52,7 +55,7 @@ def probe(
         classes: how many labels it knows, where it does and its config does not say so.
         device: where it takes its input; None: where its parameters are.
     """
-    module, takes = unwrapped(network), InputPrecision()
+    module, takes = _stand_in(unwrapped(network)), InputPrecision()
     given, device = _condition(module, classes), device_of(module) if device is None else device
     indices = sorted({max(1, round(schedule.num_steps * part)) for part in (0.1, 0.5)})
 
@@ -84,13 +87,14 @@ def probed(
     """The outputs of a module for some inputs, as `measured` numbers; None where they cannot be had, or not twice.
 
     Args:
-        module: put into evaluation mode meanwhile.
+        module: which is in evaluation mode meanwhile.
         output: of the input of that number.
         of: what the inputs are, as plain data.
         hooks: whether the user's hooks on its layers are called.
     """
     try:
-        with _undisturbed(module, hooks):
+        with keeping_modes(module), _hooks(module, hooks), torch.no_grad():
+            module.eval()
             outputs = [output(k).detach().double().cpu().flatten() for k in (*inputs, inputs[0])]
     except Exception:  # it wants other inputs, or cannot be run here: whoever uses it will hear of that from itself
         return None
@@ -114,17 +118,26 @@ def _condition(module: Any, classes: int | None) -> torch.Tensor | None:
     return normal(generator(0, "probe prompt"), 1, _TOKENS, width) if isinstance(width, int) else None
 
 
-@contextlib.contextmanager
-def _undisturbed(module: torch.nn.Module, hooks: bool) -> Iterator[None]:
-    """Evaluate without gradients and in evaluation mode, and leave all as it was."""
-    before = [(m, m.training, m._forward_hooks, m._forward_pre_hooks) for m in module.modules()]
+def _stand_in(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy that shares the weights: evaluated in its place, it leaves no trace in the module itself (counters,
+    caches, what hooks have seen); the module, where it cannot be copied."""
+    if is_placed(module):
+        return module
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
     try:
-        for m, *_ in before:
-            m.training = False
-            if not hooks:
-                m._forward_hooks, m._forward_pre_hooks = OrderedDict(), OrderedDict()
-        with torch.no_grad():
-            yield
+        return copy.deepcopy(module, shared)
+    except Exception:  # it holds what has no copy: a handle, a lock, a tensor with a graph
+        return module
+
+
+@contextmanager
+def _hooks(module: torch.nn.Module, wanted: bool) -> Iterator[None]:
+    """The module's hooks as they are, or none inside."""
+    before = [(m, m._forward_hooks, m._forward_pre_hooks) for m in module.modules()]
+    try:
+        for m, *_ in before if not wanted else []:
+            m._forward_hooks, m._forward_pre_hooks = OrderedDict(), OrderedDict()
+        yield
     finally:
-        for m, training, after, ahead in before:
-            m.training, m._forward_hooks, m._forward_pre_hooks = training, after, ahead
+        for m, after, ahead in before:
+            m._forward_hooks, m._forward_pre_hooks = after, ahead
