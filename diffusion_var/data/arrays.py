@@ -31,7 +31,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..files import regular_file
 from .sources import ImageSource
-from .zips import LIMITED, open_member
+from .zips import open_member
 
 ARRAY_KEYS = ("images", "arr_0", "samples", "x")
 LARGEST_IN_MEMORY = 2**28  # bytes; a compressed member that is larger is decompressed as it is read
@@ -95,8 +95,6 @@ def _readable(path: Path) -> Iterator[None]:
 def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Rows:
     """The array in one member, by the cheapest of the three ways of the module docstring."""
     info = archive.getinfo(name)
-    if info.compress_type not in LIMITED:
-        raise ValueError(f"{name} is not compressed as numpy does it")
     with open_member(archive, info) as file:
         shape, fortran, dtype = _header(file, info.file_size)
         start = file.tell()

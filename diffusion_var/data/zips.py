@@ -6,14 +6,16 @@ import copy
 import zipfile
 from typing import IO
 
-# zipfile limits what it inflates to what is asked for; what it gets by bzip2 or LZMA, only by what it reads, and that
-# is 4 kB at least.
-LIMITED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_STEP, _SMALL_STEP = 2**20, 2**12
+_STEP = 2**20
 
 
 def open_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> IO[bytes]:
-    """A member to read from: up to one byte more than it declares, so that one that lies shows."""
+    """A member to read from: up to one byte more than it declares, so that one that lies shows.
+
+    Raises ValueError for other packings than deflate: Python undoes them in pieces of any size, a million to one.
+    """
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"it is packed by method {member.compress_type}, where only deflate (8) or none (0) is read")
     allowed = copy.copy(member)
     allowed.file_size += 1
     return archive.open(allowed)
@@ -22,9 +24,8 @@ def open_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> IO[bytes]:
 def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     """All of a member, in memory. Raises ValueError where it is longer than it declares, or shorter."""
     blocks, size = [], 0
-    step = _STEP if member.compress_type in LIMITED else _SMALL_STEP
     with open_member(archive, member) as file:
-        while size <= member.file_size and (block := file.read(step)):
+        while size <= member.file_size and (block := file.read(_STEP)):
             blocks.append(block)
             size += len(block)
     if size != member.file_size:
