@@ -136,7 +136,19 @@ def _refuse_loose(command: str, kind: type[Any], words: list[str], given: list[s
     shown = " ".join(brief(word)[1:-1] for word in words[:4]) + (" …" if len(words) > 4 else "")
     meant = " ".join(f"--{name.replace('_', '-')} {word}" for name, word in zip(needed, words, strict=False))
     hint = f"say {meant}" if meant and len(words) <= len(needed) else f"see diffusion-var {command} --help"
+    hint = _pattern(words) or hint
     raise InputError(f"{command} does not take {shown!r} without the name of an option; {hint}.")
+
+
+def _pattern(words: list[str]) -> str:
+    """What to do where a shell has put the files in the place of a pattern; "" elsewhere."""
+    from ..data.decoding import suffixes  # imports torch: here alone, where the command ends anyway
+
+    files = [Path(word) for word in words if Path(word).suffix.lower() in suffixes()]
+    if len(files) < 2:
+        return ""
+    pattern = str(files[0].with_name(f"*{files[0].suffix}"))
+    return f"quote a pattern of images, {brief(pattern)}, so that it stays one word"
 
 
 def _parameters(kind: type[Any]) -> list[inspect.Parameter]:

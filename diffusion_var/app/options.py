@@ -33,8 +33,9 @@ _OTHER_DTYPES = {
 
 ModelHelp = "diffusers pipeline or UNet folder, hub id, or 'digits' (bundled)"
 ImagesHelp = (
-    "folder, zip, npz or npy of images, file.npz:KEY, 'torchvision:NAME[:train|test]' or 'digits:train|table|score', "
-    "each with an optional [START:STOP] or [shuffled:START:STOP]"
+    "folder, pattern ('imgs/*.png', quoted), zip, npz or npy of images, file.npz:KEY, "
+    "'torchvision:NAME[:train|test]' or 'digits:train|table|score', each with an optional [START:STOP] or "
+    "[shuffled:START:STOP]"
 )
 DeviceHelp = "where to run, e.g. cpu or cuda:1; by default the GPU if there is one"
 FeaturesHelp = "feature network: inception, digits, or a .safetensors file of scripts/train_features.py"

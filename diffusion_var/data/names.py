@@ -1,6 +1,7 @@
 """Images by name, as commands and configs give them.
 
-    folder | file.zip | file.npy | file.npz | file.npz:KEY | torchvision:NAME[:train|test] | digits:train|table|score
+    folder | 'imgs/*.png' | file.zip | file.npy | file.npz | file.npz:KEY | torchvision:NAME[:train|test] |
+    digits:train|table|score
 
 each with an optional slice at its end, `[START:STOP]`, as in Python: `mnist.npz:train_x[:50000]`. So disjoint parts of
 one file serve training, the variance table and scores. Where a file is sorted by class, such a part lacks classes:

@@ -255,9 +255,10 @@ def test_wrong_options(options, tmp_path, images):
     with pytest.raises(InputError, match="learning_rate=-1"):
         run(options(learning_rate=-1.0))
     floats = digits_splits().train.images[:9].numpy().astype(np.float32)
-    for name, scaled in (("large", floats), ("nan", floats * np.nan), ("fit", floats / 127.5 - 1)):
+    late = np.concatenate([np.tile(floats / 127.5 - 1, (60, 1, 1, 1)), floats])
+    for name, scaled in (("large", floats), ("nan", floats * np.nan), ("late", late), ("fit", floats / 127.5 - 1)):
         np.savez(tmp_path / f"{name}.npz", scaled)
-    for name in ("large", "nan"):
+    for name in ("large", "nan", "late"):
         for role in ("images", "held_out"):
             with pytest.raises(InputError, match=f"{role} holds floats between .* expected 8-bit images, or floats in"):
                 run(options(**{role: str(tmp_path / f"{name}.npz")}))
