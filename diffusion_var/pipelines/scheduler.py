@@ -38,7 +38,8 @@ from ..covariance.analytic import Analytic
 from ..covariance.head import Head
 from ..covariance.reverse import StepCovariances, cap_variance
 from ..files import expanded
-from ..models.prediction import check_prediction, mean_and_eps
+from ..models.posterior import Posterior
+from ..models.prediction import check_prediction, eps_of_mean, mean_and_eps
 from ..models.pretrained.conventions import prediction_of
 from ..process.diffusers_configs import schedule_of
 from ..process.kernel import ClippedEps, ReverseKernel, check_clipped_eps, check_noise
@@ -47,7 +48,7 @@ from ..variance.estimators import Estimator
 from ..variance.table import VarianceTable
 from .compatibility import check_pipeline, config_to_fit, find_beside, require_betas, require_schedule
 from .plan import StepPlan, indices_of, spaced_indices
-from .source import VarianceSource, network_of
+from .source import ConfigEntry, VarianceSource, network_of
 
 
 @dataclass
@@ -70,6 +71,10 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         final_noise_cap: see `Sampler`; needs `data_range`.
         data_range: (low, high) of the samples; None for latents.
         variance: what is kept of a table or head, see `source`; filled in by `from_table` and `from_head`.
+
+    `set_alpha_to_one` is kept of a DDIMScheduler's or PNDMScheduler's config: where it is False, the last step at η = 0
+    (or τ = 0) goes to the level of timestep 0 instead of clean data, without noise, as DDIMScheduler's does. At other η
+    the last step goes to clean data, as DDPMScheduler's does.
 
     Attribute `generator` (None: the global one): draws the noise where a pipeline hands none to `step`, as LDMPipeline
     and DiTPipeline do. Attribute `schedule`: the noise schedule, in float64.
@@ -113,6 +118,8 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         plain: dict[str, Any] = {"eta": eta, "tau": tau}
         if trained_betas is not None:  # arrays would break saving
             plain["trained_betas"] = [float(beta) for beta in trained_betas]
+        if variance is not None:
+            plain["variance"] = ConfigEntry(variance)
         self.register_to_config(**plain)  # type: ignore[no-untyped-call]
         self.schedule = schedule_of(self._known_config)
         self.prediction = prediction_of(self._known_config)
@@ -278,6 +285,8 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 options.setdefault("variance_type", "fixed_small")
             if {"eta", "tau"} & {*options}:  # one in the other's place
                 config = {**config, "eta": None, "tau": None}
+            if "set_alpha_to_one" in options:  # no option of this class's own
+                config = {**config, "set_alpha_to_one": options.pop("set_alpha_to_one")}
         return super().from_config(config, return_unused_kwargs, **options)
 
     def save_config(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **options: Any) -> None:
@@ -378,7 +387,7 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         x = sample if sample.dtype == torch.float64 else sample.float()
         mean, eps = mean_and_eps(self.prediction, output.to(x.dtype), x, kernel.alpha_t, kernel.sigma_t)
         posterior = self._source.posterior(self._bounded(mean), eps, raw, features)
-        previous = kernel.mean(x, posterior)
+        previous = self._to_timestep_0(x, posterior, kernel) if self._ends_there(kernel) else kernel.mean(x, posterior)
         covariance = None
         if not kernel.last:
             self._source.check_sample(tuple(sample.shape[1:]))
@@ -408,6 +417,16 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if eta is None and tau is None:
             eta, tau = self._options.eta, self._options.tau
         return self._plan.kernel(timestep, eta, tau, clipped_eps)
+
+    def _ends_there(self, kernel: ReverseKernel) -> bool:
+        return kernel.last and 0.0 in (kernel.eta, kernel.tau) and not self.config.get("set_alpha_to_one", True)
+
+    def _to_timestep_0(self, x: torch.Tensor, posterior: Posterior, kernel: ReverseKernel) -> torch.Tensor:
+        """[E1] at λ² = 0 to timestep 0, also from there, where the step is none but for the clipping of x̂_0."""
+        mean, eps, end = posterior.mean, posterior.eps, self.schedule.level(1)
+        if kernel.rederives_eps:
+            eps = eps_of_mean(x, mean, kernel.alpha_t, kernel.sigma_t)
+        return end.alpha * mean + end.sigma * eps
 
     def _bounded(self, mean: torch.Tensor) -> torch.Tensor:
         if self._options.thresholding:

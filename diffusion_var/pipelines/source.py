@@ -49,6 +49,14 @@ _BELONG_TO = (
 )
 
 
+class ConfigEntry(dict[str, Any]):
+    """What a config keeps of a table or head, shown in short: diffusers prints the entries of a config that another
+    scheduler does not know, and these hold a number for every timestep."""
+
+    def __repr__(self) -> str:
+        return f"<{self.get('structure')} variances of {self.get('file') or 'a table'}>"
+
+
 class VarianceSource:
     """The variances of one scheduler.
 

@@ -398,3 +398,70 @@ def test_tau_in_the_config_and_in_a_step(table: dv.VarianceTable, tmp_path: Path
             dv.AnalyticScheduler.from_table(table, CONFIG, **wrong)
         with pytest.raises(dv.InputError, match=message):
             one(ddpm, **wrong)
+
+
+# ---- configs of other schedulers, and for them ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["DDIMInverse", "DDIM", "DDPM", "DPMSolverMultistep", "PNDM", "EulerDiscrete"])
+@pytest.mark.parametrize("structure", ["isotropic", "channel", "dct"])
+def test_another_scheduler_is_told_of_the_variances_in_a_few_words(
+    name: str, structure: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """diffusers prints the entries that a scheduler does not know."""
+    N = 1000
+    lists = {"posterior_variance": list(np.linspace(0.01, 1, N)), "structure": structure, "estimator": "residual"}
+    beside = {"structure": structure, "estimator": "residual", "file": "variance_table.safetensors"}
+    entry = beside if structure == "dct" else lists
+    analytic = dv.AnalyticScheduler(N, variance_type="analytic", variance=entry)
+    other = getattr(diffusers, f"{name}Scheduler")
+    for again in (analytic, dv.AnalyticScheduler.from_config(analytic.config), copy.deepcopy(analytic)):
+        caplog.clear()
+        with caplog.at_level("WARNING", logger="diffusers.configuration_utils"):
+            logger = diffusers.utils.logging.get_logger("diffusers.configuration_utils")
+            logger.addHandler(caplog.handler)
+            theirs = other.from_config(again.config)
+            logger.removeHandler(caplog.handler)
+        assert f"<{structure} variances of " in caplog.text
+        assert max(map(len, caplog.text.splitlines())) < 600
+        assert dv.AnalyticScheduler.from_config(theirs.config).config.variance == entry
+
+
+DDIM_CONFIG = {key: value for key, value in CONFIG.items() if key != "clipped_eps"}
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("to_one", [False, True])
+def test_ddim_to_its_own_end(spacing: str, offset: int, clip: bool, to_one: bool, tmp_path: Path) -> None:
+    """Step by step DDIMScheduler's, with its final ᾱ: that of clean data, or that of timestep 0."""
+    changes = {"timestep_spacing": spacing, "steps_offset": offset, "clip_sample": clip, "set_alpha_to_one": to_one}
+    theirs = diffusers.DDIMScheduler(**{**DDIM_CONFIG, **changes})
+    mine = dv.AnalyticScheduler.from_config(theirs.config, eta=0.0)
+    mine.save_pretrained(tmp_path)
+    loaded = dv.AnalyticScheduler.from_pretrained(tmp_path)
+    for scheduler in (theirs, mine, loaded):
+        scheduler.set_timesteps(10 if spacing != "linspace" else 50)  # elsewhere DDIM's index before is not its own
+    # ᾱ in float32, as DDIM has it, is 3e-5 from ours at the cleanest levels.
+    for t in theirs.timesteps:
+        out, x = normal(2, *SHAPE, seed=int(t)), normal(2, *SHAPE, seed=int(t) + 1)
+        for chosen in ({}, {"use_clipped_model_output": True}):
+            expected = theirs.step(out, t, x, **chosen).prev_sample
+            for scheduler in (mine, loaded):
+                assert (scheduler.step(out, t, x, **chosen).prev_sample - expected).abs().max() < 1e-4
+
+
+def test_the_end_at_timestep_0_is_without_noise_and_for_eta_0_alone(table: dv.VarianceTable) -> None:
+    config = diffusers.DDIMScheduler(**DDIM_CONFIG, set_alpha_to_one=False).config
+    made = dv.AnalyticScheduler.from_table(table, config, eta=0.0)
+    other = dv.AnalyticScheduler.from_table(table, {**config, "set_alpha_to_one": True}, eta=0.0)
+    for scheduler in (made, other):
+        scheduler.set_timesteps(5)
+    last, x = made.timesteps[-1], normal(2, *SHAPE)
+    ends = [made.step(0.3 * x, last, x, generator=seeded(k)).prev_sample for k in range(2)]
+    assert torch.equal(*ends)
+    assert not torch.equal(ends[0], other.step(0.3 * x, last, x).prev_sample)
+    for override in ({"eta": 1.0}, {"eta": 0.5}, {"tau": 1.0}):
+        given = 0.3 * x, last, x, seeded()
+        assert torch.equal(made.step(*given, **override).prev_sample, other.step(*given, **override).prev_sample)
