@@ -1,0 +1,180 @@
+"""What reaches a terminal: in any encoding, without escape sequences, and without noise when it goes away."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from diffusion_var.app import cli
+from diffusion_var.errors import InputError
+
+ODD = "a\x1b[31mb\x1b]0;owned\x07é\u202e"
+
+
+def invoke(*arguments: str) -> str:
+    result = CliRunner().invoke(cli.app, list(arguments))
+    assert result.exception is None, (result.output, result.exception)
+    return result.output
+
+
+# ---- encodings ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_every_help_and_message_can_be_shown_in_any_encoding(encoding: str, tmp_path: Path) -> None:
+    """The streams are those of a terminal of that encoding; one process does it all, as starting one takes a while."""
+    code = """
+import io, os, sys
+from diffusion_var.app.cli import COMMANDS, app
+from diffusion_var.app.flags import run_app
+
+lines = [["help"], *([name, "-h"] for name in COMMANDS), ["show", "β̃猫"]]
+lines += [["estimate", "--model", "β̃"], ["fid", "猫", "猫"]]
+lines += [["sample", "--model", "digits", "--steps", "1", "--count", "1", "-o", sys.argv[1] + "/β̃.npz"], ["-V"]]
+for line in lines:
+    sys.argv = ["diffusion-var", *line]
+    try:
+        run_app(app)
+    except SystemExit as end:
+        assert end.code in (0, 2), (line, end.code)
+    print("|" + line[0])
+"""
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=200)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    assert b"Traceback" not in done.stderr
+    assert done.stdout.count(b"|") > 12
+    sentences = [line for line in done.stderr.splitlines() if line.startswith(b"error: ")]
+    assert len(sentences) == 3
+    assert b"\\u732b" in sentences[0]
+
+
+# ---- a reader who leaves --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("line", ["--help", "help estimate", "nll -h", "-V", "steps TABLE"])
+def test_a_closed_pipe_is_no_error(line: str, tmp_path: Path) -> None:
+    table = tmp_path / "t.safetensors"
+    if "TABLE" in line:
+        flags = f"estimate --model digits --images digits:table --indices 1,500,1000 --tolerance 9 -q -o {table}"
+        invoke(*flags.split())
+        line = line.replace("TABLE", f"{table} --steps 2")
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "diffusion_var", *line.split()]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=120)
+    os.close(writing)
+    assert done.stderr == b""
+    assert done.returncode == 1
+
+
+# ---- names ----------------------------------------------------------------------------------------------------------
+
+
+def test_names_do_not_steer_the_terminal(tmp_path: Path) -> None:
+    folder = tmp_path / ODD
+    folder.mkdir()
+    shown = invoke("sample", "--model", "digits", "--steps", "1", "--count", "2", "-o", str(folder / f"{ODD}.npz"))
+    shown += invoke("stats", str(folder / f"{ODD}.npz"), "--features", "digits", "-o", str(folder / "s.npz"))
+    shown += invoke("fid", str(folder / f"{ODD}.npz"), "digits:score", "--features", "digits")
+    shown += invoke("fid", str(folder / f"{ODD}.npz"), "digits:score", "--features", "digits", "--json")
+    assert r"\x1b[31m" in shown
+    assert all(line.isprintable() for line in re.split(r"[\r\n]", shown)), ascii(shown)
+    for line in (["show", ODD], ["fid", ODD, "x\ny"], ["estimate", ODD, "x"], ["sample", "--model", ODD, "-o", "x"]):
+        result = CliRunner().invoke(cli.app, line)
+        assert isinstance(result.exception, InputError)
+        assert str(result.exception).isprintable()
+        assert "\\x1b" in str(result.exception)
+
+
+def test_long_quotations_are_cut() -> None:
+    for line in (["fid", "y " * 100, "z"], ["estimate", "--dtype", "w" * 3000], ["show", *["v"] * 2000]):
+        result = CliRunner().invoke(cli.app, line)
+        assert isinstance(result.exception, InputError)
+        assert max(map(len, str(result.exception).splitlines())) <= 1000
+
+
+# ---- habits ---------------------------------------------------------------------------------------------------------
+
+
+def test_help_has_several_names() -> None:
+    assert invoke("-h") == invoke("--help")
+    assert "Usage: diffusion-var estimate" in invoke("help", "estimate")
+    assert CliRunner().invoke(cli.app, ["help", "estimat"]).exit_code == 2
+    assert invoke("estimate", "-h") == invoke("estimate", "--help")
+
+
+@pytest.mark.parametrize("flag", ["--version", "-V"])
+def test_version(flag: str) -> None:
+    assert re.fullmatch(r"diffusion-var \d+\.\d+\.\d+\n", invoke(flag))
+
+
+@pytest.mark.parametrize("line", ["--quiet sample REST", "sample REST --quiet", "sample REST -q"])
+def test_quiet_shows_no_progress(line: str, tmp_path: Path) -> None:
+    rest = f"--model digits --steps 2 --count 2 -o {tmp_path}/s.npz"
+    assert CliRunner().invoke(cli.app, line.replace("REST", rest).split()).stderr == ""
+    loud = CliRunner().invoke(cli.app, f"sample {rest} --overwrite".split()).stderr.splitlines()
+    assert "0/4" in loud[0]
+    assert "4/4" in loud[-1]
+
+
+def test_completion_knows_commands_and_options() -> None:
+    def completed(words: str) -> str:
+        environment = {"_DIFFUSION_VAR_COMPLETE": "complete_bash", "COMP_WORDS": f"diffusion-var {words}"}
+        environment["COMP_CWORD"] = str(len(words.split()))
+        code = "import sys; sys.argv[0] = 'diffusion-var'; from diffusion_var.app.cli import main; main()"
+        return subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, timeout=60
+        ).stdout
+
+    assert completed("esti").split() == ["estimate"]
+    assert "--tolerance" in completed("estimate --tol")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("estimate digits imgs", "say --model digits --images imgs"),
+        ("estimate digits imgs out.safetensors", "say --model digits --images imgs --out out.safetensors"),
+        ("estimate --model digits imgs", "say --images imgs"),
+        ("estimate a b c d", "see diffusion-var estimate --help"),
+        ("fid a b c", "see diffusion-var fid --help"),
+        ("sample digits", "say --model digits"),
+    ],
+)
+def test_loose_words_get_a_hint(line: str, said: str) -> None:
+    result = CliRunner().invoke(cli.app, line.split())
+    assert isinstance(result.exception, InputError)
+    assert said in str(result.exception)
+
+
+@pytest.mark.parametrize("name", ["fp16", "half", "float16", "FP16", "torch.float16", "bf16", "fp32", "float32"])
+def test_precisions_have_several_names(name: str) -> None:
+    from diffusion_var.app.config import load_options
+    from diffusion_var.app.options import SampleOptions
+
+    found = load_options(SampleOptions, {"model": "m", "out": "o", "dtype": name})
+    assert found.dtype == {"f": "float", "h": "float", "t": "float", "b": "bfloat"}[name[0].lower()] + (
+        "32" if "32" in name else "16"
+    )
+    with pytest.raises(InputError, match="dtype"):
+        load_options(SampleOptions, {"model": "m", "out": "o", "dtype": "fp8"})
+
+
+def test_a_table_alone_implies_the_analytic_covariance(tmp_path: Path) -> None:
+    table = tmp_path / "t.safetensors"
+    flags = f"estimate --model digits --images digits:table --indices 1,1000 --tolerance 9 -q -o {table}"
+    invoke(*flags.split())
+    common = f"sample --model digits --steps 1,1000 --count 2 -q --table {table}"
+    invoke(*common.split(), "-o", f"{tmp_path}/a.npz")
+    invoke(*common.split(), "--covariance", "analytic", "-o", f"{tmp_path}/b.npz")
+    invoke(*common.split()[:-2], "-o", f"{tmp_path}/c.npz")
+    a, b, c = (np.load(tmp_path / f"{name}.npz")["images"] for name in "abc")
+    assert (a == b).all()
+    assert (a != c).any()
