@@ -1,0 +1,247 @@
+"""Every file operation of a command, killed once: the process ends there, as by SIGKILL, and the command is run again.
+
+Each run is a fork of a process that has imported everything and computed nothing. A killed one ends before its k-th
+operation (opening for writing, renaming, removing, making a folder, ...), or, at an fsync, after half of what was
+written since the last one is lost. The next run must end well, with the files of an undisturbed run and no others.
+"""
+
+import builtins
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+KILLED = 137
+_OPERATIONS = (
+    "open",
+    "fsync",
+    "replace",
+    "rename",
+    "unlink",
+    "remove",
+    "rmdir",
+    "mkdir",
+    "fchmod",
+    "ftruncate",
+    "pwrite",
+)
+TIMED = "training.json"  # it tells how many seconds a training took
+
+
+@dataclass
+class Outcome:
+    """What the kills of one command came to."""
+
+    operations: int = 0
+    kills: int = 0
+    failed: list[str] = field(default_factory=list)  # the next run did not end well
+    unlike: list[str] = field(default_factory=list)  # it made other files than an undisturbed run
+    debris: list[str] = field(default_factory=list)  # it left temporary files or locks
+
+
+class Killer:
+    """Counts file operations, and ends the process at one of them."""
+
+    def __init__(self, last: int | None) -> None:
+        self.count, self.last = 0, last
+        self._genuine = {name: getattr(os, name) for name in _OPERATIONS}
+        self._open = builtins.open
+
+    def install(self) -> None:
+        """From now on."""
+        for name in _OPERATIONS:
+            setattr(os, name, self._counting(name))
+        builtins.open = self._opening  # type: ignore[assignment]
+
+    def _counting(self, name: str) -> Callable[..., Any]:
+        genuine = self._genuine[name]
+
+        def operation(*arguments: Any, **named: Any) -> Any:
+            if name != "open" or arguments[1] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                self._step(arguments[0] if name == "fsync" else None)
+            return genuine(*arguments, **named)
+
+        return operation
+
+    def _opening(self, file: Any, mode: str = "r", *rest: Any, **named: Any) -> Any:
+        if set(mode) & set("wax+"):
+            self._step(None)
+        return self._open(file, mode, *rest, **named)
+
+    def _step(self, written: int | None) -> None:
+        self.count += 1
+        if self.count != self.last:
+            return
+        if written is not None and os.path.isfile(f"/proc/self/fd/{written}"):
+            size, path = os.fstat(written).st_size, os.readlink(f"/proc/self/fd/{written}")
+            os.truncate(path, size // 2 if ".tmp" in path else max(size - 7, 0))  # one that grows has an old part
+        os._exit(KILLED)
+
+
+def run(command: list[str], log: Path, last: int | None = None) -> tuple[int, int]:
+    """Run a command in a fork of this process, killed at operation `last`; its exit code and number of operations."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        killer = Killer(last)
+        killer.install()
+        code = _call(command)
+        os.write(write, str(killer.count).encode())
+        os._exit(code)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        told = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status), int(told or -1)
+
+
+def _call(command: list[str]) -> int:
+    from diffusion_var.app.cli import main
+
+    sys.argv = ["diffusion-var", *command]
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """The files below a folder by their content, seconds apart."""
+    found = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        content = path.read_bytes()
+        if path.name == TIMED:
+            content = json.dumps({**json.loads(content), "seconds": None}).encode()
+        elif path.name == "SHA256SUMS":  # lines in any order; that of the record has its seconds
+            lines = [line for line in content.decode().splitlines() if not line.endswith(TIMED)]
+            content = "\n".join(sorted(set(lines))).encode()
+        found[str(path.relative_to(folder))] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+def sweep(command: Callable[[Path], list[str]], place: Path, chosen: Callable[[int], list[int]]) -> Outcome:
+    """Kill a command, which writes into the folder that it is given, at those of its operations that are chosen."""
+    log, out = place / "log", place / "out"
+    outcome = Outcome()
+
+    def fresh() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+
+    fresh()
+    code, outcome.operations = run(command(out), log)
+    if code != 0:
+        raise RuntimeError(f"the undisturbed run of {command(out)} ended with {code}: {log.read_text()[-2000:]}")
+    expected = tree(out)
+    for k in chosen(outcome.operations):
+        fresh()
+        code, _ = run(command(out), log, k)
+        if code != KILLED:
+            raise RuntimeError(f"operation {k} was not reached: {log.read_text()[-2000:]}")
+        outcome.kills += 1
+        code, _ = run(command(out), log)
+        found = tree(out)
+        if code != 0:
+            outcome.failed.append(f"{k}: {log.read_text()[-300:]}")
+        debris = [n for n in found if (name := Path(n).name).endswith((".tmp", ".lock", ".partial")) or name[0] == "."]
+        outcome.debris += [f"{k}: {name}" for name in debris]
+        if {n: d for n, d in found.items() if n not in debris} != expected:
+            outcome.unlike.append(f"{k}: {sorted(n for n in {**found, **expected} if found.get(n) != expected.get(n))}")
+    return outcome
+
+
+def commands(inputs: Path) -> dict[str, Callable[[Path], list[str]]]:
+    """Small runs of all commands that write files, on inputs that are made here."""
+    table = inputs / "table.safetensors"
+    few, images = "digits:table[:16]", inputs / "images.npz"
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 1, 8, 8), dtype=np.uint8)
+    np.savez(images, images=pixels, labels=np.arange(24) % 2)
+    unet = "{layers_per_block: 1, block_out_channels: [8, 8], down_block_types: [DownBlock2D, DownBlock2D], "
+    unet += "up_block_types: [UpBlock2D, UpBlock2D], norm_num_groups: 4}"
+    config = inputs / "compare.yaml"
+    config.write_text(
+        "model: digits\nsteps: [2]\nseeds: [0]\ncount: 4\nbaseline: null\nfeatures: digits\n"
+        "reference: digits:score[:40]\n"
+        f"methods: [{{covariance: beta_tilde}}, {{covariance: analytic}}]\ntable: {table}\n"
+    )
+    estimate = ["estimate", "--model", "digits", "--images", few, "--indices", "500", "--tolerance", "9"]
+    training = ["--steps", "2", "--batch-size", "2", "--evaluate-every", "1"]
+    digits = ["--model", "digits"]
+    sample = ["sample", *digits, "--steps", "2"]
+    nll = ["nll", *digits, "--images", "digits:score[:3]", "--steps", "2", "--covariance", "beta_tilde"]
+    made: dict[str, Callable[[Path], list[str]]] = {
+        "estimate": lambda out: [*estimate, "-o", f"{out}/t"],
+        "show": lambda out: ["show", f"{table}", "--plot", f"{out}/v.png"],
+        "sample": lambda out: [*sample, "--count", "5", "--batch-size", "2", "-o", f"{out}/s"],
+        "sample npz": lambda out: [*sample, "--count", "3", "-o", f"{out}/s.npz"],
+        "nll": lambda out: [*nll, "-o", f"{out}/nll.json"],
+        "steps": lambda out: ["steps", f"{table}", "--steps", "2,3", "--plot", f"{out}/s.png"],
+        "stats": lambda out: ["stats", "digits:score[:40]", "--features", "digits", "-o", f"{out}/s.npz"],
+        "fid": lambda out: ["fid", "digits:score[:40]", "digits:table[:40]", "--features", "digits"],
+        "train-features": lambda out: [
+            "train-features",
+            f"{images}:images",
+            "--labels",
+            f"{images}:labels",
+            "--epochs",
+            "1",
+            "-o",
+            f"{out}/f.safetensors",
+        ],
+        "train-unet": lambda out: [
+            "train-unet",
+            "--images",
+            f"{images}:images",
+            "--unet",
+            unet,
+            *training,
+            "-o",
+            f"{out}/u",
+        ],
+        "train-head": lambda out: [
+            "train-head",
+            *digits,
+            "--table",
+            f"{table}",
+            "--images",
+            few,
+            *training,
+            "--likelihood-images",
+            "0",
+            "-o",
+            f"{out}/h",
+        ],
+        "compare": lambda out: ["compare", "--config", f"{config}", "-o", f"{out}/c"],
+    }
+    measured = [*estimate[:-4], "--indices", "1,100,300,500,700,1000", "--tolerance", "9", "-o", str(table)]
+    if run(measured, inputs / "log")[0] != 0:
+        raise RuntimeError((inputs / "log").read_text())
+    return made
+
+
+def import_everything() -> None:
+    """What the forks need, so that each starts in no time."""
+    for name in ("matplotlib.figure", "diffusers.training_utils", "diffusers.pipelines.ddpm.pipeline_ddpm"):
+        import_module(name)
+    from diffusion_var.app.cli import COMMANDS
+
+    for _kind, home in COMMANDS.values():
+        import_module(f"diffusion_var.app.{home}")
