@@ -43,7 +43,12 @@ def distance(a: Plain, b: Plain) -> float:
 
 def is_measured(value: Any) -> bool:
     """Whether an entry of a document is what `measured` makes."""
-    return isinstance(value, dict) and value.keys() == {"of", "values", "within"} and bool(value["values"])
+    if not isinstance(value, dict) or value.keys() != {"of", "values", "within"}:
+        return False
+    values, within = value["values"], value["within"]
+    if not isinstance(values, list) or not values or not isinstance(value["of"], str):
+        return False
+    return all(checks.is_number(x) and math.isfinite(x) for x in values) and checks.is_number(within) and 0 < within < 1
 
 
 def shown(value: Any) -> str:

@@ -16,8 +16,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from pydantic import JsonValue
+
 from . import checks
-from .documents import Arrays, read_document, write_document
+from .array_rules import Rules, require_arrays
+from .documents import Arrays, Form, Record, making, read_document, write_document
 from .errors import InputError, NetworkError, warn
 from .files import expanded, make_folder
 from .locks import locked
@@ -26,6 +29,15 @@ from .stopping import keeping
 
 State = tuple[Arrays, dict[str, Any]]
 Identity = dict[str, Any]
+
+
+class StateRecord(Record):
+    """The plain data of a state in its file; a form adds the state's own fields."""
+
+    identity: dict[str, JsonValue]
+
+
+ANEW = "delete it to start anew"  # what mends a damaged checkpoint
 SECONDS = 30.0  # between two saves of a running checkpoint
 
 
@@ -34,7 +46,7 @@ class Checkpoint:
 
     Args:
         path: the file, which need not exist; None: nothing is kept, and every method does nothing.
-        form, version, noun: of the document (see `documents`).
+        form: of the document; its metadata is a `StateRecord`.
         identity: of the run; plain data. Its entry "network", if there is one, is None where it cannot be told.
         seconds: between two saves; None: `SECONDS`.
     """
@@ -42,15 +54,13 @@ class Checkpoint:
     def __init__(
         self,
         path: str | Path | None,
-        form: str,
-        version: int,
-        noun: str,
+        form: Form,
         identity: Identity,
         seconds: float | None = None,
     ) -> None:
         self.path = None if path is None else expanded(path)
         self.identity = _as_json(identity)
-        self._form, self._version, self._noun = form, version, noun
+        self._form = form
         self._seconds = SECONDS if seconds is None else seconds
         self._saved = time.monotonic()
         self._changing = False
@@ -66,13 +76,21 @@ class Checkpoint:
     def __exit__(self, *error: object) -> None:
         self._held.close()
 
-    def restore(self) -> State | None:
-        """The saved state, if there is any; InputError if it belongs to another run."""
+    @contextmanager
+    def restoring(self, rules: Rules | None = None) -> Iterator[tuple[Arrays, Any] | None]:
+        """The saved arrays and the form's record, if there are any; InputError if they belong to another run.
+
+        `rules` are those of this run's arrays. What the caller refuses of them in the block is refused of the file.
+        """
         if self.path is None or not self.path.exists():
-            return None
-        arrays, metadata = read_document(self.path, self._form, self._version, self._noun, "delete it to start anew")
-        _require_same_run(self.path, self.identity, metadata["identity"])
-        return arrays, _own(metadata)
+            yield None
+            return
+        arrays, record = read_document(self.path, self._form)
+        _require_same_run(self.path, self.identity, record.identity)
+        with making(self.path, self._form):
+            if rules is not None:
+                require_arrays(arrays, rules)
+            yield arrays, record
 
     def due(self) -> bool:
         """Whether it is time to save."""
@@ -82,7 +100,7 @@ class Checkpoint:
         """Write a state, atomically."""
         if self.path is not None:
             arrays, plain = state
-            write_document(self.path, self._form, self._version, arrays, {"identity": self.identity, **plain})
+            write_document(self.path, self._form, arrays, {"identity": self.identity, **plain})
             self._saved = time.monotonic()
 
     @contextmanager
@@ -123,44 +141,38 @@ class Parts:
 
     Args:
         folder: made when the first part is saved.
-        form, version, noun: of the documents.
+        form: of the documents; its metadata is a `StateRecord`.
         identity: what all parts belong to; plain data.
     """
 
-    def __init__(self, folder: Path, form: str, version: int, noun: str, identity: Identity) -> None:
-        self.folder, self.identity = expanded(folder), _as_json(identity)
-        self._form, self._version, self._noun = form, version, noun
+    def __init__(self, folder: Path, form: Form, identity: Identity) -> None:
+        self.folder, self.identity, self._form = expanded(folder), _as_json(identity), form
 
-    def load(self, name: str) -> State | None:
-        """A part's state, if it is there; InputError if it is damaged, or belongs to something else."""
+    def load(self, name: str) -> tuple[Arrays, Any] | None:
+        """A part's arrays and record, if it is there; InputError if it is damaged, or belongs to something else."""
         path = self.folder / name
         if not path.is_file():
             return None
-        arrays, metadata = read_document(path, self._form, self._version, self._noun)
-        unlike = _differences(self.identity, metadata.get("identity", {}))
+        arrays, record = read_document(path, self._form)
+        unlike = _differences(self.identity, record.identity)
         checks.refuse(
             bool(unlike),
-            f"the {self._noun} {path} was made from something else (different {', '.join(unlike)}); delete "
+            f"the {self._form.noun} {path} was made from something else (different {', '.join(unlike)}); delete "
             f"{self.folder} or choose another folder.",
         )
-        return arrays, _own(metadata)
+        return arrays, record
 
     def save(self, name: str, state: State) -> None:
         """Write a part, atomically."""
         arrays, plain = state
         path = make_folder(self.folder) / name
-        write_document(path, self._form, self._version, arrays, {"identity": self.identity, **plain})
+        write_document(path, self._form, arrays, {"identity": self.identity, **plain})
 
 
 def _as_json(identity: Identity) -> Identity:
     """As a file has it: JSON knows no tuples."""
     found: Identity = json.loads(json.dumps(identity))
     return found
-
-
-def _own(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The state's plain data, without what was written beside it."""
-    return {key: value for key, value in metadata.items() if key not in ("identity", "format", "format_version")}
 
 
 def _differences(mine: Identity, found: Identity) -> list[str]:

@@ -8,11 +8,25 @@ import pytest
 
 import diffusion_var as dv
 from diffusion_var import resume
-from diffusion_var.resume import Checkpoint, Parts
+from diffusion_var.documents import Arrays, Form
+from diffusion_var.resume import Checkpoint, Parts, StateRecord
+
+
+class CountRecord(StateRecord):
+    count: int
+
+
+STATE = Form("test.state", 1, "test checkpoint", CountRecord)
+PART = Form("test.part", 1, "test part", CountRecord)
 
 
 def checkpoint(path: Path | None, **identity: Any) -> Checkpoint:
-    return Checkpoint(path, "test.state", 1, "test checkpoint", {"seed": 1, "steps": (1, 2), **identity})
+    return Checkpoint(path, STATE, {"seed": 1, "steps": (1, 2), **identity})
+
+
+def restored(kept: Checkpoint) -> tuple[Arrays, Any] | None:
+    with kept.restoring() as found:
+        return found
 
 
 def state(count: int) -> resume.State:
@@ -21,16 +35,16 @@ def state(count: int) -> resume.State:
 
 def test_what_is_saved_is_restored(tmp_path: Path) -> None:
     path = tmp_path / "c"
-    assert checkpoint(path).restore() is None
+    assert restored(checkpoint(path)) is None
     checkpoint(path).save(state(3))
-    arrays, plain = checkpoint(path).restore() or ({}, {})
-    assert plain == {"count": 3}
+    arrays, record = restored(checkpoint(path)) or ({}, None)
+    assert record.count == 3
     assert np.array_equal(arrays["sums"], [0.0, 1.0, 2.0])
 
 
 def test_without_a_path_nothing_is_kept(tmp_path: Path) -> None:
     nothing = checkpoint(None)
-    assert nothing.restore() is None
+    assert restored(nothing) is None
     assert not nothing.due()
     with nothing.keeping(lambda: pytest.fail("the state was asked for")):
         nothing.save(state(1))
@@ -39,7 +53,7 @@ def test_without_a_path_nothing_is_kept(tmp_path: Path) -> None:
 def test_it_is_due_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(resume.time, "monotonic", lambda: clock[0])
-    kept = Checkpoint(tmp_path / "c", "test.state", 1, "test checkpoint", {}, seconds=10.0)
+    kept = Checkpoint(tmp_path / "c", STATE, {}, seconds=10.0)
     assert not kept.due()
     clock[0] = 10.5
     assert kept.due()
@@ -59,9 +73,9 @@ def test_whatever_stops_a_run_keeps_its_state(tmp_path: Path, error: type[BaseEx
 
     with pytest.raises(error):
         run()
-    found = checkpoint(tmp_path / "c").restore()
+    found = restored(checkpoint(tmp_path / "c"))
     assert found is not None
-    assert found[1] == {"count": 5}
+    assert found[1].count == 5
 
 
 def test_a_half_changed_state_is_not_kept(tmp_path: Path) -> None:
@@ -75,9 +89,9 @@ def test_a_half_changed_state_is_not_kept(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run()
-    found = checkpoint(tmp_path / "c").restore()
+    found = restored(checkpoint(tmp_path / "c"))
     assert found is not None
-    assert found[1] == {"count": 2}  # of the beginning
+    assert found[1].count == 2  # of the beginning
 
 
 def test_an_unwritable_path_is_found_before_the_work(tmp_path: Path) -> None:
@@ -101,7 +115,7 @@ def test_another_runs_is_refused_by_name(tmp_path: Path, change: dict[str, Any],
     checkpoint(tmp_path / "c").save(state(1))
     before = (tmp_path / "c").read_bytes()
     with pytest.raises(dv.InputError, match=f"belongs to another run {said} delete it to start anew"):
-        checkpoint(tmp_path / "c", **change).restore()
+        restored(checkpoint(tmp_path / "c", **change))
     assert (tmp_path / "c").read_bytes() == before
 
 
@@ -120,25 +134,25 @@ def test_a_damaged_one_is_to_be_deleted(tmp_path: Path, damage: bytes | None) ->
     content[-3] ^= 1
     (tmp_path / "c").write_bytes(content if damage is None else damage)
     with pytest.raises(dv.InputError, match=r"c (is damaged|is not a readable).*; delete it to start anew"):
-        checkpoint(tmp_path / "c").restore()
+        restored(checkpoint(tmp_path / "c"))
 
 
 def test_an_identity_that_is_not_known_is_trusted_aloud(tmp_path: Path) -> None:
     checkpoint(tmp_path / "c", network=None).save(state(1))
     with pytest.warns(dv.DiffusionVarWarning, match="continued on trust"):
-        checkpoint(tmp_path / "c", network=None).restore()
+        restored(checkpoint(tmp_path / "c", network=None))
 
 
 def test_what_an_older_version_did_not_write_is_not_compared(tmp_path: Path) -> None:
     checkpoint(tmp_path / "c").save(state(1))
-    assert checkpoint(tmp_path / "c", something_new=3).restore() is not None
+    assert restored(checkpoint(tmp_path / "c", something_new=3)) is not None
 
 
 # ---- parts --------------------------------------------------------------------------------------------------------
 
 
 def parts(folder: Path, **identity: Any) -> Parts:
-    return Parts(folder, "test.part", 1, "test part", {"images": "abc", **identity})
+    return Parts(folder, PART, {"images": "abc", **identity})
 
 
 def test_parts_are_made_once(tmp_path: Path) -> None:
@@ -147,7 +161,7 @@ def test_parts_are_made_once(tmp_path: Path) -> None:
     parts(folder).save("one", state(2))
     found = parts(folder).load("one")
     assert found is not None
-    assert found[1] == {"count": 2}
+    assert found[1].count == 2
     with pytest.raises(
         dv.InputError, match=r"the test part .*one was made from something else \(different images\); delete"
     ):

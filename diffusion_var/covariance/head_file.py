@@ -7,31 +7,53 @@ fit, as everywhere. Heads are typed `Any` here: `head` builds on this file, and 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import numpy as np
 import torch
+from pydantic import Field, JsonValue
 
 from .. import checks
-from ..documents import Arrays, document_digest, read_document, write_document
+from ..documents import Arrays, Form, Record, document_digest, making, read_document, write_document
 from ..errors import InputError
 from ..models.heads import HeadNetwork
 from ..variance.table import VarianceTable
 from ..variance.table_file import table_contents, table_fields
+from ..variance.table_record import Size, TableRecord, check_table_file
 from .head_spec import HeadSpec
 
-FORMAT = "diffusion_var.variance_head"
-FORMAT_VERSION = 1
 _WEIGHTS, _TABLE = "head.", "table."
+
+
+class HeadRecord(Record):
+    """A head's metadata; the spec is checked where it is made."""
+
+    spec: HeadSpec
+    features: Annotated[tuple[Size, ...], Field(min_length=1, max_length=4)]
+    training: dict[str, JsonValue]
+    table: TableRecord
+
+
+def _check(arrays: Arrays, record: HeadRecord) -> None:
+    for name, array in _part(arrays, _WEIGHTS).items():
+        checks.refuse(array.dtype != np.float32, f"its weights {name} are {array.dtype}, but float32 is expected")
+        checks.refuse(not np.isfinite(array).all(), f"it holds NaN or infinite weights ({name})")
+    unknown = [name for name in arrays if not name.startswith((_WEIGHTS, _TABLE))]
+    checks.refuse(bool(unknown), f"it holds arrays that do not belong there ({checks.listing(unknown, 3)})")
+    check_table_file(_part(arrays, _TABLE), record.table)
+
+
+FORM = Form("diffusion_var.variance_head", 1, "variance head", HeadRecord, _check)
 
 
 def write_head_file(head: Any, path: str | Path) -> None:
     """See `Head.save`."""
-    write_document(path, FORMAT, FORMAT_VERSION, *_contents(head))
+    write_document(path, FORM, *_contents(head))
 
 
 def head_digest(head: Any) -> str:
     """See `Head.digest`."""
-    return document_digest(FORMAT, FORMAT_VERSION, *_contents(head))
+    return document_digest(FORM, *_contents(head))
 
 
 def _contents(head: Any) -> tuple[Arrays, dict[str, Any]]:
@@ -49,23 +71,19 @@ def _contents(head: Any) -> tuple[Arrays, dict[str, Any]]:
 
 def read_head_file(path: str | Path) -> tuple[HeadNetwork, VarianceTable, HeadSpec, dict[str, Any]]:
     """The arguments of the `Head` in a file."""
-    arrays, metadata = read_document(path, FORMAT, FORMAT_VERSION, "variance head")
-    table = VarianceTable(**table_fields(_part(arrays, _TABLE), metadata["table"]))
-    spec = HeadSpec(**metadata["spec"])
-    network = HeadNetwork(spec.kind, metadata["features"], table.shape or (1, 1, 1))
+    arrays, record = read_document(path, FORM)
+    table, spec = VarianceTable(**table_fields(_part(arrays, _TABLE), record.table)), record.spec
     weights: dict[str, Any] = {name: torch.from_numpy(a.copy()) for name, a in _part(arrays, _WEIGHTS).items()}
-    wrong = [name for name, value in weights.items() if not torch.isfinite(value).all()]
-    checks.refuse(
-        bool(wrong), f"the head {path} holds NaN or infinite weights ({', '.join(wrong[:1])}); train it again."
-    )
+    with making(path, FORM), torch.device("meta"):  # no memory: the weights of the file take these places
+        network = HeadNetwork(spec.kind, record.features, table.shape or (1, 1, 1), zero=False)
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise InputError(
             f"the weights in {path} are not those of a {spec.kind} head (of another version of diffusers?): "
             f"{' '.join(str(error).split())[:200]}; train it again."
         ) from error
-    return network.eval().requires_grad_(False), table, spec, metadata["training"]
+    return network.eval().requires_grad_(False), table, spec, record.training
 
 
 def _part(arrays: Arrays, prefix: str) -> Arrays:

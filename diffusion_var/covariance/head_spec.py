@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
+
+from pydantic import ConfigDict
 
 from .. import checks
 from ..models.heads import HeadKind
@@ -34,6 +36,7 @@ class HeadSpec:
     structure: str | None = None
     output: Output = "ratio"
     module: str | None = None
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
 
     def __post_init__(self) -> None:
         for name, value, choices in (("target", self.target, TARGET_NAMES), ("output", self.output, get_args(Output))):

@@ -25,7 +25,7 @@ from ..process.steps import describe, resolve
 from ..resume import Checkpoint
 from .decoder import DecoderVariance, Range, levels_of, make_decoder
 from .result import LikelihoodBound
-from .run import FORMAT, FORMAT_VERSION, BoundRun
+from .run import FORM, BoundRun
 from .terms import BoundTerms, Evaluation, check_noise_of_bound
 
 
@@ -221,7 +221,7 @@ def finish(
     if checkpoint is not None:  # what tells the network takes time
         identity = {**denoiser.identity().plain(), **settings, "images": scanned}
         identity["conditions"] = None if conditions is None else conditions.fingerprint
-    with Checkpoint(checkpoint, FORMAT, FORMAT_VERSION, "likelihood checkpoint", identity) as kept:
+    with Checkpoint(checkpoint, FORM, identity) as kept:
         run.finish(kept, progress)
     run.terms.covariances.covariance.report()
 

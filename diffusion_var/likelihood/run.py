@@ -12,13 +12,17 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field
 
+from ..array_rules import ArrayRule, Rules
+from ..checks import refuse
 from ..data.fixed_images import FixedImages
+from ..documents import Form
 from ..errors import NumericalError
 from ..models.conditions import Conditions
 from ..models.network_run import NetworkRun
@@ -26,14 +30,23 @@ from ..process.level import NoiseLevel
 from ..process.schedule import NoiseSchedule
 from ..progress import progress_bar
 from ..randomness import Streams, generator
-from ..resume import Checkpoint, State
+from ..resume import ANEW, Checkpoint, State, StateRecord
 from .terms import BoundTerms, Evaluation, prior_kl
 
-FORMAT = "diffusion_var.likelihood_checkpoint"
-FORMAT_VERSION = 1
 _CHUNK = 64  # images whose terms are held at once: whatever the batch size, so that it may change on resuming
 IntArray = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
+
+
+class StateOfRun(StateRecord):
+    """Where a pass is: whole images done, the rows done of the present chunk, and the noise's variance so far."""
+
+    count: Annotated[int, Field(ge=0)]
+    rows_done: Annotated[int, Field(ge=0)]
+    noise_variance: Annotated[float, Field(ge=0)]
+
+
+FORM = Form("diffusion_var.likelihood_checkpoint", 1, "likelihood checkpoint", StateOfRun, remedy=ANEW)
 
 
 class RunningMoments:
@@ -140,8 +153,9 @@ class BoundRun:
 
     def finish(self, checkpoint: Checkpoint, progress: bool) -> None:
         """Run to the end, from the checkpoint if it holds anything; it is left in place."""
-        if saved := checkpoint.restore():
-            self._continue_from(*saved)
+        with checkpoint.restoring(self._rules()) as saved:
+            if saved is not None:
+                self._continue_from(*saved)
         total = len(self.images) * self.per_image
         with (
             checkpoint.keeping(self._state),
@@ -185,10 +199,29 @@ class BoundRun:
         place = {"count": self.moments.count, "noise_variance": self.noise_variance, "rows_done": self.rows_done}
         return arrays, place
 
-    def _continue_from(self, arrays: dict[str, npt.NDArray[Any]], place: dict[str, Any]) -> None:
-        self.moments.count, self.noise_variance = place["count"], place["noise_variance"]
-        self.moments.mean, self.moments.squares = arrays["mean"].copy(), arrays["squares"].copy()
-        self.values, self.rows_done = arrays["values"].copy(), place["rows_done"]
+    def _rules(self) -> Rules:
+        """What the arrays of this run's checkpoint must be like."""
+        columns, values = self.moments.mean.shape, self.values.shape
+        return {
+            "mean": ArrayRule("float64", columns),
+            "squares": ArrayRule("float64", columns, least=0.0),
+            "values": ArrayRule("float64", values),
+        }
+
+    def _continue_from(self, arrays: dict[str, npt.NDArray[Any]], place: StateOfRun) -> None:
+        total, mean = len(self.images), arrays["mean"]
+        left = min(_CHUNK, total - place.count)
+        wrong = place.count > total or (place.count % _CHUNK != 0 and place.count != total)
+        refuse(wrong, f"it says that {place.count} of {total} images are done")
+        wrong = place.rows_done > left * self.per_image
+        refuse(wrong, f"it says that {place.rows_done} evaluations of a chunk of {left * self.per_image} are done")
+        wrong = not np.isclose(mean[:-1].sum(), mean[-1], rtol=1e-6, atol=1e-6)
+        refuse(wrong, "its terms do not add up to its bound")
+        terms = np.delete(mean[:-1], self.terms.signed_columns())
+        refuse(bool((terms < -1e-6).any()), f"it holds the divergence {terms.min():.3g}" if terms.size else "")
+        self.moments.count, self.noise_variance = place.count, place.noise_variance
+        self.moments.mean, self.moments.squares = mean.copy(), arrays["squares"].copy()
+        self.values, self.rows_done = arrays["values"].copy(), place.rows_done
 
     @property
     def noise_error(self) -> float:

@@ -23,7 +23,7 @@ from ..models.posterior import Posterior
 from ..process.divergence import gaussian_kl
 from ..process.kernel import ReverseKernel
 from ..process.level import NoiseLevel
-from .decoder import Decoder
+from .decoder import Decoder, DensityDecoder
 
 
 def prior_kl(x_0: torch.Tensor, alpha: float, sigma: float, prior_std: float) -> torch.Tensor:
@@ -60,6 +60,13 @@ class BoundTerms:
         decoder: Decoder | None,
     ) -> None:
         self.denoiser, self.evaluations, self.covariances, self.decoder = denoiser, evaluations, covariances, decoder
+
+    def signed_columns(self) -> list[int]:
+        """The columns whose terms may be negative: of a decoder that is a density. All others are divergences, or logs
+        of probabilities."""
+        density = isinstance(self.decoder, DensityDecoder)
+        steps = [step for evaluation in self.evaluations for step in evaluation.steps]
+        return [column for column, kernel in steps if density and kernel.last]
 
     def at(self, evaluation: Evaluation, x_0: torch.Tensor, eps: torch.Tensor, posterior: Posterior) -> torch.Tensor:
         """(B, steps of the evaluation) float64, on the CPU."""

@@ -14,18 +14,37 @@ from __future__ import annotations
 
 import os
 from importlib import resources
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from .. import checks
-from ..documents import read_document, write_document
+from ..array_rules import ArrayRule, require_arrays
+from ..documents import Form, Record, read_document, write_document
 from ..errors import InputError
 from ..files import expanded
 from .weights import fingerprint
 
 ASSET = "digits_features.safetensors"
-FORM, FORMAT = "diffusion_var features", 1
+
+
+class FeaturesRecord(Record):
+    """A feature network's metadata; the numbers are checked where the network is made."""
+
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    channels: int
+    size: Annotated[tuple[int, ...], Field(min_length=1, max_length=2)]
+    classes: int
+    width: int
+    dimension: int
+    held_out_accuracy: Annotated[float, Field(ge=0, le=1)] | None
+    training_images: str | None
+    run: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+
+
+FORM = Form("diffusion_var features", 1, "feature file", FeaturesRecord)
 SMALLEST = 7  # pixels; stages are added until no side is longer
 _LIMITS = {
     "channels": (1, 64),
@@ -144,9 +163,7 @@ def save_features(network: ClassifierFeatures, path: str | os.PathLike[str]) -> 
     }
     if network.run is not None:
         record["run"] = network.run
-    write_document(
-        path, FORM, FORMAT, {key: value.cpu().numpy() for key, value in network.state_dict().items()}, record
-    )
+    write_document(path, FORM, {key: value.cpu().numpy() for key, value in network.state_dict().items()}, record)
 
 
 def read_features(path: str | os.PathLike[str]) -> ClassifierFeatures:
@@ -154,14 +171,16 @@ def read_features(path: str | os.PathLike[str]) -> ClassifierFeatures:
 
     Raises InputError for a file that is missing, damaged, not of this kind or of a newer format.
     """
-    arrays, record = read_document(expanded(path), FORM, FORMAT, "feature file")
+    arrays, record = read_document(path, FORM)
     try:
-        shape = (record["channels"], tuple(record["size"]), record["classes"], record["width"], record["dimension"])
+        rules = {key: ArrayRule("float32", None) for key in arrays}
+        require_arrays(arrays, rules)  # all of them finite
+        shape = (record.channels, record.size, record.classes, record.width, record.dimension)
         with torch.device("meta"):  # no memory and no random numbers: the weights of the file take these places
-            network = ClassifierFeatures(*shape, name=str(record["name"]))
+            network = ClassifierFeatures(*shape, name=record.name)
         network.load_state_dict({key: torch.from_numpy(value) for key, value in arrays.items()}, assign=True)
-        network.accuracy, network.images = record["held_out_accuracy"], record["training_images"]
-        network.run = record.get("run")
+        network.accuracy, network.images = record.held_out_accuracy, record.training_images
+        network.run = record.run
     except Exception as error:  # KeyError, TypeError, InputError, RuntimeError for names or shapes that differ
         raise InputError(f"the feature file {path} describes no network ({_reason(error)}); make it again.") from error
     return network.eval().requires_grad_(False)

@@ -115,6 +115,9 @@ def _layout(features: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, tup
         return features[0], (), 1, False
     # Of a signal both have two axes: tokens are what does not divide its length.
     tokens = len(features) != len(shape) or (len(spatial) == 1 and bool(spatial[0] % features[1]))
+    checks.refuse(
+        tokens and len(features) != 2, f"features of shape {features} are neither (F, *grid) nor tokens (T, F)."
+    )
     count, grid = (features[1], _grid_of(features[0], spatial)) if tokens else (features[0], features[1:])
     patch = spatial[0] // grid[0] if grid and grid[0] else 0
     if patch < 1 or tuple(patch * n for n in grid) != spatial:

@@ -17,13 +17,11 @@ from .. import checks
 from ..progress import progress_bar
 from ..resume import Checkpoint
 from .interruption import Interruption
-from .state import TrainingState
+from .state import FORM, TrainingState
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-FORMAT = "diffusion_var.training_checkpoint"
-FORMAT_VERSION = 2  # 2: the curve is an array
 CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the device
 
 
@@ -63,8 +61,9 @@ def train(
 
 def _train(run: Run, steps: int, evaluate_every: int, checkpoint: Checkpoint, title: str, progress: bool) -> bool:
     state = run.state
-    if saved := checkpoint.restore():
-        state.continue_from(*saved)
+    with checkpoint.restoring() as saved:
+        if saved is not None:
+            state.continue_from(*saved)
     alone, main = run.accelerator.num_processes == 1, run.accelerator.is_main_process
     begun, earlier = time.monotonic(), state.seconds
     bar = progress_bar(steps, title, "step", progress and main, initial=state.step)
@@ -91,7 +90,7 @@ def _train(run: Run, steps: int, evaluate_every: int, checkpoint: Checkpoint, ti
 
 def checkpoint_of(path: Path | None, identity: dict[str, Any], seconds: float) -> Checkpoint:
     """The checkpoint of a training run; `path` None: none is kept."""
-    return Checkpoint(path, FORMAT, FORMAT_VERSION, "training checkpoint", identity, seconds)
+    return Checkpoint(path, FORM, identity, seconds)
 
 
 def processes() -> PartialState:

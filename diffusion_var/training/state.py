@@ -7,14 +7,34 @@ refused where it belongs to another run, is `resume`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 
-from ..documents import Arrays
+from ..array_rules import ArrayRule, Rules, require_arrays
+from ..checks import refuse
+from ..documents import Arrays, Form
 from ..errors import InputError
-from ..resume import State
+from ..resume import ANEW, State, StateRecord
+
+
+class StateOfTraining(StateRecord):
+    """Steps done, seconds spent, and steps that the average has seen."""
+
+    step: Annotated[int, Field(ge=0)]
+    seconds: Annotated[float, Field(ge=0)]
+    average_steps: Annotated[int, Field(ge=0)]
+
+
+FORM = Form(
+    "diffusion_var.training_checkpoint",
+    2,  # 2: the curve is an array
+    "training checkpoint",
+    StateOfTraining,
+    remedy=ANEW,
+)
 
 
 @dataclass
@@ -51,10 +71,12 @@ class TrainingState:
         plain = {"step": self.step, "seconds": self.seconds, "average_steps": self.average.optimization_step}
         return arrays, plain
 
-    def continue_from(self, arrays: Arrays, plain: dict[str, Any]) -> None:
-        """Take what `kept` gave; InputError where it is of another network."""
+    def continue_from(self, arrays: Arrays, plain: StateOfTraining) -> None:
+        """Take what `kept` gave; InputError where it is of another network, or makes no sense."""
         weights = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         _require_same_network(arrays, weights)
+        require_arrays(arrays, self._rules(arrays, weights))
+        self._require_steps(arrays, plain)
         with torch.no_grad():
             for name, value in weights.items():
                 value.copy_(torch.from_numpy(arrays[name]))
@@ -67,12 +89,39 @@ class TrainingState:
             for name, a in arrays.items()
             if name.startswith("extra.")
         }
-        self.average.optimization_step = plain["average_steps"]
-        self.step, self.seconds = plain["step"], plain["seconds"]
+        self.average.optimization_step = plain.average_steps
+        self.step, self.seconds = plain.step, plain.seconds
         self.curve = [tuple(float(number) for number in row) for row in arrays["curve"]]
+
+    def _rules(self, arrays: Arrays, weights: dict[str, torch.Tensor]) -> Rules:
+        """What the arrays of this run's checkpoint must be like."""
+        rules = {name: _rule_of(value) for name, value in weights.items()}
+        rules |= {f"average.{i}": _rule_of(value) for i, value in enumerate(self.average.shadow_params)}
+        for i, parameter in enumerate(self._parameters()):
+            shape = tuple(parameter.shape)
+            rules[f"optimizer.{i}.step"] = ArrayRule("float32", (1,), least=0.0, optional=True)  # NumPy made it one
+            rules[f"optimizer.{i}.exp_avg"] = ArrayRule("float32", shape, optional=True)
+            rules[f"optimizer.{i}.exp_avg_sq"] = ArrayRule("float32", shape, least=0.0, optional=True)
+        rules |= {name: ArrayRule("float32", None) for name in arrays if name.startswith("extra.")}
+        curve = arrays.get("curve", np.zeros(0))
+        rules["curve"] = ArrayRule("float64", ("points", "numbers") if curve.size else curve.shape, finite=False)
+        return rules
+
+    def _require_steps(self, arrays: Arrays, plain: StateOfTraining) -> None:
+        """Refuse counts of steps that contradict each other."""
+        counts = [arrays[name].item() for name in arrays if name.startswith("optimizer.") and name.endswith(".step")]
+        wrong = plain.average_steps != plain.step or any(count != plain.step for count in counts)
+        refuse(wrong, f"it says that {plain.step} steps were done, but its averages say otherwise")
+        points = arrays["curve"][:, 0] if arrays["curve"].size else np.zeros(0)
+        wrong = not (np.isfinite(points).all() and (np.diff(points) > 0).all() and (points <= plain.step).all())
+        refuse(wrong, "the steps of its curve do not rise up to where it is")
 
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
+def _rule_of(value: torch.Tensor) -> ArrayRule:
+    return ArrayRule(_array(value).dtype.name, tuple(value.shape))
 
 
 def _array(value: torch.Tensor) -> Any:
@@ -90,6 +139,6 @@ def _require_same_network(arrays: Arrays, weights: dict[str, torch.Tensor]) -> N
         there, here = (str(tuple(held[name].shape)) if name in held else "absent" for held in (arrays, weights))
         if there != here:
             raise InputError(
-                f"the checkpoint belongs to another network: its {name.removeprefix('network.')} is {there}, but this "
-                f"run's is {here}; delete it to start anew, or restore the network."
+                f"it belongs to another network: its {name.removeprefix('network.')} is {there}, but this run's is "
+                f"{here}"
             )

@@ -88,6 +88,14 @@ def next_targets(
     return np.asarray(targets, dtype=np.int64)
 
 
+def check_targets(start_counts: Int64Array, targets: Int64Array) -> None:
+    """Refuse a round of a checkpoint that `next_targets` would not have planned."""
+    shards = not (start_counts % SHARD).any() and not (targets % SHARD).any()
+    checks.refuse(not shards, f"its draws do not come in shards of {SHARD}")
+    grows = (start_counts <= targets).all() and (targets <= np.maximum(2 * start_counts, LEAST_DRAWS)).all()
+    checks.refuse(not grows, "its round has draws that no round is given")
+
+
 def check_budget(tolerance: float, max_evaluations: int | None, indices: Sequence[int]) -> None:
     """Refuse a tolerance or a budget that no run can have."""
     checks.positive("tolerance", tolerance, "a positive number, e.g. 0.01 for one percent")

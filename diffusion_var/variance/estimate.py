@@ -11,30 +11,44 @@ under an imperfect mean; control variates and allocation are [E6]'s.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from .. import checks
+from ..array_rules import ArrayRule, Rules
+from ..documents import Form
 from ..errors import InputError, warn
 from ..models.conditions import as_conditions
 from ..models.denoiser import Denoiser
 from ..process.structure import STRUCTURE_NAMES, make_structure
 from ..progress import progress_bar
-from ..resume import Checkpoint, State
+from ..resume import ANEW, Checkpoint, State, StateRecord
 from . import allocation
 from .between_images import ImageDraws
 from .moments import CONTROLS, SHARD, MomentSums, StructureMoments, control_expectations
+from .plausibility import check_moments, check_noise
 from .population import Population
 from .shards import ShardEvaluator
 from .table import VarianceTable
 
-FORMAT = "diffusion_var.estimate_checkpoint"
-FORMAT_VERSION = 1
 _FEW = 0.05  # relative error with the choice of the images (and twice the tolerance), above which there is a warning
+
+
+class StateOfRun(StateRecord):
+    """Where a run is: the round (−1: before the first), and the shards of its queue that are merged."""
+
+    round_number: Annotated[int, Field(ge=-1)]
+    done_in_round: Annotated[int, Field(ge=0)]
+
+
+FORM = Form("diffusion_var.estimate_checkpoint", 1, "estimator checkpoint", StateOfRun, remedy=ANEW)
 
 
 def estimate(
@@ -86,7 +100,7 @@ def estimate(
     kinds = {name: make_structure(name, denoiser.shape, rotation if name == "dct" else None) for name in names}
     evaluator = ShardEvaluator(denoiser, population, given, seed, batch_size, kinds)
     run = _Run(evaluator, wanted, float(tolerance), max_evaluations)
-    with Checkpoint(checkpoint, FORMAT, FORMAT_VERSION, "estimator checkpoint", run.identity()) as kept:
+    with Checkpoint(checkpoint, FORM, run.identity()) as kept:
         run.finish(kept, progress)
     return run.table()
 
@@ -119,8 +133,9 @@ class _Run:
 
     def finish(self, checkpoint: Checkpoint, progress: bool) -> None:
         """Run to the end, from the checkpoint if it holds anything."""
-        if saved := checkpoint.restore():
-            self._continue_from(*saved)
+        with checkpoint.restoring(self._rules()) as saved:
+            if saved is not None:
+                self._continue_from(*saved)
         with (
             checkpoint.keeping(self._state),
             self.evaluator.run,
@@ -144,13 +159,43 @@ class _Run:
         arrays |= {"targets": self.targets, "start_counts": self.start_counts}
         return arrays, {"round_number": self.round_number, "done_in_round": self.done_in_round}
 
-    def _continue_from(self, arrays: dict[str, npt.NDArray[Any]], place: dict[str, Any]) -> None:
+    def _rules(self) -> Rules:
+        """What the arrays of this run's checkpoint must be like."""
+        rules = {
+            f"{name}.{key}": ArrayRule(value.dtype.name, value.shape, least=sums.LEAST.get(key))
+            for name, sums in self.sums.items()
+            for key, value in sums.arrays().items()
+        }
+        rules |= {name: ArrayRule("int64", (len(self.indices),), least=0) for name in ("targets", "start_counts")}
+        last = len(self.evaluator.population) - 1
+        return rules | {
+            "draws.images": ArrayRule("int32", self.draws.images.shape, least=-1, most=last, optional=True),
+            "draws.values": ArrayRule("float32", self.draws.values.shape, optional=True),
+        }
+
+    def _continue_from(self, arrays: dict[str, npt.NDArray[Any]], place: StateOfRun) -> None:
+        targets, start_counts = arrays["targets"], arrays["start_counts"]
+        allocation.check_targets(start_counts, targets)
         for name, sums in self.sums.items():
             sums.restore({key: arrays[f"{name}.{key}"] for key in sums.arrays()})
+            check_moments(name, sums.means(), sums.covariances()[sums.covariance_shards > 0])
         if "draws.images" in arrays:  # earlier versions kept none
             self.draws.restore({key: arrays[f"draws.{key}"] for key in self.draws.arrays()})
-        self.targets, self.start_counts = arrays["targets"].copy(), arrays["start_counts"].copy()
-        self.round_number, self.done_in_round = place["round_number"], place["done_in_round"]
+        self.targets, self.start_counts = targets.copy(), start_counts.copy()
+        self.round_number, self.done_in_round = place.round_number, place.done_in_round
+        check_noise(self.sums["isotropic"].means(), self.counts, math.prod(self.evaluator.denoiser.shape))
+        self._check_place()
+
+    def _check_place(self) -> None:
+        """Refuse counts of draws that are not those of the place reached."""
+        done, merged = [i for i, _ in islice(self._round(), self.done_in_round)], self.start_counts.copy()
+        np.add.at(merged, done, SHARD)
+        for name, sums in self.sums.items():
+            wrong = len(done) < self.done_in_round or not np.array_equal(merged, sums.counts)
+            checks.refuse(wrong, f"its {name}.counts are not those of the place that it says it reached")
+            forgotten = allocation.PILOT_DRAWS if sums.weights is not None and self.round_number > 0 else 0
+            wrong = not np.array_equal(sums.covariance_shards, (sums.counts - forgotten) // SHARD)
+            checks.refuse(wrong, f"its {name}.covariance_shards are not those of its draws")
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:
@@ -162,17 +207,16 @@ class _Run:
         """Network evaluations merged so far."""
         return int(self.counts.sum())
 
-    def _queue(self) -> list[tuple[int, int]]:
+    def _round(self) -> Iterator[tuple[int, int]]:
         """The round's shards, (index position, shard number), in the order in which they are merged."""
-        queue = [
-            (i, shard)
-            for i, (start, end) in enumerate(zip(self.start_counts, self.targets, strict=True))
-            for shard in range(int(start) // SHARD, int(end) // SHARD)
-        ]
+        for i, (start, end) in enumerate(zip(self.start_counts, self.targets, strict=True)):
+            yield from ((i, shard) for shard in range(int(start) // SHARD, int(end) // SHARD))
+
+    def _queue(self) -> list[tuple[int, int]]:
+        """Those that the budget allows: plans keep to it, but a checkpoint's may have been made with a larger one."""
         if self.max_evaluations is None:
-            return queue
-        # Plans keep to the budget, but a checkpoint's plan may have been made with a larger one.
-        return queue[: max(self.max_evaluations - int(self.start_counts.sum()), 0) // SHARD]
+            return list(self._round())
+        return list(islice(self._round(), max(self.max_evaluations - int(self.start_counts.sum()), 0) // SHARD))
 
     def _plan_next(self, checkpoint: Checkpoint, bar: Any) -> bool:
         """At a round boundary: plan the next round; False when there is nothing left to do."""

@@ -17,7 +17,7 @@ the eight, pooled over elements, is kept as one 8 × 8 matrix per index and stru
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -161,6 +161,9 @@ class MomentSums:
     Attributes: `sums` (I, 8, *v); `counts` (I,) draws; `covariance_sums` (I, 8, 8) and `covariance_shards` (I,);
     `weights` (I, *v), 1/v² about the latest estimate, or None for the isotropic structure.
     """
+
+    #: What no state is below, by the names of `arrays`; of the others a mean square is not negative (`plausibility`).
+    LEAST: Final = {"counts": 0, "covariance_shards": 0, "weights": 0.0}
 
     def __init__(self, structure: Structure, indices: int) -> None:
         self.structure = structure

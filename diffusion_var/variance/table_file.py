@@ -8,23 +8,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..documents import Arrays, document_digest, read_document, write_document
+from ..documents import Arrays, Form, document_digest, read_document, write_document
 from ..process.schedule import NoiseSchedule
 from .moments import StructureMoments
 from .population import DataStatistics
+from .table_record import TableRecord, check_table_file
 
-FORMAT = "diffusion_var.variance_table"
-FORMAT_VERSION = 2  # 2: guidance scale and latent scaling
+FORM = Form(
+    "diffusion_var.variance_table",
+    2,  # 2: guidance scale and latent scaling
+    "variance table",
+    TableRecord,
+    check_table_file,
+)
 
 
 def write_table_file(table: Any, path: str | Path) -> None:
     """See `VarianceTable.save`."""
-    write_document(path, FORMAT, FORMAT_VERSION, *table_contents(table))
+    write_document(path, FORM, *table_contents(table))
 
 
 def table_digest(table: Any) -> str:
     """See `VarianceTable.digest`."""
-    return document_digest(FORMAT, FORMAT_VERSION, *table_contents(table))
+    return document_digest(FORM, *table_contents(table))
 
 
 def table_contents(table: Any) -> tuple[Arrays, dict[str, Any]]:
@@ -70,43 +76,29 @@ def table_contents(table: Any) -> tuple[Arrays, dict[str, Any]]:
 
 def read_table_file(path: str | Path) -> dict[str, Any]:
     """The arguments of the `VarianceTable` in a file."""
-    return table_fields(*read_document(path, FORMAT, FORMAT_VERSION, "variance table"))
+    return table_fields(*read_document(path, FORM))
 
 
-def table_fields(arrays: Arrays, meta: dict[str, Any]) -> dict[str, Any]:
+def table_fields(arrays: Arrays, record: TableRecord) -> dict[str, Any]:
     """The arguments of the `VarianceTable` of a document's arrays and metadata."""
     schedule = NoiseSchedule(
-        arrays["schedule.alpha"], arrays["schedule.sigma"], arrays["schedule.timestep"], meta["schedule"]["prior_std"]
+        arrays["schedule.alpha"], arrays["schedule.sigma"], arrays["schedule.timestep"], record.schedule.prior_std
     )
     data = None
-    if meta["data"] is not None:
+    if record.data is not None:
         names = ("mean", "pixel_variance", "spectrum", "rotation")
-        known: dict[str, Any] = {name: arrays[f"data.{name}"] for name in names} | meta["data"]
-        data = DataStatistics(**known)
-
-    def pair(name: str) -> Any:
-        return None if meta.get(name) is None else tuple(meta[name])
-
+        known: dict[str, Any] = {name: arrays[f"data.{name}"] for name in names}
+        data = DataStatistics(**known, count=record.data.count, fingerprint=record.data.fingerprint)
     moments = {
-        name: StructureMoments(arrays[f"{name}.means"], arrays[f"{name}.covariances"]) for name in meta["structures"]
+        name: StructureMoments(arrays[f"{name}.means"], arrays[f"{name}.covariances"]) for name in record.structures
     }
+    plain = {name: getattr(record, name) for name in TableRecord.model_fields if name not in ("structures",)}
     return {
+        **plain,
         "schedule": schedule,
         "indices": arrays["indices"],
         "counts": arrays["counts"],
         "moments": moments,
-        "shape": pair("shape"),
-        "prediction": meta["prediction"],
-        "clip": pair("clip"),
-        "data_range": pair("data_range"),
-        "network": meta["network"],
-        "guidance_scale": meta.get("guidance_scale", 1.0),
-        "latent_scaling": pair("latent_scaling"),
         "data": data,
-        "seed": meta["seed"],
-        "tolerance": meta["tolerance"],
-        "evaluations": meta["evaluations"],
         "image_variance": arrays.get("image_variance"),  # earlier versions did not know it
-        "details": meta["details"],
-        "network_facts": meta.get("network_facts"),
     }

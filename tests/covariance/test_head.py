@@ -4,11 +4,10 @@ import warnings
 
 import pytest
 import torch
+from signed import contents, sign
 from small_heads import SHAPE, denoiser, head, images, table
 
 import diffusion_var as dv
-from diffusion_var.covariance import head_file as headfile
-from diffusion_var.documents import read_document, write_document
 from diffusion_var.errors import DiffusionVarWarning
 
 CLIPS = [True, False]
@@ -117,17 +116,16 @@ def test_files_that_are_refused(tmp_path):
     with pytest.raises(dv.InputError, match="damaged"):
         dv.Head.load(path)
     path.write_bytes(good)
-    arrays, metadata = read_document(path, headfile.FORMAT, 1, "variance head")
-    facts = {key: value for key, value in metadata.items() if key not in ("format", "format_version")}
-    write_document(path, headfile.FORMAT, 2, arrays, facts)
+    arrays, metadata = contents(path)
+    sign(path, arrays, {**metadata, "format_version": 2})
     with pytest.raises(dv.InputError, match="format version 2"):
         dv.Head.load(path)
     arrays["head.out.bias"][0] = float("nan")
-    write_document(path, headfile.FORMAT, 1, arrays, facts)
+    sign(path, arrays, metadata)
     with pytest.raises(dv.InputError, match=r"NaN or infinite weights \(out.bias\)"):
         dv.Head.load(path)
     del arrays["head.out.bias"]
-    write_document(path, headfile.FORMAT, 1, arrays, facts)
+    sign(path, arrays, metadata)
     with pytest.raises(dv.InputError, match="are not those of a simple head"):
         dv.Head.load(path)
 

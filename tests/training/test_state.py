@@ -14,7 +14,7 @@ import diffusion_var as dv
 from diffusion_var.documents import read_document
 from diffusion_var.errors import InputError, NumericalError
 from diffusion_var.resume import Checkpoint
-from diffusion_var.training.loop import FORMAT, FORMAT_VERSION
+from diffusion_var.training.state import FORM
 from diffusion_var.training.unet import FINGERPRINT_IMAGES, UNetTraining, train_unet
 
 BATCH = SETTINGS["batch_size"]
@@ -41,7 +41,7 @@ def raising(step):
 
 
 def step_of(path):
-    return read_document(path, FORMAT, FORMAT_VERSION, "training checkpoint")[1]["step"]
+    return read_document(path, FORM)[1].step
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_a_finished_run_is_not_trained_further(tmp_path, whole):
 
 
 def test_time_adds_up_over_interruptions(checkpoint):
-    before = read_document(checkpoint, FORMAT, FORMAT_VERSION, "x")[1]["seconds"]
+    before = read_document(checkpoint, FORM)[1].seconds
     assert train(checkpoint=checkpoint).seconds > before > 0
 
 
@@ -206,8 +206,8 @@ def test_nan_is_never_saved(tmp_path):
 
     with pytest.raises(NumericalError, match=r"loss became nan at or before step 3; lower the learning rate"):
         train(Images(hook), path, network=network)
-    arrays, metadata = read_document(path, FORMAT, FORMAT_VERSION, "x")
-    assert metadata["step"] == 3
+    arrays, record = read_document(path, FORM)
+    assert record.step == 3
     assert all(np.isfinite(array).all() for array in arrays.values())
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from crooked import IMAGES, SCHEDULE, crooked_denoiser
+from signed import contents, sign
 
 import diffusion_var as dv
-from diffusion_var.documents import write_document
 from diffusion_var.variance import table_file as tablefile
 
 VERSION_1_KEYS = {
@@ -196,20 +196,18 @@ def rewritten(path, change):
 
 
 def test_a_newer_format_is_named_as_such(path):
-    rewritten(path, lambda metadata, arrays: metadata.update(format_version=tablefile.FORMAT_VERSION + 1))
+    rewritten(path, lambda metadata, arrays: metadata.update(format_version=tablefile.FORM.version + 1))
     message = refusal(path)
     assert "format version 3, but this version of diffusion_var reads up to 2; update" in message
 
 
 def test_a_file_of_format_version_1_is_read(table: dv.VarianceTable, path: Path, tmp_path: Path) -> None:
     """Version 1 knew of no guidance and of no latents."""
-    with safetensors.safe_open(str(path), "numpy") as file:
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        metadata = json.loads(file.metadata()["diffusion_var"])
-    for key in ("guidance_scale", "latent_scaling", "format", "format_version", "digest"):
+    arrays, metadata = contents(path)
+    for key in ("guidance_scale", "latent_scaling"):
         del metadata[key]
-    assert set(metadata) == VERSION_1_KEYS
-    write_document(tmp_path / "old", "diffusion_var.variance_table", 1, arrays, metadata)
+    assert set(metadata) - {"format", "format_version"} == VERSION_1_KEYS
+    sign(tmp_path / "old", arrays, {**metadata, "format_version": 1})
     loaded = dv.VarianceTable.load(tmp_path / "old")
     assert (loaded.guidance_scale, loaded.latent_scaling) == (1.0, None)
     assert same(loaded, table)

@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, JsonValue, model_validator
 
+from ...array_rules import ArrayRule, require_arrays
+from ...documents import Arrays, Form, Record
 from ...errors import InputError, warn
 from ...metrics.score import Score
-from ...resume import Parts
+from ...resume import Parts, StateRecord
 
 FOLDER = "cells"
-FORMAT = "diffusion_var.comparison_cell"
-FORMAT_VERSION = 1
 
 
 @dataclass
@@ -32,6 +34,34 @@ class Measured:
 
     scores: dict[str, Score]
     grid: npt.NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 1, 1, 1), dtype=np.uint8))
+
+
+class ScoreRecord(Record):
+    """A `Score`, as its file has it."""
+
+    value: Annotated[float, Field(allow_inf_nan=True)]
+    protocol: dict[str, JsonValue]
+    standard_error: Annotated[float, Field(ge=0)] | None
+    interval: tuple[float, float] | None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ScoreRecord:
+        if math.isnan(self.value) or (self.interval is not None and not self.interval[0] <= self.interval[1]):
+            raise ValueError("a score is a number, and its interval has the lower end first")
+        return self
+
+
+class CellRecord(StateRecord):
+    """A cell's scores, by metric."""
+
+    scores: dict[str, ScoreRecord]
+
+
+def _check(arrays: Arrays, record: CellRecord) -> None:
+    require_arrays(arrays, {"grid": ArrayRule("uint8", ("images", "channels", "height", "width"))})
+
+
+FORM = Form("diffusion_var.comparison_cell", 1, "cell of a comparison", CellRecord, _check)
 
 
 class CellStore:
@@ -45,7 +75,7 @@ class CellStore:
     def __init__(self, folder: Path, common: dict[str, Any]) -> None:
         self.folder, self.common = folder / FOLDER, common
         # What a cell belongs to is in its name.
-        self._parts = Parts(self.folder, FORMAT, FORMAT_VERSION, "cell of a comparison", {})
+        self._parts = Parts(self.folder, FORM, {})
 
     def path(self, label: str, own: dict[str, Any]) -> Path:
         """The file of the cell that `own` describes; `label` is for people who look into the folder."""
@@ -65,15 +95,10 @@ class CellStore:
             return None
         if found is None:
             return None
-        arrays, plain = found
-        return Measured({name: _score(content) for name, content in plain["scores"].items()}, arrays["grid"])
+        arrays, record = found
+        return Measured({name: Score(**vars(score)) for name, score in record.scores.items()}, arrays["grid"])
 
     def save(self, label: str, own: dict[str, Any], measured: Measured) -> None:
         """Write a cell, atomically."""
         scores = {name: asdict(score) for name, score in measured.scores.items()}
         self._parts.save(self.path(label, own).name, ({"grid": measured.grid}, {"scores": scores}))
-
-
-def _score(content: dict[str, Any]) -> Score:
-    interval = content["interval"]
-    return Score(**{**content, "interval": None if interval is None else tuple(interval)})

@@ -16,17 +16,23 @@ import torch
 from torch.utils.data import Dataset
 
 from ... import checks
+from ...array_rules import ArrayRule, require_arrays
 from ...data.fixed_images import CHUNK, FixedImages
+from ...documents import Arrays, Form
 from ...errors import InputError
 from ...files import expanded, make_folder
 from ...locks import locked
 from ...progress import progress_bar
-from ...resume import Parts
+from ...resume import Parts, StateRecord
 from ..denoiser import Denoiser
 from .latents import IMAGE_RANGE, LatentCodec
 
-FORMAT = "diffusion_var.latents"
-FORMAT_VERSION = 1
+
+def _check(arrays: Arrays, record: StateRecord) -> None:
+    require_arrays(arrays, {"latents": ArrayRule("float32", ("latents", "channels", "height", "width"))})
+
+
+FORM = Form("diffusion_var.latents", 1, "file of latents", StateRecord, _check)
 
 
 def encode_latents(
@@ -92,7 +98,7 @@ class _CacheFiles:
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         self.folder = folder
-        self._parts = Parts(make_folder(folder), FORMAT, FORMAT_VERSION, "file of latents", identity)
+        self._parts = Parts(make_folder(folder), FORM, identity)
         for path in sorted(folder.glob("latents-*.safetensors"))[:1]:
             self._parts.load(path.name)  # another cache is refused before the work, not after
 
