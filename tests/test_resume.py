@@ -9,14 +9,14 @@ import pytest
 import diffusion_var as dv
 from diffusion_var import resume
 from diffusion_var.documents import Arrays, Form
-from diffusion_var.resume import Checkpoint, Parts, StateRecord
+from diffusion_var.resume import ANEW, Checkpoint, Parts, StateRecord
 
 
 class CountRecord(StateRecord):
     count: int
 
 
-STATE = Form("test.state", 1, "test checkpoint", CountRecord)
+STATE = Form("test.state", 1, "test checkpoint", CountRecord, remedy=ANEW)
 PART = Form("test.part", 1, "test part", CountRecord)
 
 
