@@ -46,7 +46,7 @@ def is_measured(value: Any) -> bool:
     if not isinstance(value, dict) or value.keys() != {"of", "values", "within"}:
         return False
     values, within = value["values"], value["within"]
-    if not isinstance(values, list) or not values or not isinstance(value["of"], str):
+    if not isinstance(values, list) or not values or not (isinstance(value["of"], str) and 0 < len(value["of"]) <= 256):
         return False
     return all(checks.is_number(x) and math.isfinite(x) for x in values) and checks.is_number(within) and 0 < within < 1
 

@@ -111,8 +111,10 @@ def table_rules(record: TableRecord) -> Rules:
         kind = "float64" if name == "isotropic" else "float32"
         rules[f"{name}.means"] = ArrayRule(kind, (measured, NUM_MOMENTS, *elements), finite=known)
         rules[f"{name}.covariances"] = ArrayRule("float64", (measured, NUM_MOMENTS, NUM_MOMENTS), finite=known)
-    # Of images that all look the same to the network it is zero; of published arrays and with few draws not known.
-    rules["image_variance"] = ArrayRule("float64", (measured, len(ESTIMATORS)), least=0.0, finite=False, optional=True)
+    # nan where there were too few draws, and never infinite
+    rules["image_variance"] = ArrayRule(
+        "float64", (measured, len(ESTIMATORS)), least=0.0, most=np.finfo(np.float64).max, finite=False, optional=True
+    )
     if known:
         rules["data.mean"] = ArrayRule("float64", shape)
         rules["data.pixel_variance"] = ArrayRule("float64", shape, least=0.0)

@@ -20,18 +20,10 @@ FREE = ("details", "training", "protocol", "held_out_accuracy", "training_images
 SIGNED = ("seed", "value", "mean")
 #: Arrays of which a change is another, sensible array: a mirrored basis, another mean, weights.
 ZERO_IS_FINE = (
-    "data.mean",
-    "grid",
-    "latents",
-    "head.",
-    "network.",
-    "extra.",
-    "average.",
-    "values",
-    "noise",
-    "squares",
-    "mean",
+    *("head.", "network.", "extra.", "average."),  # weights
+    *("data.mean", "grid", "latents", "values", "noise", "squares", "mean", "image_variance", "draws."),
 )
+OPTIONAL = ("optimizer.", "extra.", "image_variance", "draws.")
 NEGATIVE_IS_FINE = (*ZERO_IS_FINE, "data.rotation", "optimizer.", "trunk.", "curve")
 
 
@@ -88,7 +80,7 @@ def _senseless(name: str, old: Any) -> list[Any]:
 def _arrays(arrays: dict[str, Any], zero_is_fine: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, array in arrays.items():
         rest = {key: value for key, value in arrays.items() if key != name}
-        if not name.startswith(("optimizer.", "extra.")):
+        if not name.removeprefix("table.").startswith(OPTIONAL):
             yield f"{name} gone", rest
         for what, changed in _changes(name.removeprefix("table."), array, zero_is_fine):
             yield f"{name} {what}", {**rest, name: changed}
@@ -104,14 +96,18 @@ def _changes(name: str, array: np.ndarray[Any, Any], zero_is_fine: tuple[str, ..
         yield "cut", array[:-1].copy()
     if array.dtype.kind == "f" and not name.startswith("curve"):
         for bad in (np.nan, np.inf):
-            if name == "schedule.timestep":
+            if name == "schedule.timestep" or (name == "image_variance" and np.isnan(bad)):
                 continue
             spoiled = array.copy()
             spoiled.flat[spoiled.size // 2] = bad
             yield f"with {bad}", spoiled
     if not name.startswith(zero_is_fine) and array.any():
         yield "all zero", np.zeros_like(array)
-    if not name.startswith(NEGATIVE_IS_FINE) and array.dtype.kind in "fi" and (array > 0).any():
+    if (
+        (not name.startswith(NEGATIVE_IS_FINE) or name == "image_variance")
+        and array.dtype.kind in "fi"
+        and (array > 0).any()
+    ):
         yield "negative", -np.abs(array)
     if name == "indices" and array.size > 1:
         doubled = array.copy()
