@@ -236,6 +236,21 @@ def by_position(images: Any, name: str = "images") -> Any:
     return images
 
 
+def stacked(images: Any, name: str = "images") -> Tensor | Any:
+    """All images as one tensor (M, C, *spatial), where they are not numbers in one array already."""
+    first = images
+    while isinstance(first, list | tuple) and len(first):
+        first = first[0]
+    if isinstance(images, Tensor | np.ndarray) or isinstance(first, int | float):
+        return images
+    source = by_position(images, name)
+    checks.refuse(len(source) == 0, f"{name} is empty; give at least one image.")
+    found = [image_of(item_at(source, index), f"item {index} of {name}") for index in range(len(source))]
+    shapes = sorted({tuple(image.shape) for image in found})
+    checks.refuse(len(shapes) > 1, f"{name} have shapes {checks.listing(shapes)}; all must share one: resize them.")
+    return torch.stack(found)
+
+
 def item_at(images: Any, index: int) -> Any:
     """An item by position; InputError where the data set has fewer than it says."""
     try:

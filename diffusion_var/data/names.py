@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset, Subset
 
+from .. import checks
 from ..errors import InputError
 from ..files import expanded
 from ..randomness import generator
@@ -85,7 +86,7 @@ def open_images(name: str, download: bool = False, skip_corrupt: bool = False, c
         skip_corrupt: leave out files that cannot be decoded, with a warning, instead of refusing them.
         channels: 1 or 3 for images of files that shall be grey or RGB (see `read_images`); None: as they are.
     """
-    parsed = parse_name(name)
+    parsed = parse_name(os.fspath(checks.instance("name", name, (str, os.PathLike), "the name or path of images")))
     images = _open_whole(parsed, download, skip_corrupt, channels)
     if parsed.part is None:
         return images

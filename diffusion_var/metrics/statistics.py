@@ -113,7 +113,13 @@ class FeatureStatistics:
         """Add feature vectors (B, D); returns self. Raises InputError for another dimension, or for NaN or Inf."""
         if isinstance(features, Tensor):
             features = features.detach().cpu().double().numpy()
-        batch = np.asarray(features, dtype=np.float64)
+        try:
+            batch = np.asarray(features, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"features are a {type(features).__name__}, but an array (B, {self.dimension}) is expected; images go "
+                "through feature_statistics."
+            ) from error
         if batch.ndim != 2 or batch.shape[1] != self.dimension:
             raise InputError(f"features have shape {batch.shape}; expected (B, {self.dimension}): check the network.")
         if not np.isfinite(batch).all():

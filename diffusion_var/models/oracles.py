@@ -24,6 +24,7 @@ import numpy.typing as npt
 import torch
 
 from .. import checks
+from ..data.containers import stacked
 from ..errors import InputError
 from ..process.level import NoiseLevel
 from ..process.linear import linear_gain, linear_mmse
@@ -203,7 +204,5 @@ class MixtureDenoiser(ExactDenoiser):
 class EmpiricalDenoiser(MixtureDenoiser):
     """The ideal denoiser of a finite set of images (M, C, *spatial): a mixture of points of equal weight."""
 
-    def __init__(
-        self, schedule: NoiseSchedule, images: npt.ArrayLike | torch.Tensor, device: torch.device | str | None = None
-    ) -> None:
-        super().__init__(schedule, images, 0.0, device=device)
+    def __init__(self, schedule: NoiseSchedule, images: Any, device: torch.device | str | None = None) -> None:
+        super().__init__(schedule, stacked(images), 0.0, device=device)

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import checks
-from ..data.containers import image_of, item_at
+from ..data.containers import item_at, stacked
 from ..data.images import to_float
 from ..errors import InputError
 from ..process.schedule import NoiseSchedule
@@ -91,10 +90,7 @@ def float_images(images: Any, chosen: Any) -> torch.Tensor:
     if isinstance(images, torch.Tensor):
         batch = images[torch.as_tensor(chosen)]
     else:
-        found = [image_of(item_at(images, int(i)), f"item {int(i)} of images") for i in chosen]
-        shapes = sorted({tuple(image.shape) for image in found})
-        checks.refuse(len(shapes) > 1, f"images have shapes {checks.listing(shapes)}; all must share one: resize them.")
-        batch = torch.stack(found)
+        batch = stacked([item_at(images, int(i)) for i in chosen])
     if batch.dtype != torch.uint8 and not batch.is_floating_point():
         raise InputError(f"the images are {batch.dtype}; expected uint8 (0..255) or floats in the data range.")
     return to_float(batch) if batch.dtype == torch.uint8 else batch.float()

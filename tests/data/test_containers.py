@@ -200,6 +200,11 @@ def costed(images):
     return result.images, result.values.tobytes()
 
 
+def remembered(images):
+    found = dv.oracles.EmpiricalDenoiser(SCHEDULE, images).means
+    return len(found), found.numpy().tobytes()
+
+
 def trained(images):
     curve = train_unet(small_unet(), images, SCHEDULE, UNetTraining(**{**SETTINGS, "steps": 1}), progress=False).curve
     return COUNT, repr(curve)  # the losses are of all images
@@ -213,7 +218,7 @@ POSITION_DOORS = {
     "bits_per_dim": bounded,
     "density_bound": dense,
 }
-DOORS = {**PASSING_DOORS, **POSITION_DOORS, "step_costs": costed}
+DOORS = {**PASSING_DOORS, **POSITION_DOORS, "step_costs": costed, "EmpiricalDenoiser": remembered}
 # Every kind goes through a door of each mechanism; a few kinds through the others, which share it.
 PAIRS = [
     (kind, door)
