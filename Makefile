@@ -7,13 +7,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test install lint clean
+# make test-minimums   a fast part of the tests with the oldest dependencies that are allowed
+
+.PHONY: demo test test-minimums install lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/diffusion-var demo --config configs/digits.yaml --overwrite
 
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest --numprocesses=auto
+
+# A fast part of the tests with the oldest versions that pyproject.toml allows (PyTorch's, of gigabytes, excepted).
+test-minimums: $(INSTALLED)
+	$(BIN)/python scripts/test_minimums.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
@@ -36,4 +42,4 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .minimums dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -12,6 +12,7 @@ from ..errors import InputError, NumericalError
 #: What a command has another word for than for an argument: (in Python, in a command).
 PHRASES = (
     (r"condition= or conditions=", "--classes or --prompts"),
+    (r"\bautocast=", "--dtype"),
     (r"wrap (it|the network) with Denoiser\(", r"or use Python, and wrap \1 with dv.Denoiser("),
     (r"\bdv\.estimate\b", "`diffusion-var estimate`"),
     (r"\b(dv\.)?density_bound\b", "`diffusion-var nll --continuous`"),
