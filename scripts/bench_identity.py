@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import diffusion_var as dv
-from diffusion_var.data.digits import load_digits
+from diffusion_var.data.digits import digits_splits
 from diffusion_var.models.denoiser import Denoiser
 
 SHARE_TARGET, SECONDS_TARGET = 0.01, 2.0
@@ -53,7 +53,7 @@ def share_of_estimate() -> float:
 
     Denoiser.identity = timed  # type: ignore[assignment, method-assign]
     start = time.perf_counter()
-    dv.estimate(denoiser, load_digits(), progress=False)
+    dv.estimate(denoiser, digits_splits().table, progress=False)
     whole = time.perf_counter() - start
     print(f"estimate on digits: {whole:.1f} s, of which the identity {1e3 * spent:.0f} ms: {100 * spent / whole:.3f} %")
     return spent / whole
