@@ -5,8 +5,8 @@ other activations, code that has changed. So the network is evaluated on fixed n
 output eight products with fixed vectors of random signs are kept, which move as much as the output does. A network in
 half precision, or on another machine, agrees within a tolerance; see `measured`.
 
-The inputs are one image each, so that no network that can be used is too large, and the first is given twice: one whose
-answers differ has no function to tell it by.
+The first input is given twice: a network whose answers differ has no function to tell it by. All are one batch, for a
+large network takes as long to read as to evaluate; where the memory does not suffice for three images, one at a time.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ def probe(
     def run(x: torch.Tensor, timestep: torch.Tensor, condition: Any) -> Any:
         return module(x, timestep) if condition is None else module(x, timestep, condition)
 
-    def output(n: int) -> torch.Tensor:
-        x = normal(generator(0, "probe", n), 1, *shape).to(device)
-        out = takes.evaluate(
-            module, run, x, schedule.timesteps(n, 1, x.device), None if given is None else given.to(device)
-        )
+    def output(places: Sequence[int]) -> torch.Tensor:
+        x = torch.cat([normal(generator(0, "probe", n), 1, *shape) for n in places]).to(device)
+        timestep = schedule.timesteps(torch.tensor(places), len(x), x.device)
+        condition = None if given is None else torch.cat([given] * len(x)).to(device)
+        out = takes.evaluate(module, run, x, timestep, condition)
         found: torch.Tensor = getattr(out, "sample", out)
         return found
 
@@ -78,7 +78,7 @@ def probe(
 
 def probed(
     module: torch.nn.Module,
-    output: Callable[[int], torch.Tensor],
+    output: Callable[[Sequence[int]], torch.Tensor],
     inputs: Sequence[int],
     of: Any,
     precision: str,
@@ -88,24 +88,31 @@ def probed(
 
     Args:
         module: which is in evaluation mode meanwhile.
-        output: of the input of that number.
+        output: (B, …) of the inputs of these B numbers.
         of: what the inputs are, as plain data.
         hooks: whether the user's hooks on its layers are called.
     """
     try:
         with keeping_modes(module), _hooks(module, hooks), torch.no_grad():
             module.eval()
-            outputs = [output(k).detach().double().cpu().flatten() for k in (*inputs, inputs[0])]
+            found = _in_one_batch(output, (*inputs, inputs[0])).detach().double().cpu().flatten(1)
     except Exception:  # it wants other inputs, or cannot be run here: whoever uses it will hear of that from itself
         return None
-    if len({out.shape for out in outputs}) > 1 or not outputs[0].numel() or not torch.cat(outputs).isfinite().all():
+    if len(found) != len(inputs) + 1 or not found.numel() or not found.isfinite().all():
         return None
-    d = outputs[0].numel()
+    d = found.shape[1]
     signs = torch.from_numpy(generator(0, "probe signs").integers(0, 2, (_PRODUCTS, d)) * 2.0 - 1.0)
-    values = [(signs @ out / math.sqrt(d)).tolist() for out in outputs]
+    values = (found @ signs.T / math.sqrt(d)).tolist()
     name, within = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16], WITHIN[precision]
     first, again = measured(values[0], within, name), measured(values[-1], within, name)
     return measured([x for out in values[:-1] for x in out], within, name) if agree(first, again) else None
+
+
+def _in_one_batch(output: Callable[[Sequence[int]], torch.Tensor], inputs: Sequence[int]) -> torch.Tensor:
+    try:
+        return output(inputs)
+    except torch.OutOfMemoryError:
+        return torch.cat([output([k]) for k in inputs])
 
 
 def _condition(module: Any, classes: int | None) -> torch.Tensor | None:

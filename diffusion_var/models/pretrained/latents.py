@@ -10,7 +10,7 @@ when decoding (latent diffusion, arXiv:2112.10752).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -73,8 +73,9 @@ class LatentCodec:
         """What its encoder does, as `measured` numbers; None where it cannot be told."""
         shape = (1, self.image_channels, 8 * self.factor, 8 * self.factor)
 
-        def latents(k: int) -> torch.Tensor:
-            return self._latents(normal(generator(0, "probe of an encoder", k), *shape).clamp(*IMAGE_RANGE))
+        def latents(images: Sequence[int]) -> torch.Tensor:
+            noise = [normal(generator(0, "probe of an encoder", k), *shape) for k in images]
+            return self._latents(torch.cat(noise).clamp(*IMAGE_RANGE))
 
         return probed(self.network, latents, [0], list(shape), precision_of(self.network), hooks=False)
 
