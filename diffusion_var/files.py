@@ -20,6 +20,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO
 
+from . import checks
 from .errors import InputError
 
 if sys.platform != "win32":
@@ -277,6 +278,7 @@ _KINDS = {
 
 def expanded(path: str | os.PathLike[str]) -> Path:
     """`path` with the home folder in the place of a leading ~ (or ~user), as shells have it where it is not quoted."""
+    checks.instance("a path", path, (str, os.PathLike), "text or a pathlib.Path")
     return Path(os.path.expanduser(path))
 
 

@@ -56,7 +56,7 @@ class Analytic(ReverseCovariance):
         bounded: bool | None = None,
     ) -> None:
         wrong = not isinstance(table, VarianceTable)
-        kind = type(table).__name__
+        kind = f"the class {table.__name__}" if isinstance(table, type) else type(table).__name__
         checks.refuse(wrong, f"Analytic needs a VarianceTable, but got {kind}; load one with VarianceTable.load(path).")
         table.posterior_variance(int(table.indices[0]), estimator, structure, bounded)  # refuses unknown names now
         self.table, self.estimator, self.structure, self.bounded = table, estimator, structure, bounded

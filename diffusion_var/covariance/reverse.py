@@ -28,6 +28,7 @@ from ..models.posterior import Posterior
 from ..process.kernel import ReverseKernel
 from ..process.level import NoiseLevel
 from ..process.structure import Shape, Structure
+from ..variance.table import VarianceTable
 
 _KEPT_BYTES = 256 * 1024**2
 
@@ -174,6 +175,8 @@ def variance_tensor(variance: npt.ArrayLike, posterior: Posterior | None) -> tor
 
 def check_covariance(covariance: Any) -> ReverseCovariance:
     """Refuse what is no reverse covariance, and a class in place of one."""
+    table = isinstance(covariance, VarianceTable)
+    checks.refuse(table, "covariance is a variance table; say what is taken from it: dv.Analytic(table, …).")
     found: ReverseCovariance = checks.instance(
         "covariance",
         covariance,

@@ -34,7 +34,8 @@ from scipy.optimize import isotonic_regression
 from .. import checks
 from ..errors import InputError, warn
 from ..process.divergence import step_cost
-from ..process.schedule import NoiseSchedule
+from ..process.schedule import NoiseSchedule, as_schedule
+from ..process.steps import explicit
 from ..variance.estimators import Estimator
 from ..variance.table import VarianceTable
 from .paths import OptimalPaths, least_costs
@@ -214,7 +215,15 @@ def kl_costs(schedule: NoiseSchedule, nodes: Sequence[int], variances: npt.Array
         nodes: I indices, ascending.
         variances: (I,) or (I, E), v of each node and element, at least 0, squared data units.
     """
-    v = np.asarray(variances, dtype=np.float64).reshape(len(nodes), -1)
+    schedule = as_schedule(schedule)
+    nodes = explicit(schedule, nodes)
+    try:
+        v = np.asarray(variances, dtype=np.float64).reshape(len(nodes), -1)
+    except (TypeError, ValueError):
+        found = checks.brief(np.shape(variances)) if np.ndim(variances) else checks.brief(variances)
+        raise InputError(
+            f"variances must be numbers, one or more for each of {len(nodes)} nodes, but are {found}."
+        ) from None
     log_snr = schedule.log_snr[list(nodes)]
     out = np.full((len(nodes), len(nodes)), math.inf)
     for j in range(1, len(nodes)):

@@ -28,7 +28,7 @@ from .features import FeatureTap
 from .fingerprint import weights_fingerprint
 from .guidance import Guidance, make_guidance, network_output
 from .identity import ModelIdentity, network_facts
-from .network_checks import check_autocast, check_network, checked_device, move
+from .network_checks import check_autocast, check_conditional, check_network, checked_device, move
 from .network_use import NetworkUse, placed
 from .posterior import Posterior
 from .precision import InputPrecision, leading_dtype
@@ -104,7 +104,9 @@ class Denoiser:
         self.data_range = self.clip if data_range == "clip" else checks.bounds("data_range", data_range)
         self.autocast = check_autocast(autocast)
         self.sigma_data = checks.positive("sigma_data", sigma_data, "positive")
-        self.conditional, self.classes, self.unconditional = conditional, classes, unconditional
+        self.conditional = check_conditional(conditional)
+        self.classes = None if classes is None else checks.whole("classes", classes, least=1)
+        self.unconditional = unconditional
         self.guidance = self._guidance(guidance_scale, unconditional)
         self.codec: LatentCodec | None = None
         self.prompts: PromptEncoder | None = None
@@ -193,6 +195,8 @@ class Denoiser:
             condition: (B, …) class labels or embeddings, or a nest of such, the network's third argument; None for
                 networks without.
         """
+        checks.instance("x_t", x_t, torch.Tensor, "a tensor of floats")
+        checks.refuse(not x_t.is_floating_point(), f"x_t is {x_t.dtype}, but floats are expected.")
         if tuple(x_t.shape[1:]) != self.shape:
             raise InputError(
                 f"x_t has shape {tuple(x_t.shape)}, but this denoiser takes (B, {', '.join(map(str, self.shape))})."

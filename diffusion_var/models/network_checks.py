@@ -47,6 +47,13 @@ def check_autocast(autocast: Any) -> torch.dtype | None:
     return found
 
 
+def check_conditional(conditional: Any) -> bool | None:
+    """Refuse what is neither yes, no nor unknown."""
+    wrong = conditional is not None and not checks.is_bool(conditional)
+    checks.refuse(wrong, f"conditional={checks.brief(conditional)} must be True, False or None (not known).")
+    return None if conditional is None else bool(conditional)
+
+
 def checked_device(device: Any) -> torch.device:
     """A device of any form."""
     try:

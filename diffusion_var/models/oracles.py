@@ -123,6 +123,7 @@ class GaussianDenoiser(ExactDenoiser):
         return np.asarray(linear_mmse(self.variance.cpu().numpy(), level.alpha, level.sigma))
 
     def sample(self, count: int, seed: int = 0) -> torch.Tensor:
+        count, seed = checks.whole("count", count, least=1), checks.seed(seed)
         noise = torch.from_numpy(generator(seed, "gaussian data").standard_normal((count, *self.shape)))
         images: torch.Tensor = self.mean.cpu() + self.structure.colour(self.variance.cpu(), noise)
         return images.float()
@@ -194,6 +195,7 @@ class MixtureDenoiser(ExactDenoiser):
         return variance.view_as(x)
 
     def sample(self, count: int, seed: int = 0) -> torch.Tensor:
+        count, seed = checks.whole("count", count, least=1), checks.seed(seed)
         stream = generator(seed, "mixture data")
         j = torch.from_numpy(stream.choice(len(self.means), size=count, p=self.log_weights.exp().cpu().numpy()))
         noise = torch.from_numpy(stream.standard_normal((count, *self.shape)))

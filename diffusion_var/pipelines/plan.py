@@ -41,11 +41,25 @@ class StepPlan:
         self, timestep: Any, eta: float | None, tau: float | None, clipped_eps: ClippedEps | None
     ) -> ReverseKernel:
         """The step from a timestep to the next lower one of the list, or to clean data if there is none."""
-        t = int(timestep) + 1
+        t = timestep_of(timestep) + 1
         key = (t, eta, tau, clipped_eps)
         if key not in self._kernels:
             self._kernels[key] = ReverseKernel(self.schedule, t, self.index_after(t), eta, clipped_eps, tau=tau)
         return self._kernels[key]
+
+
+def timestep_of(timestep: Any) -> int:
+    """One timestep, a whole number of any type; a tensor of several that are equal stands for one."""
+    if isinstance(timestep, torch.Tensor) and timestep.numel() > 1:
+        found = timestep.flatten().tolist()
+        differ = len({*found}) > 1
+        checks.refuse(
+            differ, f"timestep={checks.brief(found)} must be one for all images; take a step for each in turn."
+        )
+        timestep = found[0]
+    elif isinstance(timestep, torch.Tensor) and timestep.numel() == 1:
+        timestep = timestep.item()
+    return checks.whole("timestep", timestep)  # which of them there are, a kernel says
 
 
 def spaced_indices(schedule: NoiseSchedule, steps: Any, spacing: str, offset: int) -> list[int]:

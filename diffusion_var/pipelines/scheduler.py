@@ -47,8 +47,9 @@ from ..process.steps import check_spacing
 from ..variance.estimators import Estimator
 from ..variance.table import VarianceTable
 from .compatibility import check_pipeline, config_to_fit, find_beside, require_betas, require_schedule
-from .plan import StepPlan, indices_of, spaced_indices
+from .plan import StepPlan, indices_of, spaced_indices, timestep_of
 from .source import ConfigEntry, VarianceSource, network_of
+from .step_checks import check_alike, check_generator, check_step, timesteps_of
 
 
 @dataclass
@@ -126,6 +127,7 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         check_prediction(self.prediction, self.schedule)
         check_clipped_eps(clipped_eps)
         check_spacing(timestep_spacing)
+        checks.whole("steps_offset", steps_offset)
         self.generator: torch.Generator | None = None
         self._cap = cap_variance(final_noise_cap, checks.bounds("data_range", data_range))
         self._source = VarianceSource(self._known_config)
@@ -343,7 +345,7 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def previous_timestep(self, timestep: int | torch.Tensor) -> int:
         """The timestep that `step` goes to from this one; −1 for clean data."""
-        return self._plan.index_after(int(timestep) + 1) - 1
+        return self._plan.index_after(timestep_of(timestep) + 1) - 1
 
     @property
     def _options(self) -> Any:
@@ -382,6 +384,7 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
         Returns: x_s and the (clipped) x̂_0, in the sample's dtype.
         """
+        check_step(model_output, sample, variance_noise)
         kernel = self._kernel(timestep, **overrides)
         output, raw = self._source.split(model_output, sample.shape[1])
         x = sample if sample.dtype == torch.float64 else sample.float()
@@ -396,7 +399,9 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             if variance_noise is None:
                 # In the network's dtype, as diffusers draws it: the same generator gives the same noise.
                 how: dict[str, Any] = {"device": model_output.device, "dtype": model_output.dtype}
-                variance_noise = randn_tensor(sample.shape, generator=generator or self.generator, **how)
+                generator = self.generator if generator is None else generator
+                check_generator(generator, len(sample), model_output.device)
+                variance_noise = randn_tensor(sample.shape, generator=generator, **how)
             previous = previous + covariance.colour(variance_noise.to(x.dtype))
         if kernel.last and self._source.covariance is not None:
             self._source.covariance.report()
@@ -414,8 +419,8 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         clipped_eps: ClippedEps | None = self._options.clipped_eps
         if use_clipped_model_output is not None:
             clipped_eps = "rederived" if use_clipped_model_output else "network"
-        if eta is None and tau is None:
-            eta, tau = self._options.eta, self._options.tau
+        given = eta is not None or tau is not None
+        eta, tau = check_noise(eta, tau) if given else (self._options.eta, self._options.tau)
         return self._plan.kernel(timestep, eta, tau, clipped_eps)
 
     def _ends_there(self, kernel: ReverseKernel) -> bool:
@@ -449,17 +454,19 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: Any) -> torch.Tensor:
         """α_t x_0 + σ_t ε at each image's timestep."""
+        check_alike("noise", noise, "original_samples", original_samples)
         alpha, sigma = self._coefficients(timesteps, original_samples)
         return cast(torch.Tensor, alpha * original_samples + sigma * noise)
 
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: Any) -> torch.Tensor:
         """v = α_t ε − σ_t x_0 at each image's timestep."""
+        check_alike("noise", noise, "sample", sample)
         alpha, sigma = self._coefficients(timesteps, sample)
         return cast(torch.Tensor, alpha * noise - sigma * sample)
 
     def _coefficients(self, timesteps: Any, like: torch.Tensor) -> tuple[Any, Any]:
-        indices = torch.as_tensor(timesteps).cpu().long().reshape(-1) + 1
-        return self.schedule.coefficients(indices.expand(len(like)), like)
+        indices = timesteps_of(timesteps, len(like), self.schedule.num_steps) + 1
+        return self.schedule.coefficients(indices, like)
 
     @property
     def alphas_cumprod(self) -> torch.Tensor:

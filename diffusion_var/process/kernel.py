@@ -28,7 +28,7 @@ import torch
 from .. import checks
 from ..errors import InputError
 from .level import NoiseLevel
-from .schedule import NoiseSchedule
+from .schedule import NoiseSchedule, as_schedule
 
 ClippedEps = Literal["network", "rederived"]
 FloatOrArray = TypeVar("FloatOrArray", float, npt.NDArray[np.float64])
@@ -131,6 +131,7 @@ class ReverseKernel:
         *,
         tau: float | None = None,
     ) -> None:
+        schedule = as_schedule(schedule)
         t, s = schedule.check_index(t, "t"), schedule.check_index(s, "s", lowest=0)
         checks.refuse(s >= t, f"a reverse step goes from t to s < t, but t={t} and s={s}; swap them.")
         self._set(schedule, schedule.level(t), schedule.level(s), eta, tau, clipped_eps)

@@ -143,8 +143,9 @@ class NoiseSchedule:
         Raises InputError outside the log SNR of the indices 1 to N.
         """
         grid = self.log_snr[1:]
-        near = int(np.argmin(np.abs(grid - log_snr))) if checks.is_number(log_snr) else 0
-        if grid[near] == log_snr or abs(grid[near] - log_snr) <= 1e-9:
+        known = checks.is_number(log_snr)
+        near = int(np.argmin(np.abs(grid - log_snr))) if known else 0
+        if known and (grid[near] == log_snr or abs(grid[near] - log_snr) <= 1e-9):
             return self.level(near + 1)
         hint = "expected one between those of the indices N and 1"
         log_snr = checks.interval("log_snr", log_snr, float(grid[-1]), float(grid[0]), hint)
@@ -243,16 +244,21 @@ class NoiseSchedule:
     @classmethod
     def linear(cls, N: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
         """β linear in n (DDPM). The end points are taken as they are, also for N other than 1000."""
-        return cls.from_betas(np.linspace(beta_start, beta_end, _count(N)))
+        start, end = checks.number("beta_start", beta_start), checks.number("beta_end", beta_end)
+        return cls.from_betas(np.linspace(start, end, _count(N)))
 
     @classmethod
     def scaled_linear(cls, N: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> NoiseSchedule:
         """√β linear in n (latent diffusion)."""
-        return cls.from_betas(np.linspace(beta_start**0.5, beta_end**0.5, _count(N)) ** 2)
+        given, expected = {"beta_start": beta_start, "beta_end": beta_end}, "a finite number of at least 0"
+        start, end = (checks.number(name, beta, expected, least=0.0) ** 0.5 for name, beta in given.items())
+        return cls.from_betas(np.linspace(start, end, _count(N)) ** 2)
 
     @classmethod
     def cosine(cls, N: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:
         """ᾱ(u) ∝ cos²((u + offset)/(1 + offset) π/2) with β clipped at `max_beta` (Improved DDPM, eq. 17)."""
+        offset = checks.number("offset", offset)
+        max_beta = checks.number("max_beta", max_beta, "a number from 0 to 1", least=0.0, most=1.0)
         angle = (np.arange(_count(N) + 1) / N + offset) / (1 + offset) * (math.pi / 2)
         # 1 - cos²(b)/cos²(a) = sin(b - a) sin(b + a)/cos²(a): no cancellation at small n.
         before, after = angle[:-1], angle[1:]
@@ -263,13 +269,15 @@ class NoiseSchedule:
     def vp_sde(cls, N: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -> NoiseSchedule:
         """The VP-SDE sampled at t = n/N: log ᾱ = −(β_min t + (β_max − β_min) t²/2); the network is told 999 t."""
         t = np.arange(_count(N) + 1) / N
+        beta_min, beta_max = checks.number("beta_min", beta_min), checks.number("beta_max", beta_max)
         return cls._variance_preserving(-(beta_min * t + 0.5 * (beta_max - beta_min) * t**2), 999.0 * t)
 
     @classmethod
     def flow(cls, N: int = 1000, shift: float = 1.0, timestep_scale: float = 1000.0) -> NoiseSchedule:
         """Rectified flow: α = 1 − t, σ = t at t = n/N, moved to shift·t/(1 + (shift − 1) t) (Stable Diffusion 3,
         arXiv:2403.03206, eq. 23); the network is told timestep_scale·t. x_N holds no signal."""
-        shift = checks.positive("shift", shift)
+        shift, known = checks.positive("shift", shift), checks.is_number(timestep_scale)
+        checks.refuse(not known, f"timestep_scale={checks.brief(timestep_scale)} must be a number.")
         n = np.arange(_count(N) + 1, dtype=np.float64)
         # 1 − t as a quotient of its own: no cancellation near t = 1.
         whole = N + (shift - 1.0) * n
@@ -280,7 +288,8 @@ class NoiseSchedule:
     def edm(cls, N: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> NoiseSchedule:
         """EDM (arXiv:2206.00364, eq. 5): α = 1, σ^(1/ρ) even from sigma_min to sigma_max (`rho=math.inf`: log σ even);
         the network is told ln(σ)/4, and x_N's prior has the standard deviation sigma_max."""
-        if not (0 < sigma_min < sigma_max < math.inf and rho > 0):
+        numbers = all(map(checks.is_number, (sigma_min, sigma_max, rho)))
+        if not (numbers and 0 < sigma_min < sigma_max < math.inf and rho > 0):
             raise InputError(
                 f"sigma_min={sigma_min}, sigma_max={sigma_max} and rho={rho} must be positive, with "
                 "sigma_min < sigma_max."
@@ -334,7 +343,10 @@ _PRIOR = "finite and positive, or None"
 
 
 def _vector(name: str, values: npt.ArrayLike) -> Float64Array:
-    array = np.array(values, dtype=np.float64)
+    try:
+        array = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{name}={checks.brief(values)} must be an array of numbers.") from None
     wrong = array.ndim != 1 or array.size == 0
     checks.refuse(wrong, f"{name} must be a non-empty one-dimensional array, but its shape is {array.shape}.")
     return array

@@ -11,7 +11,7 @@ such as those of Align Your Steps, arXiv:2404.14507) and `shifted` (a flow's, ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from .. import checks
 from ..errors import InputError
 from .kernel import check_levels
 from .level import NoiseLevel
-from .schedule import NoiseSchedule
+from .schedule import NoiseSchedule, as_schedule
 
 
 class HasSchedule(Protocol):
@@ -34,6 +34,7 @@ class HasSchedule(Protocol):
 
 #: What steps are counted in: a schedule, something that has one, or N.
 Grid = NoiseSchedule | HasSchedule | int
+_MOST_LEVELS = 1_000_000  # of a list that no schedule bounds
 #: Indices, ascending; or levels, the noisiest first.
 StepList = list[int] | list[NoiseLevel]
 
@@ -128,6 +129,8 @@ def karras(schedule: NoiseSchedule | HasSchedule, steps: int, rho: float = 7.0) 
 def sigmas(schedule: NoiseSchedule | HasSchedule, values: Sequence[float]) -> list[NoiseLevel]:
     """The schedule's levels with these σ/α, which must fall; a 0 at the end, clean data, may be given or left out."""
     held = _schedule_of(schedule, "sigmas")
+    wrong = not _is_list(values)
+    checks.refuse(wrong, f"values={checks.brief(values)} must be a list of numbers, the sigmas.")
     falling = [checks.number("a sigma", value, "a finite number of at least 0", least=0.0) for value in values]
     falling = falling[:-1] if falling[-1:] == [0.0] else falling
     checks.refuse(not falling, "the list of sigmas is empty; give at least one that is positive.")
@@ -139,6 +142,8 @@ def sigmas(schedule: NoiseSchedule | HasSchedule, values: Sequence[float]) -> li
 def shifted(steps: int, shift: float = 3.0, timestep_scale: float = 1000.0) -> list[NoiseLevel]:
     """K levels of a flow: t = shift·u/(1 + (shift − 1) u) for u = 1, 1 − 1/K, … 1/K, as flow pipelines take them."""
     steps, shift = checks.whole("steps", steps, least=1), checks.positive("shift", shift)
+    checks.refuse(steps > _MOST_LEVELS, f"steps={steps} are too many; take at most {_MOST_LEVELS}.")
+    timestep_scale = checks.number("timestep_scale", timestep_scale)
     times = [1.0 - k / steps for k in range(steps)]
     return [NoiseLevel.flow(shift * u / (1.0 + (shift - 1.0) * u), timestep_scale) for u in times]
 
@@ -148,12 +153,13 @@ def shifted(steps: int, shift: float = 3.0, timestep_scale: float = 1000.0) -> l
 
 def resolve(schedule: Grid, steps: Any) -> StepList:
     """A step list from a number of steps (even spacing), from explicit indices, or from levels (see `check_levels`)."""
-    steps = int(steps) if isinstance(steps, np.integer) else steps
-    if isinstance(steps, int):
-        return linspace(schedule, steps)
-    wrong = not isinstance(steps, Iterable)
-    checks.refuse(wrong, f"steps={steps!r} is neither a number of steps nor a list of indices or of noise levels.")
-    members = list(steps)
+    if isinstance(steps, int | np.integer) or (getattr(steps, "ndim", 1) == 0 and checks.is_whole(steps)):
+        return linspace(schedule, steps if isinstance(steps, bool) else int(steps))
+    wrong = not (_is_list(steps) or isinstance(steps, str))
+    checks.refuse(
+        wrong, f"steps={checks.brief(steps)} is neither a number of steps nor a list of indices or of noise levels."
+    )
+    members = sorted(steps) if isinstance(steps, set | frozenset) else list(steps)
     if not any(isinstance(n, NoiseLevel) for n in members):
         return explicit(schedule, members)
     if len(members) > 1 and isinstance(members[-1], NoiseLevel) and members[-1].is_clean:
@@ -166,6 +172,8 @@ def resolve(schedule: Grid, steps: Any) -> StepList:
 def explicit(schedule: Grid, indices: Sequence[Any]) -> list[int]:
     """The given indices, checked: integers, strictly ascending, all in 1…N."""
     N, _ = _counted(schedule, 1)
+    wrong = not _is_list(indices)
+    checks.refuse(wrong, f"indices={checks.brief(indices)} must be a list of whole numbers from 1 to {N}.")
     checks.refuse(len(indices) == 0, "the step list is empty; give at least one index.")
     shown = checks.brief(list(indices))
     if not all(checks.is_whole(n) and 1 <= n <= N for n in indices):
@@ -193,7 +201,7 @@ def check_spacing(spacing: str) -> None:
 def _counted(schedule: Any, steps: Any) -> tuple[int, int]:
     """N and K, checked."""
     held = getattr(schedule, "schedule", schedule)
-    N: int = held.num_steps if isinstance(held, NoiseSchedule) else int(held)
+    N = int(held) if checks.is_whole(held) else as_schedule(held).num_steps
     wrong = not checks.is_whole(steps) or not 1 <= steps <= N
     checks.refuse(wrong, f"steps={steps} is not a usable number of steps; expected an integer from 1 to {N}.")
     return N, int(steps)
@@ -201,6 +209,12 @@ def _counted(schedule: Any, steps: Any) -> tuple[int, int]:
 
 def _schedule_of(schedule: Any, name: str) -> NoiseSchedule:
     held = getattr(schedule, "schedule", schedule)
-    if not isinstance(held, NoiseSchedule):
-        raise InputError(f"{name} needs a schedule, or what holds one, but got {schedule!r}; a number N has no SNR.")
-    return held
+    number = checks.is_whole(held)
+    checks.refuse(number, f"{name} needs a schedule, or what holds one, but got {schedule!r}; a number N has no SNR.")
+    return as_schedule(held)
+
+
+def _is_list(value: Any) -> bool:
+    return (
+        isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) and getattr(value, "ndim", 1) == 1
+    )

@@ -110,6 +110,9 @@ class Sampler:
         Yields: (B, C, *spatial) float32 on the CPU, in the data range. Raises NumericalError for NaN or Inf.
         """
         batch_size, seed = checks.whole("batch_size", batch_size, least=1), checks.seed(seed)
+        _check_images(images)
+        wrong = visit is not None and not callable(visit)
+        checks.refuse(wrong, f"visit={checks.brief(visit)} must be a function of a kernel and x_s, or None.")
         if not self.low_start:
             _warn_of_low_start(self.denoiser.schedule, self.kernels[0].level_t)
         if conditions is not None:
@@ -174,6 +177,13 @@ class Sampler:
                 f"the network gave NaN or infinite values at {_where(self.kernels[int(bad[0])])}, in the batch of "
                 f"images {images[0]} to {images[-1]}; check its weights and precision."
             )
+
+
+def _check_images(images: Any) -> None:
+    """Refuse what has no order or no length: the indices of images are taken in slices."""
+    has = all(hasattr(images, name) for name in ("__len__", "__getitem__")) and getattr(images, "ndim", 1) == 1
+    wrong = not has or isinstance(images, str | bytes | dict)
+    checks.refuse(wrong, f"images must be a sequence of indices, such as range(64), but got {checks.brief(images)}.")
 
 
 def _warn_of_low_start(schedule: NoiseSchedule, start: NoiseLevel) -> None:

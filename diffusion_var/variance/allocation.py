@@ -7,7 +7,7 @@ has, so that an unlucky first estimate cannot waste a budget [E6].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,9 @@ def default_indices(schedule: NoiseSchedule) -> list[int]:
 
 def merge_indices(schedule: NoiseSchedule, indices: Sequence[int]) -> list[int]:
     """Indices asked for, checked, sorted and without repeats."""
+    wrong = not isinstance(indices, Iterable) or isinstance(indices, str | bytes | Mapping)
+    checks.refuse(wrong, f"indices={checks.brief(indices)} must be a list of indices from 1 to {schedule.num_steps}.")
+    indices = list(indices)
     checks.refuse(len(indices) == 0, "indices is empty; give at least one index, or None for the default 64.")
     return sorted({schedule.check_index(n, "indices") for n in indices})
 
@@ -100,7 +103,7 @@ def check_budget(tolerance: float, max_evaluations: int | None, indices: Sequenc
     """Refuse a tolerance or a budget that no run can have."""
     checks.positive("tolerance", tolerance, "a positive number, e.g. 0.01 for one percent")
     least = LEAST_DRAWS * len(indices)
-    if max_evaluations is not None and max_evaluations < least:
+    if max_evaluations is not None and checks.whole("max_evaluations", max_evaluations) < least:
         raise InputError(
             f"max_evaluations={max_evaluations} is too small: {len(indices)} indices at {LEAST_DRAWS} draws each, the "
             f"least that gives an error bar, need {least}; raise it or ask for fewer indices."

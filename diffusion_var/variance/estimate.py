@@ -26,7 +26,7 @@ from ..array_rules import ArrayRule, Rules
 from ..documents import Form
 from ..errors import InputError, warn
 from ..models.conditions import as_conditions
-from ..models.denoiser import Denoiser
+from ..models.denoiser import Denoiser, check_denoiser
 from ..process.structure import STRUCTURE_NAMES, make_structure
 from ..progress import progress_bar
 from ..resume import ANEW, Checkpoint, State, StateRecord
@@ -86,6 +86,7 @@ def estimate(
     Returns: a `VarianceTable`.
     Raises InputError for unusable arguments or images, NumericalError where the network gives NaN or Inf.
     """
+    check_denoiser(denoiser)
     names, schedule = _structure_names(structures), denoiser.schedule
     batch_size, seed = checks.whole("batch_size", batch_size, least=1), checks.seed(seed)
     wanted = allocation.default_indices(schedule) if indices is None else allocation.merge_indices(schedule, indices)
@@ -106,7 +107,9 @@ def estimate(
 
 
 def _structure_names(structures: Sequence[str]) -> list[str]:
-    if isinstance(structures, str) or any(name not in STRUCTURE_NAMES for name in structures):
+    if not isinstance(structures, list | tuple | set | frozenset) or any(
+        name not in STRUCTURE_NAMES for name in structures
+    ):
         raise InputError(f"structures={structures!r} must be a list of {', '.join(STRUCTURE_NAMES)}.")
     return [name for name in STRUCTURE_NAMES if name == "isotropic" or name in structures]
 

@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from .. import checks
 from ..errors import InputError
-from ..models.denoiser import Denoiser
+from ..models.denoiser import Denoiser, check_denoiser
 from ..models.identity import ModelIdentity
 from ..process.level import NoiseLevel
-from ..process.schedule import NoiseSchedule
+from ..process.schedule import NoiseSchedule, as_schedule
 from ..process.structure import STRUCTURE_NAMES, Shape, Structure, make_structure
 from .card import fetch_table_file, push_repository
 from .estimators import ESTIMATORS, Estimator, upper_bound
@@ -143,6 +143,7 @@ class VarianceTable:
 
     def subset(self, structures: Sequence[str]) -> VarianceTable:
         """The table with these structures (and isotropic) only: a smaller file."""
+        checks.instance("structures", structures, (list, tuple, set, frozenset), "a list of names")
         for name in structures:
             self._check_request(self.default_estimator, name)
         kept = {name: moments for name, moments in self.moments.items() if name in ("isotropic", *structures)}
@@ -160,7 +161,11 @@ class VarianceTable:
 
         It answers the estimator "score_norm" with structure "isotropic", and knows no standard errors.
         """
-        values = np.asarray(eps_square, dtype=np.float64)
+        schedule, data_range = as_schedule(schedule), checks.bounds("data_range", data_range)
+        try:
+            values = np.asarray(eps_square, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise InputError(f"eps_square={checks.brief(eps_square)} must be an array of numbers.") from None
         N = schedule.num_steps
         if values.ndim != 1 or len(values) not in (N, N + 1):
             raise InputError(
@@ -289,6 +294,7 @@ class VarianceTable:
     def check(self, denoiser: Denoiser) -> None:
         """Refuse a denoiser with another schedule, shape, prediction type, clipping, guidance scale, latent scaling or
         network than the table's."""
+        check_denoiser(denoiser)
         mine = self.identity()
         if mismatch := mine.mismatch(denoiser.identity(beside=mine), "the table", "the denoiser"):
             raise InputError(

@@ -24,7 +24,7 @@ from ...files import expanded, make_folder
 from ...locks import locked
 from ...progress import progress_bar
 from ...resume import Parts, StateRecord
-from ..denoiser import Denoiser
+from ..denoiser import Denoiser, check_denoiser
 from .latents import IMAGE_RANGE, LatentCodec
 
 
@@ -51,6 +51,7 @@ def encode_latents(
     Returns: (M, c, h, w) float32 without a cache, a Dataset that reads the cache with one.
     Raises InputError for a model without an autoencoder, unusable images, and a cache of other images.
     """
+    check_denoiser(denoiser)
     codec = denoiser.codec
     if codec is None:
         raise InputError("this model has no autoencoder, so there is nothing to encode; pass the images as they are.")
