@@ -41,6 +41,14 @@ class StructuredCovariance:
     structure: Structure
     variance: torch.Tensor
 
+    def __post_init__(self) -> None:
+        # An axis short, (C,) would be taken for the last axis of an image, which may be as long.
+        checks.refuse(
+            self.variance.ndim < len(self.structure.variance_shape),
+            f"variances have shape {tuple(self.variance.shape)}, but structure {self.structure.name!r} of images "
+            f"{self.structure.shape} has them of {self.structure.variance_shape}, with or without a batch in front.",
+        )
+
     def colour(self, noise: torch.Tensor) -> torch.Tensor:
         """Σ^{1/2} noise, (B, C, *spatial)."""
         return self.structure.colour(self.variance, noise)

@@ -50,6 +50,12 @@ class ExactDenoiser(Denoiser):
 
     def _keep(self, name: str, values: npt.ArrayLike | torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+        square = array.ndim == 1 < len(shape) and len(array) == shape[0] == shape[-1] > 1
+        checks.refuse(
+            square,
+            f"{name} has shape {array.shape}, which of images {shape} could be the channels or the last axis; give it "
+            f"all {len(shape)} axes, with 1 where the values are shared.",
+        )
         try:
             tensor = torch.from_numpy(np.broadcast_to(array.astype(np.float64), shape).copy()).to(self.device)
         except ValueError:

@@ -67,13 +67,14 @@ def range_bound(
     """The bound's term of each row's step n → n − 1 (Improved DDPM eq. 4 to 6), (B,) float64, in bits/dim.
 
     Args:
-        raw: the range half of the network's output, which alone gets a gradient; like all others (B, C, H, W).
+        raw: the range half of the network's output, which alone gets a gradient; like all others (B, C, *spatial).
         n: (B,) from 1 to N, on the CPU.
         coefficients: `step_coefficients` of the schedule.
         levels: at n = 1 x_0 is one of so many levels from −1 to 1 (discretised decoder); None: continuous (density).
     """
     x_0, eps, eps_hat = x_0.double(), eps.double(), eps_hat.detach().double()
-    alpha, sigma, beta, beta_tilde, lambda2, gain = coefficients[n].to(raw.device).T[..., None, None, None]
+    rows = coefficients[n].to(raw.device).T
+    alpha, sigma, beta, beta_tilde, lambda2, gain = rows.reshape(*rows.shape, *(1,) * (x_0.ndim - 1))
     mean, _ = mean_and_eps("epsilon", eps_hat, alpha * x_0 + sigma * eps, alpha, sigma)
     variance = learned_range_variance(raw.double(), beta, beta_tilde)
     structure, d = Pixel(x_0.shape[1:]), math.prod(x_0.shape[1:])
@@ -81,7 +82,7 @@ def range_bound(
     last, others = (chosen.nonzero()[:, 0].to(raw.device) for chosen in (n == 1, n != 1))
     covariance, error = StructuredCovariance(structure, variance[others]), (gain * (x_0 - mean))[others]
     log_det, inverse_trace = covariance.log_det(), covariance.inverse_trace()
-    nats[others] = gaussian_kl(lambda2[others, 0, 0, 0], log_det, inverse_trace, covariance.quadratic(error), d)
+    nats[others] = gaussian_kl(lambda2.flatten()[others], log_det, inverse_trace, covariance.quadratic(error), d)
     if len(last):
         nats[last] = _decoder_nats(x_0[last], mean[last], StructuredCovariance(structure, variance[last]), levels)
     return nats / (d * math.log(2))
@@ -126,4 +127,4 @@ def _decoder_nats(
             f"the first images hold {levels} levels only, as 8-bit images do, but a later one does not, and a learned "
             "range is trained otherwise for either; pass images of one kind."
         ) from error
-    return -discretised_log_prob(level, mean, covariance.variance, levels, DATA_RANGE).sum(dim=(-3, -2, -1))
+    return -discretised_log_prob(level, mean, covariance.variance, levels, DATA_RANGE).flatten(1).sum(1)
