@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..files import expanded
+from ..unwrapping import unwrapped
 from .classifier import DigitsFeatures, read_digits, read_features
 from .weights import file_hash, fingerprint
 
@@ -100,7 +101,7 @@ class CallableFeatures(nn.Module):
         if self._fingerprint is not None:
             return self._fingerprint
         assert isinstance(self.function, nn.Module)
-        weights = fingerprint(self.function.state_dict())
+        weights = fingerprint(unwrapped(self.function).state_dict())
         return weights if self.data_range is None else file_hash(f"{weights} {self.data_range}".encode())
 
     def forward(self, images: Tensor) -> Tensor:

@@ -192,7 +192,9 @@ for name in metrics.__all__: getattr(metrics, name)
 assert not any(isinstance(getattr(metrics, name), type(sys)) for name in metrics.__all__), "a name hides a file"
 assert set(metrics.__all__) <= set(dir(metrics)) and not hasattr(metrics, "nothing")
 loaded = {name.split(".")[1] for name in sys.modules if name.startswith("diffusion_var.")}
-ground = {"checks", "documents", "errors", "files", "hub", "lazy", "progress", "randomness"}
+ground = {
+    "array_rules", "checks", "documents", "errors", "files", "hub", "lazy", "progress", "randomness", "unwrapping"
+}
 assert loaded <= {"metrics", "data"} | ground, loaded
 late = {"sklearn", "diffusers", "torchvision", "matplotlib", "torch_fidelity"} & set(sys.modules)
 assert not late, late
