@@ -120,7 +120,7 @@ def bounds(name: str, value: Any) -> Range | None:
     if value is None:
         return None
     try:
-        low, high = (float(end) for end in value)
+        low, high = (float(end) if is_number(end) else math.nan for end in value)
     except (TypeError, ValueError):
         low = high = math.nan
     if not (math.isfinite(low) and math.isfinite(high) and low < high):

@@ -37,6 +37,7 @@ from .. import checks
 from ..covariance.analytic import Analytic
 from ..covariance.head import Head
 from ..covariance.reverse import StepCovariances, cap_variance
+from ..errors import InputError, printable
 from ..files import expanded
 from ..models.posterior import Posterior
 from ..models.prediction import check_prediction, eps_of_mean, mean_and_eps
@@ -47,6 +48,7 @@ from ..process.steps import check_spacing
 from ..variance.estimators import Estimator
 from ..variance.table import VarianceTable
 from .compatibility import check_pipeline, config_to_fit, find_beside, require_betas, require_schedule
+from .config_checks import check_settings
 from .plan import StepPlan, indices_of, spaced_indices, timestep_of
 from .source import ConfigEntry, VarianceSource, network_of
 from .step_checks import check_alike, check_generator, check_step, timesteps_of
@@ -115,6 +117,7 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         data_range: list[float] | None = None,
         variance: dict[str, Any] | None = None,
     ) -> None:
+        check_settings(self._known_config)
         eta, tau = check_noise(eta, tau)
         plain: dict[str, Any] = {"eta": eta, "tau": tau}
         if trained_betas is not None:  # arrays would break saving
@@ -127,7 +130,6 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         check_prediction(self.prediction, self.schedule)
         check_clipped_eps(clipped_eps)
         check_spacing(timestep_spacing)
-        checks.whole("steps_offset", steps_offset)
         self.generator: torch.Generator | None = None
         self._cap = cap_variance(final_noise_cap, checks.bounds("data_range", data_range))
         self._source = VarianceSource(self._known_config)
@@ -287,6 +289,8 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 options.setdefault("variance_type", "fixed_small")
             if {"eta", "tau"} & {*options}:  # one in the other's place
                 config = {**config, "eta": None, "tau": None}
+            if options.get("variance_type") not in (None, "analytic", "head"):  # not those that the config keeps
+                config = {**config, "variance": None}
             if "set_alpha_to_one" in options:  # no option of this class's own
                 config = {**config, "set_alpha_to_one": options.pop("set_alpha_to_one")}
         return super().from_config(config, return_unused_kwargs, **options)
@@ -310,7 +314,15 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """Load from a folder or the hub; a table or head that the config names is found beside it."""
         if (where := str(pretrained_model_name_or_path)).startswith("~") and not Path(where).exists():
             pretrained_model_name_or_path = where = str(expanded(where))
-        loaded = super().from_pretrained(pretrained_model_name_or_path, subfolder, return_unused_kwargs, **options)
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, subfolder, return_unused_kwargs, **options)
+        except InputError as error:
+            raise InputError(f"the scheduler in {where} cannot be used: {error}") from error
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            raise InputError(
+                f"the scheduler in {where} cannot be read ({printable(str(error), 200)}); check the path, or save it "
+                "again."
+            ) from error
         scheduler: Any = loaded[0] if isinstance(loaded, tuple) else loaded
         scheduler._source.load(partial(find_beside, where=where, subfolder=subfolder, options=options))
         return loaded

@@ -34,6 +34,7 @@ from ..process.kernel import ReverseKernel
 from ..variance.estimators import Estimator
 from ..variance.table import VarianceTable
 from .compatibility import check_table
+from .config_checks import check_entry
 
 TABLE_FILE = "variance_table.safetensors"
 HEAD_FILE = "variance_head.safetensors"
@@ -43,6 +44,7 @@ _UNMEASURED: dict[str, Callable[[], ReverseCovariance]] = {
     "learned_range": LearnedRange,
 }
 VARIANCE_TYPES = (*_UNMEASURED, "analytic", "head")
+_LISTS = ("posterior_variance", "clipping_cross", "clipping_shift")
 _BELONG_TO = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr"),
     *("prediction_type", "clip_sample", "thresholding"),
@@ -80,16 +82,26 @@ class VarianceSource:
         self.covariance: ReverseCovariance | None = None
         self._watch: Watch | None = None
         if self.kind in _UNMEASURED:
+            checks.refuse(
+                config.get("variance") is not None,
+                f"the config keeps variances of a table or head, but its variance_type is {self.kind!r}; restore "
+                "variance_type='analytic' or 'head', or leave variance out.",
+            )
             self.covariance = _UNMEASURED[self.kind]()
         elif self.entry is None:
             raise InputError(_NEEDS[self.kind])
-        elif self.file is not None and Path(self.file).name != self.file:
+        else:
+            check_entry(self.entry)
+            self._read(self.entry)
+
+    def _read(self, entry: Mapping[str, Any]) -> None:
+        if self.file is not None and Path(self.file).name != self.file:
             raise InputError(
                 f"the scheduler's config names the file {self.file!r}, but a plain file name beside the config is "
                 "expected."
             )
-        elif "posterior_variance" in self.entry:
-            self.covariance = self._listed(self.entry)
+        if entry.get("posterior_variance") is not None:
+            self.covariance = self._listed(entry)
 
     # ---- what is kept -----------------------------------------------------------------------------------------
 
@@ -102,7 +114,7 @@ class VarianceSource:
         entry["shape"] = None if table.shape is None else list(table.shape)
         if structure in LISTED:
             lists = VarianceLists.from_table(table, estimator, structure).lists()
-            return {**entry, **lists, "digest": _settings_digest(config, entry)}, None
+            return {**entry, **lists, "digest": _settings_digest(config, {**entry, **lists})}, None
         kept = table.subset([structure])
         return {**entry, "file": TABLE_FILE, "digest": kept.digest}, kept
 
@@ -123,7 +135,8 @@ class VarianceSource:
         checks.refuse(
             entry.get("digest") not in (None, _settings_digest(self._config, entry)),
             "posterior_variance was measured under another schedule, prediction type, clipping, estimator or structure "
-            "than the config has now; make the scheduler with AnalyticScheduler.from_table.",
+            "than the config has now, or holds other numbers than were written; make the scheduler with "
+            "AnalyticScheduler.from_table.",
         )
         return lists
 
@@ -268,10 +281,10 @@ def network_of(pipe: Any) -> torch.nn.Module | None:
 
 
 def _settings_digest(config: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
-    """SHA-256 of what lists of variances belong to: of the config's own values, which no machine rounds otherwise."""
+    """SHA-256 of lists of variances and of what they belong to: of the config's own values, which no machine rounds."""
     bound = config["clip_sample_range"] if config["clip_sample"] else None
     facts = {name: config[name] for name in _BELONG_TO} | {"bound": bound}
-    facts |= {name: entry[name] for name in ("estimator", "structure")}
+    facts |= {name: entry.get(name) for name in ("estimator", "structure", *_LISTS)}
     if facts["trained_betas"] is not None:
         facts["trained_betas"] = [float(beta) for beta in facts["trained_betas"]]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -62,7 +62,7 @@ def family_of(config: Config) -> str:
     """ "betas", "flow", "edm" or "ve"; by the class where the config names it, else by its keys."""
     name = config.get("_class_name")
     if name in _BETA_CLASSES or (name is None and _has_betas(config)):
-        return "flow" if config.get("use_flow_sigmas") else "betas"
+        return "flow" if switch(config, "use_flow_sigmas") else "betas"
     by_key = (
         ("flow", _FLOW_CLASSES, "shift"),
         ("edm", _EDM_CLASSES, "sigma_schedule"),
@@ -89,6 +89,22 @@ def number(config: Config, key: str, default: float) -> float:
     return float(value)
 
 
+def switch(config: Config, key: str, default: bool = False) -> bool:
+    """A switch of a config, or the default where the key is missing or null; InputError for anything else."""
+    value = config.get(key)
+    if value is not None and not checks.is_bool(value):
+        raise InputError(f"the config has {key}={checks.brief(value)}, but true or false is expected there; mend it.")
+    return default if value is None else bool(value)
+
+
+def _numbers(config: Config, key: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    try:
+        return np.asarray(config[key], dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        found = checks.brief(config[key])
+        raise InputError(f"the config has {key}={found}, but a list of numbers is expected there; mend it.") from error
+
+
 def _num_levels(config: Config) -> int:
     steps = number(config, "num_train_timesteps", math.nan)
     if not checks.is_whole(steps) or steps < 1:
@@ -107,7 +123,7 @@ def schedule_of(scheduler: Any) -> NoiseSchedule:
 
 def _betas(config: Config) -> NoiseSchedule:
     schedule = _trained_betas(config)
-    if config.get("rescale_betas_zero_snr"):
+    if switch(config, "rescale_betas_zero_snr"):
         schedule = schedule.with_zero_terminal_snr()
     if config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction":
         # Networks with EDM's timestep on variance-preserving inputs (CosXL, Stable Video Diffusion).
@@ -122,7 +138,7 @@ def _trained_betas(config: Config) -> NoiseSchedule:
             "the scheduler has a snr_shift_scale, which is not supported; build the NoiseSchedule by hand."
         )
     if config.get("trained_betas") is not None:
-        return NoiseSchedule.from_betas(np.asarray(config["trained_betas"], dtype=np.float64))
+        return NoiseSchedule.from_betas(_numbers(config, "trained_betas"))
     # No default for the name: a scheduler of another kind has none, and must not pass for linear.
     steps, name = _num_levels(config), config.get("beta_schedule")
     ends = _LATENT_ENDS if config.get("_class_name") in _LATENT_CLASSES else (1e-4, 0.02)
@@ -142,12 +158,12 @@ def _trained_betas(config: Config) -> NoiseSchedule:
 
 
 def _flow(config: Config) -> NoiseSchedule:
-    if config.get("invert_sigmas"):
+    if switch(config, "invert_sigmas"):
         raise InputError(
             "the scheduler has invert_sigmas=true, which is not supported; build the NoiseSchedule by hand."
         )
     # A dynamic shift moves the levels that a solver visits with the image size; training's grid is even.
-    shift = 1.0 if config.get("use_dynamic_shifting") else config.get("flow_shift", config.get("shift"))
+    shift = 1.0 if switch(config, "use_dynamic_shifting") else config.get("flow_shift", config.get("shift"))
     steps = _num_levels(config)
     return NoiseSchedule.flow(steps, float(1.0 if shift is None else shift), timestep_scale=steps)
 

@@ -7,6 +7,7 @@ What may be anything (the details of a run, its seed) is left alone.
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from signed import contents, sign
 
 #: Metadata whose inside may be any JSON, and numbers that may be negative.
 FREE = ("details", "training", "protocol", "held_out_accuracy", "training_images")
-SIGNED = ("seed", "value", "mean")
+SIGNED = ("seed", "value", "mean", "steps_offset")
 #: Arrays of which a change is another, sensible array: a mirrored basis, another mean, weights.
 ZERO_IS_FINE = (
     *("head.", "network.", "extra.", "average."),  # weights
@@ -75,6 +76,19 @@ def _senseless(name: str, old: Any) -> list[Any]:
     if isinstance(old, dict):
         return [[], 5, "x"]
     return wrong
+
+
+def json_mutants(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Names of mutants of a JSON file without a checksum, each with its text: some are torn, some hold other values."""
+    text = json.dumps(content)
+    for end in (0, 1, len(text) // 2, len(text) - 1):
+        yield f"torn at {end}", text[:end]
+    for other in ("null", "[]", "5", '"x"', "{}", "\x00", "[" * 100_000, '{"a":' * 50_000):
+        yield f"other {other[:5]!r}", other
+    for name, changed in _metadata(content):
+        yield name, json.dumps(changed)
+    for key in content:
+        yield f"{key} gone", json.dumps({name: value for name, value in content.items() if name != key})
 
 
 def _arrays(arrays: dict[str, Any], zero_is_fine: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:

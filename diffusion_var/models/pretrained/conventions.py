@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import InputError
-from ...process.diffusers_configs import family_of, number
+from ...process.diffusers_configs import family_of, number, switch
 from ..prediction import Prediction
 
 _PREDICTIONS: dict[str, dict[str, Prediction]] = {
@@ -25,14 +25,14 @@ def prediction_of(config: Mapping[str, Any]) -> Prediction:
     family = family_of(config)
     known = _PREDICTIONS[family]
     name = config.get("prediction_type", _DEFAULT_PREDICTION[family])
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise InputError(f"the scheduler's prediction_type is {name!r}, but the supported ones are {', '.join(known)}.")
     return known[name]
 
 
 def clip_of(config: Mapping[str, Any]) -> tuple[float, float] | None:
     """The bounds of x̂_0, or None."""
-    if not config.get("clip_sample", config.get("_class_name") in (*_CLIPPING_CLASSES, "AnalyticScheduler")):
+    if not switch(config, "clip_sample", config.get("_class_name") in (*_CLIPPING_CLASSES, "AnalyticScheduler")):
         return None
     bound = number(config, "clip_sample_range", 1.0)
     return -bound, bound

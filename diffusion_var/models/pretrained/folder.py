@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ...errors import InputError
+from ...errors import InputError, printable
 from ...files import expanded
 from ...hub import fetch_snapshot
 
@@ -125,8 +125,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; InputError for anything else."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} could not be read as JSON ({error}); save the model again.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = printable(str(error), 200)
+        raise InputError(f"{path} could not be read as JSON ({reason}); save the model again.") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a JSON object, but it holds {type(content).__name__}.")
     return content
