@@ -11,6 +11,7 @@ from . import checks
 Plain = dict[str, Any]
 #: A tolerance above which numbers would agree that are not the same.
 MOST_WITHIN = 0.1
+_MOST_TEXT = 256
 
 
 def measured(values: list[float], within: float, of: str) -> Plain:
@@ -45,9 +46,11 @@ def distance(a: Plain, b: Plain) -> float:
 
 def is_measured(value: Any) -> bool:
     """Whether an entry of a document is what `measured` makes."""
-    if not isinstance(value, dict) or value.keys() != {"of", "values", "within"} or not isinstance(value["of"], str):
+    if not isinstance(value, dict) or value.keys() != {"of", "values", "within"}:
         return False
-    values, within = value["values"], value["within"]
+    of, values, within = value["of"], value["values"], value["within"]
+    if not isinstance(of, str) or not 0 < len(of) <= _MOST_TEXT:
+        return False
     if not isinstance(values, list) or not values or not isinstance(within, float) or not 0 < within <= MOST_WITHIN:
         return False
     return all(isinstance(number, float) and math.isfinite(number) for number in values)
