@@ -28,6 +28,7 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
+from ..checks import refuse
 from ..errors import InputError
 from ..files import regular_file
 from .sources import ImageSource
@@ -63,13 +64,28 @@ def open_array(path: Path, key: str | None = None) -> Rows:
                 shape, fortran, dtype = _header(file, path.stat().st_size)
                 return _stored(path, shape, fortran, dtype, file.tell())
         with zipfile.ZipFile(path) as archive:
-            keys = [name.removesuffix(".npy") for name in archive.namelist()]
-            return _member(path, archive, f"{_chosen(path, keys, key)}.npy")
+            return _member(path, archive, _chosen(path, names_in(archive), key))
+
+
+def names_in(archive: zipfile.ZipFile) -> list[str]:
+    """The names of the arrays of an .npz. Raises InputError for one that is there twice."""
+    keys = [name.removesuffix(".npy") for name in archive.namelist()]
+    refuse(len({*keys}) < len(keys), f"{archive.filename} holds the arrays {keys}, one name twice; write it again.")
+    return keys
+
+
+def whole_array(archive: zipfile.ZipFile, key: str) -> npt.NDArray[Any]:
+    """One array of an .npz, in memory. Raises ValueError for one that is not as large as it declares."""
+    info = archive.getinfo(f"{key}.npy")
+    with open_member(archive, info) as file:
+        _header(file, info.file_size)
+    with open_member(archive, info) as file:
+        whole: npt.NDArray[Any] = npy.read_array(file, allow_pickle=False)
+        _finish(file)
+    return whole
 
 
 def _chosen(path: Path, keys: list[str], key: str | None) -> str:
-    if len(set(keys)) < len(keys):
-        raise InputError(f"{path} holds the arrays {keys}, one name twice; write it again.")
     known = [name for name in ((key,) if key is not None else ARRAY_KEYS) if name in keys]
     known = known or keys * (len(keys) == 1 and key is None)
     if known:
@@ -92,9 +108,9 @@ def _readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Rows:
-    """The array in one member, by the cheapest of the three ways of the module docstring."""
-    info = archive.getinfo(name)
+def _member(path: Path, archive: zipfile.ZipFile, key: str) -> Rows:
+    """One array, by the cheapest of the three ways of the module docstring."""
+    info = archive.getinfo(f"{key}.npy")
     with open_member(archive, info) as file:
         shape, fortran, dtype = _header(file, info.file_size)
         start = file.tell()
@@ -102,11 +118,8 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> Rows:
         _verify(path, info)
         return _stored(path, shape, fortran, dtype, _offset(path, info) + start)
     if info.file_size <= LARGEST_IN_MEMORY or fortran or not shape:  # the rows of Fortran order do not come in order
-        with open_member(archive, info) as file:
-            whole: npt.NDArray[Any] = npy.read_array(file, allow_pickle=False)
-            _finish(file)
-        return whole
-    return CompressedRows(path, name, shape, dtype, start)
+        return whole_array(archive, key)
+    return CompressedRows(path, info.filename, shape, dtype, start)
 
 
 def _header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -19,6 +19,7 @@ import torch
 
 from ..errors import InputError
 from ..files import regular_file
+from .arrays import names_in, whole_array
 from .images import read_images
 from .names import ImageName, TorchvisionImages, digits_part, parse_name
 from .sources import LARGEST_MEMBER
@@ -101,14 +102,13 @@ def _read_array(name: ImageName) -> np.ndarray[Any, Any]:
     try:
         if Path(name.base).exists():
             regular_file(name.base)
-        content = np.load(name.base, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return content
-        with content:
-            keys = list(content.files)
+        if not zipfile.is_zipfile(name.base):
+            return np.asarray(np.load(name.base, allow_pickle=False))
+        with zipfile.ZipFile(name.base) as archive:
+            keys = names_in(archive)
             wanted = [name.key] if name.key else [k for k in _KEYS if k in keys] or keys * (len(keys) == 1)
             if wanted and wanted[0] in keys:
-                return np.asarray(content[wanted[0]])
+                return whole_array(archive, wanted[0])
     except InputError:
         raise
     except Exception as error:  # numpy raises OSError, ValueError, EOFError, BadZipFile, zlib.error, ...

@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from .. import checks
+from ..data.arrays import names_in, whole_array
 from ..errors import InputError
 from ..files import expanded, regular_file, write_atomic
 
@@ -74,9 +77,12 @@ class FeatureStatistics:
             raise InputError(f"{source}: mu or sigma holds NaN or Inf; compute them again from finite features.")
         # Files written from float32 are symmetric to about 1e-7 of the variances only.
         variances = np.diagonal(covariance)
-        if variances.min() < 0 or np.abs(covariance - covariance.T).max() > 1e-5 * variances.max():
+        largest = np.sqrt(np.maximum(variances, 0.0))
+        beyond = np.abs(covariance) > 1.001 * np.outer(largest, largest) + 1e-5 * variances.max()
+        if variances.min() < 0 or np.abs(covariance - covariance.T).max() > 1e-5 * variances.max() or beyond.any():
             raise InputError(
-                f"{source}: sigma is not a covariance (asymmetric, or a negative variance); compute it again."
+                f"{source}: sigma is not a covariance (asymmetric, a negative variance, or a covariance that its "
+                "variances do not allow); compute it again."
             )
         if count is not None and count < 2:
             raise InputError(f"{source}: count is {count}; a covariance needs at least 2 images.")
@@ -185,17 +191,16 @@ class FeatureStatistics:
         try:
             if path.exists():
                 regular_file(path)
-            with np.load(path, allow_pickle=False) as content:
-                if len(set(content.files)) < len(content.files):
-                    raise InputError(f"{path} holds the arrays {content.files}, one name twice; write it again.")
-                if missing := [key for key in ("mu", "sigma") if key not in content]:
+            with zipfile.ZipFile(path) as archive:
+                keys = names_in(archive)
+                if missing := [key for key in ("mu", "sigma") if key not in keys]:
                     raise InputError(
-                        f"{path} lacks {' and '.join(missing)} and holds {list(content)}; expected feature statistics "
-                        "with mu and sigma."
+                        f"{path} lacks {' and '.join(missing)} and holds {keys}; expected feature statistics with mu "
+                        "and sigma."
                     )
-                mu, sigma = content["mu"], content["sigma"]
-                count = int(content["count"]) if "count" in content else None
-                origin = json.loads(str(content["origin"])) if "origin" in content else None
+                mu, sigma = whole_array(archive, "mu"), whole_array(archive, "sigma")
+                count = checks.whole("count", whole_array(archive, "count").item()) if "count" in keys else None
+                origin = json.loads(str(whole_array(archive, "origin"))) if "origin" in keys else None
         except InputError:
             raise
         except FileNotFoundError as error:

@@ -36,6 +36,7 @@ from ..variance.table import VarianceTable
 from .compatibility import check_table
 from .config_checks import check_entry
 
+SUFFIX = ".safetensors"
 TABLE_FILE = "variance_table.safetensors"
 HEAD_FILE = "variance_head.safetensors"
 _UNMEASURED: dict[str, Callable[[], ReverseCovariance]] = {
@@ -95,10 +96,10 @@ class VarianceSource:
             self._read(self.entry)
 
     def _read(self, entry: Mapping[str, Any]) -> None:
-        if self.file is not None and Path(self.file).name != self.file:
+        if self.file is not None and (Path(self.file).name != self.file or not self.file.endswith(SUFFIX)):
             raise InputError(
                 f"the scheduler's config names the file {self.file!r}, but a plain file name beside the config is "
-                "expected."
+                f"expected, which ends in {SUFFIX}."
             )
         if entry.get("posterior_variance") is not None:
             self.covariance = self._listed(entry)

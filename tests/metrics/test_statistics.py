@@ -237,3 +237,43 @@ def test_needs_two_images(tmp_path):
     with pytest.raises(InputError, match=r"\.npz"):
         statistics.update(np.zeros((1, 3))).save(tmp_path / "s.bin")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"count": np.array(2.5)}, "count"),
+        ({"count": np.array([3, 4])}, "cannot be read"),
+        ({"count": np.array(-3)}, "count is -3"),
+        ({"count": np.array(True)}, "count"),
+        ({"sigma": np.array([[1.0, 5.0], [5.0, 1.0]])}, "its variances do not allow"),
+        ({"sigma": np.array([[-1.0, 0.0], [0.0, 1.0]])}, "a negative variance"),
+        ({"mu": np.array([0.0, np.nan])}, "NaN or Inf"),
+        ({"mu": np.zeros(3)}, "expected"),
+        ({"origin": np.array("[" * 100_000)}, "cannot be read"),
+        ({"origin": np.array("5")}, "no record of how it was made"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_files_that_make_no_sense(tmp_path, changed, said):
+    path = tmp_path / "s.npz"
+    np.savez(path, **{"mu": np.zeros(2), "sigma": np.eye(2), "count": np.array(9), **changed})
+    with pytest.raises(InputError, match=r"s\.npz|count") as error:
+        FeatureStatistics.load(path)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_members_that_lie_about_their_shape(tmp_path):
+    import zipfile
+
+    path = tmp_path / "s.npz"
+    np.savez(path, mu=np.zeros(2), sigma=np.eye(2))
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["mu.npy"] = members["mu.npy"].replace(b"(2,)", b"(9,)")
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(InputError, match=r"s\.npz cannot be read as feature statistics \(it declares \(9,\) float64"):
+        FeatureStatistics.load(path)
