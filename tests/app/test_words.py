@@ -21,6 +21,8 @@ OPTIONS = (
     "structure",
     "steps",
     "out",
+    "features",
+    "inception_weights",
 )
 SAID = {
     "batch_size=0 must be at least 1.": "--batch-size 0 must be at least 1.",
@@ -30,6 +32,9 @@ SAID = {
     ),
     "give it data_range=(-1, 1) or pass floats.": "give it --data-range -1,1 or pass floats.",
     "pass it as data_range.": "pass it as --data-range.",
+    "pass its path as inception_weights=; features=digits or features=FILE.safetensors work without it.": (
+        "pass its path as --inception-weights; --features digits or --features FILE.safetensors work without it."
+    ),
     "no images, but held_out_labels; pass held_out=.": "no images, but held_out_labels; pass --held-out.",
     "structure='dct' is not known; use structure=\"pixel\".": "--structure dct is not known; use --structure pixel.",
     "steps=[5, 1, …] must rise.": "--steps 5,1,… must rise.",
@@ -76,6 +81,11 @@ ELSEWHERE = {
     "sigma_max": "of steps that commands name by their spacing",
     "prompts": "a list of texts, which commands read from a file",
     "bounded": "of a table's method",
+    "eps_square": "a published array's, of which a table is made in Python",
+    "conditional": "of a network that is wrapped in Python",
+    "timestep_scale": "of a schedule that is made in Python",
+    "values": "steps by their sigmas, a list that commands have validated",
+    "visit": "of a sampler's method",
     "levels": "of a bound",
 }
 CONFIG_ENTRIES = {

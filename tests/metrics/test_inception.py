@@ -199,7 +199,7 @@ class TestFindWeights:
         message = str(caught.value)
         for part in ("no route", inception.URL, str(self.cache / inception.FILE), "inception_weights="):
             assert part in message
-        assert "--features digits or --features FILE.safetensors work without it" in message
+        assert "features=digits or features=FILE.safetensors work without it" in message
         assert "\n" not in message
 
     def test_an_unwritable_cache(self, tmp_path):

@@ -36,6 +36,7 @@ from ..claims import run_identity
 from ..methods import make_covariance, make_noise, make_sampler, make_steps
 from ..model import Model, check_model_options, open_model, open_schedule, read
 from ..options import BITS
+from ..outputs import require_writable
 from ..terminal import say, say_lines
 from .cells import FOLDER, CellStore, Measured
 from .folder import TABLE, ComparisonFolder
@@ -51,7 +52,7 @@ _OPTIONAL = ("head", "tau", "sigmas", "factor")
 
 def run(options: CompareOptions) -> None:
     """Measure, sample, score and write the report into `options.out`; prints the scores and who wins."""
-    require_empty_folder(options.out, overwrite=True)  # a file is no folder
+    require_writable(require_empty_folder(options.out, overwrite=True))  # a file is no folder
     with locked(options.out, folder=True):
         _run(options)
 

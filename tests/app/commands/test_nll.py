@@ -68,8 +68,11 @@ def test_nll_writes_its_parts_and_leaves_no_checkpoint(table: Path, tmp_path: Pa
     assert sum(part["value"] for part in content["per_step"]) == pytest.approx(content["value"])
     assert content["covariance"]["table"] == dv.VarianceTable.load(table).digest
     assert [path.name for path in tmp_path.iterdir()] == ["nll.json"]
-    with pytest.raises(InputError, match="nll"):
-        run(*NLL, "--table", str(table), "--steps", "3", "-o", str(out))
+    content = out.read_bytes()
+    assert "already finished" in run(*NLL, "--table", str(table), "--steps", "3", "-o", str(out))
+    with pytest.raises(InputError, match=r"nll\.json exists already.*--overwrite"):
+        run(*NLL, "--table", str(table), "--steps", "4", "-o", str(out))
+    assert out.read_bytes() == content
 
 
 def test_continuous_bounds_have_another_name() -> None:

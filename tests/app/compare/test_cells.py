@@ -117,11 +117,14 @@ def test_more_methods_steps_and_seeds_take_over_what_is_there(tmp_path: Path, co
 def test_other_settings_do_not_take_a_cell_for_their_own(
     tmp_path: Path, computed: list[str], change: dict[str, Any]
 ) -> None:
+    """Not even where the report of the others is replaced, which keeps the cells."""
     small = {"baseline": None, "seeds": [0], "steps": [3]}
     run_compare(options(tmp_path / "x", **small))
     assert len(computed) == 2
-    run_compare(options(tmp_path / "x", **{**small, **change}))
+    before = {file: file.read_bytes() for file in (tmp_path / "x" / "cells").iterdir()}
+    run_compare(options(tmp_path / "x", **{**small, **change, "overwrite": True}))
     assert len(computed) == (3 if "methods" in change else 4)
+    assert {file: file.read_bytes() for file in before} == before
 
 
 def test_a_new_name_or_batch_size_keeps_the_cells(tmp_path: Path, computed: list[str]) -> None:
@@ -136,6 +139,7 @@ def test_the_table_decides_analytic_cells_only(tmp_path: Path, computed: list[st
     common = {"baseline": None, "seeds": [0], "steps": [3], "methods": methods}
     run_compare(options(tmp_path / "x", **common))
     computed.clear()
+    common["overwrite"] = True
     run_compare(options(tmp_path / "x", **common, table=tmp_path / "x" / "table.safetensors"))
     assert computed == []
     run_compare(options(tmp_path / "x", **common, tolerance=0.1))
@@ -144,7 +148,7 @@ def test_the_table_decides_analytic_cells_only(tmp_path: Path, computed: list[st
 
 def test_a_table_is_that_of_the_config_and_not_of_earlier_runs(tmp_path: Path) -> None:
     methods = [{"covariance": "analytic"}]
-    common = {"baseline": None, "seeds": [0], "steps": [2], "methods": methods}
+    common = {"baseline": None, "seeds": [0], "steps": [2], "methods": methods, "overwrite": True}
     for tolerance in (0.5, 0.1, 0.5):
         run_compare(options(tmp_path / "x", **common, tolerance=tolerance))
     run_compare(options(tmp_path / "y", **common))
@@ -162,14 +166,14 @@ def test_a_single_step_has_a_report(tmp_path: Path) -> None:
 def test_groups_of_real_images_are_random_and_disjoint(tmp_path: Path) -> None:
     """A folder may hold its images class by class."""
     images = torch.arange(100, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8).contiguous()
-    np.savez(tmp_path / "sorted.npz", images=images.numpy())
-    named = options(tmp_path, baseline=str(tmp_path / "sorted.npz"), count=30, seeds=[0, 1, 2, 3])
-    groups = [[int(image[0, 0, 0]) for image in group] for group in baseline_groups(named, (1, 8, 8))]
+    name = str(tmp_path / "sorted.npz")
+    named, opened = options(tmp_path, baseline=name, count=30, seeds=[0, 1, 2, 3]), {name: images}
+    groups = [[int(image[0, 0, 0]) for image in group] for group in baseline_groups(named, opened, (1, 8, 8))]
     assert [len(group) for group in groups] == [30, 30, 30]
     assert len({i for group in groups for i in group}) == 90
     assert all(30 < np.mean(group) < 70 for group in groups)
     with pytest.raises(InputError, match=r"baseline .* shape \(1, 8, 8\); expected .*\(3, 8, 9\)"):
-        baseline_groups(named, (3, 8, 9))
+        baseline_groups(named, opened, (3, 8, 9))
 
 
 def test_a_renamed_method_keeps_its_cells(tmp_path: Path, computed: list[str]) -> None:

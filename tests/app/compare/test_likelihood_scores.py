@@ -13,6 +13,7 @@ import torch
 
 import diffusion_var as dv
 from diffusion_var.app.compare.likelihood_scores import LikelihoodScoring
+from diffusion_var.app.compare.markdown import markdown
 from diffusion_var.app.compare.options import CompareOptions, Method
 from diffusion_var.app.compare.pictures import score_curves
 from diffusion_var.app.compare.result import Cell, Comparison
@@ -95,7 +96,7 @@ def test_the_report_tells_of_both(folder: Path) -> None:
     assert "| DDIM | – | – |" in text
     assert f"- Bits/dim, K = 4: {who} has the best score, {best:.4f}" in text
     assert (folder / "scores_bits_per_dim.png").stat().st_size > 5000
-    assert "reference: digits:score[:30]" in text.split("## Protocol: bits/dim")[1]
+    assert f"reference: {markdown('digits:score[:30]')}" in text.split("## Protocol: bits/dim")[1]
 
 
 def test_cells_are_computed_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +121,7 @@ def test_cells_are_computed_once(folder: Path, tmp_path: Path, monkeypatch: pyte
     assert (len(bounds), len(samples)) == (2 * 2, 3 * 2 * 2)  # two methods with noise share their bounds
     run_compare(options(tmp_path / "run", methods=methods))
     assert (len(bounds), len(samples)) == (2 * 2, 3 * 2 * 2)
-    run_compare(options(tmp_path / "run", methods=methods, likelihood_images="digits:score[:31]"))
+    run_compare(options(tmp_path / "run", methods=methods, likelihood_images="digits:score[:31]", overwrite=True))
     assert (len(bounds), len(samples)) == (4 * 2, 3 * 2 * 2)
     assert not list((tmp_path / "run").rglob("*.partial"))
 
@@ -217,6 +218,7 @@ def test_refusals(tmp_path: Path) -> None:
 
 def test_conditions_of_the_images_tell_cells_apart() -> None:
     settings = load_options(CompareOptions, SMALL)
+    images = {settings.likelihood_images: digits_splits().score.images[:30]}
     denoiser = dv.Denoiser.from_pretrained(Path(dv.__file__).parent / "assets" / "digits")
 
     def identity(*conditions: int) -> Any:
@@ -224,7 +226,7 @@ def test_conditions_of_the_images_tell_cells_apart() -> None:
         model: Any = SimpleNamespace(
             denoiser=denoiser, inputs=lambda images: images, table_conditions=lambda *_, **__: given
         )
-        return json.dumps(LikelihoodScoring(settings, model).identity, sort_keys=True)
+        return json.dumps(LikelihoodScoring(settings, model, images).identity, sort_keys=True)
 
     assert len({identity(), identity(1), identity(2)}) == 3
     assert identity(1) == identity(1)

@@ -52,7 +52,7 @@ def reported(name: str, folder: Path) -> Comparison:
     folder.mkdir(exist_ok=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # fonts lack some letters
-        write_report(result, folder)
+        write_report(result, folder, "the run")
     return result
 
 
