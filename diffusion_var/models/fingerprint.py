@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,34 +26,32 @@ State = dict[str, Callable[[], torch.Tensor]]
 #: The most numbers that SHA-256 is used for; it takes about a second for as many.
 LARGEST = 2**28
 LOW = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-_PIECE = 2**22  # numbers converted at once
+_PIECE = 2**16  # numbers hashed at once: they and their roundings stay in the processor's cache
 
 
 def weights_fingerprint(module: torch.nn.Module) -> str:
     """The digest of a network's weights, and of what it uses beside them."""
+    return fingerprints(module, ())[0]
+
+
+def fingerprints(module: torch.nn.Module, low: Iterable[str]) -> tuple[str, dict[str, str]]:
+    """`weights_fingerprint`, and from the same reading of the weights their digests as they are when they are loaded in
+    the half precisions `low`, keys of `LOW`."""
     state, beside = _in_use(unwrapped(module))
-    if _numbers(module) > LARGEST:
-        content: Any = xxhash.xxh3_128()
-        _digest(content, state)
-        found = f"xxh3:{content.hexdigest()}"
-    else:
-        found = sha256_of_weights(state)
-    if not beside:
-        return found
-    return hashlib.sha256(json.dumps([found, beside], sort_keys=True).encode()).hexdigest()
+    large = _numbers(module) > LARGEST
+    whole: Any = xxhash.xxh3_128() if large else hashlib.sha256()
+    rounded = {name: xxhash.xxh3_128() for name in low}
+    _digest(state, [(whole, torch.float32), *((content, LOW[name]) for name, content in rounded.items())])
+    found = f"xxh3:{whole.hexdigest()}" if large else whole.hexdigest()
+    if beside:
+        found = hashlib.sha256(json.dumps([found, beside], sort_keys=True).encode()).hexdigest()
+    return found, {name: content.hexdigest() for name, content in rounded.items()}
 
 
-def sha256_of_weights(network: torch.nn.Module | State) -> str:
+def sha256_of_weights(network: torch.nn.Module) -> str:
     """SHA-256 over all of a state dict, sorted by name: what files made before had for networks of every size."""
     content = hashlib.sha256()
-    _digest(content, state_of(network) if isinstance(network, torch.nn.Module) else network)
-    return content.hexdigest()
-
-
-def rounded_fingerprint(module: torch.nn.Module, precision: str) -> str:
-    """The digest of the weights as they are when they are loaded in half `precision`, a key of `LOW`."""
-    content = xxhash.xxh3_128()
-    _digest(content, _in_use(unwrapped(module))[0], LOW[precision])
+    _digest(state_of(network), [(content, torch.float32)])
     return content.hexdigest()
 
 
@@ -70,7 +68,7 @@ def settings_digest(module: torch.nn.Module) -> str:
         content.update(json.dumps([name, found], sort_keys=True).encode())
     for name, buffer in bare.named_buffers():
         if name not in saved and buffer.device.type != "meta":
-            _digest(content, {name: buffer.detach})
+            _digest({name: buffer.detach}, [(content, torch.float32)])
     return content.hexdigest()
 
 
@@ -84,17 +82,20 @@ def _numbers(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _digest(content: Any, state: State, dtype: torch.dtype = torch.float32) -> None:
-    """Add a state to a hash, its floating values in one dtype."""
+def _digest(state: State, contents: Sequence[tuple[Any, torch.dtype]]) -> None:
+    """Add a state to hashes, its floating values in the dtype of each."""
+    room = {dtype: torch.empty(_PIECE, dtype=dtype) for _, dtype in contents}
     for name, read in sorted(state.items()):
         tensor = read()
-        content.update(f"{name}{tuple(tensor.shape)}".encode())
         flat = tensor.cpu().contiguous().reshape(-1)
         flat = flat if flat.is_floating_point() else flat.view(torch.uint8)
-        for start in range(0, len(flat), _PIECE):
-            piece = flat[start : start + _PIECE]
-            piece = piece.to(dtype) if piece.is_floating_point() else piece
-            content.update(piece.view(torch.uint8).numpy())
+        for content, _ in contents:
+            content.update(f"{name}{tuple(tensor.shape)}".encode())
+        for piece in flat.split(_PIECE):
+            for content, dtype in contents:
+                as_is = piece.dtype == dtype or not piece.is_floating_point()
+                taken = piece if as_is else room[dtype][: len(piece)].copy_(piece)
+                content.update(taken.view(torch.uint8).numpy())
 
 
 # ---- what is beside the weights ------------------------------------------------------------------------------------

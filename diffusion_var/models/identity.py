@@ -20,11 +20,10 @@ from ..measured import agree
 from ..process.schedule import NoiseSchedule
 from .fingerprint import (
     LOW,
+    fingerprints,
     precision_of,
-    rounded_fingerprint,
     settings_digest,
     sha256_of_weights,
-    weights_fingerprint,
 )
 from .probe import probe
 
@@ -108,21 +107,16 @@ def network_facts(
     known = {} if beside is None else beside.facts
     precision = precision_of(network)
     low = [precision] if precision in LOW else [*LOW] if keep else [known.get("precision")]
-    facts: dict[str, Any] = {"network": _digest(network, known), "precision": precision}
+    digest, rounded = fingerprints(network, [name for name in low if name in LOW])
+    if digest != known.get("network") is not None and "precision" not in known:  # a file made before
+        digest = sha256_of_weights(network)
+    facts: dict[str, Any] = {"network": digest, "precision": precision, "rounded": rounded}
     if beside is None:
         facts["settings"] = settings_digest(network)
-    facts["rounded"] = {name: rounded_fingerprint(network, name) for name in low if name in LOW}
     if keep or "probe" in known:
         found = probe(network, schedule, shape, precision, classes, device)
         facts |= {} if found is None else {"probe": found}
     return facts
-
-
-def _digest(network: torch.nn.Module, known: dict[str, Any]) -> str:
-    """The digest of a network's weights, in the form that `known` has."""
-    found, theirs = weights_fingerprint(network), known.get("network")
-    older = theirs is not None and "precision" not in known
-    return sha256_of_weights(network) if older and theirs != found else found
 
 
 def _same_weights(mine: dict[str, Any], theirs: dict[str, Any]) -> bool:

@@ -27,10 +27,11 @@ class InputPrecision:
     def evaluate(
         self, network: Any, run: Callable[..., Any], x: torch.Tensor, timestep: torch.Tensor, condition: Any
     ) -> Any:
-        """run(x, timestep, condition) on copies, of x and the condition's floats as the network takes them."""
+        """run(x, timestep, condition) on copies, of x and the condition's floats as the network takes them; as they are
+        where it has no precision of its own."""
         lead = leading_dtype(network)
         if lead is None:
-            return run(*_copies(x.dtype, x, timestep, condition))
+            return run(*_copies(None, x, timestep, condition))
         first = self._found.get(lead, lead if lead in _OTHER_THAN_FLOAT32 else x.dtype)
         refused: RuntimeError | None = None
         for dtype in chain([first], _others(network, first)):
@@ -62,7 +63,7 @@ def _others(network: torch.nn.Module, first: torch.dtype) -> Iterator[torch.dtyp
 
 
 def _copies(
-    dtype: torch.dtype, x: torch.Tensor, timestep: torch.Tensor, condition: Any
+    dtype: torch.dtype | None, x: torch.Tensor, timestep: torch.Tensor, condition: Any
 ) -> tuple[torch.Tensor, torch.Tensor, Any]:
     to = None if dtype == x.dtype and dtype not in _OTHER_THAN_FLOAT32 else dtype
     if condition is not None:

@@ -116,13 +116,14 @@ def test_of_two_c_channels_the_first_half_is_guided(scale: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_embeddings(dtype: torch.dtype) -> None:
-    """The null is one image's; it is repeated over the batch and takes the type of the conditions."""
-    network, prompts, null = Conditional(), normal(3, 5, 6, seed=2).to(dtype), normal(5, 6, seed=3)
+@pytest.mark.parametrize(("own", "within"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_embeddings(dtype: torch.dtype, own: torch.dtype, within: float) -> None:
+    """The null is one image's; it is repeated over the batch, and both are given in the network's own precision."""
+    network, prompts, null = Conditional(dtype=own), normal(3, 5, 6, seed=2).to(dtype), normal(5, 6, seed=3)
     eps = denoiser(network, 2.5, null)(X_T, 40, prompts).eps
-    assert network.calls[0][2].dtype == dtype
-    expected = apart(network, 2.5, prompts, null.to(dtype).expand(3, 5, 6), 39)
-    torch.testing.assert_close(eps, expected, rtol=1e-12, atol=1e-12)
+    assert [given.dtype for given in network.calls[-1][::2]] == [own, own]  # x and the condition
+    expected = apart(Conditional(), 2.5, prompts.double(), null.expand(3, 5, 6), 39)
+    torch.testing.assert_close(eps, expected, rtol=within, atol=within)
 
 
 @pytest.mark.parametrize("labels", [[7, 0, 3], np.array([7, 0, 3], dtype=np.uint8), LABELS.to(torch.int32), (7, 0, 3)])
