@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 
@@ -84,18 +85,34 @@ def _numbers(module: torch.nn.Module) -> int:
 
 def _digest(state: State, contents: Sequence[tuple[Any, torch.dtype]]) -> None:
     """Add a state to hashes, its floating values in the dtype of each."""
-    room = {dtype: torch.empty(_PIECE, dtype=dtype) for _, dtype in contents}
+    rounding = {dtype: _Rounding(dtype) for _, dtype in contents}
     for name, read in sorted(state.items()):
         tensor = read()
         flat = tensor.cpu().contiguous().reshape(-1)
-        flat = flat if flat.is_floating_point() else flat.view(torch.uint8)
+        own = {dtype for dtype in rounding if dtype == flat.dtype or not flat.is_floating_point()}
+        as_is = flat.view(torch.uint8).numpy() if own else np.empty(0, np.uint8)
         for content, _ in contents:
             content.update(f"{name}{tuple(tensor.shape)}".encode())
-        for piece in flat.split(_PIECE):
+        for start in range(0, len(flat), _PIECE):
+            piece, width = flat[start : start + _PIECE], flat.itemsize
             for content, dtype in contents:
-                as_is = piece.dtype == dtype or not piece.is_floating_point()
-                taken = piece if as_is else room[dtype][: len(piece)].copy_(piece)
-                content.update(taken.view(torch.uint8).numpy())
+                raw = as_is[start * width : (start + _PIECE) * width] if dtype in own else rounding[dtype](piece)
+                content.update(raw)
+
+
+class _Rounding:
+    """The bytes of at most `_PIECE` numbers in another dtype, always in the same place."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._numbers = torch.empty(_PIECE, dtype=dtype)
+        self._bytes = self._numbers.view(torch.uint8).numpy()
+
+    def __call__(self, piece: torch.Tensor) -> np.ndarray[Any, Any]:
+        if len(piece) == _PIECE:
+            self._numbers.copy_(piece)
+            return self._bytes
+        self._numbers[: len(piece)].copy_(piece)
+        return self._bytes[: len(piece) * self._numbers.itemsize]
 
 
 # ---- what is beside the weights ------------------------------------------------------------------------------------
