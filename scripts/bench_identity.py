@@ -4,10 +4,12 @@
 
 The first figure is the share of a default `estimate` on the digits network that is spent on the network's identity:
 the digests of its weights in three precisions, and the probe. The estimate is stopped after 65,536 evaluations, which
-makes the share larger than it is, for the identity is found once; --full lets it end. The second is what random networks of growing size cost,
-in billions of parameters: at a check (as `Sampler` and `from_table` make it, beside a table that is there), and at the
-start of an estimate (which keeps all that a later check may ask for). From the networks that are too large for SHA-256
-it is extrapolated to one billion, with the slope; --full measures that too (4 GB of memory). About two minutes, with --full five.
+makes the share larger than it is, for the identity is found once; --full lets it end.
+
+The second is what random networks of growing size cost, in billions of parameters: at a check (as `Sampler` and
+`from_table` make it, beside a table that is there), and at the start of an estimate (which keeps all that a later check
+may ask for). From the networks that are too large for SHA-256 it is extrapolated to one billion, with the slope; --full
+measures that too (4 GB of memory). It takes about two minutes, with --full five.
 
 What is compared with the targets is processor time: what else runs on the machine does not count.
 """
