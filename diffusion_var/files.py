@@ -173,10 +173,11 @@ def sweep(folder: Path, name: str = "") -> None:
         left = [e for e in entries if e.name.startswith(start) and fnmatch(e.name, ".*.tmp")]
     for entry in left:
         with suppress(OSError):
-            _remove_if_nobodys(entry.path, entry.is_dir(follow_symlinks=False))
+            remove_if_nobodys(entry.path, entry.is_dir(follow_symlinks=False))
 
 
-def _remove_if_nobodys(path: str, folder: bool) -> None:
+def remove_if_nobodys(path: str | os.PathLike[str], folder: bool = False) -> None:
+    """Remove a temporary file, a folder of them, or a lock, unless its writer lives and so holds it locked."""
     handle = os.open(path, os.O_NOFOLLOW | (os.O_RDONLY if folder else os.O_RDWR))
     try:
         if lock_handle(handle):

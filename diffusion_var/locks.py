@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from .errors import InputError
-from .files import lock_handle, sweep
+from .files import lock_handle, remove_if_nobodys, sweep
 from .stopping import leaving
 
 NAME = ".lock"  # of a folder's
@@ -45,6 +45,13 @@ def locked(output: str | os.PathLike[str], folder: bool = False, wait: bool = Fa
             yield
         finally:
             _held.remove(stack)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what killed runs left in a folder in which nothing needs to be written any more."""
+    sweep(folder)
+    with suppress(OSError):
+        remove_if_nobodys(folder / NAME)
 
 
 def _release_all() -> None:

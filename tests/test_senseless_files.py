@@ -3,163 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import small_heads
-import small_likelihoods
-import small_training
 import torch
-from mutants import mutants
+from senseless import KINDS, outcome
 from signed import contents, sign
 
 import diffusion_var as dv
-from diffusion_var.app.compare.cells import FORM as CELL
-from diffusion_var.app.compare.cells import CellStore, Measured
-from diffusion_var.documents import read_document
-from diffusion_var.metrics.classifier import DigitsFeatures, read_features, save_features
-from diffusion_var.metrics.score import Score
-from diffusion_var.models.pretrained.latents import LatentCodec
 from diffusion_var.randomness import generator
-from diffusion_var.training.unet import train_unet
-
-INDICES = [1, 5, 20, 50]
-WEIGHTS = ("channel.weights", "pixel.weights", "dct.weights")
-
-
-class Stop(Exception):
-    """An interruption."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of file: what writes one, and what reads it as a user's call does."""
-
-    make: Callable[[Path], Any]
-    read: Callable[[Path], Any]
-    zero_is_fine: tuple[str, ...] = ()
-    dear: bool = False
-
-
-def estimate(path: Path) -> Any:
-    return dv.estimate(
-        small_heads.denoiser(),
-        small_heads.images(),
-        indices=INDICES,
-        tolerance=0.05,
-        checkpoint=path,
-        progress=False,
-    )
-
-
-def interrupted_estimate(path: Path) -> None:
-    denoiser = small_heads.denoiser()
-    calls, forward = 0, denoiser.network.forward
-
-    def stopping(*arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls > 9:
-            raise Stop
-        return forward(*arguments, **options)
-
-    denoiser.network.forward = stopping
-    with pytest.raises(Exception):  # noqa: B017, PT011 (as the network's own, or with a word on where it was)
-        dv.estimate(denoiser, small_heads.images(), indices=INDICES, tolerance=0.05, checkpoint=path, progress=False)
-
-
-def bound(path: Path) -> Any:
-    denoiser = dv.Denoiser(
-        small_likelihoods.Network(), small_likelihoods.SCHEDULE, shape=small_likelihoods.SHAPE, clip=(-1.0, 1.0)
-    )
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (70, *small_likelihoods.SHAPE), dtype=np.uint8))
-    return dv.bits_per_dim(denoiser, dv.FixedLarge(), images, small_likelihoods.STEPS, checkpoint=path, progress=False)
-
-
-def training(path: Path, hook: Callable[[int], None] = lambda call: None) -> Any:
-    settings = small_training.UNetTraining(**small_training.SETTINGS)
-    images = small_training.Images(hook)
-    return train_unet(
-        small_training.small_unet(), images, small_training.SCHEDULE, settings, checkpoint=path, progress=False
-    )
-
-
-def autoencoder() -> Any:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=2).eval()
-
-
-def latents(path: Path) -> Any:
-    model = dv.Denoiser(lambda x, t: x, dv.NoiseSchedule.linear(10), shape=(2, 4, 4), clip=None)
-    vae = autoencoder()
-    model.codec = LatentCodec(lambda: vae, dict(vae.config), torch.device("cpu"))
-    images = np.random.default_rng(3).integers(0, 256, (3, 3, 4, 4), dtype=np.uint8)
-    found: Any = dv.encode_latents(model, images, cache=path.parent, progress=False)
-    return found[0]
-
-
-def cell(path: Path) -> None:
-    score = Score(3.5, {"metric": "fid", "images": 4}, 0.25, (3.0, 4.0))
-    store = CellStore(path.parent, {"network": "abc"})
-    store.save("name", {"seed": 1}, Measured({"fid": score}, np.ones((2, 1, 4, 4), np.uint8)))
-    (written,) = store.folder.iterdir()
-    written.rename(path)
-
-
-KINDS = {
-    "table": Kind(lambda path: small_heads.table().save(path), dv.VarianceTable.load),
-    "head": Kind(lambda path: small_heads.head(0.1).save(path), dv.Head.load),
-    "checkpoint of an estimate": Kind(
-        interrupted_estimate,
-        estimate,
-        (*(f"{s}.weights" for s in ("channel", "pixel", "dct")), "start_counts"),
-        dear=True,
-    ),
-    "checkpoint of a likelihood": Kind(bound, bound, dear=True),
-    "checkpoint of a training": Kind(training, training, ("optimizer",), dear=True),
-    "latents": Kind(latents, latents, dear=True),
-    "cell": Kind(cell, lambda path: read_document(path, CELL)),
-    "features": Kind(lambda path: save_features(DigitsFeatures(), path), read_features, ("trunk", "head")),
-}
-NAMES = {"latents": "latents-000000.safetensors"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_mutants_are_refused_in_one_sentence(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = KINDS[kind]
-    path = tmp_path / "folder" / NAMES.get(kind, "it.safetensors")
-    path.parent.mkdir()
-    made.make(path)
-    original = path.read_bytes()
-    wrong, count = [], 0
-    chosen = list(mutants(path, made.zero_is_fine))
-    if made.dear:  # each is a run; all of them: scripts/fault_sweep.py
-        chosen = [chosen[k] for k in sorted(generator(0, "mutants").permutation(len(chosen))[:40])]
-    for name, write in chosen:
-        write(path)
-        before, count = path.read_bytes(), count + 1
-        try:
-            made.read(path)
-            wrong.append(f"{name}: accepted")
-        except dv.InputError as error:
-            said = str(error)
-            if path.name not in said or "\n" in said or len(said) > 800:
-                wrong.append(f"{name}: {said}")
-        except Exception as error:  # the kind of it is what is asked
-            wrong.append(f"{name}: {type(error).__name__}: {error}")
-        if path.read_bytes() != before:
-            wrong.append(f"{name}: written over")
-        path.write_bytes(original)
-    assert not wrong, f"{len(wrong)} of {count}:\n" + "\n".join(wrong)
-    assert count > 20
-    made.read(path)
+def test_mutants_are_refused_in_one_sentence(kind: str, tmp_path: Path) -> None:
+    def chosen(count: int) -> list[int]:  # where each is a run, some; all of them: scripts/fault_sweep.py --mutants
+        drawn = generator(0, "mutants").permutation(count)
+        return sorted(int(k) for k in (drawn[:40] if KINDS[kind].dear else drawn))
+
+    found = outcome(kind, tmp_path, chosen)
+    assert not found.wrong, "\n".join(found.wrong)
+    assert found.refused > 20
 
 
 def test_headers_that_nest_without_end_and_numbers_without_end(tmp_path: Path) -> None:

@@ -316,6 +316,8 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             pretrained_model_name_or_path = where = str(expanded(where))
         try:
             loaded = super().from_pretrained(pretrained_model_name_or_path, subfolder, return_unused_kwargs, **options)
+            scheduler: Any = loaded[0] if isinstance(loaded, tuple) else loaded
+            scheduler._source.load(partial(find_beside, where=where, subfolder=subfolder, options=options))
         except InputError as error:
             raise InputError(f"the scheduler in {where} cannot be used: {error}") from error
         except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
@@ -323,8 +325,17 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 f"the scheduler in {where} cannot be read ({printable(str(error), 200)}); check the path, or save it "
                 "again."
             ) from error
-        scheduler: Any = loaded[0] if isinstance(loaded, tuple) else loaded
-        scheduler._source.load(partial(find_beside, where=where, subfolder=subfolder, options=options))
+        return loaded
+
+    @classmethod
+    def load_config(cls, *where: Any, **options: Any) -> Any:
+        """As diffusers' own, but refuse JSON that is text, which diffusers takes for the name of a model on the hub."""
+        loaded = super().load_config(*where, **options)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        checks.refuse(
+            not isinstance(config, Mapping),
+            f"its config is a {type(config).__name__}, but names and values are needed; save the scheduler again.",
+        )
         return loaded
 
     # ---- the timesteps ----------------------------------------------------------------------------------------

@@ -13,11 +13,15 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from senseless import latents
+
+Command = list[str] | Callable[[], object]  # arguments of the command line, or calls
 
 KILLED = 137
 _OPERATIONS = (
@@ -86,7 +90,7 @@ class Killer:
         os._exit(KILLED)
 
 
-def run(command: list[str], log: Path, last: int | None = None) -> tuple[int, int]:
+def run(command: Command, log: Path, last: int | None = None) -> tuple[int, int]:
     """Run a command in a fork of this process, killed at operation `last`; its exit code and number of operations."""
     read, write = os.pipe()
     child = os.fork()
@@ -107,12 +111,15 @@ def run(command: list[str], log: Path, last: int | None = None) -> tuple[int, in
     return os.waitstatus_to_exitcode(status), int(told or -1)
 
 
-def _call(command: list[str]) -> int:
+def _call(command: Command) -> int:
     from diffusion_var.app.cli import main
 
-    sys.argv = ["diffusion-var", *command]
     try:
-        main()
+        if callable(command):
+            command()
+        else:
+            sys.argv = ["diffusion-var", *command]
+            main()
     except SystemExit as end:
         return int(end.code or 0)
     except BaseException:
@@ -137,7 +144,7 @@ def tree(folder: Path) -> dict[str, str]:
     return found
 
 
-def sweep(command: Callable[[Path], list[str]], place: Path, chosen: Callable[[int], list[int]]) -> Outcome:
+def sweep(command: Callable[[Path], Command], place: Path, chosen: Callable[[int], list[int]]) -> Outcome:
     """Kill a command, which writes into the folder that it is given, at those of its operations that are chosen."""
     log, out = place / "log", place / "out"
     outcome = Outcome()
@@ -151,7 +158,7 @@ def sweep(command: Callable[[Path], list[str]], place: Path, chosen: Callable[[i
     if code != 0:
         raise RuntimeError(f"the undisturbed run of {command(out)} ended with {code}: {log.read_text()[-2000:]}")
     expected = tree(out)
-    for k in chosen(outcome.operations):
+    for k in (1 + position for position in chosen(outcome.operations)):
         fresh()
         code, _ = run(command(out), log, k)
         if code != KILLED:
@@ -168,8 +175,16 @@ def sweep(command: Callable[[Path], list[str]], place: Path, chosen: Callable[[i
     return outcome
 
 
-def commands(inputs: Path) -> dict[str, Callable[[Path], list[str]]]:
-    """Small runs of all commands that write files, on inputs that are made here."""
+def _encode(cache: Path) -> None:
+    """Latents into a cache of several files."""
+    from diffusion_var.models.pretrained import encode
+
+    encode.CHUNK = 1  # type: ignore[attr-defined]
+    latents(cache / "any of them")
+
+
+def commands(inputs: Path) -> dict[str, Callable[[Path], Command]]:
+    """Small runs of all commands that write files, and of calls that do, on inputs that are made here."""
     table = inputs / "table.safetensors"
     few, images = "digits:table[:16]", inputs / "images.npz"
     pixels = np.random.default_rng(0).integers(0, 256, (24, 1, 8, 8), dtype=np.uint8)
@@ -187,7 +202,7 @@ def commands(inputs: Path) -> dict[str, Callable[[Path], list[str]]]:
     digits = ["--model", "digits"]
     sample = ["sample", *digits, "--steps", "2"]
     nll = ["nll", *digits, "--images", "digits:score[:3]", "--steps", "2", "--covariance", "beta_tilde"]
-    made: dict[str, Callable[[Path], list[str]]] = {
+    made: dict[str, Callable[[Path], Command]] = {
         "estimate": lambda out: [*estimate, "-o", f"{out}/t"],
         "show": lambda out: ["show", f"{table}", "--plot", f"{out}/v.png"],
         "sample": lambda out: [*sample, "--count", "5", "--batch-size", "2", "-o", f"{out}/s"],
@@ -229,6 +244,7 @@ def commands(inputs: Path) -> dict[str, Callable[[Path], list[str]]]:
             "-o",
             f"{out}/h",
         ],
+        "encode_latents": lambda out: partial(_encode, out / "latents"),
         "compare": lambda out: ["compare", "--config", f"{config}", "-o", f"{out}/c"],
     }
     measured = [*estimate[:-4], "--indices", "1,100,300,500,700,1000", "--tolerance", "9", "-o", str(table)]

@@ -21,7 +21,7 @@ from ...data.fixed_images import CHUNK, FixedImages
 from ...documents import Arrays, Form
 from ...errors import InputError
 from ...files import expanded, make_folder
-from ...locks import locked
+from ...locks import locked, tidy
 from ...progress import progress_bar
 from ...resume import Parts, StateRecord
 from ..denoiser import Denoiser, check_denoiser
@@ -78,6 +78,8 @@ def encode_latents(
                 if not files.has(start // CHUNK):
                     files.write(start // CHUNK, _encode(codec, source, positions, batch_size, denoiser.shape))
             bar.update(len(positions))
+    if files is not None and not alone:
+        tidy(files.folder)
     return torch.cat(encoded) if files is None else CachedLatents(files, len(source))
 
 

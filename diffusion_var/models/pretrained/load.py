@@ -8,12 +8,15 @@ DiTTransformer2DModel; for others, `Denoiser(callable, schedule, …)`. Safetens
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ... import checks
 from ...errors import InputError
 from ...process.diffusers_configs import config_of, schedule_of
 from ..denoiser import Denoiser
@@ -39,23 +42,27 @@ def load(
     folder = open_folder(path, revision, variant, allow_pickle)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     part, config = folder.network()
-    scheduler = config_of(folder.scheduler())
+    with _scheduler_of(folder.name):
+        scheduler = config_of(folder.scheduler())
+        _check_thresholding(scheduler)
+        schedule, prediction = schedule_of(scheduler), prediction_of(scheduler)
+        clip, data_range = clip_of(scheduler), data_range_of(scheduler)
+        sigma_data = checks.number("sigma_data", scheduler.get("sigma_data", 0.5))
     network = load_component(folder, part, config, NETWORKS, dtype, allow_pickle).to(device)
     _check_channels(folder, network.config, scheduler)
-    _check_thresholding(scheduler)
     codec, prompts = _codec(folder, device, dtype, allow_pickle), _prompts(folder, device)
     if unconditional is None:
         unconditional = _unconditional(network, prompts, guidance_scale)
     denoiser = Denoiser(
         network,
-        schedule_of(scheduler),
-        prediction_of(scheduler),
+        schedule,
+        prediction,
         (network.config.in_channels, *_height_and_width(network.config.sample_size, folder.name)),
-        clip=clip_of(scheduler),
-        data_range=None if codec is not None else data_range_of(scheduler),
+        clip=clip,
+        data_range=None if codec is not None else data_range,
         device=device,
         autocast=autocast,
-        sigma_data=float(scheduler.get("sigma_data", 0.5)),
+        sigma_data=sigma_data,
         guidance_scale=guidance_scale,
         unconditional=unconditional,
         conditional=_conditional(network, folder.name),
@@ -63,6 +70,17 @@ def load(
     )
     denoiser.codec, denoiser.prompts = codec, prompts
     return denoiser
+
+
+@contextmanager
+def _scheduler_of(name: str) -> Iterator[None]:
+    """What is wrong with a config is said with the name of the model that it belongs to."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(
+            str(error) if name in str(error) else f"the scheduler of {name} cannot be used: {error}"
+        ) from error
 
 
 # ---- the network ----------------------------------------------------------------------------------------------
@@ -144,12 +162,11 @@ def _classes(network: Any) -> int | None:
 
 
 def _height_and_width(sample_size: Any, name: str) -> tuple[int, int]:
-    if isinstance(sample_size, int):
-        return sample_size, sample_size
-    if isinstance(sample_size, (list, tuple)) and len(sample_size) == 2:
-        return int(sample_size[0]), int(sample_size[1])
+    sizes = sample_size if isinstance(sample_size, (list, tuple)) else [sample_size] * 2
+    if len(sizes) == 2 and all(checks.is_number(size) and 0 < size < math.inf and size == int(size) for size in sizes):
+        return int(sizes[0]), int(sizes[1])
     raise InputError(
-        f"the UNet in {name} has sample_size={sample_size!r} in its config, so the image shape is unknown; "
+        f"the UNet in {name} has sample_size={checks.brief(sample_size)} in its config, so the image shape is unknown; "
         "set it there."
     )
 
