@@ -63,18 +63,19 @@ class NetworkError(RuntimeError):
     Args:
         where: noise level and batch, e.g. "at index n=500, in a batch of 64".
         reason: what it raised, and what to do.
+        who: which network, in words.
 
     Attributes `after` (how far the run had come) and `kept` (where its results so far are) are added to the sentence by
     those who know.
     """
 
-    def __init__(self, where: str, reason: str) -> None:
-        super().__init__(where, reason)
+    def __init__(self, where: str, reason: str, who: str = "the network") -> None:
+        super().__init__(where, reason, who)
         self.after, self.kept = "", ""
 
     def __str__(self) -> str:
-        where, reason = self.args
-        return printable(f"the network failed {where}{self.after}: {reason}{self.kept}.")
+        where, reason, who = self.args
+        return printable(f"{who} failed {where}{self.after}: {reason}{self.kept}.")
 
 
 class DiffusionVarWarning(UserWarning):

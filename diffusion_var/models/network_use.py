@@ -1,13 +1,14 @@
 """How a user's network is used: in evaluation mode and left as it was, on inputs of its own, its errors placed.
 
 A network may be in the middle of a training loop, write into what it is given, or fail for want of memory after hours.
-It is called by `Denoiser` alone, which asks here for all that protects the two from each other.
+Denoisers are called by `Denoiser` alone, autoencoders by `LatentCodec`, which ask here for all that protects the two
+sides from each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -77,17 +78,21 @@ def own_input(x: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
 # ---- what it raises -------------------------------------------------------------------------------------------------
 
 
+def placed(network: Any, n: Any, x: torch.Tensor) -> AbstractContextManager[None]:
+    """Whatever a denoising network raises inside becomes a `NetworkError` that says where it was."""
+    return failing(network, x, lambda: f"at {describe_place(n)}, in a batch of {len(x)}")
+
+
 @contextmanager
-def placed(network: Any, n: Any, x: torch.Tensor) -> Iterator[None]:
-    """Whatever the network raises inside becomes a `NetworkError` that says where it was; what this package has to say
-    of its input and output passes."""
+def failing(network: Any, x: torch.Tensor, where: Callable[[], str], who: str = "the network") -> Iterator[None]:
+    """Whatever the network raises inside becomes a `NetworkError`, of which `where` and `who` are part; what this
+    package has to say of its input `x` and its output passes."""
     try:
         yield
     except (InputError, NumericalError, NetworkError):
         raise
     except Exception as error:
-        where = f"at {describe_place(n)}, in a batch of {len(x)}"
-        raise NetworkError(where, _reason(error) + _elsewhere(error, network, x)) from error
+        raise NetworkError(where(), _reason(error) + _elsewhere(error, network, x), who) from error
 
 
 def is_of_device(error: BaseException) -> bool:

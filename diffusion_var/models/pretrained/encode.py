@@ -6,7 +6,8 @@ from, so that a cache of other images is refused, and an interrupted run goes on
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ... import checks
 from ...array_rules import ArrayRule, require_arrays
 from ...data.fixed_images import CHUNK, FixedImages
 from ...documents import Arrays, Form
-from ...errors import InputError
+from ...errors import InputError, NetworkError
 from ...files import expanded, make_folder
 from ...locks import locked, tidy
 from ...progress import progress_bar
@@ -49,7 +50,8 @@ def encode_latents(
         progress: a progress bar.
 
     Returns: (M, c, h, w) float32 without a cache, a Dataset that reads the cache with one.
-    Raises InputError for a model without an autoencoder, unusable images, and a cache of other images.
+    Raises InputError for a model without an autoencoder, unusable images, and a cache of other images; NetworkError,
+    naming the images, where the autoencoder fails (a cache keeps the files until then).
     """
     check_denoiser(denoiser)
     codec = denoiser.codec
@@ -66,7 +68,7 @@ def encode_latents(
     }
     files = None if cache is None else _CacheFiles(expanded(cache), identity)
     encoded, alone = [], False
-    with ExitStack() as held, progress_bar(len(source), "encode", "image", progress) as bar:
+    with ExitStack() as held, codec.evaluating(), progress_bar(len(source), "encode", "image", progress) as bar:
         for start in range(0, len(source), CHUNK):
             positions = np.arange(start, min(start + CHUNK, len(source)))
             if files is None:
@@ -76,7 +78,9 @@ def encode_latents(
                     held.enter_context(locked(files.folder, folder=True, wait=True))
                     alone = True
                 if not files.has(start // CHUNK):
-                    files.write(start // CHUNK, _encode(codec, source, positions, batch_size, denoiser.shape))
+                    with files.naming():
+                        latents = _encode(codec, source, positions, batch_size, denoiser.shape)
+                    files.write(start // CHUNK, latents)
             bar.update(len(positions))
     if files is not None and not alone:
         tidy(files.folder)
@@ -86,7 +90,14 @@ def encode_latents(
 def _encode(
     codec: LatentCodec, source: FixedImages, positions: np.ndarray[Any, Any], batch_size: int, shape: tuple[int, ...]
 ) -> torch.Tensor:
-    parts = [codec.encode(source.take(positions[k : k + batch_size])) for k in range(0, len(positions), batch_size)]
+    parts = []
+    for k in range(0, len(positions), batch_size):
+        batch = positions[k : k + batch_size]
+        try:
+            parts.append(codec.encode(source.take(batch)))
+        except NetworkError as error:
+            error.after = f", images {batch[0]} to {batch[-1]}"
+            raise
     latents = torch.cat(parts)
     if tuple(latents.shape[1:]) != shape:
         raise InputError(
@@ -108,6 +119,16 @@ class _CacheFiles:
     def has(self, number: int) -> bool:
         """Whether this file is there and whole."""
         return self._parts.load(_name(number)) is not None
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """The autoencoder's failure inside says where the latents until then are kept."""
+        try:
+            yield
+        except NetworkError as error:
+            if any(self.folder.glob("latents-*.safetensors")):
+                error.kept = f"; the latents until then are kept in {self.folder}, from where the same run goes on"
+            raise
 
     def write(self, number: int, latents: torch.Tensor) -> None:
         self._parts.save(_name(number), ({"latents": latents.numpy()}, {}))

@@ -10,7 +10,8 @@ when decoding (latent diffusion, arXiv:2112.10752).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +21,7 @@ from ...errors import InputError
 from ...process.diffusers_configs import number
 from ...randomness import generator, normal
 from ..fingerprint import precision_of, weights_fingerprint
+from ..network_use import NetworkUse, failing
 from ..probe import probed
 
 _SCALED_ALREADY = ("AutoencoderTiny",)
@@ -40,16 +42,18 @@ def common_scaling(config: Mapping[str, Any], kind: str | None) -> tuple[float, 
 
 
 class LatentCodec:
-    """An autoencoder that is loaded when it is first used.
+    """An autoencoder that is loaded when it is first used, evaluated in evaluation mode and left in its own.
 
     Args:
         load: makes the autoencoder (AutoencoderKL, AutoencoderTiny or VQModel), on the CPU.
         config: its config.
         device: where it runs.
+
+    What it raises is a `NetworkError`.
     """
 
     def __init__(self, load: Callable[[], Any], config: dict[str, Any], device: torch.device) -> None:
-        self._load, self.device = load, device
+        self._load, self.device, self._use = load, device, NetworkUse()
         kind = config.get("_class_name")
         self.scale, self.shift = latent_scaling(config, kind)
         self.common_scaling = common_scaling(config, kind)
@@ -88,13 +92,23 @@ class LatentCodec:
         """(C, H, W) of the images that have latents of this shape."""
         return self.image_channels, latent_shape[1] * self.factor, latent_shape[2] * self.factor
 
+    def evaluating(self) -> AbstractContextManager[None]:
+        """The autoencoder in evaluation mode, for a run of many batches."""
+        return self._use.evaluating(self.network)
+
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) in [-1, 1] to latents (B, c, h, w), float32 on the CPU."""
-        return self._latents(images)
+        with self._called(f"to encode a batch of {len(images)}", images):
+            return self._latents(images)
+
+    @contextmanager
+    def _called(self, where: str, given: torch.Tensor) -> Iterator[None]:
+        with self.evaluating(), failing(self.network, given, lambda: where, "the autoencoder"):
+            yield
 
     def _latents(self, images: torch.Tensor) -> torch.Tensor:
-        found = self.network.encode(images.to(self.device, self.network.dtype))
+        found = self.network.encode(images.to(self.device, self.network.dtype, copy=True))  # it may write into them
         raw: torch.Tensor = found.latents if hasattr(found, "latents") else found.latent_dist.mode()
         return ((raw.float() - self.shift) * self.scale).cpu()
 
@@ -110,5 +124,7 @@ class LatentCodec:
         parts = []
         for start in range(0, len(latents), batch_size):
             z = latents[start : start + batch_size].to(self.device).float() / self.scale + self.shift
-            parts.append(self.network.decode(z.to(self.network.dtype)).sample)
-        return torch.cat([part.float().clamp(*IMAGE_RANGE).cpu() for part in parts])
+            with self._called(f"to decode a batch of {len(z)}", z):
+                images = self.network.decode(z.to(self.network.dtype)).sample
+            parts.append(images.float().clamp(*IMAGE_RANGE).cpu())
+        return torch.cat(parts)

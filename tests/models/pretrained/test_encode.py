@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -172,6 +173,82 @@ def test_an_interrupted_run_goes_on_with_the_missing_files(
     assert sum(calls) == COUNT - 4 * kept
     assert all((tmp_path / name).stat().st_mtime_ns == time for name, time in finished.items())
     assert float((torch.stack([found[i] for i in range(COUNT)]) - expected).abs().max()) <= 1e-5
+
+
+# ---- an autoencoder of the user's ----
+
+
+class Own(torch.nn.Module):
+    """An autoencoder without weights: the mean of patches of two pixels, with dropout in training mode. It writes into
+    what it is given, returns memory that it uses again, and fails at one call of each method."""
+
+    dtype, config = torch.float32, {"block_out_channels": (1, 1), "scaling_factor": 1.0}
+
+    def __init__(self, fails: int = 0) -> None:
+        super().__init__()
+        self.drop, self.frozen = torch.nn.Dropout(0.5), torch.nn.Dropout(0.5).eval()
+        self.left, self.memory = fails, torch.empty(64, *SHAPE)
+
+    def encode(self, images: torch.Tensor) -> Any:
+        means = torch.nn.functional.avg_pool2d(self.frozen(self.drop(images))[:, :2], 2)
+        if tuple(images.shape[1:]) != IMAGE:  # those of the probe are larger
+            return SimpleNamespace(latents=means)
+        self._count(RuntimeError("CUDA out of memory.\nTried to allocate 2 GiB"))
+        images.zero_()
+        return SimpleNamespace(latents=self.memory[: len(images)].copy_(means))
+
+    def decode(self, latents: torch.Tensor) -> Any:
+        self._count(ValueError("no such shape"))
+        images = torch.nn.functional.interpolate(self.drop(latents), scale_factor=2).repeat(1, 2, 1, 1)[:, :3]
+        latents.zero_()
+        return SimpleNamespace(sample=images)
+
+    def _count(self, error: Exception) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise error
+
+
+def test_an_autoencoder_in_training_is_evaluated_on_copies_and_left_in_training() -> None:
+    own, images = Own().train(), floats()
+    own.frozen.eval()
+    before = images.clone()
+    latents = encoded(images, model=denoiser(own), batch_size=3)
+    assert torch.equal(latents, torch.nn.functional.avg_pool2d(before[:, :2], 2))
+    assert torch.equal(images, before)
+    codec, kept = denoiser(own).codec, latents.clone()
+    assert codec is not None
+    assert torch.equal(codec.encode(images[:2]), latents[:2])
+    decoded = codec.decode(latents, batch_size=4)
+    assert torch.equal(decoded[..., ::2, ::2][:, :2], latents.clamp(-1, 1))
+    assert torch.equal(latents, kept)
+    assert torch.equal(images, before)
+    assert (own.training, own.drop.training, own.frozen.training) == (True, True, False)
+
+
+@pytest.mark.parametrize(("call", "images", "kept"), [(1, "0 to 1", False), (4, "6 to 7", True), (5, "8 to 9", True)])
+def test_its_failure_is_one_sentence_that_names_the_images_and_what_is_kept(
+    tmp_path: Path, call: int, images: str, kept: bool
+) -> None:
+    for folder in (None, tmp_path):
+        own = Own(call).train()
+        with pytest.raises(dv.NetworkError) as caught:
+            encoded(floats(), model=denoiser(own), batch_size=2, cache=folder)
+        sentence = str(caught.value)
+        assert f"the autoencoder failed to encode a batch of 2, images {images}: out of memory (" in sentence
+        assert "\n" not in sentence
+        assert (f"are kept in {tmp_path}, from where" in sentence) == (kept and folder is not None)
+        assert isinstance(caught.value.__cause__, RuntimeError)
+        assert own.training
+    found = encoded(floats(), model=denoiser(Own()), cache=tmp_path)
+    assert torch.equal(torch.stack([*map(found.__getitem__, range(COUNT))]), encoded(floats(), model=denoiser(Own())))
+
+
+def test_a_failure_when_decoding_is_one_sentence() -> None:
+    codec = denoiser(Own(2)).codec
+    assert codec is not None
+    with pytest.raises(dv.NetworkError, match=r"^the autoencoder failed to decode a batch of 1: ValueError: no such"):
+        codec.decode(torch.zeros(5, *SHAPE), batch_size=4)
 
 
 # ---- caches of something else -------------------------------------------------------------------------------------

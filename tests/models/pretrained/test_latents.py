@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel, VQModel
 from diffusers.image_processor import VaeImageProcessor
 
 from diffusion_var import Denoiser, InputError
-from diffusion_var.models.identity import weights_fingerprint
+from diffusion_var.models.fingerprint import weights_fingerprint
 from diffusion_var.models.pretrained.latents import LatentCodec
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from small_pipelines import small_unet
 
 from diffusion_var import Denoiser, InputError, NoiseSchedule
-from diffusion_var.models.identity import weights_fingerprint
+from diffusion_var.models.fingerprint import weights_fingerprint
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
