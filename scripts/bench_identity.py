@@ -3,7 +3,7 @@
     python scripts/bench_identity.py [--sizes 0.05 0.3 0.6] [--full]
 
 The first figure is the share of a default `estimate` on the digits network that is spent on the network's identity:
-the digests of its weights in three precisions, and the probe. The estimate is stopped after 65,536 evaluations, which
+the digests of its weights in three precisions and the probe, and the first digest again at the end. The estimate is stopped after 65,536 evaluations, which
 makes the share larger than it is, for the identity is found once; --full lets it end.
 
 The second is what random networks of growing size cost, in billions of parameters: at a check (as `Sampler` and
@@ -66,12 +66,13 @@ class Clock:
 def share_of_estimate(most: int | None) -> float:
     """The share of a default estimate, of at most so many evaluations, that goes into the identity."""
     denoiser, images = dv.Denoiser.from_pretrained("digits", device="cpu"), dv.data.digits_splits().table.images
-    whole, part, identity = Clock(), Clock(), dv.Denoiser.identity
-
-    def clocked(*given: Any, **named: Any) -> Any:
-        return part.time(identity, *given, **named)
-
-    with mock.patch.object(dv.Denoiser, "identity", clocked), warnings.catch_warnings():
+    whole, part = Clock(), Clock()
+    identity, fingerprint = dv.Denoiser.identity, dv.Denoiser.fingerprint.fget
+    clocked = {  # at its start, and at its end
+        "identity": lambda *given, **named: part.time(identity, *given, **named),
+        "fingerprint": property(lambda denoiser: part.time(fingerprint, denoiser)),
+    }
+    with mock.patch.multiple(dv.Denoiser, **clocked), warnings.catch_warnings():
         warnings.simplefilter("ignore", dv.DiffusionVarWarning)  # the tolerance is not reached
         table = whole.time(dv.estimate, denoiser, images, max_evaluations=most, progress=False)
     share = part.processor / whole.processor

@@ -84,7 +84,8 @@ def estimate(
         progress: a progress bar with evaluations, worst error (in tolerances) and time left.
 
     Returns: a `VarianceTable`.
-    Raises InputError for unusable arguments or images, NumericalError where the network gives NaN or Inf.
+    Raises InputError for unusable arguments or images and for a network that is changed meanwhile, NumericalError where
+    it gives NaN or Inf.
     """
     check_denoiser(denoiser)
     names, schedule = _structure_names(structures), denoiser.schedule
@@ -103,6 +104,7 @@ def estimate(
     run = _Run(evaluator, wanted, float(tolerance), max_evaluations)
     with Checkpoint(checkpoint, FORM, run.identity()) as kept:
         run.finish(kept, progress)
+    run.refuse_changed()
     return run.table()
 
 
@@ -303,6 +305,15 @@ class _Run:
             "conditions": None if conditions is None else conditions.fingerprint,
             **self.model.plain(),
         }
+
+    def refuse_changed(self) -> None:
+        """What was measured of several networks is the table of none. (Their weights alone are compared: what a network
+        does changes by itself in those that are random, of which a warning has been given.)"""
+        if self.evaluator.denoiser.fingerprint != self.model.facts.get("network"):
+            raise InputError(
+                "the network's weights were changed while its table was made, so that the table, and the checkpoint if "
+                "there is one, are of no one network; measure a copy that nobody trains, from the start."
+            )
 
     def table(self, announce: bool = True) -> VarianceTable:
         """The table of what has been merged; says which indices fall short of the tolerance."""

@@ -5,6 +5,7 @@ Every way is tried at every door: with a `Denoiser`, and with a diffusers pipeli
 
 import copy
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ import peft
 import pytest
 import small_heads
 import torch
+import xxhash
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from diffusers.training_utils import EMAModel
 from small_pipelines import UNET, seeded
 
 import diffusion_var as dv
-from diffusion_var.models.fingerprint import LARGEST, sha256_of_weights, weights_fingerprint
+from diffusion_var.models.fingerprint import LARGEST, LOW, fingerprints, sha256_of_weights, weights_fingerprint
 from diffusion_var.models.pretrained.latents import common_scaling
 
 CLOTHES: dict[str, Callable[[torch.nn.Module], torch.nn.Module]] = {
@@ -230,6 +233,20 @@ def test_a_table_is_of_the_network_as_it_is(change: str) -> None:
         before.check(changed)
 
 
+@pytest.mark.parametrize("change", [".data of a weight", "a moving average", "a weight in inference mode"])
+def test_a_network_that_is_changed_meanwhile_has_no_table(change: str) -> None:
+    changed, calls = network(), []
+
+    def count(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            CHANGES[change](changed)
+
+    changed.register_forward_pre_hook(count)
+    with pytest.raises(dv.InputError, match="weights were changed while its table was made"):
+        dv.estimate(denoiser(changed), small_heads.images(), 1e3, indices=[1, 50], structures=(), progress=False)
+
+
 @pytest.mark.parametrize("change", [*CHANGES])
 def test_a_checkpoint_is_not_continued_with_another_network(change: str, tmp_path: Path) -> None:
     def estimated(model: dv.Denoiser) -> Any:
@@ -330,6 +347,23 @@ def test_adapters_and_their_strengths_are_part_of_the_network(change: Any) -> No
     assert known.mismatch(of_prompts(changed).identity(beside=known), "the table", "the denoiser")
 
 
+def test_the_strength_of_an_image_prompt_is_part_of_the_network() -> None:
+    def prompted_by_images(strength: float) -> Any:
+        made = prompted()
+        processors = made.attn_processors
+        for name in [name for name in processors if "attn2" in name]:
+            width = made.get_submodule(name.removesuffix(".processor")).to_q.out_features
+            with torch.random.fork_rng():
+                torch.manual_seed(1)
+                processors[name] = IPAdapterAttnProcessor2_0(width, 8, num_tokens=(4,), scale=strength)
+        made.set_attn_processor(processors)
+        return made
+
+    fingerprints = [of_prompts(prompted_by_images(strength)).fingerprint for strength in (1.0, 1.0, 0.5)]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+    assert fingerprints[0] != of_prompts(prompted()).fingerprint
+
+
 @pytest.mark.parametrize(
     "switch_off",
     [
@@ -389,6 +423,29 @@ def test_small_networks_keep_sha256_and_large_ones_are_known_by_either(monkeypat
     older.check(denoiser(network()))
     with pytest.raises(dv.InputError, match="network fingerprint"):
         older.check(denoiser(changed))
+
+
+@pytest.mark.parametrize("own", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("piece", [7, 2**16])
+def test_digests_are_those_of_the_whole_values(piece: int, own: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the values are read: all of them, in order, in the precision that the digest is of."""
+    module = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.BatchNorm1d(7)).to(own)
+    module.register_buffer("flags", torch.tensor([True, False]))
+    module.register_buffer("none", torch.empty(0, 3))
+
+    def plain(content: Any, dtype: torch.dtype) -> str:
+        for name, value in sorted(module.state_dict().items()):
+            value = value.to(dtype) if value.is_floating_point() else value
+            content.update(
+                f"{name}{tuple(value.shape)}".encode() + value.reshape(-1).view(torch.uint8).numpy().tobytes()
+            )
+        return content.hexdigest()
+
+    monkeypatch.setattr("diffusion_var.models.fingerprint._PIECE", piece)
+    expected = {name: plain(xxhash.xxh3_128(), dtype) for name, dtype in LOW.items()}
+    assert fingerprints(module, LOW) == (plain(hashlib.sha256(), torch.float32), expected)
+    monkeypatch.setattr("diffusion_var.models.fingerprint.LARGEST", 10)
+    assert fingerprints(module, ()) == ("xxh3:" + plain(xxhash.xxh3_128(), torch.float32), {})
 
 
 def test_tables_of_one_network_are_the_same_bytes(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """encode_latents: the latents of a fixed set of images, and a cache that is resumed, recognised and checked."""
 
+import copy
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -291,6 +292,14 @@ def test_a_cache_of_something_else_is_refused_before_any_work(
     assert f"was made from something else (different {unlike}); delete {tmp_path} or choose another" in message
     assert calls == []
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_autoencoder_that_has_the_weights_and_does_something_else_is_another(tmp_path: Path) -> None:
+    encoded(floats(), cache=tmp_path)
+    changed = copy.deepcopy(autoencoder())
+    encoded(floats(), model=denoiser(changed), cache=tmp_path)
+    changed.encoder.conv_norm_out.eps = 1.0
+    assert "(different what the autoencoder does)" in refusal(floats(), model=denoiser(changed), cache=tmp_path)
 
 
 def test_a_file_of_another_cache_among_the_others_is_refused(tmp_path: Path) -> None:
