@@ -3,8 +3,9 @@
     python scripts/bench_identity.py [--sizes 0.05 0.3 0.6] [--full]
 
 The first figure is the share of a default `estimate` on the digits network that is spent on the network's identity:
-the digests of its weights in three precisions and the probe, and the first digest again at the end. The estimate is stopped after 65,536 evaluations, which
-makes the share larger than it is, for the identity is found once; --full lets it end.
+the digests of its weights in three precisions and the probe, and the first digest again at the end. The estimate is
+stopped after 65,536 evaluations, which makes the share larger than it is, for the cost is the same for more; --full
+lets it end.
 
 The second is what random networks of growing size cost, in billions of parameters: at a check (as `Sampler` and
 `from_table` make it, beside a table that is there), and at the start of an estimate (which keeps all that a later check
