@@ -14,10 +14,10 @@ from collections.abc import Sequence
 # Not the user's own code: a warning is laid at the door of whoever called through these.
 _PASSED_OVER = frozenset({"diffusion_var", "torch", "contextlib", "diffusers", "accelerate"})
 # Characters of a sentence and of one word of it (paths are): more is a quotation that nobody reads.
-_LONGEST, _LONGEST_WORD = 1000, 240
+LONGEST, _LONGEST_WORD = 1000, 240
 
 
-def printable(text: str, most: int | None = _LONGEST) -> str:
+def printable(text: str, most: int | None = LONGEST) -> str:
     """A name or sentence as one line that any terminal or page may show.
 
     What does not print (control characters, so line breaks and escape sequences; characters that turn the direction

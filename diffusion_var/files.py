@@ -8,6 +8,7 @@ writer of the same target knows it for nobody's and removes it (`sweep`).
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -99,7 +100,7 @@ def _told(target: Path) -> Iterator[None]:
 def _aside(target: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """A temporary file beside the target, locked while it is open; gone at the end, unless it was renamed."""
     while True:
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name[:200]}.", suffix=".tmp", dir=target.parent)
+        handle, temporary = tempfile.mkstemp(prefix=f".{beginning(target.name)}.", suffix=".tmp", dir=target.parent)
         lock_handle(handle)
         if os.fstat(handle).st_nlink:
             break
@@ -165,9 +166,14 @@ def lock_handle(handle: int) -> bool | None:
     return True
 
 
+def beginning(name: str) -> str:
+    """As much of a file's name as leaves room for more in another one's: systems allow 255 bytes."""
+    return os.fsencode(name)[:200].decode(errors="ignore")
+
+
 def sweep(folder: Path, name: str = "") -> None:
     """Remove the temporary files that killed writers left in a folder: those of the target `name`, or of any."""
-    start = f".{name[:200]}." if name else "."
+    start = f".{beginning(name)}." if name else "."
     left: list[os.DirEntry[str]] = []
     with suppress(OSError), os.scandir(folder) as entries:
         left = [e for e in entries if e.name.startswith(start) and fnmatch(e.name, ".*.tmp")]
@@ -278,9 +284,22 @@ _KINDS = {
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """`path` with the home folder in the place of a leading ~ (or ~user), as shells have it where it is not quoted."""
+    """`path` with the home folder in the place of a leading ~ (or ~user), as shells have it where it is not quoted.
+
+    Raises InputError for what no path can be: one that is longer than the system allows, or holds a null byte.
+    """
     checks.instance("a path", path, (str, os.PathLike), "text or a pathlib.Path")
-    return Path(os.path.expanduser(path))
+    found = Path(os.path.expanduser(path))
+    try:
+        os.lstat(found)
+    except ValueError as error:
+        raise InputError(f"the path {checks.brief(str(found))} cannot be one ({error}); check it.") from error
+    except OSError as error:  # what else is wrong is seen, and said, where the file is used
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(
+                f"the path {checks.brief(str(found))} is longer than this system allows; choose a shorter one."
+            ) from error
+    return found
 
 
 def regular_file(path: str | os.PathLike[str], name: str = "file") -> Path:

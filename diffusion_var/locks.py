@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from .errors import InputError
-from .files import lock_handle, remove_if_nobodys, sweep
+from .files import beginning, lock_handle, remove_if_nobodys, sweep
 from .stopping import leaving
 
 NAME = ".lock"  # of a folder's
@@ -32,7 +32,7 @@ def locked(output: str | os.PathLike[str], folder: bool = False, wait: bool = Fa
     unless told to `wait` for it.
     """
     path = Path(os.path.realpath(output))
-    file = path / NAME if folder else path.with_name(f".{path.name[:200]}{NAME}")
+    file = path / NAME if folder else path.with_name(f".{beginning(path.name)}{NAME}")
     with ExitStack() as stack:
         if folder:
             stack.callback(_remove_empty, [f for f in (path, *path.parents) if not f.exists()])

@@ -88,10 +88,9 @@ def variance_curves(table: VarianceTable, num_steps: int = 25) -> Figure:
     Args:
         num_steps: K of the even trajectory from 1 to N whose steps are shown (those within the measured indices).
     """
-    N = table.schedule.num_steps
-    inside = [n for n in step_lists.linspace(N, min(num_steps, N)) if table.covers(n)]
-    if len(inside) < 2:  # one step, or a table of few indices: what was measured can be shown all the same
-        inside = [int(n) for n in table.indices] if len(table.indices) > 1 else [0, int(table.indices[0])]
+    inside = _steps_within(table, num_steps)
+    if not inside[0]:
+        return _no_step()
     kernels = [ReverseKernel(table.schedule, t, s) for s, t in pairwise(inside)]
     t = np.array([k.t for k in kernels])
     estimator = table.default_estimator
@@ -114,10 +113,31 @@ def variance_curves(table: VarianceTable, num_steps: int = 25) -> Figure:
     right.set_title("the same, divided by β̃")
     left.set_ylabel("variance")
     right.legend(frameon=False)
-    if inside[0] > 0:
+    if all(table.covers(n) for n in inside):
         _kl_panel(last, diagnose(table, inside))
-    else:  # no step between measured indices
+    else:  # the costs need the variance at both ends
         last.set_axis_off()
+    return figure
+
+
+def _steps_within(table: VarianceTable, num_steps: int) -> list[int]:
+    """The indices, two or more, whose steps a table can be shown by: those of an even trajectory that it covers; if
+    they are too few, the measured ones; of one measured index, the step that leads on from it (to 0 from the first)."""
+    N = table.schedule.num_steps
+    even = step_lists.linspace(N, min(num_steps, N))
+    inside = [n for n in even if table.covers(n)]
+    if len(inside) < 2:
+        inside = [int(n) for n in table.indices]
+    if len(inside) < 2:
+        last = inside[0]
+        inside = [max((n for n in even if n < last), default=last // 2), last]
+    return inside
+
+
+def _no_step() -> Figure:
+    figure, axes = new_figure(6, 2)
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, "the table holds index 1 alone, whose step adds no noise", ha="center", va="center")
     return figure
 
 

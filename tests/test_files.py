@@ -4,13 +4,16 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
+import diffusion_var as dv
 from diffusion_var import InputError
 from diffusion_var.files import (
+    beginning,
     lock_handle,
     make_folder,
     regular_file,
@@ -18,6 +21,7 @@ from diffusion_var.files import (
     write_atomic,
     write_together,
 )
+from diffusion_var.locks import locked
 
 
 @pytest.mark.parametrize("existing", [None, b"the old file"])
@@ -32,6 +36,41 @@ def test_write_atomic_writes_bytes_or_what_a_function_writes(existing: bytes | N
         target.unlink()
     write_atomic(str(target), b"")
     assert target.read_bytes() == b""
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "猫" * 85])
+def test_the_longest_names_can_be_written_and_locked(name: str, tmp_path: Path) -> None:
+    write_atomic(tmp_path / name, b"whole")
+    left = tmp_path / f".{beginning(name)}.abc.tmp"
+    left.write_bytes(b"half")
+    with locked(tmp_path / name):
+        write_atomic(tmp_path / name, b"new")
+    assert os.listdir(tmp_path) == [name]
+    assert (tmp_path / name).read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("a" * 256, "is longer than"), ("a/" * 3000, "is longer than"), ("a\0b", "null")]
+)
+@pytest.mark.parametrize(
+    "door",
+    [
+        dv.VarianceTable.load,
+        dv.Denoiser.from_pretrained,
+        dv.data.read_images,
+        dv.data.open_images,
+        dv.metrics.FeatureStatistics.load,
+        make_folder,
+        regular_file,
+        lambda path: write_atomic(path, b""),
+        lambda path: require_empty_folder(path, overwrite=True),
+        lambda path: dv.metrics.fid(path, "digits:score", features="digits"),
+    ],
+)
+def test_what_no_path_can_be_is_refused(door: Callable[[str], Any], name: str, said: str) -> None:
+    with pytest.raises(InputError, match=said) as error:
+        door(name)
+    assert str(error.value).isprintable()
 
 
 def full_disk(file: IO[bytes]) -> None:
@@ -219,7 +258,7 @@ def test_only_regular_files_and_links_to_them_are_opened(tmp_path: Path) -> None
         tmp_path / "nowhere": "there is no config",
         tmp_path / "table.bin" / "below": "there is no config",
         tmp_path / "loop": "cannot be looked at",
-        Path("null\0byte"): "cannot be looked at",
+        Path("null\0byte"): "cannot be one",
     }.items():
         with pytest.raises(InputError, match=found):
             regular_file(place, "config")

@@ -67,8 +67,9 @@ def _every_command(
         False, "--version", "-V", help="Print the version and leave.", is_eager=True, callback=_print_version
     ),
     silent: bool = typer.Option(False, "--quiet", "-q", help="Show no progress."),
+    debug: bool = typer.Option(False, "--debug", help="Show an error's traceback, with its causes."),
 ) -> None:
-    context.with_resource(quiet(silent))
+    context.with_resource(quiet(silent))  # `debug` is what each command looks up here
 
 
 @app.command("help", help="Show this help, or that of one command: diffusion-var help estimate.")

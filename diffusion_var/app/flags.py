@@ -1,17 +1,21 @@
 """Flags from option dataclasses, and what every program does with mistakes.
 
 A command or script is one function of one option set (`options`): its flags, their help and `--config` are made here.
-Bad input ends with one clear message and exit code 2; an interruption with 130, a scheduler's SIGTERM with 143, and a
-word on how to go on.
+Bad input ends with one clear message and exit code 2, below its traceback if --debug asks for that; an interruption
+with 130, a scheduler's SIGTERM with 143, and a word on how to go on.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
 import sys
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
+from glob import has_magic
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -52,26 +56,38 @@ def _run_app(app: typer.Typer) -> None:
     try:
         with StopSignals():
             app()
-    except (InputError, NumericalError, NetworkError) as error:
-        complain(f"error: {error}")
+    except Exception as error:
+        if (said := _sentence(error)) is None:
+            raise
+        complain(f"error: {said}")
         sys.exit(2)
-    except MemoryError:
-        _out_of_memory()
-    except RuntimeError as error:  # torch.OutOfMemoryError is one, and torch is not to be imported for its sake
-        if "OutOfMemory" not in type(error).__name__ and "can't allocate memory" not in str(error):
-            raise
-        _out_of_memory()
-    except OSError as error:
-        if error.errno is None:
-            raise
+
+
+def _sentence(error: Exception) -> str | None:
+    """What is said of an error; None for what only a fault of the package raises, which is shown whole."""
+    if isinstance(error, NetworkError):
+        return f"{error} Where in the network it was, --debug shows."
+    if isinstance(error, InputError | NumericalError):
+        return str(error)
+    # torch.OutOfMemoryError is a RuntimeError, and torch is not to be imported for its sake
+    no_memory = "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and no_memory):
+        return "out of memory; lower --batch-size."
+    if isinstance(error, OSError) and error.errno is not None:
         where = f" ({printable(str(error.filename))})" if error.filename else ""
-        complain(f"error: the operating system refused{where}: {error.strerror}.")
-        sys.exit(2)
+        return f"the operating system refused{where}: {error.strerror}."
+    return None
 
 
-def _out_of_memory() -> None:
-    complain("error: out of memory; lower --batch-size.")
-    sys.exit(2)
+@contextmanager
+def _in_full(wanted: bool) -> Iterator[None]:
+    """Show the traceback, with causes, of an error of which there is else a sentence alone."""
+    try:
+        yield
+    except Exception as error:
+        if wanted and _sentence(error) is not None:
+            complain("".join(traceback.format_exception(error)).rstrip(), most=None)
+        raise
 
 
 def _show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
@@ -85,15 +101,23 @@ def command(app: typer.Typer, kind: type[Any], name: str) -> Callable[[Callable[
     """Register a function of one option set as a command, with a flag per option and --config."""
 
     def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
-        def run(context: typer.Context, config: Path | None = None, silent: bool = False, **flags: Any) -> None:
+        def run(
+            context: typer.Context,
+            config: Path | None = None,
+            silent: bool = False,
+            debug: bool = False,
+            **flags: Any,
+        ) -> None:
             from .config import load_options
 
             hints = _hints(kind)
-            flags = _placed(flags, _positional(hints))
-            values = {key: _parse(value, hints[key]) for key, value in flags.items()}
+            debug = debug or context.find_root().params.get("debug", False)
             try:
-                with unwinding(), words_of(hints), quiet(silent):
-                    _refuse_loose(name, kind, context.args, [*flags] if config else [k for k in flags if flags[k]])
+                with _in_full(debug), unwinding(), words_of(hints), quiet(silent):
+                    _refuse_replaced_pattern(hints, context.args, flags)
+                    flags = _placed(flags, _positional(hints))
+                    values = {key: _parse(value, hints[key]) for key, value in flags.items()}
+                    _refuse_loose(name, kind, context.args, flags, config is not None)
                     function(load_options(kind, values, config, section=name.replace("-", "_")))
             except KeyboardInterrupt as stop:
                 complain(f"\n{word(stop)}; the same command continues where it can.")
@@ -128,27 +152,41 @@ def _placed(values: dict[str, Any], names: list[str]) -> dict[str, Any]:
     return {**values, **dict(zip(free, arguments, strict=False))}
 
 
-def _refuse_loose(command: str, kind: type[Any], words: list[str], given: list[str]) -> None:
+def _refuse_loose(
+    command: str, kind: type[Any], words: list[str], flags: dict[str, str | None], has_config: bool
+) -> None:
     """Words that belong to no option: it is said which options they may be meant for."""
     if not words:
         return
-    needed = [f.name for f in fields(kind) if MISSING is f.default is f.default_factory and f.name not in given]
+    required = [f.name for f in fields(kind) if MISSING is f.default is f.default_factory]
+    needed = [name for name in required if flags[name] is None and not has_config]
     shown = " ".join(brief(word)[1:-1] for word in words[:4]) + (" …" if len(words) > 4 else "")
     meant = " ".join(f"--{name.replace('_', '-')} {word}" for name, word in zip(needed, words, strict=False))
     hint = f"say {meant}" if meant and len(words) <= len(needed) else f"see diffusion-var {command} --help"
-    hint = _pattern(words) or hint
     raise InputError(f"{command} does not take {shown!r} without the name of an option; {hint}.")
 
 
-def _pattern(words: list[str]) -> str:
-    """What to do where a shell has put the files in the place of a pattern; "" elsewhere."""
-    from ..data.decoding import suffixes  # imports torch: here alone, where the command ends anyway
+def _refuse_replaced_pattern(hints: dict[str, Any], words: list[str], flags: dict[str, str | None]) -> None:
+    """Files that a shell has put in the place of a pattern of images: an option takes the first, and none the rest."""
+    bare = [*(text for key, text in flags.items() if key.endswith(_ARGUMENT) and text is not None), *words]
+    named = [text for key, hint in hints.items() if "Path" not in str(hint) and isinstance(text := flags[key], str)]
+    if len(bare) + len(named) < 2 or not bare:
+        return
+    from ..data.decoding import suffixes  # imports torch
 
-    files = [Path(word) for word in words if Path(word).suffix.lower() in suffixes()]
-    if len(files) < 2:
-        return ""
-    pattern = str(files[0].with_name(f"*{files[0].suffix}"))
-    return f"quote a pattern of images, {brief(pattern)}, so that it stays one word"
+    loose, taken = (
+        [file for file in map(Path, texts) if file.suffix.lower() in suffixes() and not has_magic(str(file))]
+        for texts in (bare, named)
+    )
+    if not loose or len(files := [*taken, *loose]) < 2:
+        return
+    folders, kinds = {file.parent for file in files}, {file.suffix for file in files}
+    inside = ("**",) if len(folders) > 1 else ()
+    pattern = str(Path(os.path.commonpath(folders), *inside, f"*{kinds.pop() if len(kinds) == 1 else ''}"))
+    raise InputError(
+        f"{brief(str(loose[0]))} stands where no image file is taken; quote a pattern of images, {brief(pattern)}, so "
+        "that it stays one word."
+    )
 
 
 def _parameters(kind: type[Any]) -> list[inspect.Parameter]:
@@ -183,6 +221,8 @@ def _parameters(kind: type[Any]) -> list[inspect.Parameter]:
     out.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=option, annotation=Path | None))
     option = typer.Option(False, "--quiet", "-q", help="show no progress", show_default=False)
     out.append(inspect.Parameter("silent", inspect.Parameter.KEYWORD_ONLY, default=option, annotation=bool))
+    option = typer.Option(False, "--debug", help="show an error's traceback, with its causes", show_default=False)
+    out.append(inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=option, annotation=bool))
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import require_writable_folder
+from ..files import expanded, require_writable_folder
 
 
 def require_writable(folder: Path) -> Path:
@@ -19,7 +19,7 @@ def require_writable(folder: Path) -> Path:
 
 def checkpoint_beside(out: Path, chosen: Path | None) -> Path:
     """The checkpoint of an output: the one chosen, or OUT.partial."""
-    checkpoint = chosen or out.with_name(out.name + ".partial")
+    checkpoint = expanded(chosen or out.with_name(out.name + ".partial"))
     if checkpoint.resolve() == out.resolve():
         raise InputError(f"checkpoint= and out= are both {out}, but they are two files; choose another checkpoint=.")
     return usable_checkpoint(checkpoint)

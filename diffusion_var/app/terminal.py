@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..errors import printable
+from ..errors import LONGEST, printable
 
 
 @contextmanager
@@ -40,6 +40,6 @@ def say_lines(*texts: str) -> None:
             say(line)
 
 
-def complain(text: str) -> None:
-    """The same on stderr, for errors and warnings; their line breaks are those of a list of problems."""
-    print("\n".join(printable(line) for line in text.split("\n")), file=sys.stderr, flush=True)
+def complain(text: str, most: int | None = LONGEST) -> None:
+    """The same on stderr, for errors and warnings, each line of at most `most` characters (None: of any number)."""
+    print("\n".join(printable(line, most) for line in text.split("\n")), file=sys.stderr, flush=True)

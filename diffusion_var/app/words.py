@@ -55,6 +55,8 @@ def spoken(sentence: str) -> str:
 
 
 def _flag(name: str, value: str = "") -> str:
+    if value == "None":
+        return f"no --{name.replace('_', '-')}"
     text = value[1:-1].replace(", ", ",").rstrip(",") if value[:1] in ("(", "[", "'", '"') else value
     text = value if " " in text else text
     return f"--{name.replace('_', '-')}" + (f" {text}" if text not in ("", "True") else "")

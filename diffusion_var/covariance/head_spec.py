@@ -42,11 +42,11 @@ class HeadSpec:
         for name, value, choices in (("target", self.target, TARGET_NAMES), ("output", self.output, get_args(Output))):
             checks.refuse(value not in choices, f"{name} {value!r} is not known; choose one of {', '.join(choices)}.")
         factor, structure = self.target == "factor", self.structure
+        missing, idle = factor and structure is None, structure is not None and not factor
         checks.refuse(
-            factor != (structure is not None),
-            f"structure={structure!r} does not go with the target {self.target!r}: 'factor' needs the structure whose "
-            "variances it multiplies ('dct' or 'pixel'), and the others take none.",
+            missing, "target='factor' multiplies a structure's variances; pass structure= as 'dct' or 'pixel'."
         )
+        checks.refuse(idle, f"structure={structure!r} is for target='factor' alone, not {self.target!r}; leave it out.")
         wrong = structure is not None and structure not in _STRUCTURES
         checks.refuse(wrong, f"structure={structure!r} has no variances to multiply; use 'dct' or 'pixel'.")
         wrong = factor and self.output == "papers"

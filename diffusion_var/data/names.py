@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,14 +56,14 @@ class ImageName:
     def scheme(self) -> tuple[str, str]:
         """("digits" or "torchvision", what follows its colon), or ("", base) for a path."""
         kind, colon, rest = self.base.partition(":")
-        named = colon and kind in ("digits", "torchvision") and not Path(self.base).exists()
+        named = colon and kind in ("digits", "torchvision") and not os.path.exists(self.base)
         return (kind, rest) if named else ("", self.base)
 
 
 def parse_name(name: str) -> ImageName:
     """Take a name apart. A path that exists as it stands is that path; a leading ~ is the home folder."""
     name = os.path.expanduser(name)
-    if Path(name).exists():
+    if os.path.exists(name):  # not for what is too long for a path, of which the end may be a key and a slice
         return ImageName(name)
     part = None
     if match := re.fullmatch(r"(.+)\[(shuffled:)?(-?\d*):(-?\d*)\]", name):

@@ -80,6 +80,26 @@ def test_damaged_images_are_drawn_again(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "compare --steps 2 --seeds 0 --count 2",
+        "demo --steps 2 --seeds 0 --count 2",
+        "train-head --model digits --table t.safetensors --images digits:train",
+        "train-unet --images digits:train",
+    ],
+)
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_the_second_run_of_one_folder_is_refused(line: str, overwrite: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with (
+        locked(out, folder=True),
+        pytest.raises(InputError, match=f"{out} is being written by process {os.getpid()} on .*; wait for it"),
+    ):
+        run(*line.split(), *overwrite, "-o", str(out))
+    assert not out.exists()  # the second left nothing, and the first had made nothing
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["folder", "x.npz"])
 def test_two_at_once_do_not_mix(name: str, tmp_path: Path) -> None:

@@ -27,6 +27,20 @@ COMMANDS = {
 EVERY = tuple(COMMANDS)
 READERS = ("estimate", "nll", "steps", "train-head")
 WRONG: list[tuple[tuple[str, ...], str, str]] = [
+    (EVERY, "--model LONG", "longer than this system allows"),
+    (EVERY, "--prompts LONG", "longer than this system allows"),
+    (EVERY, "--latents LONG", "longer than this system allows"),
+    (EVERY, "--config LONG", "longer than this system allows"),
+    (READERS, "--images LONG", "longer than this system allows"),
+    (READERS, "--images LONG.npz", "longer than this system allows"),
+    (READERS, "--labels LONG.npz:y", "longer than this system allows"),
+    (("estimate", "sample", "nll", "train-head", "compare"), "-o LONG", "longer than this system allows"),
+    (("estimate", "sample", "nll", "train-head", "compare"), "-o LONG/x", "longer than this system allows"),
+    (("estimate", "nll"), "-o OUT/ALMOST", "longer than this system allows"),
+    (("estimate", "nll", "steps"), "--checkpoint LONG", "longer than this system allows"),
+    (("sample", "nll", "compare"), "--table LONG", "longer than this system allows"),
+    (("compare",), "--reference LONG", "longer than this system allows"),
+    (("compare",), "--features LONG.safetensors", "longer than this system allows"),
     (EVERY, "--device cuda:99", "cuda"),
     (EVERY, "--device mps", "mps"),
     (EVERY, "--device tpu", "'tpu' is not known; use cpu"),
@@ -92,6 +106,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     flags = f"estimate --model digits --images digits:table --indices 1,1000 --tolerance 9 -q -o {table}"
     assert CliRunner().invoke(cli.app, flags.split()).exit_code == 0
     return {name: root / name.lower() for name in ("OUT", "EMPTY", "FULL", "FILE")} | {
+        "LONG": root / ("long" * 80),
+        "ALMOST": Path("almost" * 42),  # 252 bytes: a name, but none with .partial behind it
         "FIFO": root / "fifo.png",
         "TABLE": table,
     }

@@ -4,7 +4,9 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from typer.testing import CliRunner
 
 from diffusion_var.app import cli
 from diffusion_var.errors import InputError
+from diffusion_var.models.denoiser import Denoiser
 
 ODD = "a\x1b[31mb\x1b]0;owned\x07é\u202e"
 
@@ -152,6 +155,107 @@ def test_loose_words_get_a_hint(line: str, said: str) -> None:
     result = CliRunner().invoke(cli.app, line.split())
     assert isinstance(result.exception, InputError)
     assert said in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "estimate --model digits --images FILES -o t.safetensors",
+        "estimate digits FILES t.safetensors",
+        "nll --model digits --images FILES --covariance beta",
+        "steps --objective bound --model digits --images FILES",
+        "stats FILES -o s.npz",
+        "stats --images FILES -o s.npz",
+        "fid FILES digits:score",
+        "fid digits:score FILES",
+        "fid --images FILES --reference digits:score",
+        "train-head --model digits --table t --images FILES -o h",
+        "train-head --model digits --table t --images digits:train --held-out FILES -o h",
+        "train-unet --images FILES -o u",
+        "train-features --images FILES -o f.safetensors",
+        "compare --reference FILES",
+        "demo --baseline FILES",
+    ],
+)
+@pytest.mark.parametrize(
+    ("files", "pattern"),
+    [
+        ("i/a.png i/b.png", "i/*.png"),
+        ("i/a.png i/b.png i/c.png i/d.png", "i/*.png"),
+        ("i/a.png i/b.jpg i/c.webp", "i/*"),
+        ("/x/i/a.JPG /x/i/k/b.JPG /x/j/c.JPG", "/x/**/*.JPG"),
+        ("a.png b.png c.png", "*.png"),
+    ],
+)
+def test_a_pattern_that_the_shell_has_replaced_is_to_be_quoted(line: str, files: str, pattern: str) -> None:
+    result = CliRunner().invoke(cli.app, line.replace("FILES", files).split())
+    assert isinstance(result.exception, InputError)
+    assert f"quote a pattern of images, '{pattern}', so that it stays one word" in str(result.exception)
+    assert str(result.exception).isprintable()
+
+
+def test_a_picture_to_write_is_no_part_of_a_pattern() -> None:
+    result = CliRunner().invoke(cli.app, ["show", "t.safetensors", "x.png", "--plot", "y.png"])
+    assert "pattern" not in str(result.exception)
+
+
+def test_quoted_patterns_are_words_like_others() -> None:
+    for line in (
+        ["fid", "i/*.png", "j/*.png"],
+        ["stats", "i/[ab].png", "-o", "s.npz"],
+        ["fid", "a.png", "digits:score"],
+    ):
+        result = CliRunner().invoke(cli.app, line)
+        assert isinstance(result.exception, InputError)
+        assert "one word" not in str(result.exception)
+
+
+# ---- what has gone wrong, in full ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["{} sample", "sample {}"])
+def test_debug_shows_where_a_network_failed(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def deep_inside(*_: object) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    whole = Denoiser.from_pretrained
+
+    def spoilt(*arguments: Any, **options: Any) -> Denoiser:
+        denoiser = whole(*arguments, **options)
+        denoiser.network.mid_block.register_forward_hook(deep_inside)  # type: ignore[attr-defined]
+        return denoiser
+
+    def said(flag: str) -> str:
+        line = f"diffusion-var {place.format(flag)} --model digits --steps 2 --count 2 -q -o {tmp_path}/s.npz"
+        monkeypatch.setattr(sys, "argv", line.split())
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code == 2
+        return capsys.readouterr().err
+
+    monkeypatch.setattr(Denoiser, "from_pretrained", spoilt)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # which a program sets for itself
+    brief, full = said(""), said("--debug")
+    assert "Traceback" not in brief
+    assert len(brief.splitlines()) == 1
+    assert "device-side assert triggered" in brief
+    assert "--debug" in brief
+    assert full.startswith("Traceback")
+    assert "in deep_inside" in full
+    assert "direct cause" in full
+    assert full.endswith(brief)
+
+
+def test_debug_shows_where_input_was_refused() -> None:
+    brief = CliRunner().invoke(cli.app, ["show", "nowhere"])
+    full = CliRunner().invoke(cli.app, ["show", "nowhere", "--debug"])
+    assert "Traceback" not in brief.stderr
+    assert full.stderr.startswith("Traceback")
+    assert "documents.py" in full.stderr
+    assert full.stderr.rstrip().endswith(str(brief.exception))
+    assert str(full.exception) == str(brief.exception)
 
 
 @pytest.mark.parametrize("name", ["fp16", "half", "float16", "FP16", "torch.float16", "bf16", "fp32", "float32"])

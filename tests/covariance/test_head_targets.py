@@ -206,8 +206,8 @@ def test_disagreement_of_the_estimators_counts_for_exact_mean_targets_only():
     ("spec", "named"),
     [
         ({"target": "nrp"}, "target 'nrp' is not known"),
-        ({"target": "factor"}, "structure=None does not go with the target 'factor'"),
-        ({"structure": "dct"}, "structure='dct' does not go with the target 'npr'"),
+        ({"target": "factor"}, "target='factor' multiplies a structure's variances; pass structure= as 'dct'"),
+        ({"structure": "dct"}, "structure='dct' is for target='factor' alone, not 'npr'"),
         ({"target": "factor", "structure": "channel"}, "structure='channel' has no variances"),
         ({"target": "factor", "structure": "dct", "output": "papers"}, "output='papers'"),
         ({"output": "raw"}, "output 'raw' is not known"),

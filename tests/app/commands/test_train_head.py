@@ -95,7 +95,7 @@ def test_mistakes(options, tmp_path, table):
     assert "has no meaning with the covariance beta_tilde" in refused(*wrong, "--covariance", "beta_tilde")
     assert "not a variance head" in refused(*wrong, "--covariance", "head")
     assert "not a variance head" in refused(*wrong)  # which a head alone implies
-    assert "--structure None does not go with the target 'factor'" in refused(
+    assert "--target factor multiplies a structure's variances; pass --structure as 'dct' or 'pixel'" in refused(
         "train-head", *shared, "--target", "factor"
     )
     assert "features of UNet2DModel cannot be found" in refused("train-head", *shared, "--features", "conv_uot")
