@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from diffusion_var import InputError, files
-from diffusion_var.locks import locked
+from diffusion_var.locks import locked, tidy
 
 HOLDER = """
 import sys, time
-from diffusion_var.locks import locked
+from diffusion_var.locks import locked, tidy
 with locked(sys.argv[1], folder=sys.argv[2] == "folder"):
     open(sys.argv[3], "wb").close()
     print("held", flush=True)
@@ -111,3 +111,14 @@ def test_where_files_cannot_be_locked_the_named_process_counts(
         return
     with pytest.raises(InputError, match=f"process {number} on {name}"), locked(tmp_path / "out"):
         pass
+
+
+def test_what_a_killed_run_left_in_a_finished_folder_is_removed_and_what_is_held_is_not(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("1\n")
+    (tmp_path / ".a.x.tmp").touch()
+    tidy(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with locked(tmp_path, folder=True):
+        tidy(tmp_path)
+        assert (tmp_path / ".lock").exists()
+    tidy(tmp_path / "nowhere")

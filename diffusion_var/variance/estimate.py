@@ -33,7 +33,7 @@ from ..resume import ANEW, Checkpoint, State, StateRecord
 from . import allocation
 from .between_images import ImageDraws
 from .moments import CONTROLS, SHARD, MomentSums, StructureMoments, control_expectations
-from .plausibility import check_moments, check_noise
+from .plausibility import check_agreement, check_moments, check_noise
 from .population import Population
 from .shards import ShardEvaluator
 from .table import VarianceTable
@@ -190,6 +190,8 @@ class _Run:
         self.round_number, self.done_in_round = place.round_number, place.done_in_round
         check_noise(self.sums["isotropic"].means(), self.counts, math.prod(self.evaluator.denoiser.shape))
         self._check_place()
+        for name, sums in self.sums.items():
+            check_agreement(name, sums.means(), self.sums["isotropic"].means())
 
     def _check_place(self) -> None:
         """Refuse counts of draws that are not those of the place reached."""

@@ -51,6 +51,12 @@ def test_numbers_of_lists_are_told_from_others(schedulers: dict[str, Path]) -> N
     path.write_text(original)
 
 
+def test_text_is_not_the_name_of_a_model_on_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "scheduler_config.json").write_text('"somebody/else"')
+    with pytest.raises(dv.InputError, match="its config is a str, but names and values are needed"):
+        dv.AnalyticScheduler.from_pretrained(tmp_path)
+
+
 def test_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(dv.InputError, match=r"the scheduler in .*nowhere cannot be read"):
         dv.AnalyticScheduler.from_pretrained(tmp_path / "nowhere")
