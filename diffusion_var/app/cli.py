@@ -45,6 +45,18 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
     "stats": (StatsOptions, "commands.stats"),
     "fid": (FidOptions, "commands.fid"),
 }
+#: What the list of commands says of those whose first sentence does not fit into a line.
+IN_SHORT = {
+    "demo": "Compare methods on the bundled digits; takes minutes.",
+    "compare": "Compare methods, numbers of steps and seeds by scores.",
+    "nll": "Bound the likelihood of images, in bits/dim.",
+    "steps": "Find the step lists that are best for likelihoods.",
+    "train-head": "Train a head: variances that depend on the image.",
+    "train-unet": "Train a UNet on images, as a diffusers pipeline.",
+    "train-features": "Train a small classifier, whose features scores use.",
+    "stats": "Write the feature statistics of images, to score against.",
+    "fid": "Score images against a reference: FID, KID, precision, …",
+}
 
 
 def main() -> None:
@@ -72,8 +84,8 @@ def _every_command(
     context.with_resource(quiet(silent))  # `debug` is what each command looks up here
 
 
-@app.command("help", help="Show this help, or that of one command: diffusion-var help estimate.")
-def _help(name: str | None = typer.Argument(None, metavar="COMMAND", help="one of them", show_default=False)) -> None:
+@app.command("help", help="Show this help, or that of one command.")
+def _help(name: str | None = typer.Argument(None, metavar="COMMAND", help="e.g. estimate", show_default=False)) -> None:
     typer.main.get_command(app)(args=[*([] if name is None else [name]), "--help"], prog_name="diffusion-var")
 
 
@@ -81,7 +93,7 @@ def _register(name: str, kind: type[Any], home: str) -> None:
     def carry_out(options: Any) -> None:
         import_module(f".{home}", __package__).run(options)
 
-    command(app, kind, name)(carry_out)
+    command(app, kind, name, IN_SHORT.get(name))(carry_out)
 
 
 for _name, (_kind, _home) in COMMANDS.items():

@@ -88,7 +88,9 @@ def _readable(error: Any, flags: Mapping[str, Any], config: Path | None) -> list
                 f"--{top.replace('_', '-')} or in the config" if config is not None else f"--{top.replace('_', '-')}"
             )
         else:
-            text = f"{item['msg'][0].lower()}{item['msg'][1:]}, but got {brief(item['input'])}"
-        name = f"--{top.replace('_', '-')}" if flags.get(top) is not None and path == top else path
+            expected = item["msg"].partition(", unable to parse")[0]
+            text = f"{expected[0].lower()}{expected[1:]}, but got {brief(item['input'])}"
+        of_flag = flags.get(top) is not None and (path == top or path.removeprefix(f"{top}.").isdigit())
+        name = f"--{top.replace('_', '-')}" if of_flag else path
         lines.setdefault(name, []).append(text)
     return [f"{name}: {' or '.join(dict.fromkeys(texts))}" for name, texts in lines.items()]

@@ -97,8 +97,13 @@ def _show_warning(message: Any, category: Any, filename: str, lineno: int, file:
         complain(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
 
 
-def command(app: typer.Typer, kind: type[Any], name: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
-    """Register a function of one option set as a command, with a flag per option and --config."""
+def command(
+    app: typer.Typer, kind: type[Any], name: str, short: str | None = None
+) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+    """Register a function of one option set as a command, with a flag per option and --config.
+
+    `short` stands in the list of commands, where the first sentence of the option set's docstring is too long.
+    """
 
     def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
         def run(
@@ -125,7 +130,7 @@ def command(app: typer.Typer, kind: type[Any], name: str) -> Callable[[Callable[
 
         run.__signature__ = inspect.Signature(_parameters(kind))  # type: ignore[attr-defined]
         run.__doc__ = kind.__doc__
-        app.command(name, help=kind.__doc__, context_settings={"allow_extra_args": True})(run)
+        app.command(name, help=kind.__doc__, short_help=short, context_settings={"allow_extra_args": True})(run)
         return function
 
     return register
@@ -207,7 +212,7 @@ def _parameters(kind: type[Any]) -> list[inspect.Parameter]:
         flag = bool if inner is bool else str
         if default is MISSING:
             text += "  [required]"
-        elif default is not None and inner is not bool:
+        elif default not in (None, {}) and inner is not bool:
             shown = ",".join(map(str, default)) if isinstance(default, list) else default
             text += f"  [default: {shown}]"
         choices = _choices(inner)
@@ -234,10 +239,8 @@ def _choices(hint: Any) -> list[str]:
 
 def _metavar(hint: Any) -> str:
     text = str(hint)
-    for name in ("list[int]", "float", "int", "Path"):
-        if name in text:
-            return {"list[int]": "N,N,…", "float": "NUMBER", "int": "INT", "Path": "PATH"}[name]
-    return "TEXT"
+    shown = {"list[int]": "N,N,…", "list[float]": "X,X,…", "float": "NUMBER", "int": "INT", "Path": "PATH"}
+    return next((words for name, words in shown.items() if name in text), "TEXT")
 
 
 def _parse(value: Any, hint: Any) -> Any:

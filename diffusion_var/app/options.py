@@ -38,7 +38,7 @@ ImagesHelp = (
     "[shuffled:START:STOP]"
 )
 DeviceHelp = "where to run, e.g. cpu or cuda:1; by default the GPU if there is one"
-FeaturesHelp = "feature network: inception, digits, or a .safetensors file of scripts/train_features.py"
+FeaturesHelp = "feature network: inception, digits, or a .safetensors file of train-features"
 InceptionHelp = "file of Inception's weights; by default the one in PyTorch's cache, or a download"
 AcceptHelp = "SHA-256 of an Inception weights file, other than the published one, that you trust"
 HeadHelp = "trained head (head.safetensors of train-head), for the covariance head"

@@ -20,6 +20,8 @@ PHRASES = (
     (r"\bFixedLarge\b", "beta"),
     (r"\bLearnedRange\b", "learned_range"),
     (r"\bAnalytic\b(?!-)", "analytic"),
+    (r", or None\.", "."),  # where an option is left out
+    (r", or None for", ", or leave it out for"),
 )
 _BEFORE, _AFTER = r"(?<![\w/\\.'\"`$=-])", r"(?![\w/\\'\"=-]|\.\w)"  # not in a path, a quotation or another word
 _VALUE = r"=(\([^()]*\)|\[[^\[\]]*\]|'[^']*'|\"[^\"]*\"|[^\s,;:)]*[^\s,;:).])?"

@@ -55,8 +55,8 @@ class ImageName:
     @property
     def scheme(self) -> tuple[str, str]:
         """("digits" or "torchvision", what follows its colon), or ("", base) for a path."""
-        kind, colon, rest = self.base.partition(":")
-        named = colon and kind in ("digits", "torchvision") and not os.path.exists(self.base)
+        kind, _, rest = self.base.partition(":")
+        named = kind in ("digits", "torchvision") and not os.path.exists(self.base)
         return (kind, rest) if named else ("", self.base)
 
 
@@ -109,7 +109,9 @@ def _open_whole(name: ImageName, download: bool, skip_corrupt: bool, channels: i
 def digits_part(name: str) -> Split:
     """One of the digits' three parts by name."""
     if name not in SIZES:
-        raise InputError(f"the digits have no split {name!r}; choose one of {', '.join(SIZES)}.")
+        raise InputError(
+            f"the digits have no split {name!r}; choose one of {', '.join(f'digits:{part}' for part in SIZES)}."
+        )
     part: Split = getattr(digits_splits(), name)
     return part
 

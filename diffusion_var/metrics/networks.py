@@ -184,5 +184,5 @@ def _by_name(name: str, inception_weights: str | os.PathLike[str] | None, accept
         return read_features(name)
     raise InputError(
         f'features is {name!r}; expected "inception", "digits", the path of a .safetensors file made by '
-        "scripts/train_features.py, or a network of your own."
+        "`diffusion-var train-features`, or a network of your own."
     )

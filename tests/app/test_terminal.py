@@ -113,6 +113,23 @@ def test_help_has_several_names() -> None:
     assert invoke("estimate", "-h") == invoke("estimate", "--help")
 
 
+def test_the_list_of_commands_says_whole_sentences() -> None:
+    listed = invoke("--help").partition("Commands:")[2].strip().splitlines()
+    assert len(listed) == len(cli.COMMANDS) + 1
+    assert all(line.endswith((".", "…")) and not line.endswith("...") for line in listed)
+    assert set(cli.IN_SHORT) <= set(cli.COMMANDS)
+
+
+def test_helps_name_options_as_they_are_given() -> None:
+    """No underscores of Python's names, and lists where lists are taken."""
+    for command, (kind, _) in cli.COMMANDS.items():
+        shown = invoke(command, "--help")
+        compound = {name for name in kind.__dataclass_fields__ if "_" in name and name != "bits_per_dim"}
+        assert compound & set(re.findall(r"[a-z]+(?:_[a-z]+)+", shown)) == set(), command
+        assert re.search(r"--data-range(?! X,X,…)", shown) is None
+        assert "{}" not in shown
+
+
 @pytest.mark.parametrize("flag", ["--version", "-V"])
 def test_version(flag: str) -> None:
     assert re.fullmatch(r"diffusion-var \d+\.\d+\.\d+\n", invoke(flag))

@@ -37,6 +37,7 @@ SAID = {
     ),
     "no images, but held_out_labels; pass held_out=.": "no images, but held_out_labels; pass --held-out.",
     "structure='dct' is not known; use structure=\"pixel\".": "--structure dct is not known; use --structure pixel.",
+    "data_range=3 must be a pair, low < high, or None.": "--data-range 3 must be a pair, low < high.",
     "structure=None does not go with it.": "no --structure does not go with it.",
     "steps=[5, 1, …] must rise.": "--steps 5,1,… must rise.",
     "leave out bounded=True.": "leave out bounded=True.",

@@ -150,7 +150,7 @@ def test_digits():
     assert torch.equal(open_images("digits:score"), splits.score.images)
     assert torch.equal(open_images("digits:train[-7:-2]"), splits.train.images[-7:-2])
     for name in ("digits:test", "digits:"):
-        with pytest.raises(InputError, match="choose one of train, table, score"):
+        with pytest.raises(InputError, match="choose one of digits:train, digits:table, digits:score"):
             open_images(name)
     with pytest.raises(InputError, match="leaves none of the 300"):
         open_images("digits:table[300:]")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..model import Model
 
 _SETTINGS = "sampling.json"
+_OTHER_FILES = frozenset({".npy", ".zip", ".png", ".jpg", ".jpeg", ".pt", ".safetensors"})  # no names of folders
 # Options that older versions did not have: they decide the images only where they are given.
 _LATER = ("unconditional", "data_range")
 
@@ -48,6 +49,10 @@ def run(options: SampleOptions) -> None:
             if not finished:
                 _sample_npz(*_open(options), options, this)
         return
+    wrong = options.out.suffix.lower() in _OTHER_FILES and not options.out.is_dir()
+    checks.refuse(
+        wrong, f"the output {options.out} is neither a folder nor a file ending in .npz; choose one of these."
+    )
     continues = (options.out / _SETTINGS).is_file()  # whether by the same settings is known with the model
     require_writable(require_empty_folder(options.out, options.overwrite or continues))
     with locked(options.out, folder=True):

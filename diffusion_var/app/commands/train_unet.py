@@ -173,7 +173,7 @@ def _mapping(name: str, given: str | dict[str, Any]) -> dict[str, Any]:
         return given
     from ..yaml_text import parse_yaml
 
-    parsed = parse_yaml(given, name)
+    parsed = parse_yaml(given, f"--{name}")
     if not isinstance(parsed, dict):
         raise InputError(f'{name} is {checks.brief(given)}; expected a YAML mapping such as "{{layers_per_block: 1}}".')
     return parsed

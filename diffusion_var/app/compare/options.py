@@ -91,7 +91,10 @@ def _demo_methods() -> list[Method]:
 
 @dataclass
 class CompareOptions(ModelOptions, ImageOptions):
-    """Compare methods × numbers of steps × seeds by their scores; the defaults are the bundled digits (the demo)."""
+    """Compare methods × numbers of steps × seeds by their scores; the defaults are the bundled digits (the demo).
+
+    The methods are listed in a --config, under `methods`; by default all that need no training.
+    """
 
     out: Annotated[
         Path,
@@ -99,7 +102,7 @@ class CompareOptions(ModelOptions, ImageOptions):
         "config NAME.yaml",
     ] = Path("runs/demo")
     model: Annotated[str, ModelHelp] = "digits"
-    table: Annotated[Path | None, "variance table; by default one is measured on table_images"] = None
+    table: Annotated[Path | None, "variance table; by default one is measured on --table-images"] = None
     table_images: Annotated[str, "images that the variance table is measured on: " + ImagesHelp] = "digits:table"
     reference: Annotated[str, "images to score against, or an npz of statistics: " + ImagesHelp] = "digits:score"
     baseline: Annotated[str | None, "real images scored the same way, as the floor of the scores"] = "digits:train"
@@ -117,7 +120,7 @@ class CompareOptions(ModelOptions, ImageOptions):
     count: Annotated[int, "images per method, number of steps and seed"] = 400
     batch_size: Annotated[int, "images at once"] = 200
     methods: list[Method] = field(default_factory=_demo_methods)
-    overwrite: Annotated[bool, "write into a folder that holds something else"] = False
+    overwrite: Annotated[bool, "replace another comparison's report, or write beside other files"] = False
 
     @classmethod
     def prepared(cls, values: dict[str, Any], config: Path | None) -> dict[str, Any]:
