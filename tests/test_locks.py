@@ -13,7 +13,7 @@ from diffusion_var.locks import locked, tidy
 
 HOLDER = """
 import sys, time
-from diffusion_var.locks import locked, tidy
+from diffusion_var.locks import locked
 with locked(sys.argv[1], folder=sys.argv[2] == "folder"):
     open(sys.argv[3], "wb").close()
     print("held", flush=True)
