@@ -1,4 +1,4 @@
-"""How far the choice of the images moves a table: the variance between images, from the same draws [E15].
+"""How far the choice of the images moves a table: the variance between images, from the same draws [E17].
 
 A draw sees y = g(x_0) + noise, where g(x_0) is the expectation of y given the image alone. The mean of g over N images
 that were chosen at random from many more has variance Var g/(N − 1), and no number of draws makes it less. Two things

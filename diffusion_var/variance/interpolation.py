@@ -171,7 +171,7 @@ class Interpolation:
         return max(float(covariance[k, k]), 0.0)
 
     def _image_variance_at(self, i: int, estimator: Estimator) -> float:
-        """Variance of the mean over the images, had others been chosen: Var g/(N − 1) [E15]."""
+        """Variance of the mean over the images, had others been chosen: Var g/(N − 1) [E17]."""
         if self._data is None or self._image_variance is None:
             return math.nan
         between = float(self._image_variance[i, ESTIMATORS.index(estimator)])

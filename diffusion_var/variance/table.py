@@ -252,7 +252,7 @@ class VarianceTable:
             n, estimator: as in `posterior_variance`.
             images: False: of the value for the table's own images, uncertain for the noise alone; True: of the value
                 for the many images of which the table's are taken for a random sample, uncertain for the choice of the
-                images too [E15].
+                images too [E17].
 
         Between measured levels: the larger of the two neighbours', in units of the linear-MMSE value. nan for tables
         from published arrays, and with `images` for tables of earlier versions, which do not know it.
