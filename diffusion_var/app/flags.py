@@ -8,14 +8,12 @@ with 130, a scheduler's SIGTERM with 143, and a word on how to go on.
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
-from glob import has_magic
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -26,6 +24,7 @@ from ..errors import DiffusionVarWarning, InputError, NetworkError, NumericalErr
 from ..progress import quiet
 from ..stopping import StopSignals, exit_code, unwinding, word
 from . import options as option_sets
+from .shell_patterns import restored
 from .terminal import complain, streams_for_people
 from .words import spoken, words_of
 
@@ -119,10 +118,10 @@ def command(
             debug = debug or context.find_root().params.get("debug", False)
             try:
                 with _in_full(debug), unwinding(), words_of(hints), quiet(silent):
-                    _refuse_replaced_pattern(hints, context.args, flags)
+                    flags, loose = _with_patterns(hints, context.args, flags)
                     flags = _placed(flags, _positional(hints))
                     values = {key: _parse(value, hints[key]) for key, value in flags.items()}
-                    _refuse_loose(name, kind, context.args, flags, config is not None)
+                    _refuse_loose(name, kind, loose, flags, config is not None)
                     function(load_options(kind, values, config, section=name.replace("-", "_")))
             except KeyboardInterrupt as stop:
                 complain(f"\n{word(stop)}; the same command continues where it can.")
@@ -171,27 +170,19 @@ def _refuse_loose(
     raise InputError(f"{command} does not take {shown!r} without the name of an option; {hint}.")
 
 
-def _refuse_replaced_pattern(hints: dict[str, Any], words: list[str], flags: dict[str, str | None]) -> None:
-    """Files that a shell has put in the place of a pattern of images: an option takes the first, and none the rest."""
-    bare = [*(text for key, text in flags.items() if key.endswith(_ARGUMENT) and text is not None), *words]
-    named = [text for key, hint in hints.items() if "Path" not in str(hint) and isinstance(text := flags[key], str)]
-    if len(bare) + len(named) < 2 or not bare:
-        return
-    from ..data.decoding import suffixes  # imports torch
-
-    loose, taken = (
-        [file for file in map(Path, texts) if file.suffix.lower() in suffixes() and not has_magic(str(file))]
-        for texts in (bare, named)
-    )
-    if not loose or len(files := [*taken, *loose]) < 2:
-        return
-    folders, kinds = {file.parent for file in files}, {file.suffix for file in files}
-    inside = ("**",) if len(folders) > 1 else ()
-    pattern = str(Path(os.path.commonpath(folders), *inside, f"*{kinds.pop() if len(kinds) == 1 else ''}"))
-    raise InputError(
-        f"{brief(str(loose[0]))} stands where no image file is taken; quote a pattern of images, {brief(pattern)}, so "
-        "that it stays one word."
-    )
+def _with_patterns(
+    hints: dict[str, Any], words: list[str], flags: dict[str, str | None]
+) -> tuple[dict[str, str | None], list[str]]:
+    """Flags and loose words, with patterns of images in the place of the files that a shell has made of them."""
+    slots = [key for key in flags if key.endswith(_ARGUMENT)]
+    given = [key for key in slots if flags[key] is not None]
+    bare = [*(str(flags[key]) for key in given), *words]
+    named = {
+        key: text for key, hint in hints.items() if "Path" not in str(hint) and isinstance(text := flags[key], str)
+    }
+    options, bare = restored(named, bare)
+    filled = dict(zip(slots, bare, strict=False))
+    return {**flags, **dict.fromkeys(slots), **filled, **options}, bare[len(filled) :]
 
 
 def _parameters(kind: type[Any]) -> list[inspect.Parameter]:
