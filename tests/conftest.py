@@ -2,7 +2,11 @@
 they are where pytest would number them."""
 
 import os
+import signal
+from collections.abc import Iterator
 from typing import Any
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -38,3 +42,14 @@ def spoken(value: Any) -> str | None:
         return None
     printable = "".join(letter if letter.isprintable() else "?" for letter in text)
     return printable if len(printable) <= 60 else f"{printable[:57]}..."
+
+
+@pytest.fixture
+def usual_signals() -> Iterator[None]:
+    """The signals that end a process as Python has them, also where the tests run under nohup or in the background."""
+    usual = {"SIGINT": signal.default_int_handler, "SIGTERM": signal.SIG_DFL, "SIGHUP": signal.SIG_DFL}
+    numbers = {getattr(signal, name): handler for name, handler in usual.items() if hasattr(signal, name)}
+    before = {number: signal.signal(number, handler) for number, handler in numbers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -18,6 +18,8 @@ from diffusion_var.training.head import HeadRun
 from diffusion_var.training.interruption import Interruption
 from diffusion_var.training.unet import UNetTraining, _Run, train_unet
 
+pytestmark = pytest.mark.usefixtures("usual_signals")
+
 
 def head(checkpoint: Path | None) -> torch.Tensor:
     settings = HeadTraining(6, batch_size=4, learning_rate=1e-2, likelihood_images=0)
