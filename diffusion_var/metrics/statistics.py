@@ -81,8 +81,8 @@ class FeatureStatistics:
         beyond = np.abs(covariance) > 1.001 * np.outer(largest, largest) + 1e-5 * variances.max()
         if variances.min() < 0 or np.abs(covariance - covariance.T).max() > 1e-5 * variances.max() or beyond.any():
             raise InputError(
-                f"{source}: sigma is not a covariance (asymmetric, or with a negative variance or a negative eigenvalue, "
-                "a covariance that its variances do not allow); compute it again."
+                f"{source}: sigma is not a covariance (asymmetric, or with a negative variance or a negative "
+                "eigenvalue, a covariance that its variances do not allow); compute it again."
             )
         if count is not None and count < 2:
             raise InputError(f"{source}: count is {count}; a covariance needs at least 2 images.")
