@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,19 @@ class Normalising(nn.Module):
     def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.norm(x)
         return out
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    """The generators that everybody draws from begin alike, and are left as they were."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 (the networks draw from it)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
 
 
 RANDOM = [dropout, noise, numpy_noise, python_noise, closed_over(), Held()]
