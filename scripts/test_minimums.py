@@ -57,7 +57,7 @@ def main() -> int:
     found = "import importlib.metadata as m, sys; print(*(f'{n} {m.version(n)}' for n in sys.argv[1:]), sep=', ')"
     subprocess.run([sys.executable, "-c", found, *oldest], env=environment, check=True)
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-m", "not slow", *TESTS], cwd=ROOT, env=environment
+        [sys.executable, "-m", "pytest", "--numprocesses=auto", "-m", "not slow", *TESTS], cwd=ROOT, env=environment
     ).returncode
 
 
