@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..files import require_empty_folder, require_new_file, require_writable_folder
 from ..locks import locked
 from ..manifest import Manifest
+from .outputs import require_writable
 from .terminal import say
 
 #: Options that do not decide what is written.
@@ -134,3 +135,18 @@ def _leave_finished(path: Path, checkpoint: Path | None, aloud: bool = True) -> 
         checkpoint.unlink(missing_ok=True)  # of a run that was killed after its last file
     if aloud:
         say(f"already finished: {path} was written by this very command; pass --overwrite to make it again.")
+
+
+def train_into_folder(command: str, options: Any, checkpoint: str, train: Callable[[str], None]) -> None:
+    """Call `train` with the run's identity, in every process of torchrun; the first one holds the output folder."""
+    from ..training.loop import processes
+
+    require_writable(options.out)
+    state, this = processes(), run_identity(command, options)
+    if not state.is_main_process:
+        train(this)
+    else:
+        with claimed_folder(options.out, this, options.overwrite, checkpoint) as finished:
+            if not finished:
+                train(this)
+    state.destroy_process_group()

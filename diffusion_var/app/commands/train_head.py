@@ -11,10 +11,9 @@ from ...errors import InputError
 from ...files import write_atomic
 from ...manifest import Manifest
 from ...variance.table import VarianceTable
-from ..claims import claimed_folder, run_identity
+from ..claims import train_into_folder
 from ..model import Model, check_model_options, open_model, read
 from ..options import TrainHeadOptions
-from ..outputs import require_writable
 from ..terminal import say
 from .train_unet import CHECKPOINT
 
@@ -26,17 +25,7 @@ HEAD = "head.safetensors"
 
 def run(options: TrainHeadOptions) -> None:
     """Train and save; the same command continues an interrupted run. One process, or many by torchrun."""
-    from ...training.loop import processes
-
-    require_writable(options.out)
-    state, this = processes(), run_identity("train-head", options)
-    if not state.is_main_process:
-        _train(options, this)
-    else:
-        with claimed_folder(options.out, this, options.overwrite, CHECKPOINT) as finished:
-            if not finished:
-                _train(options, this)
-    state.destroy_process_group()
+    train_into_folder("train-head", options, CHECKPOINT, lambda this: _train(options, this))
 
 
 def _train(options: TrainHeadOptions, this: str) -> None:

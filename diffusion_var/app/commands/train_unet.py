@@ -11,9 +11,8 @@ from ... import checks
 from ...errors import InputError
 from ...files import write_atomic, write_folder
 from ...manifest import Manifest
-from ..claims import claimed_folder, run_identity
+from ..claims import train_into_folder
 from ..options import ImageOptions, ImagesHelp
-from ..outputs import require_writable
 from ..terminal import say
 
 CHECKPOINT = "training.partial"
@@ -49,17 +48,7 @@ class TrainUNetOptions(ImageOptions):
 
 def run(options: TrainUNetOptions) -> None:
     """Train and save; the same command continues an interrupted run."""
-    from ...training.loop import processes
-
-    require_writable(options.out)
-    state, this = processes(), run_identity("train-unet", options)
-    if not state.is_main_process:
-        _train(options, this)
-    else:
-        with claimed_folder(options.out, this, options.overwrite, CHECKPOINT) as finished:
-            if not finished:
-                _train(options, this)
-    state.destroy_process_group()
+    train_into_folder("train-unet", options, CHECKPOINT, lambda this: _train(options, this))
 
 
 def _train(options: TrainUNetOptions, this: str) -> None:
