@@ -317,6 +317,15 @@ DOORS: dict[str, Door] = {
         {"steps": (*NO_COUNT, 10**9), "shift": (0, *NO_NUMBER), "timestep_scale": NO_NUMBER},
     ),
     "steps.spaced": (call(dv.steps.spaced, SCHEDULE, 4), {"spacing": ("x", None, 5)}),
+    "steps.respaced": (
+        call(dv.steps.respaced, schedule=SCHEDULE, steps=4),
+        {
+            "schedule": (None, "a", int),
+            "steps": (0, -1, 101, 1.5, "x", "", "ddim7", "10,", [], [101], [1.5], {"a": 1}, True),
+        },
+    ),
+    "steps.power": (call(dv.steps.power, SCHEDULE, 4), {"power": (0, -1, *NO_NUMBER)}),
+    "steps.karras": (call(dv.steps.karras, SCHEDULE, 4), {"rho": (0, -1, *NO_NUMBER)}),
     "steps.optimal": (
         call(dv.steps.optimal, costs=TABLE, steps=3),
         {
@@ -336,7 +345,7 @@ DOORS: dict[str, Door] = {
             call(getattr(dv.steps, name), schedule=SCHEDULE, steps=4),
             {"schedule": (None, "a", dv.NoiseSchedule, 1.5), "steps": (*NO_COUNT, 10**9)},
         )
-        for name in ("linspace", "leading", "trailing", "quadratic", "log_snr", "karras")
+        for name in ("linspace", "leading", "trailing", "quadratic", "power", "log_snr", "log_snr_levels", "karras")
     },
 }
 

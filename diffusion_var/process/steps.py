@@ -1,11 +1,16 @@
 """Step lists: which noise levels a sampler visits.
 
-K of the N indices, ascending: `linspace` is even from 1 to N (Improved DDPM), `leading` and `trailing` are diffusers'
-two other spacings, `quadratic` is DDIM's (arXiv:2010.02502, appendix D.2), and `log_snr` is even in log SNR. A
-diffusers timestep is an index less one.
+K of the N indices, ascending: `linspace` is even from 1 to N, `leading` and `trailing` are diffusers' two other
+spacings, `respaced` is improved-diffusion's (sections and "ddimK" among it), `quadratic` is DDIM's (arXiv:2010.02502,
+appendix D.2), `power` Analytic-DPM's, and `log_snr` is even in log SNR. A diffusers timestep is an index less one.
 
-Or K levels off the grid, from the noisiest down: `karras` (EDM, arXiv:2206.00364, eq. 5), `sigmas` (any list of σ/α,
-such as those of Align Your Steps, arXiv:2404.14507) and `shifted` (a flow's, arXiv:2403.03206, eq. 23).
+*Even spacing* is rounded in three ways. `linspace` rounds 1 + k (N − 1)/(K − 1), a half to the even index; diffusers a
+half to the even timestep (`spaced(…, "linspace")`); improved-diffusion adds the stride (N − 1)/(K − 1) up, so that the
+errors of its sums decide halves (`respaced`). Of N = 1000 a third of all K differ, in indices that are off by one.
+
+Or K levels off the grid, from the noisiest down: `karras` (EDM, arXiv:2206.00364, eq. 5), `log_snr_levels` (even in log
+SNR), `sigmas` (any list of σ/α, such as those of Align Your Steps, arXiv:2404.14507) and `shifted` (a flow's,
+arXiv:2403.03206, eq. 23).
 """
 
 from __future__ import annotations
@@ -68,6 +73,73 @@ def quadratic(schedule: Grid, steps: int) -> list[int]:
     return _without_repeats(np.floor(grid**2 + 1e-9) + 1, N)
 
 
+def respaced(schedule: Grid, steps: Any) -> list[int]:
+    """The indices that improved-diffusion (and guided-diffusion) keeps of N for its `timestep_respacing`.
+
+    Args:
+        steps: K, even from 1 to N; K = 1 is [1]. The numbers of steps of equal parts of the indices, the least noisy
+            part first, as a list or as "10,10,15". Or "ddimK": every R-th index from 1 on, R the least that gives K.
+
+    Raises InputError for a part that holds fewer indices than are wanted of it, and where no R gives K of them.
+    """
+    N, _ = _counted(schedule, 1)
+    if isinstance(steps, str) and steps.startswith("ddim"):
+        return _strided(N, _whole_of(steps.removeprefix("ddim"), steps))
+    counts = [_whole_of(part, steps) for part in _parts(steps)]
+    checks.refuse(sum(counts) == 0, f"steps={checks.brief(steps)} keeps no step; give at least one.")
+    out, first = [], 1
+    for part, count in enumerate(counts):
+        size = N // len(counts) + (part < N % len(counts))
+        checks.refuse(
+            size < count,
+            f"steps={checks.brief(steps)} wants {count} steps of part {part + 1} of {len(counts)}, which has {size} of "
+            f"the {N} indices; take fewer.",
+        )
+        stride, place = (1.0 if count <= 1 else (size - 1) / (count - 1)), 0.0
+        for _ in range(count):
+            out.append(first + round(place))
+            place += stride  # added up, as they do: it is what decides halves
+        first += size
+    return out
+
+
+def _strided(N: int, steps: int) -> list[int]:
+    """1, 1 + R, 1 + 2 R, … with the least R that gives K indices."""
+    found = {len(range(0, N, stride)): stride for stride in range(N - 1, 0, -1)}
+    if steps not in found:
+        near = [*(k for k in sorted(found) if k < steps)][-1:] + [*(k for k in sorted(found) if k > steps)][:1]
+        instead = "".join(f"{k} steps or " for k in near)
+        raise InputError(f"no whole stride takes exactly {steps} of {N} indices; take {instead}another spacing.")
+    return list(range(1, N + 1, found[steps]))
+
+
+def _parts(steps: Any) -> list[Any]:
+    return steps.split(",") if isinstance(steps, str) else list(steps) if _is_list(steps) else [steps]
+
+
+def _whole_of(count: Any, steps: Any) -> int:
+    """A number of steps of `respaced`, from a number or its text."""
+    text = isinstance(count, str) and count.strip().isascii() and count.strip().isdigit()
+    wrong = not text and not (checks.is_whole(count) and count >= 0)
+    checks.refuse(
+        wrong,
+        f"steps={checks.brief(steps)} must be a number of steps, a list of one for each part (such as [10, 10, 15] or "
+        "'10,10,15'), or 'ddim' and a number.",
+    )
+    return int(count)
+
+
+def power(schedule: Grid, steps: int, power: float = 2.0) -> list[int]:
+    """Analytic-DPM's power-k spacing: 1 + (N − 1) (1 − (1 − u)^(1/k)) for K even u from 0 to 1, dense near the data for
+    k > 1; k = 1 is even. K = 1 is [N]. Where it repeats an index, the repetition is moved up to the next free one."""
+    N, steps = _counted(schedule, steps)
+    root = 1.0 / checks.positive("power", power)
+    if steps == 1:
+        return [N]
+    falling = [k / (steps - 1) for k in range(steps)][::-1]
+    return _without_repeats([round((N - 1) * (1.0 - y**root) + 1) for y in falling], N)
+
+
 def spaced(schedule: Grid, steps: int, spacing: str) -> list[int]:
     """K indices by one of diffusers' spacings: "linspace", "leading" or "trailing"."""
     check_spacing(spacing)
@@ -101,7 +173,7 @@ def log_snr(schedule: NoiseSchedule | HasSchedule, steps: int) -> list[int]:
     return _without_repeats(np.append(indices, np.arange(finite, N) + 1), N)
 
 
-def _without_repeats(wanted: npt.NDArray[np.float64], N: int) -> list[int]:
+def _without_repeats(wanted: npt.NDArray[np.float64] | list[int], N: int) -> list[int]:
     """The nearest strictly ascending list at or above `wanted` that stays within 1…N."""
     out: list[int] = []
     for k, n in enumerate(wanted):
@@ -121,9 +193,21 @@ def karras(schedule: NoiseSchedule | HasSchedule, steps: int, rho: float = 7.0) 
     if len(first) == steps:
         return first
     power = 1.0 / checks.positive("rho", rho)
-    most, least = (float(np.exp(-0.5 * held.log_snr[n] * power)) for n in (-1 - len(first), 1))
+    ends = [-1 - len(first), 1]
+    most, least = (float(np.exp(-0.5 * held.log_snr[n] * power)) for n in ends)
     ramp = np.linspace(most, least, steps - len(first)) ** rho
+    ramp[-1], ramp[0] = (float(np.exp(-0.5 * held.log_snr[n])) for n in ends[::-1])  # to the bit, whatever ρ
     return [*first, *sigmas(held, [float(sigma) for sigma in ramp])]
+
+
+def log_snr_levels(schedule: NoiseSchedule | HasSchedule, steps: int) -> list[NoiseLevel]:
+    """K levels whose log SNR rises evenly from that of N to that of 1, off the grid; where x_N holds no signal, N comes
+    first, and they begin at N − 1. K = 1 is [N]."""
+    _, steps = _counted(schedule, steps)
+    held = _schedule_of(schedule, "log_snr_levels")
+    first = [held.level(held.num_steps)] if held.zero_terminal_snr or steps == 1 else []
+    least, most = float(held.log_snr[-1 - len(first)]), float(held.log_snr[1])
+    return [*first, *(held.level_at(float(place)) for place in np.linspace(least, most, steps - len(first)))]
 
 
 def sigmas(schedule: NoiseSchedule | HasSchedule, values: Sequence[float]) -> list[NoiseLevel]:

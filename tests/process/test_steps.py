@@ -81,6 +81,111 @@ def test_against_diffusers_spacings(name: str, N: int, K: int) -> None:
     assert getattr(steps, name)(N, K) == sorted(int(t) + 1 for t in scheduler.timesteps)
 
 
+# ---- improved-diffusion's and Analytic-DPM's, against plain loops for every K ---------------------------------------
+
+
+def plain_respaced(N: int, counts: list[int]) -> list[int]:
+    """Each part: timesteps from its first to its last, by a stride that is added up, rounded; an index is one more."""
+    sizes = [N // len(counts) + (1 if part < N % len(counts) else 0) for part in range(len(counts))]
+    kept = set()
+    for part, (size, count) in enumerate(zip(sizes, counts, strict=True)):
+        position, stride = 0.0, (size - 1) / (count - 1) if count > 1 else 1
+        for _ in range(count):
+            kept.add(sum(sizes[:part]) + round(position))
+            position += stride
+    return [timestep + 1 for timestep in sorted(kept)]
+
+
+@pytest.mark.parametrize("N", [1, 2, 37, 1000])
+def test_respaced_is_improved_diffusions_list_for_every_number_of_steps(N: int) -> None:
+    for K in range(1, N + 1):
+        found = steps.respaced(N, K)
+        assert found == plain_respaced(N, [K]) == steps.respaced(N, str(K)) == steps.respaced(N, [K])
+        assert len(found) == K
+        assert strictly_ascending(found)
+
+
+@pytest.mark.parametrize("counts", [[10, 10, 15], [1, 0, 33], [34, 33, 33], [2, 3], [1], [0, 5], [7] * 9])
+def test_respaced_in_parts(counts: list[int]) -> None:
+    found = steps.respaced(100, counts)
+    assert found == plain_respaced(100, counts)
+    assert len(found) == sum(counts)
+    assert steps.respaced(100, ",".join(map(str, counts))) == found
+
+
+@pytest.mark.parametrize("N", [2, 37, 1000])
+def test_ddims_striding_takes_the_first_stride_with_exactly_k(N: int) -> None:
+    reached = 0
+    for K in range(1, N + 1):
+        strides = [stride for stride in range(1, N) if len(range(0, N, stride)) == K]
+        if strides:
+            assert steps.respaced(N, f"ddim{K}") == [t + 1 for t in range(0, N, strides[0])]
+            reached += 1
+        else:
+            with pytest.raises(InputError, match=f"no whole stride takes exactly {K} of {N} indices; take .* spacing"):
+                steps.respaced(N, f"ddim{K}")
+    assert 0 < reached < N
+
+
+def test_the_three_even_spacings_differ_as_the_docs_say() -> None:
+    lists = {K: (steps.linspace(1000, K), steps.respaced(1000, K)) for K in range(2, 1001)}
+    differ = [K for K, (ours, theirs) in lists.items() if ours != theirs]
+    assert 320 < len(differ) < 360
+    assert max(np.abs(np.subtract(*lists[K])).max() for K in differ) == 1
+    assert steps.linspace(1000, 28) == steps.spaced(1000, 28, "linspace") == steps.respaced(1000, 28)  # no halves
+
+
+def plain_power(N: int, K: int, k: float) -> list[int]:
+    """1 + (N − 1)(1 − y^(1/k)) for K values of y from 1 down to 0, rounded, repeats pushed up."""
+    out: list[int] = []
+    for i in range(K):
+        index = round((N - 1) * (1 - ((K - 1 - i) / (K - 1)) ** (1.0 / k)) + 1)
+        out.append(index if not out or index > out[-1] else out[-1] + 1)
+    return out
+
+
+@pytest.mark.parametrize("N", [2, 37, 1000])
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 0.5])
+def test_power_is_analytic_dpms_list_for_every_number_of_steps(N: int, k: float) -> None:
+    for K in range(2, N + 1):
+        found = steps.power(N, K, k)
+        assert (found[0], found[-1], len(found)) == (1, N, K)
+        assert strictly_ascending(found)
+        if k >= 1:  # below, repeats are at the noisy end, where pushing them up would leave the schedule
+            assert found == plain_power(N, K, k)
+    assert steps.power(N, 1, k) == [N]
+
+
+def test_power_is_dense_near_the_data() -> None:
+    found = steps.power(1000, 10, 2)
+    assert found == [1, 58, 119, 184, 255, 334, 423, 529, 667, 1000]
+    assert np.abs(np.subtract(steps.power(1000, 10, 1), steps.linspace(1000, 10))).max() == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("101", "wants 101 steps of part 1 of 1, which has 100 of the 100 indices; take fewer"),
+        ([10, 60], "wants 60 steps of part 2 of 2, which has 50 of the 100 indices"),
+        ("10,,5", "must be a number of steps, a list of one for each part"),
+        ("ddim", "must be a number of steps"),
+        ("ddim-5", "must be a number of steps"),
+        ("ddim0", "no whole stride takes exactly 0 of 100 indices; take 2 steps or another spacing"),
+        (0, "keeps no step"),
+        ([0, 0], "keeps no step"),
+        ([], "keeps no step"),
+        (-1, "must be a number of steps"),
+        ([2.5], "must be a number of steps"),
+        (True, "must be a number of steps"),
+        (None, "must be a number of steps"),
+        ("²", "must be a number of steps"),
+    ],
+)
+def test_bad_respacings_are_refused(given: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        steps.respaced(100, given)
+
+
 @pytest.mark.parametrize("schedule", [LINEAR, NoiseSchedule.vp_sde(500), NoiseSchedule.scaled_linear(1000)])
 @pytest.mark.parametrize("K", [2, 3, 10, 16])
 def test_log_snr_is_even_in_log_snr(schedule: NoiseSchedule, K: int) -> None:
@@ -216,6 +321,29 @@ def test_karras_where_the_first_level_holds_no_signal() -> None:
     assert steps.karras(LINEAR, 1) == [LINEAR.level(1000)]
 
 
+@pytest.mark.parametrize("rho", [1e-2, 0.5, 1.0, 7.0, 100.0, 1e8])
+def test_karras_reaches_the_schedules_ends_for_every_rho(rho: float) -> None:
+    found = steps.karras(LINEAR, 10, rho)
+    assert (found[0].index, found[-1].index, len({level.log_snr for level in found})) == (1000, 1, 10)
+    if rho == 1e8:  # the limit ρ → ∞ is even in log σ
+        np.testing.assert_allclose(
+            [level.log_snr for level in found], np.linspace(*LINEAR.log_snr[[-1, 1]], 10), rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    "schedule", [LINEAR, NoiseSchedule.edm(50), NoiseSchedule.flow(100)], ids=["vp", "edm", "flow"]
+)
+def test_levels_even_in_log_snr(schedule: NoiseSchedule) -> None:
+    found, silent = steps.log_snr_levels(schedule, 12), int(schedule.zero_terminal_snr)
+    assert found[0] == schedule.level(schedule.num_steps)
+    gaps = np.diff([level.log_snr for level in found[silent:]])
+    np.testing.assert_allclose(gaps, gaps[0], rtol=1e-9)
+    assert found[silent].index == schedule.num_steps - silent
+    assert (found[-1].index, len(found)) == (1, 12)
+    assert steps.log_snr_levels(schedule, 1) == [schedule.level(schedule.num_steps)]
+
+
 @pytest.mark.parametrize("values", [[14.6, 6.3, 3.8, 0.9, 0.05], (14.6, 6.3, 3.8, 0.9, 0.05, 0.0)], ids=["", "to 0"])
 def test_lists_of_sigmas(values: list[float]) -> None:
     """As Align Your Steps publishes them; the 0 at the end is the step to clean data, which is always taken."""
@@ -262,6 +390,8 @@ def test_levels_are_taken_as_they_are() -> None:
         (lambda: steps.sigmas(LINEAR, [1e4, 1.0]), r"log_snr=.* is outside \["),
         (lambda: steps.sigmas(1000, [1.0]), "sigmas needs a schedule"),
         (lambda: steps.karras(1000, 5), "karras needs a schedule"),
+        (lambda: steps.log_snr_levels(1000, 5), "log_snr_levels needs a schedule"),
+        (lambda: steps.power(1000, 5, 0.0), "power=0.0 must be a positive number"),
         (lambda: steps.karras(LINEAR, 0), "steps=0 is not a usable number"),
         (lambda: steps.karras(LINEAR, 5, rho=0.0), "rho=0.0 must be a positive number"),
         (lambda: steps.shifted(0), "steps=0 must be a whole number of at least 1"),
