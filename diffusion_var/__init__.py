@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from . import testing as testing
     from . import training as training
     from .covariance.analytic import Analytic as Analytic
+    from .covariance.averaged import Averaged as Averaged
+    from .covariance.eps_square import EpsSquare as EpsSquare
     from .covariance.fixed import FixedLarge as FixedLarge
     from .covariance.fixed import FixedSmall as FixedSmall
     from .covariance.head import Head as Head
@@ -52,10 +54,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "Analytic": ".covariance.analytic",
     "AnalyticScheduler": ".pipelines.scheduler",
+    "Averaged": ".covariance.averaged",
     "Bound": ".likelihood.bound",
     "Conditions": ".models.conditions",
     "Denoiser": ".models.denoiser",
     "DiffusionVarWarning": ".errors",
+    "EpsSquare": ".covariance.eps_square",
     "FixedLarge": ".covariance.fixed",
     "FixedSmall": ".covariance.fixed",
     "Head": ".covariance.head",

@@ -88,6 +88,7 @@ DOORS: dict[str, Door] = {
             "structure": ("x",),
             "eta": NO_ETA,
             "final_noise_cap": (0, "1"),
+            "capped_steps": (0, "1", 2),
             "data_range": (5, (1, 0)),
             "timestep_spacing": ("x", 5),
             "steps_offset": ("1", 1.5),
@@ -128,6 +129,8 @@ DOORS: dict[str, Door] = {
         call(dv.Bound, **bound),
         {k: v for k, v in run.items() if k in ("denoiser", "covariance", "steps", "eta")},
     ),
+    "Averaged": (call(dv.Averaged, inner=dv.EpsSquare()), {"inner": NO_COVARIANCE, "over": ("x", None, 5)}),
+    "EpsSquare": (dv.EpsSquare, {"most": (0, -1, "1", float("nan"), True)}),
     "bits_per_dim": (
         call(dv.bits_per_dim, images=IMAGES[:4], **bound),
         {**run, "levels": (None, 1, "256", 1.5), "data_range": (5, (1, 0), "a")},
@@ -246,6 +249,7 @@ DOORS: dict[str, Door] = {
         {
             **{name: run[name] for name in ("denoiser", "covariance", "steps", "eta", "tau", "clipped_eps")},
             "final_noise_cap": (0, -1, *NO_NUMBER[::2], True),
+            "capped_steps": (*NO_COUNT, 2),
         },
     ),
     "Sampler.sample": (
@@ -321,7 +325,7 @@ DOORS: dict[str, Door] = {
         call(dv.steps.respaced, schedule=SCHEDULE, steps=4),
         {
             "schedule": (None, "a", int),
-            "steps": (0, -1, 101, 1.5, "x", "", "ddim7", "10,", [], [101], [1.5], {"a": 1}, True),
+            "steps": (0, -1, 101, 1.5, "x", "", "ddim37", "10,", [], [101], [1.5], {"a": 1}, True),
         },
     ),
     "steps.power": (call(dv.steps.power, SCHEDULE, 4), {"power": (0, -1, *NO_NUMBER)}),

@@ -5,6 +5,9 @@
     lists          the same from lists of numbers                    what fits into a scheduler's config
     learned_range  per pixel, as a 2C-channel network says           Improved DDPM
     head           times what a trained head says of the image       Extended-Analytic-DPM, OCM
+    eps_square     per pixel, from ε̂ alone, untrained (and poor)     Extended-Analytic-DPM's fallback
+    averaged       another one's mean over an image or a batch       Extended-Analytic-DPM's avg_cov
+    scaled         another one times a number                        to see what misjudging it costs
 
 A choice of one's own is one class: a `ReverseCovariance` that maps (posterior, kernel) to a `StructuredCovariance`.
 `diffusion_var.testing` has the tests that it should pass.
@@ -110,18 +113,18 @@ class ReverseCovariance(ABC):
 
 
 class StepCovariances:
-    """The covariances of a run's steps: computed once where they depend on the step alone, and capped at the last one.
+    """The covariances of a run's steps: computed once where they depend on the step alone, and capped at the last ones.
 
     Args:
         covariance: the choice of covariance.
-        cap_variance: no variance of the step to `last_level` is above it; None: no cap.
-        last_level: the least noisy level of the run, which the last noise is added at.
+        cap_variance: no variance of a step to one of `capped` is above it; None: no cap.
+        capped: the least noisy levels of the run, which the last noises are added at.
     """
 
     def __init__(
-        self, covariance: ReverseCovariance, cap_variance: float | None = None, last_level: NoiseLevel | None = None
+        self, covariance: ReverseCovariance, cap_variance: float | None = None, capped: Sequence[NoiseLevel] = ()
     ) -> None:
-        self.covariance, self._cap, self._last = covariance, cap_variance, last_level
+        self.covariance, self._cap, self._capped = covariance, cap_variance, frozenset(capped)
         self._kept: dict[Any, StructuredCovariance | None] = {}
         self._bytes = 0
 
@@ -141,7 +144,7 @@ class StepCovariances:
 
     def _computed(self, posterior: Posterior, kernel: ReverseKernel) -> StructuredCovariance | None:
         covariance = self.covariance(posterior, kernel)
-        if covariance is None or self._cap is None or kernel.level_s != self._last:
+        if covariance is None or self._cap is None or kernel.level_s not in self._capped:
             return covariance
         return covariance.capped(self._cap)
 
@@ -163,6 +166,21 @@ def cap_variance(cap: float | None, data_range: tuple[float, float] | None) -> f
         "final_noise_cap needs a data range, which is None (unbounded data, such as latents); leave the cap out."
     )
     return noise_cap_variance(cap, checks.given(data_range, unbounded))
+
+
+def check_capped_steps(capped_steps: Any, cap: float | None, steps: int) -> int:
+    """How many of the last noises are capped, of a run of so many steps; InputError for more than there are."""
+    count = checks.whole("capped_steps", capped_steps, least=1)
+    checks.refuse(
+        cap is None and count > 1,
+        f"capped_steps={count} has no meaning without a cap; give one as final_noise_cap, or leave it out.",
+    )
+    checks.refuse(
+        count > max(steps - 1, 1),
+        f"capped_steps={count} asks for caps of more steps than there are: of {steps} steps {steps - 1} add noise (the "
+        "last goes to clean data); cap at most those.",
+    )
+    return count
 
 
 # ---- for those who write a covariance -------------------------------------------------------------------------------

@@ -23,10 +23,9 @@ class StepPlan:
         self.indices = step_lists.explicit(schedule, indices)
         self._kernels: dict[Any, ReverseKernel] = {}
 
-    @property
-    def last_level(self) -> NoiseLevel:
-        """The least noisy level that is visited."""
-        return self.schedule.level(self.indices[0])
+    def last_levels(self, count: int) -> list[NoiseLevel]:
+        """The least noisy levels that are visited, so many of them."""
+        return [self.schedule.level(n) for n in self.indices[:count]]
 
     def timesteps(self, device: torch.device | str | None) -> torch.Tensor:
         """(K,) int64, descending."""

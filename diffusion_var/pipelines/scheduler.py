@@ -36,7 +36,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from .. import checks
 from ..covariance.analytic import Analytic
 from ..covariance.head import Head
-from ..covariance.reverse import StepCovariances, cap_variance
+from ..covariance.reverse import StepCovariances, cap_variance, check_capped_steps
 from ..errors import InputError, printable
 from ..files import expanded
 from ..models.posterior import Posterior
@@ -71,7 +71,7 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         eta: 1 (the default) is DDPM, 0 is DDIM.
         tau: instead of η [E12].
         clipped_eps: see `ReverseKernel`.
-        final_noise_cap: see `Sampler`; needs `data_range`.
+        final_noise_cap, capped_steps: see `Sampler`; a cap needs `data_range`.
         data_range: (low, high) of the samples; None for latents.
         variance: what is kept of a table or head, see `source`; filled in by `from_table` and `from_head`.
 
@@ -116,6 +116,7 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         final_noise_cap: float | None = None,
         data_range: list[float] | None = None,
         variance: dict[str, Any] | None = None,
+        capped_steps: int = 1,
     ) -> None:
         check_settings(self._known_config)
         eta, tau = check_noise(eta, tau)
@@ -132,6 +133,7 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         check_spacing(timestep_spacing)
         self.generator: torch.Generator | None = None
         self._cap = cap_variance(final_noise_cap, checks.bounds("data_range", data_range))
+        check_capped_steps(capped_steps, self._cap, self.schedule.num_steps)
         self._source = VarianceSource(self._known_config)
         self._use(range(1, self.schedule.num_steps + 1), None)
         self._source.check_kernel(self._plan.kernel(self.schedule.num_steps - 1, eta, tau, None))
@@ -151,6 +153,7 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         tau: float | None = None,
         clipped_eps: ClippedEps | None = None,
         final_noise_cap: float | None = None,
+        capped_steps: int | None = None,
         data_range: Sequence[float] | None = None,
         timestep_spacing: str | None = None,
         steps_offset: int | None = None,
@@ -178,6 +181,7 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         options = {
             "clipped_eps": clipped_eps,
             "final_noise_cap": final_noise_cap,
+            "capped_steps": capped_steps,
             "data_range": data_range,
             "timestep_spacing": timestep_spacing,
             "steps_offset": steps_offset,
@@ -203,6 +207,7 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         tau: float | None = None,
         clipped_eps: ClippedEps | None = None,
         final_noise_cap: float | None = None,
+        capped_steps: int | None = None,
         data_range: Sequence[float] | None = None,
         timestep_spacing: str | None = None,
         steps_offset: int | None = None,
@@ -230,6 +235,7 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         options = {
             "clipped_eps": clipped_eps,
             "final_noise_cap": final_noise_cap,
+            "capped_steps": capped_steps,
             "data_range": data_range,
             "timestep_spacing": timestep_spacing,
             "steps_offset": steps_offset,
@@ -354,6 +360,7 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         else:
             spacing, offset = self._options.timestep_spacing, self._options.steps_offset
             indices = spaced_indices(self.schedule, num_inference_steps, spacing, offset)
+        check_capped_steps(self._options.capped_steps, self._cap, len(indices))
         self._use(indices, device)
         self.num_inference_steps = len(indices)
 
@@ -466,7 +473,9 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _step_covariances(self) -> StepCovariances:
         if self._covariances is None:
-            self._covariances = StepCovariances(self._source.attached(), self._cap, self._plan.last_level)
+            self._covariances = StepCovariances(
+                self._source.attached(), self._cap, self._plan.last_levels(self._options.capped_steps)
+            )
         return self._covariances
 
     # ---- what else pipelines and training loops ask of a scheduler --------------------------------------------

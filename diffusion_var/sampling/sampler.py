@@ -4,9 +4,9 @@
     for t → s in the step list, then the smallest level → clean data:
         x_s = mean of [E1] at the posterior  +  Σ^{1/2} noise        (no noise in the step to clean data)
 
-At the smallest s > 0 the noise may be capped so that E|noise| ≤ y/255 of the data range [E8] (Analytic-DPM,
-arXiv:2201.06503, appendix F.2). η = 1 with β̃ or β is DDPM, η = 0 with no covariance is DDIM; the network may run
-under autocast, the state is float32.
+At the smallest s > 0, or the few smallest, the noise may be capped so that E|noise| ≤ y/255 of the data range [E8]
+(Analytic-DPM, arXiv:2201.06503, appendix F.2). η = 1 with β̃ or β is DDPM, η = 0 with no covariance is DDIM; the
+network may run under autocast, the state is float32.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from .. import checks
-from ..covariance.reverse import ReverseCovariance, StepCovariances, cap_variance, check_covariance
+from ..covariance.reverse import ReverseCovariance, StepCovariances, cap_variance, check_capped_steps, check_covariance
 from ..errors import InputError, NumericalError, warn
 from ..models.conditions import as_nest, batch_of, check_classes, map_leaves, rows_of
 from ..models.denoiser import Denoiser, check_denoiser
@@ -48,6 +48,8 @@ class Sampler:
             DDPM on CIFAR10 (linear schedule) and CelebA, 1 elsewhere. Helps imperfect networks, harms near-exact ones.
         clipped_eps: see `ReverseKernel`.
         tau: instead of η: 1 is DDPM, 0 the ODE's step, more than 1 re-noises [E12].
+        capped_steps: how many of the last noises are capped, those at the smallest s > 0 (`clip_sigma_idx` in the
+            published codes, which have 1 wherever they cap).
         low_start: whether it is meant that the noisiest step still holds much of the signal, which pure noise lacks;
             otherwise sampling from there is warned of.
 
@@ -65,6 +67,7 @@ class Sampler:
         clipped_eps: ClippedEps | None = None,
         tau: float | None = None,
         low_start: bool = False,
+        capped_steps: int = 1,
     ) -> None:
         check_denoiser(denoiser)
         self.denoiser, self.covariance = check_covariance(covariance).prepare(denoiser), covariance
@@ -73,8 +76,10 @@ class Sampler:
         self.low_start = low_start
         self.eta, self.tau = self.kernels[0].eta, self.kernels[0].tau
         self.cap_variance = cap_variance(final_noise_cap, denoiser.data_range)
+        self.capped_steps = check_capped_steps(capped_steps, self.cap_variance, len(self.kernels))
         covariance.check(self.denoiser, self.kernels)
-        self._covariances = StepCovariances(covariance, self.cap_variance, self.kernels[-1].level_t)
+        capped = [kernel.level_t for kernel in self.kernels[-self.capped_steps :]]
+        self._covariances = StepCovariances(covariance, self.cap_variance, capped)
 
     # ---- images -----------------------------------------------------------------------------------------------
 

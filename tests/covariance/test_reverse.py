@@ -81,7 +81,7 @@ def test_what_does_not_fit_into_the_memory_is_not_kept(monkeypatch: pytest.Monke
 
 def test_the_cap_is_for_the_step_to_the_last_level_alone() -> None:
     limit = float(KERNELS[2].beta) / 2
-    for last, capped in ((SCHEDULE.level(1), True), (SCHEDULE.level(12), False), (None, False)):
+    for last, capped in (([SCHEDULE.level(1)], True), ([SCHEDULE.level(12)], False), ([], False)):
         steps = StepCovariances(Counted(depends_on_image=True), limit, last)
         found = steps.at(posterior(0), KERNELS[2])
         assert found is None  # 12 to 1 is zero here

@@ -277,6 +277,23 @@ def loop(scheduler: dv.AnalyticScheduler, seed: int) -> torch.Tensor:
     return x.clamp(-0.8, 0.8)
 
 
+def test_several_capped_steps_are_the_samplers(table: dv.VarianceTable) -> None:
+    config = {"num_train_timesteps": 50, "beta_schedule": "linear", "clip_sample": table.clip is not None}
+    config |= {"clip_sample_range": 0.8, "timestep_spacing": "linspace"}
+    images = []
+    for capped_steps in (1, 3, 6):
+        options = {"final_noise_cap": 4.0, "capped_steps": capped_steps}
+        scheduler = dv.AnalyticScheduler.from_table(table, config, structure="pixel", **options)
+        scheduler.set_timesteps(7)
+        indices = [int(t) + 1 for t in reversed(scheduler.timesteps)]
+        sampler = dv.Sampler(denoiser(bool(table.clip)), dv.Analytic(table, structure="pixel"), indices, **options)
+        images.append(sampler.sample(4, seed=3))
+        assert worst(loop(scheduler, 3), images[-1]) < 1e-5, capped_steps
+    assert min(worst(images[0], images[1]), worst(images[1], images[2])) > 1e-3
+    with pytest.raises(dv.InputError, match="capped_steps=6 asks for caps of more steps than there are"):
+        scheduler.set_timesteps(6)
+
+
 @pytest.mark.parametrize("cap", [None, 1.0])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("structure", ["isotropic", "channel", "pixel", "dct"])

@@ -174,6 +174,23 @@ def test_the_cap_acts_at_the_smallest_s_alone_and_the_last_step_adds_nothing(ste
     assert float((sampler.sample(6, seed=7) - x.clamp(-1, 1)).abs().max()) < 1e-5
 
 
+@pytest.mark.parametrize("capped_steps", [1, 2, 3])
+def test_several_last_noises_are_capped(capped_steps):
+    """As the published codes have it: where s ≤ ns[k − 1] of the indices ns, ascending; k is their `clip_sigma_idx`."""
+    ns, limit = [3, 13, 34, 67, 100], noise_cap_variance(2.0, (-1.0, 1.0))
+    model = denoiser(lambda x, t: x, prediction="sample", clip=None, data_range=(-1.0, 1.0))
+    sampler = dv.Sampler(model, dv.FixedLarge(), ns, final_noise_cap=2.0, capped_steps=capped_steps)
+    noise = ImageNoise(7, range(6), SHAPE, torch.device("cpu"))
+    x, acted = noise.prior(), 0
+    for t, s in zip(ns[:0:-1], ns[-2::-1], strict=True):
+        kernel = dv.ReverseKernel(SCHEDULE, t, s)
+        variance = min(kernel.beta, limit) if s <= ns[capped_steps - 1] else kernel.beta
+        acted += variance < kernel.beta
+        x = kernel.gain * x + kernel.eps_gain / kernel.sigma_t * x + math.sqrt(variance) * noise.next()
+    assert acted == capped_steps
+    assert float((sampler.sample(6, seed=7) - x.clamp(-1, 1)).abs().max()) < 1e-5
+
+
 def test_the_cap_in_numbers():
     assert noise_cap_variance(1.0, (-1.0, 1.0)) == pytest.approx(9.66272250239075e-05, rel=1e-12)
     assert noise_cap_variance(2.0, (-1.0, 1.0)) == pytest.approx(0.00038650890009563, rel=1e-12)
@@ -270,6 +287,12 @@ def test_bf16_autocast_runs_and_is_close():
         ({"final_noise_cap": -1.0}, "final_noise_cap=-1.0 must be"),
         ({"final_noise_cap": float("nan")}, "final_noise_cap=nan must be"),
         ({"denoiser": denoiser(clip=None), "final_noise_cap": 1.0}, "final_noise_cap needs a data range"),
+        ({"capped_steps": 2}, "capped_steps=2 has no meaning without a cap; give one as final_noise_cap"),
+        ({"capped_steps": 0}, "capped_steps=0 must be a whole number of at least 1"),
+        (
+            {"capped_steps": 5, "final_noise_cap": 1.0},
+            "caps of more steps than there are: of 5 steps 4 add noise .the last goes to clean data.; cap at most",
+        ),
     ],
 )
 def test_impossible_requests_are_refused(options, message):
