@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .covariance.head import Head as Head
     from .covariance.head_spec import HeadSpec as HeadSpec
     from .covariance.learned_range import LearnedRange as LearnedRange
+    from .covariance.learned_variance import LearnedVariance as LearnedVariance
     from .covariance.reverse import ReverseCovariance as ReverseCovariance
     from .covariance.reverse import StructuredCovariance as StructuredCovariance
     from .covariance.scaled import Scaled as Scaled
@@ -66,6 +67,7 @@ _HOMES = {
     "HeadSpec": ".covariance.head_spec",
     "InputError": ".errors",
     "LearnedRange": ".covariance.learned_range",
+    "LearnedVariance": ".covariance.learned_variance",
     "LikelihoodBound": ".likelihood.result",
     "ModelIdentity": ".models.identity",
     "NetworkError": ".errors",

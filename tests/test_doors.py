@@ -361,7 +361,7 @@ ELSEWHERE = {
     **dict.fromkeys(("FixedLarge", "FixedSmall", "LearnedRange"), "takes nothing"),
     **dict.fromkeys(("LikelihoodBound", "StepCosts", "ModelIdentity", "Posterior"), "made here, not by users"),
     **dict.fromkeys(("ReverseCovariance", "StructuredCovariance", "Structure"), "to be written by users; contracts"),
-    **dict.fromkeys(("HeadSpec", "Scaled"), "tests of covariance"),
+    **dict.fromkeys(("HeadSpec", "LearnedVariance", "Scaled"), "tests of covariance"),
     "__version__": "a text",
 }
 

@@ -4,6 +4,7 @@
     analytic       λ² I + γ² Cov[x_0|x_t] from a variance table      (Extended-)Analytic-DPM, any structure
     lists          the same from lists of numbers                    what fits into a scheduler's config
     learned_range  per pixel, as a 2C-channel network says           Improved DDPM
+    learned        per pixel, its logarithm as a 2C-channel network  Improved DDPM's LEARNED
     head           times what a trained head says of the image       Extended-Analytic-DPM, OCM
     eps_square     per pixel, from ε̂ alone, untrained (and poor)     Extended-Analytic-DPM's fallback
     averaged       another one's mean over an image or a batch       Extended-Analytic-DPM's avg_cov

@@ -32,7 +32,7 @@ from .network_checks import check_autocast, check_conditional, check_network, ch
 from .network_use import NetworkUse, placed
 from .posterior import Posterior
 from .precision import InputPrecision, leading_dtype
-from .prediction import Prediction, check_levels, check_prediction, mean_and_eps, network_input
+from .prediction import Prediction, check_levels, check_prediction, mean_and_eps, network_input, step_before
 
 if TYPE_CHECKING:
     from .pretrained.latents import LatentCodec
@@ -53,7 +53,8 @@ class Denoiser:
             moved to `device`; it is evaluated in evaluation mode, and left in its own.
         schedule: the noise schedule that the network was trained with; a diffusers scheduler (or its config) stands for
             its own.
-        prediction: "epsilon", "sample", "v_prediction", "flow", "score", "edm" or "edm_v" (see `models.prediction`).
+        prediction: "epsilon", "sample", "v_prediction", "flow", "score", "edm", "edm_v", or "previous_x" at the indices
+            of `schedule` alone (see `models.prediction`).
         shape: (C, *spatial) of one image: (C, H, W), or (C,) of vectors, (C, L) of signals, (C, F, H, W) of videos.
         clip: bounds for x̂_0, or None for no clipping.
         data_range: the range of the data: "clip" (same as `clip`), a pair, or None for unbounded data
@@ -204,6 +205,7 @@ class Denoiser:
         self._check_device(x_t)
         check_levels(self.prediction, n, len(x_t))
         alpha, sigma = self.schedule.coefficients(n, x_t)
+        before = step_before(self.schedule, n, x_t) if self.prediction == "previous_x" else None
         with self.use.evaluating(self.network):
             if self._tap is None:
                 features, (prediction, extra) = None, self._predict(x_t, n, condition)
@@ -211,7 +213,7 @@ class Denoiser:
                 with self._tap.reading() as seen:
                     prediction, extra = self._predict(x_t, n, condition)
                 features = self._tap.features(seen, len(x_t))
-        mean, eps = mean_and_eps(self.prediction, prediction, x_t, alpha, sigma, self.sigma_data)
+        mean, eps = mean_and_eps(self.prediction, prediction, x_t, alpha, sigma, self.sigma_data, before)
         if self.clip is not None:
             mean = mean.clamp(*self.clip)
         return Posterior(mean, eps, extra, features)

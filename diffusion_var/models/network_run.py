@@ -103,7 +103,7 @@ class NetworkRun:
 
     def _difference(self, first: Posterior, second: Posterior) -> float:
         """The relative difference of what the network predicted; of x̂_0 and ε̂ where it is a mixture of both."""
-        names = {"epsilon": ("eps",), "score": ("eps",), "sample": ("mean",)}
+        names = {"epsilon": ("eps",), "score": ("eps",), "previous_x": ("eps",), "sample": ("mean",)}
         pairs = [
             (getattr(first, name).double(), getattr(second, name).double())
             for name in names.get(self.denoiser.prediction, ("mean", "eps"))

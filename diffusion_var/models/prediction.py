@@ -11,23 +11,30 @@ With x_t = α x_0 + σ ε and s = σ/α the network's output F stands for
                    and the network is shown c_in x_t/α, c_in = 1/√(s² + σ_d²)
     edm_v          the same with c_out negative (diffusers' EDM schedulers with prediction_type v_prediction)
 
-Each holds for every schedule, so that an EDM network may be used on a variance-preserving grid and the reverse.
+Each holds for every schedule, so that an EDM network may be used on a variance-preserving grid and the reverse. One
+depends on the grid that the network was trained on, and is known at its indices alone, t = n and s = n − 1 [E21]:
+
+    previous_x     F = E[x_s|x_t] = γ x̂_0 + (c/σ_t) x_t:   x̂_0 = (F − (c/σ_t) x_t)/γ,  ε̂ = (α_s x_t − α_t F)/(σ_t γ)
+
 Sources: v-prediction arXiv:2202.00512, rectified flow arXiv:2209.03003, score SDE arXiv:2011.13456, EDM
-arXiv:2206.00364 (eq. 7 and table 1).
+arXiv:2206.00364 (eq. 7 and table 1), the mean of the index before DDPM's (arXiv:2006.11239, eq. 7 and §3.2).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 
 from .. import checks
 from ..errors import InputError
+from ..process.kernel import ReverseKernel
 from ..process.level import NoiseLevel
 from ..process.schedule import NoiseSchedule
 
-Prediction = Literal["epsilon", "sample", "v_prediction", "flow", "score", "edm", "edm_v"]
+Prediction = Literal["epsilon", "sample", "v_prediction", "flow", "score", "edm", "edm_v", "previous_x"]
 #: Those that say nothing of x_0 where α = 0.
 _NEED_SIGNAL: tuple[Prediction, ...] = ("epsilon", "score", "edm", "edm_v")
 
@@ -73,9 +80,22 @@ def eps_of_mean(x_t: torch.Tensor, mean: torch.Tensor, alpha: Any, sigma: Any) -
 
 
 def mean_and_eps(
-    prediction: Prediction, output: torch.Tensor, x_t: torch.Tensor, alpha: Any, sigma: Any, sigma_data: float = 0.5
+    prediction: Prediction,
+    output: torch.Tensor,
+    x_t: torch.Tensor,
+    alpha: Any,
+    sigma: Any,
+    sigma_data: float = 0.5,
+    before: StepBefore | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(x̂_0, ε̂) of a network's output, both like x_t; α and σ are floats or broadcast to x_t. See the module."""
+    """(x̂_0, ε̂) of a network's output, both like x_t; α and σ are floats or broadcast to x_t. See the module.
+
+    Args:
+        before: `step_before`, for the prediction type previous_x.
+    """
+    if prediction == "previous_x":
+        assert before is not None
+        return before.mean_and_eps(output, x_t)
     if prediction == "epsilon":
         return (x_t - sigma * output) / alpha, output
     if prediction == "sample":
@@ -92,3 +112,63 @@ def mean_and_eps(
     total = sigma * sigma + (alpha * sigma_data) ** 2
     signed = (sigma_data if prediction == "edm" else -sigma_data) * total**-0.5 * output
     return alpha * sigma_data**2 / total * x_t + sigma * signed, sigma / total * x_t - alpha * signed
+
+
+# ---- the mean of the index before -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StepBefore:
+    """DDPM's step from an index n of a schedule to n − 1, as `previous_x` needs it [E21]; floats, or (B, 1, …) tensors
+    like the images.
+
+    Attributes:
+        near: 1 where c/σ_t > ½ of x_t is in the network's output, else 0: their difference is taken first.
+        rest: near − c/σ_t.
+        alpha, fall: α_t, and α_s − α_t.
+        gain, eps_gain: γ and σ_t γ.
+    """
+
+    near: Any
+    rest: Any
+    alpha: Any
+    fall: Any
+    gain: Any
+    eps_gain: Any
+
+    def mean_and_eps(self, output: torch.Tensor, x_t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(x̂_0, ε̂) [E21], in which what the output and x_t share is gone before anything is rounded."""
+        mean: torch.Tensor = (output - self.near * x_t + self.rest * x_t) / self.gain
+        eps: torch.Tensor = (self.fall * x_t - self.alpha * (output - x_t)) / self.eps_gain
+        return mean, eps
+
+
+def step_before(schedule: NoiseSchedule, n: Any, like: torch.Tensor) -> StepBefore:
+    """The steps to the indices before those of a batch like `like`, (B, …), at an index, a tensor (B,) of them, a level
+    or a list of B levels; InputError for levels off the schedule's grid."""
+    if isinstance(n, torch.Tensor):
+        indices = schedule.check_indices(n, len(like)).tolist()
+    else:
+        indices = [_index_at(schedule, level) for level in (n if isinstance(n, list) else [n])]
+    numbers = np.array([_numbers(ReverseKernel(schedule, t, t - 1)) for t in indices]).T
+    if len(indices) == 1:
+        return StepBefore(*numbers[:, 0].tolist())
+    columns = torch.from_numpy(numbers).to(like.device, like.dtype)
+    return StepBefore(*(column.view(-1, *(1,) * (like.ndim - 1)) for column in columns))
+
+
+def _numbers(kernel: ReverseKernel) -> tuple[float, ...]:
+    """The attributes of a `StepBefore`, in their order."""
+    share = kernel.eps_gain / kernel.sigma_t
+    near, fall = float(share > 0.5), kernel.alpha_s - kernel.alpha_t
+    return near, near - share, kernel.alpha_t, fall, kernel.gain, kernel.sigma_t * kernel.gain
+
+
+def _index_at(schedule: NoiseSchedule, n: Any) -> int:
+    if not isinstance(n, NoiseLevel):
+        return schedule.check_index(n)
+    return checks.given(
+        schedule.index_of(n),
+        f"n is the level of {n.name}, off the schedule's grid, where a network that predicts previous_x says nothing "
+        f"of x_0: it knows the mean of the index before; give indices from 1 to {schedule.num_steps}.",
+    )

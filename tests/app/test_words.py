@@ -89,6 +89,7 @@ ELSEWHERE = {
     "values": "steps by their sigmas, a list that commands have validated",
     "visit": "of a sampler's method",
     "levels": "of a bound",
+    "respaced": "of a covariance that is made in Python",
 }
 CONFIG_ENTRIES = {
     "variance_type",

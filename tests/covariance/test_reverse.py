@@ -230,6 +230,12 @@ class TestLearnedRange(Exact):
         return dv.LearnedRange(list(self.steps))
 
 
+class TestLearnedVariance(TestLearnedRange):
+    @pytest.fixture
+    def covariance(self) -> ReverseCovariance:
+        return dv.LearnedVariance(respaced=True)
+
+
 class TestHead(CovarianceContract):
     steps = (1, 20, 50)
 

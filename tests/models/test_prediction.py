@@ -12,6 +12,8 @@ from diffusion_var import Denoiser, InputError, NoiseSchedule
 from diffusion_var.models.prediction import Prediction, check_prediction, mean_and_eps, network_input
 
 PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
+#: Those that a level says enough of; the other, previous_x, is tested beside: test_previous_x.py.
+OF_A_LEVEL = tuple(name for name in PREDICTIONS if name != "previous_x")
 NEED_SIGNAL = ("epsilon", "score", "edm", "edm_v")
 SHAPE = (3, 4, 4)
 
@@ -61,7 +63,7 @@ def closely(mean: torch.Tensor, eps: torch.Tensor) -> None:
     torch.testing.assert_close(eps, EPS, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", OF_A_LEVEL)
 @pytest.mark.parametrize(("alpha", "sigma"), LEVELS)
 @pytest.mark.parametrize("sigma_data", [0.5, 1.3])
 def test_a_perfect_output_gives_back_x_0_and_eps(
@@ -71,7 +73,7 @@ def test_a_perfect_output_gives_back_x_0_and_eps(
     closely(*mean_and_eps(prediction, out, x_t, alpha, sigma, sigma_data))
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", OF_A_LEVEL)
 def test_a_level_for_each_image(prediction: Prediction) -> None:
     columns = torch.tensor(LEVELS[2:7], dtype=torch.float64)
     alpha, sigma = columns[:, 0].reshape(5, 1, 1, 1), columns[:, 1].reshape(5, 1, 1, 1)
@@ -82,7 +84,7 @@ def test_a_level_for_each_image(prediction: Prediction) -> None:
         torch.testing.assert_close(shown[i], network_input(prediction, x_t[i], a, s, 0.5), rtol=1e-14, atol=0)
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", OF_A_LEVEL)
 @pytest.mark.parametrize(("alpha", "sigma"), LEVELS)
 def test_mean_and_eps_make_up_x_t_whatever_the_output(prediction: Prediction, alpha: float, sigma: float) -> None:
     """x_t = α x̂_0 + σ ε̂ is a definition, not a property of good networks."""
@@ -197,7 +199,7 @@ def test_every_type_may_be_used_with_every_schedule_that_keeps_signal(prediction
 
 
 def test_an_unknown_type_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"prediction='velocity' is not known; use one of .*edm_v\.$") as caught:
+    with pytest.raises(InputError, match=r"prediction='velocity' is not known; use one of .*previous_x\.$") as caught:
         check_prediction("velocity", NoiseSchedule.linear(10))
     assert all(name in str(caught.value) for name in PREDICTIONS)
 
