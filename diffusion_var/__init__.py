@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from .likelihood.bound import Bound as Bound
     from .likelihood.bound import bits_per_dim as bits_per_dim
     from .likelihood.bound import density_bound as density_bound
+    from .likelihood.decoder_costs import DecoderCosts as DecoderCosts
+    from .likelihood.decoder_costs import decoder_costs as decoder_costs
     from .likelihood.result import LikelihoodBound as LikelihoodBound
     from .likelihood.step_costs import StepCosts as StepCosts
     from .likelihood.step_costs import step_costs as step_costs
@@ -58,6 +60,7 @@ _HOMES = {
     "Averaged": ".covariance.averaged",
     "Bound": ".likelihood.bound",
     "Conditions": ".models.conditions",
+    "DecoderCosts": ".likelihood.decoder_costs",
     "Denoiser": ".models.denoiser",
     "DiffusionVarWarning": ".errors",
     "EpsSquare": ".covariance.eps_square",
@@ -85,6 +88,7 @@ _HOMES = {
     "VarianceTable": ".variance.table",
     "bits_per_dim": ".likelihood.bound",
     "check": ".sampling.check",
+    "decoder_costs": ".likelihood.decoder_costs",
     "density_bound": ".likelihood.bound",
     "encode_latents": ".models.pretrained.encode",
     "estimate": ".variance.estimate",

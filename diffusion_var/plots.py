@@ -190,7 +190,7 @@ def trajectories(found: Sequence[dict[str, Any]], N: int) -> Figure:
     right.xaxis.set_minor_formatter(NullFormatter())
     right.set_xlabel("steps K")
     right.set_ylabel("bits/dim")
-    right.set_title("the steps' share of the bound")
+    right.set_title("expected bound, decoder and steps")
     right.grid(alpha=0.3, which="both")
     if priced:
         right.legend(frameon=False)

@@ -1,7 +1,7 @@
 """Step lists, as users see them: spacings that need a schedule alone (`process.steps`), and optimal trajectories, which
 need a variance table or measured costs (`likelihood.trajectories`)."""
 
-from .likelihood.paths import OptimalPaths, least_costs
+from .likelihood.paths import OptimalPaths, Trajectory, least_costs
 from .likelihood.trajectories import kl_costs, optimal, optimal_paths
 from .process.steps import (
     SPACINGS,
@@ -31,6 +31,7 @@ __all__ = [
     "HasSchedule",
     "OptimalPaths",
     "StepList",
+    "Trajectory",
     "check_spacing",
     "explicit",
     "karras",

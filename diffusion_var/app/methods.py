@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import checks
 from ..covariance.analytic import Analytic
@@ -22,6 +22,10 @@ from ..sampling.sampler import Sampler
 from ..variance.table import VarianceTable
 from .compare.options import Method
 from .options import NllOptions, SampleOptions
+
+if TYPE_CHECKING:
+    from ..likelihood.decoder_costs import DecoderCosts
+    from ..likelihood.paths import Trajectory
 
 Way = Method | SampleOptions | NllOptions
 _SPREAD: dict[str, Any] = {
@@ -57,16 +61,24 @@ def make_covariance(options: Way, table: VarianceTable | None) -> ReverseCovaria
 
 
 def make_steps(
-    schedule: NoiseSchedule, options: Any, steps: int | list[int], table: VarianceTable | None = None
-) -> StepList:
+    schedule: NoiseSchedule,
+    options: Any,
+    steps: int | list[int],
+    table: VarianceTable | None = None,
+    decoders: DecoderCosts | None = None,
+    levels: int | None = 256,
+) -> StepList | Trajectory:
     """The step list that the options name: K steps in a spacing, explicit indices, or levels by their σ/α.
 
     Args:
-        options: whose spacing, sigmas, structure and estimator are read.
+        options: whose spacing, sigmas, structure and estimator are read, and for the spacing optimal what they say of
+            the first index and the decoder.
         steps: K, or indices.
-        table: for the spacing optimal.
+        table, decoders, levels: for the spacing optimal; what was measured of decoders, unless the options name one.
     """
     spacing = options.spacing
+    if spacing != "optimal" and getattr(options, "first_index", None) is not None:
+        raise InputError(f"first_index={options.first_index} is for the spacing optimal, but it is {spacing}.")
     if options.sigmas is not None:
         checks.refuse(spacing != "linspace", f"spacing={spacing} has no meaning for a list of sigmas; leave it out.")
         return step_lists.sigmas(schedule, options.sigmas)
@@ -81,7 +93,16 @@ def make_steps(
         from ..likelihood.trajectories import optimal
 
         missing = "the spacing optimal needs a variance table; give one as table=, or indices as steps=."
-        return optimal(checks.given(table, missing), steps, structure=options.structure, estimator=options.estimator)
+        named = options.decoder_variance
+        return optimal(
+            checks.given(table, missing),
+            steps,
+            structure=options.structure,
+            estimator=options.estimator,
+            first=options.first_index,
+            decoder_variance=decoders if named is None else named,
+            levels=levels,
+        )
     found: StepList = _SPREAD[spacing](schedule, steps)
     return found
 
@@ -94,7 +115,7 @@ def make_noise(options: Any) -> dict[str, float | None]:
 
 
 def make_sampler(
-    denoiser: Denoiser, options: Method | SampleOptions, steps: StepList, table: VarianceTable | None
+    denoiser: Denoiser, options: Method | SampleOptions, steps: StepList | Trajectory, table: VarianceTable | None
 ) -> Sampler:
     """The sampler that the options name."""
     covariance = make_covariance(options, table)

@@ -15,7 +15,7 @@ Estimators = Literal["residual", "score_norm", "data_variance"]
 Covariances = Literal["beta", "beta_tilde", "analytic", "learned_range", "head"]
 Spacings = Literal["linspace", "leading", "trailing", "quadratic", "log_snr", "karras"]
 LikelihoodSpacings = Literal["linspace", "leading", "trailing", "quadratic", "log_snr", "karras", "optimal"]
-DecoderVariances = Literal["beta_tilde", "isotropic", "pixel", "covariance"]
+DecoderVariances = Literal["beta_tilde", "respaced", "sigma2", "table", "isotropic", "pixel", "covariance"]
 Objectives = Literal["kl", "bound"]
 Targets = Literal["npr", "sn", "ocm", "factor"]
 Metrics = Literal["fid", "kid", "precision", "recall", "density", "coverage"]
@@ -49,6 +49,13 @@ SkipHelp = "leave out files that cannot be decoded, with a warning"
 ChannelsHelp = "1 reads images as grey, 3 as RGB; by default files are as they are, and arrays as they are stored"
 RangeHelp = "LOW,HIGH: what black and white are in images of floats"
 DtypeHelp = "autocast of the network (its results and everything else stay float32)"
+DecoderHelp = (
+    "variance of the step to the image, or a number; by default what an optimal path was found with, else beta_tilde"
+)
+DecoderImagesHelp = (
+    "for the spacing optimal: held-out images that the decoder's variance and the first index are found on"
+)
+FirstIndexHelp = "index that optimal paths begin at; by default it is found, with the decoder"
 Positional = "positional"  # marks an option that may also be given without its flag, in the order of the options
 
 
@@ -177,9 +184,9 @@ class NllOptions(ModelOptions, ImageOptions):
     eta: Annotated[float, "1 is DDPM; above 0"] = 1.0
     tau: Annotated[float | None, TauHelp] = None
     clipped_eps: Annotated[Literal["network", "rederived"] | None, "which ε̂ a step uses where x̂_0 is clipped"] = None
-    decoder_variance: Annotated[
-        DecoderVariances | float, "variance of the last step, or a number; covariance for continuous data only"
-    ] = "beta_tilde"
+    decoder_variance: Annotated[DecoderVariances | float | None, DecoderHelp] = None
+    decoder_images: Annotated[str | None, DecoderImagesHelp] = None
+    first_index: Annotated[int | None, FirstIndexHelp] = None
     levels: Annotated[int, "number of values a pixel can have"] = 256
     continuous: Annotated[bool, "bound a density instead (always for latent models): another unit"] = False
     draws: Annotated[int, "noise draws for each image; 2 or more tell the error of the noise alone"] = 1
@@ -203,6 +210,10 @@ class StepsOptions(ModelOptions, ImageOptions):
         None
     )
     max_relative_error: Annotated[float, "indices with a larger relative standard error are not visited"] = 0.1
+    decoder_variance: Annotated[
+        DecoderVariances | float | None, "for kl: what the decoder is expected to have; by default the table's v"
+    ] = None
+    first_index: Annotated[int | None, FirstIndexHelp] = None
     objective: Annotated[Objectives, "kl: from the table alone; bound: from costs measured on images"] = "kl"
     model: Annotated[str | None, "for bound: " + ModelHelp] = None
     images: Annotated[str | None, "for bound: " + ImagesHelp] = None

@@ -7,11 +7,14 @@ continuous data and latents.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from .. import checks
@@ -23,7 +26,9 @@ from ..process.kernel import ClippedEps, reverse_kernels
 from ..process.level import NoiseLevel
 from ..process.steps import describe, resolve
 from ..resume import Checkpoint
-from .decoder import DecoderVariance, Range, levels_of, make_decoder
+from .decoder import Range, levels_of, make_decoder
+from .decoder_variance import DecoderVariance
+from .paths import decoder_of_path
 from .result import LikelihoodBound
 from .run import FORM, BoundRun
 from .terms import BoundTerms, Evaluation, check_noise_of_bound
@@ -38,9 +43,13 @@ class Bound:
         steps: number of steps K (even from 1 to N; K = 1 is [N]), the indices, ascending, e.g. of `steps.optimal`, or
             noise levels, the noisiest first.
         eta: 0 < η ≤ 1; 1 by default.
-        decoder_variance: "beta_tilde" (β̃ of the step 2 → 1, as in the published codes), "isotropic" or "pixel" (the
-            table's v of the smallest index; of an `Analytic` covariance), or a number in squared data units; for
-            densities also "covariance", the reverse covariance's own, of any structure.
+        decoder_variance: of the step to clean data, from the least noisy level t. None: what an optimal path brings
+            with it, else "beta_tilde". "beta_tilde": β̃ of the step 2 → 1, as in the published codes; "respaced": β̃ of
+            the step before the last, Improved DDPM's default; "sigma2": σ_t²/α_t²; "table": the table's v_t of an
+            `Analytic` covariance, in its structure where that is diagonal in pixels, else isotropic; "isotropic" and
+            "pixel": the table's, whatever the structure; "covariance": the reverse covariance's own (a head's, a
+            learned range's; for images diagonal in pixels, for densities of any structure); or a number, or an array
+            that broadcasts to an image, in squared data units.
         levels: number of values a pixel can have; None: a density of continuous data.
         data_range: the values of the lowest and highest level; None: the denoiser's data range.
         clipped_eps: see `ReverseKernel`.
@@ -55,7 +64,7 @@ class Bound:
         covariance: ReverseCovariance,
         steps: int | Sequence[int] | Sequence[NoiseLevel] = 25,
         eta: float | None = None,
-        decoder_variance: DecoderVariance | float = "beta_tilde",
+        decoder_variance: DecoderVariance | float | npt.ArrayLike | None = None,
         *,
         levels: int | None = 256,
         data_range: Range | None = None,
@@ -71,16 +80,18 @@ class Bound:
         self.kernels = reverse_kernels(denoiser.schedule, self.steps, eta, clipped_eps, tau)
         check_noise_of_bound(self.kernels)
         covariance.check(self.denoiser, self.kernels)
-        last = self.kernels[-1].level_t
-        decoder = make_decoder(self.denoiser, covariance, last, decoder_variance, self.levels, self.grid)
-        evaluations = [Evaluation(kernel.level_t, ((k + 1, kernel),)) for k, kernel in enumerate(self.kernels)]
-        self.terms = BoundTerms(self.denoiser, evaluations, StepCovariances(covariance), decoder)
+        choice = decoder_of_path(steps) if decoder_variance is None else decoder_variance
+        decoder = make_decoder(self.denoiser, covariance, self.kernels, choice, self.levels, self.grid)
+        *middle, last = [*enumerate(self.kernels, start=1)]
+        evaluations = [Evaluation(kernel.level_t, ((column, kernel),)) for column, kernel in middle]
+        evaluations.append(Evaluation(last[1].level_t, decoders=((*last, decoder),)))
+        self.terms = BoundTerms(self.denoiser, evaluations, StepCovariances(covariance))
         self.settings: dict[str, Any] = {
             "steps": describe(self.steps),
             **noise_settings(self.kernels[0].eta, self.kernels[0].tau),
             "clipped_eps": clipped_eps,
             "covariance": covariance.identity(),
-            "decoder_variance": decoder_variance if isinstance(decoder_variance, str) else float(decoder_variance),
+            "decoder_variance": plain_variance(choice),
             "levels": self.levels,
             "data_range": None if self.grid is None else list(self.grid),
         }
@@ -115,7 +126,7 @@ class Bound:
             step_samples=step_samples,
         )
         settings = {**self.settings, "step_samples": step_samples, "seed": run.seed, "draws": draws}
-        scanned = source.scan(None if self.levels is None else _LevelCheck(self.levels, self.grid))
+        scanned = source.scan(level_check(self.levels, self.grid))
         finish(run, scanned, settings, checkpoint, progress)
         return self._result(run, settings)
 
@@ -148,7 +159,7 @@ def bits_per_dim(
     data_range: Range | None = None,
     eta: float | None = None,
     tau: float | None = None,
-    decoder_variance: DecoderVariance | float = "beta_tilde",
+    decoder_variance: DecoderVariance | float | npt.ArrayLike | None = None,
     draws: int = 1,
     step_samples: int | None = None,
     clipped_eps: ClippedEps | None = None,
@@ -192,7 +203,7 @@ def density_bound(
     *,
     eta: float | None = None,
     tau: float | None = None,
-    decoder_variance: DecoderVariance | float = "beta_tilde",
+    decoder_variance: DecoderVariance | float | npt.ArrayLike | None = None,
     draws: int = 1,
     step_samples: int | None = None,
     clipped_eps: ClippedEps | None = None,
@@ -226,6 +237,11 @@ def finish(
     run.terms.covariances.covariance.report()
 
 
+def level_check(levels: int | None, data_range: Range | None) -> _LevelCheck | None:
+    """What looks at images for values that are none of the levels; None for continuous data."""
+    return None if levels is None else _LevelCheck(levels, data_range)
+
+
 class _LevelCheck:
     """Looks at chunks of images, in order, for values that are none of the levels."""
 
@@ -241,6 +257,17 @@ class _LevelCheck:
 def noise_settings(eta: float | None, tau: float | None) -> dict[str, float]:
     """The forward process as plain data: η, or τ where it is given."""
     return {"eta": float(eta)} if eta is not None else {"tau": float(tau or 0.0)}
+
+
+def plain_variance(choice: Any) -> Any:
+    """A `decoder_variance` as plain data: its name, a number, or of an array what tells it from others."""
+    if isinstance(choice, str):
+        return choice
+    array = np.asarray(choice, dtype=np.float64)
+    if array.ndim == 0:
+        return float(array)
+    digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+    return {"shape": list(array.shape), "mean": float(array.mean()), "sha256": digest}
 
 
 def common_range(denoiser: Denoiser, data_range: Range | None) -> Range | None:

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -23,19 +22,15 @@ import torch
 from .. import checks
 from ..covariance.analytic import Analytic
 from ..covariance.reverse import ReverseCovariance, StructuredCovariance, variance_tensor
-from ..errors import InputError, warn
+from ..errors import InputError
 from ..models.denoiser import Denoiser
 from ..models.posterior import Posterior
 from ..process.divergence import gaussian_nats
 from ..process.kernel import ReverseKernel
-from ..process.level import NoiseLevel
-from ..process.schedule import NoiseSchedule
-from ..process.structure import Isotropic, Pixel
+from ..process.structure import Isotropic, Pixel, Shape
+from .decoder_variance import PIXEL_DIAGONAL, DecoderVariance, fixed_variance
 
 Range = checks.Range
-#: Which variance the decoder has: β̃ of the step 2 → 1 (as in the published codes), the table's v of the smallest index
-#: (one, or per pixel), or, for continuous data, the covariance's own.
-DecoderVariance = Literal["beta_tilde", "isotropic", "pixel", "covariance"]
 
 #: How far, in levels, a float may lie from a level and still be it; and that of float32 itself, in data ranges.
 _ROUNDING, _FLOAT32 = 1e-3, 3e-7
@@ -109,17 +104,23 @@ class DiscreteDecoder(Decoder):
     """The discretised Gaussian of quantised images.
 
     Args:
-        variance: broadcastable to (C, *spatial), > 0, squared data units.
+        variance: broadcastable to (C, *spatial), > 0, squared data units; or what gives one, with or without a batch in
+            front, from the posterior and the last step.
         levels, data_range: the grid of values that the images have.
     """
 
-    def __init__(self, variance: npt.ArrayLike, levels: int, data_range: Range) -> None:
-        self.variance = torch.from_numpy(np.array(variance, dtype=np.float64))
+    def __init__(
+        self,
+        variance: npt.ArrayLike | Callable[[Posterior, ReverseKernel], torch.Tensor],
+        levels: int,
+        data_range: Range,
+    ) -> None:
+        self._of = variance if callable(variance) else _Constant(variance)
         self.levels, self.data_range = levels, data_range
 
     def nats(self, x_0: torch.Tensor, posterior: Posterior, kernel: ReverseKernel) -> torch.Tensor:
         level = levels_of(x_0, self.levels, self.data_range)
-        variance = self.variance.to(x_0.device)
+        variance = self._of(posterior, kernel)
         log_prob = discretised_log_prob(level, posterior.mean, variance, self.levels, self.data_range)
         return -log_prob.sum(dim=tuple(range(1, log_prob.ndim)))
 
@@ -150,67 +151,76 @@ class DensityDecoder(Decoder):
 def make_decoder(
     denoiser: Denoiser,
     covariance: ReverseCovariance,
-    level: NoiseLevel,
-    choice: DecoderVariance | float,
+    kernels: Sequence[ReverseKernel],
+    choice: DecoderVariance | float | npt.ArrayLike,
     levels: int | None,
     data_range: Range | None,
 ) -> Decoder:
-    """The decoder from the least noisy level for a `decoder_variance`; levels None: of continuous data.
-
-    With "pixel", one that (almost) never errs in the table gets at least the variance of rounding to a level,
-    (distance)²/12: in other images it may err.
-    """
-    if choice == "covariance":
-        checks.refuse(
-            levels is not None,
-            "decoder_variance='covariance' is for continuous data (density_bound): the discretised decoder is "
-            "pixel-diagonal; use 'beta_tilde', 'isotropic', 'pixel' or a number.",
-        )
+    """The decoder from the least noisy level of some steps, for a `decoder_variance`; levels None: a density."""
+    discrete = levels is not None and data_range is not None
+    if isinstance(choice, str) and choice == "covariance":
         if isinstance(covariance, Analytic):  # a level that the table does not cover is found now
+            level = kernels[-1].level_t
             covariance.table.posterior_variance(level, covariance.estimator, covariance.structure, covariance.bounded)
+        if discrete:
+            own = _OwnVariance(covariance)
+            if not covariance.depends_on_image:  # what cannot be is told now
+                own(None, kernels[-1])
+            return DiscreteDecoder(own, levels, data_range)  # type: ignore[arg-type]
         return DensityDecoder(covariance.name, covariance)
-    variance = np.asarray(_variance(denoiser, covariance, level, choice))
-    if levels is None or data_range is None:
-        structure = (Pixel if variance.ndim else Isotropic)(denoiser.shape)
-        return DensityDecoder(
-            str(choice), lambda posterior, _: StructuredCovariance(structure, variance_tensor(variance, posterior))
-        )
-    if choice == "pixel":
-        variance = np.maximum(variance, ((data_range[1] - data_range[0]) / (levels - 1)) ** 2 / 12)
-    return DiscreteDecoder(variance, levels, data_range)
+    least = rounding_variance(levels, data_range)
+    variance = fixed_variance(choice, covariance, denoiser.schedule, kernels, denoiser.shape, least)
+    return decoder_of(denoiser.shape, variance, levels, data_range, choice if isinstance(choice, str) else "as given")
 
 
-def _variance(
-    denoiser: Denoiser, covariance: ReverseCovariance, level: NoiseLevel, choice: DecoderVariance | float
-) -> Any:
-    if not isinstance(choice, str):
-        expected = "a positive, finite number, or the name of a choice"
-        return checks.positive("decoder_variance", choice, expected)
-    if choice == "beta_tilde":
-        return _beta_tilde(denoiser.schedule, level)
-    if choice not in ("isotropic", "pixel"):
-        raise InputError(
-            f"decoder_variance={choice!r} is not known; use 'beta_tilde', 'isotropic', 'pixel', a number, or, for "
-            "continuous data, 'covariance'."
-        )
-    if not isinstance(covariance, Analytic):
-        raise InputError(
-            f"decoder_variance={choice!r} is read from the variance table of an Analytic covariance, but the "
-            f"covariance is {covariance.name}; use Analytic, 'beta_tilde', or the number "
-            "table.posterior_variance(n) of the smallest index n."
-        )
-    return covariance.table.posterior_variance(level, covariance.estimator, choice, covariance.bounded)
-
-
-def _beta_tilde(schedule: NoiseSchedule, level: NoiseLevel) -> float:
-    """β̃ of the schedule's step 2 → 1."""
-    checks.refuse(
-        schedule.num_steps < 2,
-        "decoder_variance='beta_tilde' is that of the step 2 to 1, but the schedule has one index; give a number.",
+def decoder_of(
+    shape: Shape, variance: npt.ArrayLike, levels: int | None, data_range: Range | None, name: str
+) -> Decoder:
+    """The decoder with a variance in numbers, that broadcasts to an image of `shape`; `name` is for messages."""
+    variance = np.asarray(variance, dtype=np.float64)
+    if levels is not None and data_range is not None:
+        return DiscreteDecoder(variance, levels, data_range)
+    variance = np.broadcast_to(variance, shape) if variance.ndim else variance
+    structure = (Pixel if variance.ndim else Isotropic)(shape)
+    return DensityDecoder(
+        name, lambda posterior, _: StructuredCovariance(structure, variance_tensor(variance, posterior))
     )
-    if level.log_snr < schedule.log_snr[1]:
-        warn(
-            f"the decoder's variance is that of the step 2 to 1, but the last step starts at {level.name}, where x_0 "
-            "is known less well: the bound will be large; use decoder_variance='isotropic', or steps from 1 on."
-        )
-    return ReverseKernel(schedule, t=2, s=1).beta_tilde
+
+
+def rounding_variance(levels: int | None, data_range: Range | None) -> float:
+    """(distance)²/12 of the levels; 0 for continuous data."""
+    if levels is None or data_range is None:
+        return 0.0
+    return ((data_range[1] - data_range[0]) / (levels - 1)) ** 2 / 12
+
+
+class _Constant:
+    """The same for every image, float64."""
+
+    def __init__(self, variance: npt.ArrayLike) -> None:
+        self.variance = torch.from_numpy(np.array(variance, dtype=np.float64))
+
+    def __call__(self, posterior: Posterior, kernel: ReverseKernel) -> torch.Tensor:
+        return self.variance.to(posterior.mean.device)
+
+
+class _OwnVariance:
+    """The pixel-diagonal variances of a reverse covariance in the step to clean data."""
+
+    def __init__(self, covariance: ReverseCovariance) -> None:
+        self.covariance = covariance
+
+    def __call__(self, posterior: Posterior | None, kernel: ReverseKernel) -> torch.Tensor:
+        found = self.covariance(posterior, kernel)
+        if found is None or bool((found.variance <= 0).any()):
+            raise InputError(
+                f"the decoder's variance ({self.covariance.name}, step {kernel}) is zero somewhere, so that the image "
+                "has no probability; choose another decoder_variance."
+            )
+        if found.structure.name not in PIXEL_DIAGONAL:
+            raise InputError(
+                f"decoder_variance='covariance' has the structure {found.structure.name!r}, but the discretised "
+                "decoder is diagonal in pixels; use 'beta_tilde', 'table', 'isotropic', 'pixel' or a number "
+                "(density_bound takes any structure)."
+            )
+        return found.variance.double()

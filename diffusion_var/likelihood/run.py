@@ -269,7 +269,7 @@ class BoundRun:
             part = slice(int(found[0]), int(found[-1]) + 1)  # sorted by place
             values = self.terms.at(evaluations[k], x_0[part], eps[part], posterior.rows(part)).numpy()
             values[~finite[part]] = np.nan
-            rows, columns = batch.take(part), np.array([column for column, _ in evaluations[k].steps])
+            rows, columns = batch.take(part), np.array([column for column, _ in evaluations[k].terms])
             self._refuse_nan(values, int(k), numbers[rows.images])
             self.values[rows.draws[:, None], rows.images[:, None], columns] = values * rows.weights[:, None]
 
@@ -301,7 +301,7 @@ class BoundRun:
         bad = np.argwhere(~np.isfinite(values))
         if len(bad):
             row, column = bad[0]
-            kernel = self.terms.evaluations[k].steps[column][1]
+            kernel = self.terms.evaluations[k].terms[column][1]
             raise NumericalError(
                 f"the term of the step {kernel} is {values[row, column]} for image {images[row]}; check the network's "
                 "weights and precision, and the covariance."

@@ -1,7 +1,7 @@
 """What every step t → s of a set of indices costs in the bound, measured: the input of objective="bound" trajectories.
 
-The terms of all steps from one t share one network evaluation (Watson et al., arXiv:2106.03802), so that I indices cost
-I evaluations an image, not I²/2.
+The terms of all steps from one t, and of the decoders from there, share one network evaluation (Watson et al.,
+arXiv:2106.03802), so that I indices cost I evaluations an image, not I²/2.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import checks
+from ..covariance.analytic import Analytic
 from ..covariance.reverse import ReverseCovariance, StepCovariances, check_covariance
 from ..data.fixed_images import FixedImages
 from ..models.conditions import as_conditions
@@ -23,7 +24,9 @@ from ..models.denoiser import Denoiser, check_denoiser
 from ..process.kernel import ClippedEps, ReverseKernel
 from ..process.schedule import NoiseSchedule
 from ..process.steps import explicit, log_snr
-from .bound import common_range, finish, noise_settings
+from ..variance.table import VarianceTable
+from .bound import common_range, finish, level_check, noise_settings
+from .decoder_costs import DecoderCosts, DecoderTrial
 from .run import BoundRun
 from .terms import BoundTerms, Evaluation, check_noise_of_bound
 
@@ -41,6 +44,7 @@ class StepCosts:
         values: (I, I) nats/dim; [i, j] is the step from indices[j] down to indices[i], inf for i ≥ j.
         standard_errors: (I, I) of them, over images and noise.
         images: how many.
+        decoder: what decoders from the indices cost, for a path that begins at any of them; None: not measured.
     """
 
     schedule: NoiseSchedule
@@ -48,6 +52,7 @@ class StepCosts:
     values: npt.NDArray[np.float64] = field(repr=False)
     standard_errors: npt.NDArray[np.float64] = field(repr=False)
     images: int
+    decoder: DecoderCosts | None = field(default=None, repr=False)
 
 
 def step_costs(
@@ -57,6 +62,8 @@ def step_costs(
     indices: Sequence[int] | None = None,
     seed: int = 0,
     *,
+    table: VarianceTable | None = None,
+    levels: int | None = 256,
     data_range: checks.Range | None = None,
     eta: float | None = None,
     tau: float | None = None,
@@ -73,6 +80,8 @@ def step_costs(
         covariance: the one that the likelihood will be computed with.
         images: not those that the likelihood is then reported on.
         indices: ascending; None: 64, evenly spaced in log-SNR, 1 and N among them.
+        table: whose variances are tried for the decoder; None: that of an `Analytic` covariance, else shares of σ²/α².
+        levels: number of values a pixel can have; None, and for a denoiser without a data range: a density's decoder.
 
     Other arguments and errors as in `bits_per_dim`.
     """
@@ -84,18 +93,21 @@ def step_costs(
     pairs = [(i, j) for j in range(1, len(chosen)) for i in range(j)]
     kernels = {(i, j): ReverseKernel(schedule, chosen[j], chosen[i], eta, clipped_eps, tau=tau) for i, j in pairs}
     column = {pair: k for k, pair in enumerate(pairs)}
+    levels = None if levels is None or grid is None else checks.whole("levels", levels, 2)
+    table = covariance.table if table is None and isinstance(covariance, Analytic) else table
+    tried = DecoderTrial(denoiser, table, levels, grid, schedule, chosen, column=len(pairs))
     evaluations = [
-        Evaluation(schedule.level(chosen[j]), tuple((column[i, j], kernels[i, j]) for i in range(j)))
-        for j in reversed(range(1, len(chosen)))
+        Evaluation(schedule.level(chosen[j]), tuple((column[i, j], kernels[i, j]) for i in range(j)), tried.decoders[j])
+        for j in reversed(range(len(chosen)))
     ]
     check_noise_of_bound([*kernels.values()])
     covariance.check(denoiser, [kernel for evaluation in evaluations for _, kernel in evaluation.steps])
     source = FixedImages(images, denoiser.shape, grid)
     run = BoundRun(
-        BoundTerms(denoiser, evaluations, StepCovariances(covariance), None),
+        BoundTerms(denoiser, evaluations, StepCovariances(covariance)),
         source,
         as_conditions(conditions, len(source)),
-        columns=len(pairs),
+        columns=len(pairs) + tried.columns,
         prior=None,
         seed=checks.seed(seed),
         draws=checks.whole("draws", draws, least=1),
@@ -104,14 +116,16 @@ def step_costs(
     first = kernels[pairs[0]]
     settings: dict[str, Any] = {"indices": chosen, **noise_settings(first.eta, first.tau), "clipped_eps": clipped_eps}
     settings |= {"seed": run.seed, "draws": run.draws, "data_range": None if grid is None else list(grid)}
-    settings["covariance"] = covariance.identity()
-    finish(run, source.scan(), settings, checkpoint, progress)
+    settings |= {"covariance": covariance.identity(), **tried.settings}
+    finish(run, source.scan(level_check(levels, grid)), settings, checkpoint, progress)
     values = np.full((len(chosen), len(chosen)), math.inf)
     errors = np.full_like(values, math.nan)
     d, standard_error = math.prod(denoiser.shape), run.moments.standard_error
     for (i, j), k in column.items():
         values[i, j], errors[i, j] = run.moments.mean[k] / d, standard_error[k] / d
-    return StepCosts(schedule, np.array(chosen, dtype=np.int64), values, errors, run.moments.count)
+    return StepCosts(
+        schedule, np.array(chosen, dtype=np.int64), values, errors, run.moments.count, tried.costs(run.moments)
+    )
 
 
 def default_indices(schedule: NoiseSchedule) -> list[int]:

@@ -36,10 +36,17 @@ def prior_kl(x_0: torch.Tensor, alpha: float, sigma: float, prior_std: float) ->
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A level that the network is evaluated at, and the steps from there whose terms follow, with their columns."""
+    """A level that the network is evaluated at, and the steps from there whose terms follow, with their columns; steps
+    to clean data have a decoder each."""
 
     level: NoiseLevel
-    steps: tuple[tuple[int, ReverseKernel], ...]
+    steps: tuple[tuple[int, ReverseKernel], ...] = ()
+    decoders: tuple[tuple[int, ReverseKernel, Decoder], ...] = ()
+
+    @property
+    def terms(self) -> list[tuple[int, ReverseKernel]]:
+        """Columns and kernels of all terms: of the steps, then of the decoders."""
+        return [*self.steps, *((column, kernel) for column, kernel, _ in self.decoders)]
 
 
 class BoundTerms:
@@ -48,34 +55,25 @@ class BoundTerms:
     Args:
         denoiser: the model.
         evaluations: the levels to evaluate and the terms that are wanted of each.
-        covariances: Σ of every step that is not the last.
-        decoder: for steps to clean data; None where there are none.
+        covariances: Σ of every step.
     """
 
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        evaluations: Sequence[Evaluation],
-        covariances: StepCovariances,
-        decoder: Decoder | None,
-    ) -> None:
-        self.denoiser, self.evaluations, self.covariances, self.decoder = denoiser, evaluations, covariances, decoder
+    def __init__(self, denoiser: Denoiser, evaluations: Sequence[Evaluation], covariances: StepCovariances) -> None:
+        self.denoiser, self.evaluations, self.covariances = denoiser, evaluations, covariances
 
     def signed_columns(self) -> list[int]:
         """The columns whose terms may be negative: of a decoder that is a density. All others are divergences, or logs
         of probabilities."""
-        density = isinstance(self.decoder, DensityDecoder)
-        steps = [step for evaluation in self.evaluations for step in evaluation.steps]
-        return [column for column, kernel in steps if density and kernel.last]
+        decoders = [decoder for evaluation in self.evaluations for decoder in evaluation.decoders]
+        return [column for column, _, decoder in decoders if isinstance(decoder, DensityDecoder)]
 
     def at(self, evaluation: Evaluation, x_0: torch.Tensor, eps: torch.Tensor, posterior: Posterior) -> torch.Tensor:
-        """(B, steps of the evaluation) float64, on the CPU."""
+        """(B, terms of the evaluation) float64, on the CPU."""
         terms = [self._term(kernel, x_0, eps, posterior) for _, kernel in evaluation.steps]
+        terms += [decoder.nats(x_0, posterior, kernel) for _, kernel, decoder in evaluation.decoders]
         return torch.stack(terms, dim=1).cpu()
 
     def _term(self, kernel: ReverseKernel, x_0: torch.Tensor, eps: torch.Tensor, posterior: Posterior) -> torch.Tensor:
-        if kernel.last and self.decoder is not None:
-            return self.decoder.nats(x_0, posterior, kernel)
         covariance = self.covariances.at(posterior, kernel)
         if covariance is None or bool((covariance.variance <= 0).any()):  # NaN is found in the term
             raise InputError(

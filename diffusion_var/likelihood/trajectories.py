@@ -4,14 +4,15 @@ With the optimal covariance at η = 1, a step t → s adds to the bound, per dim
 
     cost(s, t) = log((λ² + γ² v_t)/λ²) = log(1 + (SNR_s − SNR_t) v_t),            γ²/λ² = SNR_s − SNR_t at η = 1,
 
-averaged over the elements where v_t has a structure. The path of K indices from 1 to N with the least sum is found by
-dynamic programming, for all K at once:
+averaged over the elements where v_t has a structure. Where a path begins is free: from its first index t the decoder
+gives the image, at cost(0, t), twice its expected −log p(x_0|x_t) with a variance of its own [E18]. The path of K
+indices that ends at N with the least sum is found by dynamic programming, for all K at once:
 
-    F_1(1) = 0,      F_k(t) = min over s < t of F_{k−1}(s) + cost(s, t).
+    F_1(t) = cost(0, t),      F_k(t) = min over s < t of F_{k−1}(s) + cost(s, t).
 
-For data that are i.i.d. Gaussian with variance l, v_t = l/(1 + l SNR_t) and the cost telescopes: every path costs the
-same. With measured costs (`step_costs`) the same programme minimises the bound of any covariance (Watson et al.,
-arXiv:2106.03802).
+For data that are i.i.d. Gaussian with variance l, v_t = l/(1 + l SNR_t), and with a Gaussian density of variance v_t
+as the decoder the cost telescopes: every path costs the same. With measured costs (`step_costs`) the same programme
+minimises the bound of any covariance (Watson et al., arXiv:2106.03802).
 
 A minimum over noisy estimates seeks out those that err downwards. So an index whose estimate is poor is not visited:
 the relative standard error of its isotropic variance is above `max_relative_error`, or that variance is not positive.
@@ -24,8 +25,8 @@ theirs are made non-decreasing in n, as exact variances are, by isotonic regress
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,11 +39,16 @@ from ..process.schedule import NoiseSchedule, as_schedule
 from ..process.steps import explicit
 from ..variance.estimators import Estimator
 from ..variance.table import VarianceTable
-from .paths import OptimalPaths, least_costs
+from .decoder_costs import DecoderCosts
+from .decoder_variance import DecoderVariance
+from .expected_decoder import ExpectedDecoder
+from .paths import DecoderOfNodes, OptimalPaths, Trajectory, least_costs
 from .step_costs import StepCosts
 
 Float64Array = npt.NDArray[np.float64]
 Objective = Literal["kl", "bound"]
+#: (n, structure) to v of that index.
+Variances = Callable[[int, str], Any]
 
 #: Elements of a structure that are summed exactly; of more, groups of nearly equal variance count as one.
 MAX_ELEMENTS = 4096
@@ -55,20 +61,27 @@ def optimal(
     structure: str = "isotropic",
     estimator: Estimator | None = None,
     max_relative_error: float = 0.1,
-) -> list[int]:
-    """The K indices, 1 and N among them, of the least expected bound; K = 1 is [N]. Best for likelihoods; for sample
-    quality rather use `log_snr` or `quadratic` steps: the KL-optimal path is known to harm the FID.
+    *,
+    first: int | None = None,
+    decoder_variance: DecoderVariance | float | npt.ArrayLike | DecoderCosts | None = None,
+    levels: int | None = 256,
+) -> Trajectory:
+    """The K indices, N the last, and the decoder's variance of the least expected bound; K = 1 is [N]. Best for
+    likelihoods; for sample quality rather use `log_snr` or `quadratic` steps: the KL-optimal path is known to harm the
+    FID.
 
     Args:
         costs: a variance table (objective "kl"), or what `step_costs` measured (objective "bound").
         steps: K.
         objective: "kl": the expected KL with the optimal covariance of that structure; "bound": the measured bound.
-        structure, estimator, max_relative_error: of the table; see `optimal_paths`.
+        structure, estimator, max_relative_error, first, decoder_variance, levels: see `optimal_paths`.
 
+    Returns: a sequence of indices that carries its `decoder_variance`, which `bits_per_dim(steps=…)` takes from it.
     Raises InputError for K outside 1…N (less the indices left out) and for costs that do not fit the objective.
     """
     count = checks.whole("steps", steps, least=1)
-    return optimal_paths(costs, count, objective, structure, estimator, max_relative_error).steps(count)
+    free: dict[str, Any] = {"first": first, "decoder_variance": decoder_variance, "levels": levels}
+    return optimal_paths(costs, count, objective, structure, estimator, max_relative_error, **free).steps(count)
 
 
 def optimal_paths(
@@ -78,6 +91,10 @@ def optimal_paths(
     structure: str = "isotropic",
     estimator: Estimator | None = None,
     max_relative_error: float = 0.1,
+    *,
+    first: int | None = None,
+    decoder_variance: DecoderVariance | float | npt.ArrayLike | DecoderCosts | None = None,
+    levels: int | None = 256,
 ) -> OptimalPaths:
     """The optimal paths of every number of steps up to `most` (None: all), in one go.
 
@@ -87,14 +104,22 @@ def optimal_paths(
         estimator: of the table; None: "residual", or "score_norm" for published arrays.
         max_relative_error: indices whose isotropic variance has a larger relative standard error are not visited, 1
             and N excepted (see the module docstring). A warning names them. Without meaning for published arrays.
+        first: the index that paths begin at; None: chosen, with the decoder.
+        decoder_variance: what `decoder_costs` measured: paths begin at one of its indices, with the best variance
+            there. Or what the decoder's cost is expected for, from the table alone: "table" (None; v_t, in the
+            structure where that is diagonal in pixels, else isotropic), "isotropic", "pixel", "sigma2" (σ_t²/α_t²),
+            "beta_tilde", a number or an array. Of measured costs None is what was measured with them.
+        levels: number of values a pixel can have, of a table's expected decoder; None, and for a table without a data
+            range: a density's.
     """
+    checks.refuse(levels is not None and not (checks.is_whole(levels) and levels >= 2), _LEVELS.format(levels))
     if objective == "bound":
         if not isinstance(costs, StepCosts):
             raise InputError(
                 f"objective='bound' needs measured costs, but got {type(costs).__name__}; measure them with "
                 "dv.step_costs(denoiser, covariance, images)."
             )
-        return _bound_paths(costs, most)
+        return _bound_paths(costs, most, first, decoder_variance)
     if objective != "kl":
         raise InputError(f"objective={objective!r} is not known; use 'kl' (from a table) or 'bound' (measured costs).")
     if not isinstance(costs, VarianceTable):
@@ -102,26 +127,71 @@ def optimal_paths(
             f"objective='kl' needs a variance table, but got {type(costs).__name__}; for what step_costs measured, use "
             "objective='bound'."
         )
-    return _kl_paths(costs, most, structure, estimator or costs.default_estimator, max_relative_error)
+    known = estimator or costs.default_estimator
+    return _kl_paths(costs, most, structure, known, max_relative_error, first, decoder_variance, levels)
 
 
 def _kl_paths(
-    table: VarianceTable, most: int | None, structure: str, estimator: Estimator, max_relative_error: float
+    table: VarianceTable,
+    most: int | None,
+    structure: str,
+    estimator: Estimator,
+    max_relative_error: float,
+    first: int | None,
+    decoder_variance: Any,
+    levels: int | None,
 ) -> OptimalPaths:
     wrong = not checks.is_number(max_relative_error) or not max_relative_error > 0
     checks.refuse(wrong, f"max_relative_error={max_relative_error!r} must be a positive number.")
     for n in (1, table.schedule.num_steps):
         table.posterior_variance(n, estimator, structure)  # covers the steps, and knows the names?
     if table.data is None:
-        nodes, rows = _published(table)
+        nodes, variances = _published(table)
     else:
-        nodes, rows = _measured(table, structure, estimator, max_relative_error)
+        nodes, variances = _measured(table, estimator, max_relative_error)
+    # One by one: those of large images do not fit into the memory together.
+    rows = [bin_variances(np.reshape(variances(n, structure), (1, -1))) for n in nodes]
     matrix = kl_costs(table.schedule, nodes, np.concatenate([binned for binned, _ in rows]))
     errors = np.concatenate([error for _, error in rows])
-    return OptimalPaths(np.array(nodes), least_costs(matrix, _most(most, nodes)), matrix, 0.5, errors)
+    decoders, begin = _decoders(table, structure, variances, decoder_variance, levels, nodes)
+    begin = _beginning(first, nodes, begin / 0.5)
+    least = least_costs(matrix, _most(most, nodes), begin)
+    return OptimalPaths(np.array(nodes), least, matrix, 0.5, errors, begin, decoders)
 
 
-def _published(table: VarianceTable) -> tuple[list[int], list[tuple[Float64Array, Float64Array]]]:
+def _decoders(
+    table: VarianceTable, structure: str, variances: Variances, choice: Any, levels: int | None, nodes: Sequence[int]
+) -> tuple[DecoderOfNodes, Float64Array]:
+    """The decoders, and what they cost from every node, nats/dim."""
+    if isinstance(choice, DecoderCosts):
+        other = choice.schedule != table.schedule
+        checks.refuse(
+            other, "decoder_variance was measured on another noise schedule than the table; measure it again."
+        )
+        return choice, choice.costs(nodes)
+    expected = ExpectedDecoder(
+        "table" if choice is None else choice, structure, table.schedule, variances, levels, table.data_range
+    )
+    return expected, np.array([expected.nats(n) for n in nodes])
+
+
+def _beginning(first: int | None, nodes: Sequence[int], costs: Float64Array) -> Float64Array:
+    """What it costs to begin at a node: at `first` alone, where that is given."""
+    if first is not None:
+        known = checks.is_whole(first) and int(first) in nodes
+        checks.refuse(
+            not known, f"first={checks.brief(first)} must be one of the indices that can be visited, or None: chosen."
+        )
+        costs = np.where(np.array(nodes) == first, costs, math.inf)
+    checks.refuse(
+        not np.isfinite(costs).any(),
+        f"no decoder's cost is known{'' if first is None else f' at index {first}'}, so that no path can begin there; "
+        "measure it (dv.decoder_costs), or name a decoder_variance.",
+    )
+    return costs
+
+
+def _published(table: VarianceTable) -> tuple[list[int], Variances]:
     """All indices, and the variances of published arrays made non-decreasing."""
     schedule, N = table.schedule, table.schedule.num_steps
     raw = np.array(
@@ -135,12 +205,10 @@ def _published(table: VarianceTable) -> tuple[list[int], list[tuple[Float64Array
     if smooth[-1] <= 0.0:
         raise InputError("the published moments give no positive variance at any index; check them and the schedule.")
     nodes = sorted({1, *(int(n) for n in np.flatnonzero(smooth > 0.0) + 1)})
-    return nodes, [bin_variances(np.full((1, 1), max(smooth[n - 1], 0.0))) for n in nodes]
+    return nodes, lambda n, structure: np.float64(max(smooth[n - 1], 0.0))
 
 
-def _measured(
-    table: VarianceTable, structure: str, estimator: Estimator, limit: float
-) -> tuple[list[int], list[tuple[Float64Array, Float64Array]]]:
+def _measured(table: VarianceTable, estimator: Estimator, limit: float) -> tuple[list[int], Variances]:
     """The indices that may be visited, and their variances."""
     N = table.schedule.num_steps
     poor = [n for n in range(2, N) if _is_poor(table, n, estimator, limit)]
@@ -152,11 +220,9 @@ def _measured(
         )
     nodes = sorted({*range(1, N + 1)} - {*poor})
     sources = {N: _known_at_end(table, nodes, estimator, limit)}
-    # One by one: those of large images do not fit into the memory together.
-    return nodes, [
-        bin_variances(np.reshape(table.posterior_variance(sources.get(n, n), estimator, structure), (1, -1)))
-        for n in nodes
-    ]
+    return nodes, lambda n, structure: np.asarray(
+        table.posterior_variance(sources.get(n, n), estimator, structure), dtype=np.float64
+    )
 
 
 def _is_poor(table: VarianceTable, n: int, estimator: Estimator, limit: float) -> bool:
@@ -180,16 +246,25 @@ def _known_at_end(table: VarianceTable, nodes: Sequence[int], estimator: Estimat
     raise InputError(f"the table has no positive {estimator} variance at any index; estimate it again.")
 
 
-def _bound_paths(costs: StepCosts, most: int | None) -> OptimalPaths:
-    ends = int(costs.indices[0]), int(costs.indices[-1])
-    if ends != (1, costs.schedule.num_steps):
+def _bound_paths(costs: StepCosts, most: int | None, first: int | None, decoder_variance: Any) -> OptimalPaths:
+    nodes, N = [int(n) for n in costs.indices], costs.schedule.num_steps
+    checks.refuse(
+        nodes[-1] != N,
+        f"the measured costs cover the indices {nodes[0]} to {nodes[-1]}, but a path ends at {N}; measure them with it "
+        "among the indices.",
+    )
+    decoder = costs.decoder if decoder_variance is None else decoder_variance
+    if not isinstance(decoder, DecoderCosts):
         raise InputError(
-            f"the measured costs cover the indices {ends[0]} to {ends[1]}, but a path goes from 1 to "
-            f"{costs.schedule.num_steps}; measure them with both among the indices."
+            "these measured costs have no decoder terms, which say where a path begins; measure them again "
+            "(dv.step_costs), or give what dv.decoder_costs measured as decoder_variance."
+            if decoder is None
+            else "decoder_variance of measured costs must be what dv.decoder_costs measured, or None, but got "
+            f"{checks.brief(decoder)}."
         )
-    nodes = [int(n) for n in costs.indices]
-    table = least_costs(costs.values, _most(most, nodes))
-    return OptimalPaths(costs.indices, table, costs.values, 1.0, np.zeros(len(nodes)))
+    begin = _beginning(first, nodes, decoder.costs(nodes))
+    least = least_costs(costs.values, _most(most, nodes), begin)
+    return OptimalPaths(costs.indices, least, costs.values, 1.0, np.zeros(len(nodes)), begin, decoder)
 
 
 def _most(most: int | None, nodes: Sequence[int]) -> int:
@@ -202,6 +277,9 @@ def _most(most: int | None, nodes: Sequence[int]) -> int:
         f"from 1 to {len(nodes)} is expected.",
     )
     return int(most)
+
+
+_LEVELS = "levels={!r} must be a whole number of at least 2, or None for continuous data."
 
 
 # ---- costs ------------------------------------------------------------------------------------------------------

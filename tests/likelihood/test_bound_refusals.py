@@ -159,7 +159,9 @@ def test_learned_range_of_a_network_that_has_none() -> None:
 
 @pytest.mark.parametrize("bad", ["nope", ""])
 def test_unknown_decoder_variances(bad: str) -> None:
-    refused("decoder_variance=.* is not known; use 'beta_tilde', 'isotropic', 'pixel'", decoder_variance=bad)
+    refused(
+        "decoder_variance=.* is not known; use one of beta_tilde, .*; or a number, or an array", decoder_variance=bad
+    )
     with pytest.raises(dv.InputError, match=r"decoder_variance=.* is not known"):
         dv.density_bound(small_denoiser(), dv.FixedSmall(), FLOATS, STEPS, decoder_variance=bad)
 
@@ -173,11 +175,9 @@ def test_unknown_decoder_variances(bad: str) -> None:
         float("nan"),
         float("inf"),
         np.float32(-1),
-        None,
         True,
-        [1.0],
-        np.array([0.1]),
-        torch.tensor([0.1]),
+        np.array(-0.1),
+        torch.tensor(0.0),
     ],
 )
 def test_decoder_variances_that_are_no_variance(bad: Any) -> None:
@@ -186,14 +186,40 @@ def test_decoder_variances_that_are_no_variance(bad: Any) -> None:
         dv.density_bound(small_denoiser(), dv.FixedSmall(), FLOATS, STEPS, decoder_variance=bad)
 
 
-@pytest.mark.parametrize("choice", ["isotropic", "pixel"])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ([[[0.1]], [[0.0]], [[0.2]]], "holds 0; every variance must be positive"),
+        (np.full(SHAPE, -1.0), "holds -1; every variance must be positive"),
+        (np.full(SHAPE, np.nan), "holds nan; every variance must be positive"),
+        (np.full((*SHAPE, 2), 1.0), r"has shape .*, but images have .*; give one number, or an array"),
+        (np.ones((4, *SHAPE)), r"has shape .*, but images have"),
+        ([[1.0], [1.0, 2.0]], "must be numbers"),
+        (["a", "b"], "must be numbers"),
+    ],
+)
+def test_arrays_that_are_no_decoder_variance(bad: Any, message: str) -> None:
+    refused(f"decoder_variance.*{message}", decoder_variance=bad)
+
+
+@pytest.mark.parametrize("choice", ["table", "isotropic", "pixel"])
 def test_decoder_variances_without_a_table(choice: str) -> None:
     message = f"decoder_variance='{choice}' is read from the variance table .*covariance is beta_tilde; use Analytic"
     refused(message, decoder_variance=choice)
 
 
-def test_the_covariance_is_no_decoder_of_quantised_images() -> None:
-    refused("decoder_variance='covariance' is for continuous data", decoder_variance="covariance")
+def test_covariances_that_are_no_decoder_of_quantised_images(table: dv.VarianceTable) -> None:
+    dct: dict[str, Any] = {"covariance": dv.Analytic(table, structure="dct"), "steps": [20, 80]}
+    refused("'covariance' has the structure 'dct', but .* diagonal in pixels", decoder_variance="covariance", **dct)
+    refused(r"\(beta_tilde, step 1 to 0\) is zero somewhere, .* no probability", decoder_variance="covariance")
+
+
+def test_decoder_variances_of_other_steps() -> None:
+    refused("'respaced' is that of the step before the last", decoder_variance="respaced", steps=1)
+    flat = dv.NoiseSchedule.linear(100).with_zero_terminal_snr()
+    silent = dv.Denoiser(lambda x, t: x, flat, prediction="v_prediction", shape=SHAPE, clip=(-1.0, 1.0))
+    with pytest.raises(dv.InputError, match="at index 100 α is 0; give a number"):
+        dv.bits_per_dim(silent, dv.FixedLarge(), pictures(2), [100], decoder_variance="sigma2")
 
 
 # ---- numbers that are none ----------------------------------------------------------------------------------------

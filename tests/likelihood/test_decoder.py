@@ -190,6 +190,17 @@ def quantised(seed: int = 1, count: int = 4) -> torch.Tensor:
 
 
 KERNEL = dv.ReverseKernel(SCHEDULE, 1, 0)
+
+
+def variance_of(decoder: Any) -> torch.Tensor:
+    found: torch.Tensor = decoder._of(posterior(), KERNEL)
+    return found
+
+
+def steps_to(t: int) -> list[dv.ReverseKernel]:
+    return [dv.ReverseKernel(SCHEDULE, 100, t), dv.ReverseKernel(SCHEDULE, t, 0)]
+
+
 # The first pixel never varies: the network is never wrong there.
 VARIANCE = np.array([[[0.0, 1e-3, 0.01], [0.1, 0.5, 1.0]]])
 DENOISER = dv.oracles.GaussianDenoiser(SCHEDULE, 0.0, VARIANCE)
@@ -204,15 +215,15 @@ def table() -> dv.VarianceTable:
 def test_beta_tilde_is_that_of_the_step_from_two_to_one() -> None:
     betas = np.linspace(1e-4, 0.02, 100)
     expected = betas[1] * betas[0] / -math.expm1(math.log1p(-betas[0]) + math.log1p(-betas[1]))
-    decoder = make_decoder(DENOISER, dv.FixedSmall(), SCHEDULE.level(1), "beta_tilde", 256, RANGE)
+    decoder = make_decoder(DENOISER, dv.FixedSmall(), [KERNEL], "beta_tilde", 256, RANGE)
     with pytest.warns(dv.DiffusionVarWarning, match="starts at index 20.*decoder_variance='isotropic'"):
         later = make_decoder(
-            DENOISER, dv.FixedSmall(), SCHEDULE.level(20), "beta_tilde", 256, RANGE
+            DENOISER, dv.FixedSmall(), steps_to(20), "beta_tilde", 256, RANGE
         )  # whatever the smallest index
-    coarse = make_decoder(DENOISER, dv.FixedSmall(), SCHEDULE.level(1), "beta_tilde", 2, RANGE)  # and the levels
+    coarse = make_decoder(DENOISER, dv.FixedSmall(), [KERNEL], "beta_tilde", 2, RANGE)  # and the levels
     for found in (decoder, later, coarse):
         assert isinstance(found, DiscreteDecoder)
-        assert float(found.variance) == pytest.approx(expected, rel=1e-9)
+        assert float(variance_of(found)) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("choice", ["isotropic", "pixel"])
@@ -220,10 +231,10 @@ def test_beta_tilde_is_that_of_the_step_from_two_to_one() -> None:
 def test_pixel_variances_are_at_least_those_of_rounding(table: dv.VarianceTable, choice: str, t: int) -> None:
     own = np.asarray(table.posterior_variance(t, structure=choice))
     for levels in (256, 16):
-        decoder = make_decoder(DENOISER, dv.Analytic(table, structure="dct"), SCHEDULE.level(t), choice, levels, RANGE)
+        decoder = make_decoder(DENOISER, dv.Analytic(table, structure="dct"), steps_to(t), choice, levels, RANGE)
         assert isinstance(decoder, DiscreteDecoder)
         floor = (2 / (levels - 1)) ** 2 / 12 if choice == "pixel" else 0.0
-        np.testing.assert_allclose(decoder.variance.numpy(), np.maximum(own, floor), rtol=1e-12)
+        np.testing.assert_allclose(variance_of(decoder).numpy(), np.maximum(own, floor), rtol=1e-12)
     if choice == "pixel":
         assert own.min() < STEP**2 / 12 < own.max()  # both sides were seen
 
@@ -231,16 +242,16 @@ def test_pixel_variances_are_at_least_those_of_rounding(table: dv.VarianceTable,
 def test_estimator_and_bounds_are_the_covariances_own(table: dv.VarianceTable) -> None:
     for estimator in ("residual", "data_variance"):
         covariance = dv.Analytic(table, estimator=estimator)
-        decoder = make_decoder(DENOISER, covariance, SCHEDULE.level(50), "isotropic", 256, RANGE)
-        assert float(decoder.variance) == pytest.approx(table.posterior_variance(50, estimator), rel=1e-12)
+        decoder = make_decoder(DENOISER, covariance, steps_to(50), "isotropic", 256, RANGE)
+        assert float(variance_of(decoder)) == pytest.approx(table.posterior_variance(50, estimator), rel=1e-12)
     assert table.posterior_variance(50, "residual") != pytest.approx(table.posterior_variance(50, "data_variance"))
 
 
 @pytest.mark.parametrize("number", [1e-9, 0.25, 1, np.float32(0.25), np.int64(2), np.array(0.5), torch.tensor(0.5)])
 def test_a_number_is_taken_as_it_is(number: Any) -> None:
-    decoder = make_decoder(DENOISER, dv.FixedSmall(), SCHEDULE.level(1), number, 256, RANGE)
+    decoder = make_decoder(DENOISER, dv.FixedSmall(), [KERNEL], number, 256, RANGE)
     assert isinstance(decoder, DiscreteDecoder)
-    assert float(decoder.variance) == float(number)
+    assert float(variance_of(decoder)) == float(number)
     x_0, at = quantised(), posterior()
     found = decoder.nats(x_0, at, KERNEL)
     expected = [
@@ -256,7 +267,7 @@ def test_a_number_is_taken_as_it_is(number: Any) -> None:
 def test_one_index_has_no_step_from_two_to_one() -> None:
     single = dv.oracles.GaussianDenoiser(dv.NoiseSchedule.from_betas([0.1]), 0.0, VARIANCE)
     with pytest.raises(dv.InputError, match="the schedule has one index; give a number"):
-        make_decoder(single, dv.FixedSmall(), single.schedule.level(1), "beta_tilde", 256, RANGE)
+        make_decoder(single, dv.FixedSmall(), [dv.ReverseKernel(single.schedule, 1, 0)], "beta_tilde", 256, RANGE)
 
 
 # ---- continuous data ----------------------------------------------------------------------------------------------
@@ -269,7 +280,7 @@ def test_densities_are_torch_distributions(table: dv.VarianceTable) -> None:
         ("beta_tilde", scalar(dv.ReverseKernel(SCHEDULE, 2, 1).beta_tilde)),
         ("isotropic", scalar(table.posterior_variance(1))),
     ):
-        decoder = make_decoder(DENOISER, covariance, SCHEDULE.level(1), choice, None, None)
+        decoder = make_decoder(DENOISER, covariance, [KERNEL], choice, None, None)
         expected = -Normal(at.mean, variance.sqrt()).log_prob(x_0).sum((1, 2, 3))
         torch.testing.assert_close(decoder.nats(x_0, at, KERNEL), expected, rtol=1e-6, atol=0)
 

@@ -11,7 +11,7 @@ import pytest
 from places import golden
 
 import diffusion_var as dv
-from diffusion_var.likelihood.paths import least_costs
+from diffusion_var.likelihood.paths import Trajectory, least_costs
 from diffusion_var.likelihood.trajectories import bin_variances, kl_costs
 from diffusion_var.process.schedule import NoiseSchedule
 from diffusion_var.randomness import generator
@@ -46,7 +46,12 @@ def end_points(schedule: NoiseSchedule) -> float:
 
 @pytest.fixture(scope="module")
 def paths() -> dict[str, dv.steps.OptimalPaths]:
-    return {name: dv.steps.optimal_paths(published_table(s, SPECTRUM), 100) for name, s in SCHEDULES.items()}
+    """From index 1, as they were published; where a path begins is not part of their cost."""
+    return {name: dv.steps.optimal_paths(published_table(s, SPECTRUM), 100, first=1) for name, s in SCHEDULES.items()}
+
+
+def steps_cost(found: dv.steps.OptimalPaths, path: list[int]) -> float:
+    return found.cost_of(path) - float(found.first[0])
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -54,14 +59,15 @@ def paths() -> dict[str, dv.steps.OptimalPaths]:
 def test_published_paths(paths: dict[str, dv.steps.OptimalPaths], name: str, count: int) -> None:
     expected = GOLDEN[name]["trajectories"][str(count)]["optimal"]
     assert paths[name].steps(count) == expected
-    assert dv.steps.optimal(published_table(SCHEDULES[name], SPECTRUM), count) == expected
+    assert dv.steps.optimal(published_table(SCHEDULES[name], SPECTRUM), count, first=1) == expected
 
 
 @pytest.mark.parametrize("count", COUNTS)
 def test_published_costs_on_the_linear_schedule(paths: dict[str, dv.steps.OptimalPaths], count: int) -> None:
     expected, offset = GOLDEN["linear"]["trajectories"][str(count)], end_points(SCHEDULES["linear"])
-    assert paths["linear"].cost(count) + offset == pytest.approx(expected["cost"], rel=1e-9)
-    assert paths["linear"].cost_of(expected["linear"]) + offset == pytest.approx(expected["linear_cost"], rel=1e-9)
+    found = paths["linear"]
+    assert found.cost(count) - found.decoder_cost(count) + offset == pytest.approx(expected["cost"], rel=1e-9)
+    assert steps_cost(found, expected["linear"]) + offset == pytest.approx(expected["linear_cost"], rel=1e-9)
 
 
 def published_formula(path: list[int]) -> float:
@@ -174,9 +180,21 @@ def random_costs(count: int, seed: int) -> Array:
     return np.asarray(costs)
 
 
-def paths_of(costs: Array, nodes: Array | None = None) -> dv.steps.OptimalPaths:
+class Numbered:
+    """Decoders whose variance is their index."""
+
+    def variance(self, n: int) -> float:
+        return float(n)
+
+    def label(self, n: int) -> str:
+        return f"number {n}"
+
+
+def paths_of(costs: Array, nodes: Array | None = None, first: Array | None = None) -> dv.steps.OptimalPaths:
     labels = np.arange(1, len(costs) + 1) if nodes is None else nodes
-    return dv.steps.OptimalPaths(labels, least_costs(costs, len(costs)), costs, 0.5, np.zeros(len(costs)))
+    begin = np.where(np.arange(len(costs)) == 0, 0.0, math.inf) if first is None else first
+    least = least_costs(costs, len(costs), begin)
+    return dv.steps.OptimalPaths(labels, least, costs, 0.5, np.zeros(len(costs)), begin, Numbered())
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -209,13 +227,12 @@ def test_a_path_costs_what_was_found() -> None:
     nodes = np.arange(3, 3 + 2 * 70, 2)
     found = paths_of(random_costs(70, 6), nodes)
     assert found.most == 70
-    assert found.steps(1) == [141]
     assert found.steps(2) == [3, 141]
     assert found.steps(70) == [int(n) for n in nodes]
     for count in range(2, 71):
         path = found.steps(count)
         assert len(path) == count
-        assert path == sorted({*path})
+        assert list(path) == sorted({*path})
         assert found.cost_of(path) == found.cost(count)  # summed in the same order: the same bits
     assert found.bits_per_dim(3.0) == pytest.approx(3.0 * 0.5 / math.log(2), rel=1e-15)
 
@@ -228,19 +245,57 @@ def test_of_equal_paths_that_with_the_least_indices() -> None:
 @pytest.mark.parametrize("count", [0, 10, -1, 2.5])
 def test_a_number_of_steps_that_was_not_computed_is_refused(count: Any) -> None:
     found = paths_of(random_costs(9, 0))
-    for ask in (found.steps, found.cost, found.binning_error):
+    for ask in (found.steps, found.cost, found.decoder_cost, found.binning_error):
         with pytest.raises(dv.InputError, match="not among the computed paths of 1 to 9 steps"):
             ask(count)
 
 
 def test_other_paths_are_refused() -> None:
     found = paths_of(random_costs(9, 0))
-    with pytest.raises(dv.InputError, match="a path of one index has no step"):
-        found.cost(1)
+    for ask in (found.steps, found.cost):  # it would begin at the last node
+        with pytest.raises(dv.InputError, match="no path of 1 steps begins where one may"):
+            ask(1)
     with pytest.raises(dv.InputError, match=r"all of them nodes \(not: 10, 12\)"):
         found.cost_of([1, 10, 12])
-    with pytest.raises(dv.InputError, match="two indices or more"):
-        found.cost_of([9])
+    for path in ([9], [2, 9]):
+        with pytest.raises(dv.InputError, match=rf"no path begins at {path[0]}: what the decoder costs from there"):
+            found.cost_of(path)
+    with pytest.raises(dv.InputError, match="an index or more"):
+        found.cost_of([])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_free_beginnings_against_every_path(seed: int) -> None:
+    """Every first node with a price of its own, some of them closed: all subsets of 9 nodes."""
+    costs, count = random_costs(9, seed), 9
+    first = generator(seed, "beginnings").uniform(0.0, 2.0, count)
+    first[[2, 5]] = math.inf
+    found, forced = paths_of(costs, first=first), paths_of(costs, first=np.where(np.arange(9) == 0, first, math.inf))
+    for k in range(1, count + 1):
+        every = [(*inner, 8) for inner in itertools.combinations(range(8), k - 1)]
+        sums = {path: first[path[0]] + sum(costs[i, j] for i, j in itertools.pairwise(path)) for path in every}
+        best = min(sums, key=lambda path: sums[path])
+        assert found.cost(k) == pytest.approx(sums[best], rel=1e-14)
+        path = found.steps(k)
+        assert path == [j + 1 for j in best]
+        assert (path.decoder_variance, path.decoder) == (path[0], f"number {path[0]}")
+        assert found.cost_of(path) == found.cost(k)
+        assert found.decoder_cost(k) == first[best[0]]
+        assert k == 1 or found.cost(k) <= forced.cost(k)
+
+
+def test_a_trajectory_is_a_sequence() -> None:
+    path = Trajectory(np.array([1, 4, 9]), 0.5, "as given")
+    assert path == [1, 4, 9]
+    assert path == (1, 4, 9)
+    assert path == Trajectory([1, 4, 9], 0.7, "another")
+    assert path != [1, 4]
+    assert path != "149"
+    assert (path[0], path[-1], path[1:], len(path), list(path)) == (1, 9, [4, 9], 3, [1, 4, 9])
+    assert {path: 1}[Trajectory([1, 4, 9], 0.7, "another")] == 1
+    assert 4 in path
+    assert repr(path) == "Trajectory([1, 4, 9], decoder: as given)"
+    assert all(type(n) is int for n in path)
 
 
 # ---- many elements as few -------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -126,8 +127,8 @@ def test_a_paths_costs_are_the_terms_of_its_bound(path: list[int], options: dict
     np.testing.assert_allclose(bound.per_step_error[1:-1], errors, rtol=1e-9)
     if "eta" not in options:
         found = dv.steps.optimal_paths(costs, objective="bound")
-        total = bound.prior + found.bits_per_dim(found.cost_of(path)) + bound.decoder
-        assert bound.value == pytest.approx(total, rel=1e-9)
+        middle = found.bits_per_dim(found.cost_of(path) - found.first[0])
+        assert bound.value == pytest.approx(bound.prior + middle + bound.decoder, rel=1e-9)
 
 
 def test_densities_have_the_same_terms() -> None:
@@ -160,25 +161,50 @@ def test_seeds_and_draws_matter() -> None:
     assert np.abs(values(draws=2) / values(draws=1) - 1).min() > 1e-5
 
 
+@pytest.mark.parametrize("options", [{}, {"draws": 2, "seed": 3}], ids=str)
+def test_a_free_paths_cost_is_its_bound(options: dict[str, Any]) -> None:
+    """Decoder included: the random numbers of a bound on the same images are those of the costs."""
+    covariance, images = dv.FixedLarge(), pictures(7)
+    costs = dv.step_costs(CLIPPING, covariance, images, INDICES, batch_size=3, **options)
+    assert costs.decoder is not None
+    alone = dv.decoder_costs(CLIPPING, images, indices=INDICES, batch_size=5, **options)
+    np.testing.assert_allclose(alone.values, costs.decoder.values, rtol=1e-9)
+    np.testing.assert_allclose(alone.standard_errors, costs.decoder.standard_errors, rtol=1e-7)
+    for count in range(1, 7):
+        path = dv.steps.optimal(costs, count, "bound")
+        bound = dv.bits_per_dim(CLIPPING, covariance, images, path, **options)
+        paths = dv.steps.optimal_paths(costs, objective="bound")
+        assert bound.value - bound.prior == pytest.approx(paths.bits_per_dim(paths.cost(count)), rel=1e-9)
+        assert bound.decoder == pytest.approx(paths.bits_per_dim(paths.decoder_cost(count)), rel=1e-9)
+        assert bound.settings["decoder_variance"] == path.decoder_variance
+        other = dv.bits_per_dim(CLIPPING, covariance, images, path, decoder_variance=1e-3, **options)
+        assert other.decoder > bound.decoder  # what is given wins over what the path brings
+
+
 @pytest.mark.parametrize("covariance", ["beta", "beta_tilde"])
 @pytest.mark.parametrize("count", [2, 4, 8, 16])
 def test_the_optimal_path_of_a_covariance_beats_others(all_costs: Any, covariance: str, count: int) -> None:
     """β is far from optimal, so that the best path for the optimal covariance is not the best for it."""
     images, costs = all_costs[covariance]
-    found = dv.steps.optimal_paths(costs, objective="bound")
-    best = dv.steps.optimal(costs, count, "bound")
+    found = dv.steps.optimal_paths(costs, objective="bound", first=1)
+    best = dv.steps.optimal(costs, count, "bound", first=1)
     assert best == found.steps(count)
     assert found.nats == 1.0
     bounds = {}
     for name, path in {
         "best": best,
         "even": dv.steps.linspace(N, count),
-        "kl": dv.steps.optimal(TABLE, count),
+        "kl": dv.steps.optimal(TABLE, count, first=1),
     }.items():
-        bound = dv.bits_per_dim(GAUSSIAN, COVARIANCES[covariance][0], images, path, seed=6, data_range=(-4.0, 4.0))
+        bound = dv.bits_per_dim(
+            *(GAUSSIAN, COVARIANCES[covariance][0], images, path),
+            seed=6,
+            data_range=(-4.0, 4.0),
+            decoder_variance="beta_tilde",
+        )
         bounds[name] = bound.value
         middle = bound.value - bound.prior - bound.decoder
-        assert middle == pytest.approx(found.bits_per_dim(found.cost_of(path)), rel=1e-9)
+        assert middle == pytest.approx(found.bits_per_dim(found.cost_of(path) - found.first[0]), rel=1e-9)
     assert bounds["best"] <= min(bounds.values()) + 1e-12
     if count in (4, 8, 16):
         assert bounds["best"] < bounds["even"] - 1e-3
@@ -270,8 +296,7 @@ def test_unusable_arguments(options: dict[str, Any], message: str) -> None:
         (INDICES, 4, "fid", "objective='fid' is not known"),
         (INDICES, 7, "bound", "steps=7 is not a usable number of steps: 6 indices can be visited"),
         (INDICES, 41, "bound", "steps=41 is not a usable number of steps: .* from 1 to 6 "),
-        (INDICES[1:], 2, "bound", "cover the indices 4 to 40, but a path goes from 1 to 40"),
-        (INDICES[:-1], 2, "bound", "cover the indices 1 to 28, but a path goes from 1 to 40"),
+        (INDICES[:-1], 2, "bound", "cover the indices 1 to 28, but a path ends at 40"),
     ],
 )
 def test_paths_that_the_costs_do_not_give(indices: list[int], count: int, objective: Any, message: str) -> None:
@@ -280,7 +305,29 @@ def test_paths_that_the_costs_do_not_give(indices: list[int], count: int, object
         dv.steps.optimal(costs, count, objective)
 
 
-@pytest.mark.parametrize(("count", "path"), [(1, [N]), (2, [1, N]), (6, INDICES)])
-def test_paths_of_extreme_length(count: int, path: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("count", "path", "first"), [(1, [N], None), (2, [1, N], 1), (2, [17, N], 17), (6, INDICES, None)]
+)
+def test_paths_of_extreme_length(count: int, path: list[int], first: int | None) -> None:
     costs = dv.step_costs(GAUSSIAN, PerPixel(), GAUSSIAN.sample(2), INDICES)
-    assert dv.steps.optimal(costs, count, "bound") == path
+    assert dv.steps.optimal(costs, count, "bound", first=first) == path
+
+
+def test_beginnings_that_do_not_exist() -> None:
+    costs = dv.step_costs(GAUSSIAN, PerPixel(), GAUSSIAN.sample(2), INDICES)
+    for first in (2, 0, 41, "1", 1.5, True):
+        with pytest.raises(dv.InputError, match=f"first={first!r} must be one of the indices that can be visited"):
+            dv.steps.optimal(costs, 2, "bound", first=first)
+    with pytest.raises(dv.InputError, match="no path of 3 steps begins where one may"):
+        dv.steps.optimal(costs, 3, "bound", first=28)
+    bare = replace(costs, decoder=None)
+    with pytest.raises(dv.InputError, match="these measured costs have no decoder terms"):
+        dv.steps.optimal(bare, 2, "bound")
+    with pytest.raises(dv.InputError, match=r"must be what dv\.decoder_costs measured, or None, but got 'table'"):
+        dv.steps.optimal(costs, 2, "bound", decoder_variance="table")
+    few = dv.decoder_costs(GAUSSIAN, GAUSSIAN.sample(2), indices=[9, 17])
+    assert dv.steps.optimal(bare, 2, "bound", decoder_variance=few)[0] in (9, 17)
+    with pytest.raises(dv.InputError, match="no decoder's cost is known at index 4"):
+        dv.steps.optimal(bare, 2, "bound", decoder_variance=few, first=4)
+    with pytest.raises(dv.InputError, match="no decoder was measured at index 4, only at 9, 17"):
+        few.variance(4)

@@ -57,7 +57,6 @@ def test_every_steps_term_is_torchs_kl_of_the_two_gaussians(name: str, eta: floa
         denoiser,
         [Evaluation(SCHEDULE.level(600), tuple(enumerate(kernels)))],
         StepCovariances(covariance),
-        None,
     )
     x_0, eps = (torch.from_numpy(stream.normal(0, 0.7, (4, *shape))) for _ in range(2))
     x_t = float(SCHEDULE.alpha[600]) * x_0 + float(SCHEDULE.sigma[600]) * eps

@@ -61,7 +61,8 @@ def test_costs_are_those_of_the_tables_variances(table: dv.VarianceTable, struct
             kernel = dv.ReverseKernel(SCHEDULE, t, s)
             v = table.posterior_variance(t, estimator or "residual", structure)
             expected += float(np.log((kernel.lambda2 + kernel.gain**2 * v) / kernel.lambda2).mean())
-        assert found.cost_of(path) == pytest.approx(expected, rel=1e-10)
+        begin = float(found.first[found.nodes == path[0]][0])
+        assert found.cost_of(path) == pytest.approx(begin + expected, rel=1e-10)
     assert found.cost(5) <= found.cost_of(dv.steps.linspace(N, 5))
 
 
@@ -76,19 +77,23 @@ def test_structures_and_estimators_are_told_apart(table: dv.VarianceTable) -> No
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 59, 60, np.int64(7)])
 def test_optimal_is_a_step_list(table: dv.VarianceTable, steps: int) -> None:
-    path = dv.steps.optimal(table, steps)
-    assert all(type(n) is int for n in path)
-    assert dv.steps.explicit(SCHEDULE, path) == path  # ascending, within 1…N
-    assert len(path) == steps
-    assert path[-1] == N
-    assert path[0] == (N if steps == 1 else 1)
+    free = dv.steps.optimal(table, steps)
+    forced = [] if steps == 1 else [1] if steps == N else [1, 2]
+    paths = [free, *(dv.steps.optimal(table, steps, first=n) for n in forced)]
+    for first, path in zip([free[0], *forced], paths, strict=True):
+        assert all(type(n) is int for n in path)
+        assert dv.steps.explicit(SCHEDULE, path) == path  # ascending, within 1…N
+        assert len(path) == steps
+        assert (path[0], path[-1]) == (first, N)
+        assert path.decoder == "isotropic"
+        assert path.decoder_variance == pytest.approx(table.posterior_variance(first), rel=1e-12)
 
 
 def test_a_thousand_indices() -> None:
     schedule = dv.NoiseSchedule.linear(1000)
     variance = np.array([0.01, 0.3])[:, None]
     eps_square = (schedule.sigma[1:] ** 2 / (schedule.alpha[1:] ** 2 * variance + schedule.sigma[1:] ** 2)).mean(0)
-    found = dv.steps.optimal_paths(dv.VarianceTable.from_moments(schedule, eps_square=eps_square))
+    found = dv.steps.optimal_paths(dv.VarianceTable.from_moments(schedule, eps_square=eps_square), first=1)
     assert found.most == 1000
     assert found.steps(1000) == list(range(1, 1001))
     for count in (2, 65, 500, 999):
@@ -115,14 +120,15 @@ def test_zero_terminal_snr() -> None:
 def test_binned_elements_cost_what_they_should(
     table: dv.VarianceTable, structure: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exact = dv.steps.optimal_paths(table, structure=structure)
-    assert [exact.binning_error(count) for count in (1, 2, 30)] == [0.0, 0.0, 0.0]
+    exact = dv.steps.optimal_paths(table, structure=structure, first=1)
+    assert [exact.binning_error(count) for count in (2, 30)] == [0.0, 0.0]
     most = 1 if structure == "channel" else 5
     monkeypatch.setattr(trajectory, "bin_variances", functools.partial(trajectory.bin_variances, most=most))
-    binned = dv.steps.optimal_paths(table, structure=structure)
+    binned = dv.steps.optimal_paths(table, structure=structure, first=1)
+    assert binned.first[0] == exact.first[0]  # the decoder's cost is not binned
     for count in range(2, N + 1):
         bound = binned.binning_error(count)
-        assert 0 < bound < 0.2 * exact.cost(count)
+        assert 0 < bound < 0.2 * (exact.cost(count) - exact.decoder_cost(count))
         # Binning makes a cost smaller, never larger; so the optima differ by no more than the bound either.
         assert -1e-12 <= exact.cost(count) - binned.cost(count) <= bound + 1e-12
         assert -1e-12 <= exact.cost_of(binned.steps(count)) - binned.cost(count) <= bound + 1e-12

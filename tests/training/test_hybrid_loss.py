@@ -90,15 +90,14 @@ def test_terms_are_those_of_the_likelihood(levels: int | None) -> None:
 
     denoiser = dv.Denoiser(network, SCHEDULE, shape=SHAPE, clip=None, data_range=(-1.0, 1.0))
     covariance = dv.LearnedRange()
-    decoder = make_decoder(
-        *(denoiser, covariance, SCHEDULE.level(1), "beta_tilde" if levels else "covariance", levels),
-        (-1.0, 1.0) if levels else None,
-    )
+    choice, last = "beta_tilde" if levels else "covariance", [dv.ReverseKernel(SCHEDULE, 1, 0)]
+    decoder = make_decoder(denoiser, covariance, last, choice, levels, (-1.0, 1.0) if levels else None)
     expected = []
     for k, n in enumerate(N_ROWS.tolist()):
         kernel = dv.ReverseKernel(SCHEDULE, n, n - 1)
-        evaluation = Evaluation(kernel.level_t, ((0, kernel),))
-        terms = BoundTerms(denoiser, [evaluation], StepCovariances(covariance), decoder)
+        steps, decoders = ((), ((0, kernel, decoder),)) if kernel.last else (((0, kernel),), ())
+        evaluation = Evaluation(kernel.level_t, steps, decoders)
+        terms = BoundTerms(denoiser, [evaluation], StepCovariances(covariance))
         x_0, eps = given["x_0"][k : k + 1], given["eps"][k : k + 1]
         posterior = denoiser(kernel.alpha_t * x_0 + kernel.sigma_t * eps, n)
         expected.append(float(terms.at(evaluation, x_0, eps, posterior)) / (D * math.log(2)))

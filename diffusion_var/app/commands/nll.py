@@ -12,13 +12,15 @@ from ...errors import InputError
 from ...files import write_atomic
 from ...variance.table import VarianceTable
 from ..claims import claimed_file, run_identity
+from ..decoders import measure_decoders
 from ..methods import make_covariance, make_noise, make_steps, refuse_set
-from ..model import check_model_options, open_model, open_schedule, read
+from ..model import Model, check_model_options, open_model, open_schedule, read
 from ..options import NllOptions
 from ..outputs import checkpoint_beside, usable_checkpoint
 from ..terminal import say, say_lines
 
 if TYPE_CHECKING:
+    from ...likelihood.decoder_costs import DecoderCosts
     from ...likelihood.result import LikelihoodBound
 
 
@@ -79,6 +81,10 @@ def _table_of(options: NllOptions) -> VarianceTable | None:
         refuse_set(options, ("structure", "estimator"), f"--covariance {options.covariance}")
     if options.continuous:
         refuse_set(options, ("levels",), "--continuous")
+    if options.spacing != "optimal":
+        refuse_set(options, ("decoder_images",), f"--spacing {options.spacing}")
+    elif options.decoder_variance is not None:
+        refuse_set(options, ("decoder_images",), "--decoder-variance")
     noise = f"eta={options.eta:g}" if options.tau is None else f"tau={options.tau:g}"
     if options.spacing == "optimal" and noise not in ("eta=1", "tau=1"):
         raise InputError(
@@ -106,20 +112,25 @@ def _bound(options: NllOptions, table: VarianceTable | None, checkpoint: Path | 
     covariance, noise = make_covariance(options, table), make_noise(options)
     check_model_options(options)
     images = read(options.images, options)
-    steps = make_steps(open_schedule(options.model, options), options, options.steps, table)
+    others = None if options.decoder_images is None else read(options.decoder_images, options)
+    schedule = open_schedule(options.model, options)
+    steps = make_steps(schedule, options, options.steps, table)
     model = open_model(options.model, options)
     levels = None if options.continuous or model.denoiser.codec is not None else options.levels
+    if options.spacing == "optimal":
+        decoders = None if others is None else _decoders(options, model, others, table, levels, checkpoint)
+        steps = make_steps(schedule, options, options.steps, table, decoders, levels)
     bound = Bound(
         model.denoiser,
         covariance,
         steps,
         noise["eta"],
-        options.decoder_variance,
+        None if options.spacing == "optimal" else options.decoder_variance,
         levels=levels,
         clipped_eps=options.clipped_eps,
         tau=noise["tau"],
     )
-    return bound.evaluate(
+    result = bound.evaluate(
         model.inputs(images),
         options.seed,
         options.draws,
@@ -129,3 +140,24 @@ def _bound(options: NllOptions, table: VarianceTable | None, checkpoint: Path | 
         checkpoint=checkpoint,
         progress=True,
     )
+    if checkpoint is not None:
+        _checkpoint_of_decoders(checkpoint).unlink(missing_ok=True)
+    return result
+
+
+def _decoders(
+    options: NllOptions,
+    model: Model,
+    images: Any,
+    table: VarianceTable | None,
+    levels: int | None,
+    checkpoint: Path | None,
+) -> DecoderCosts:
+    name = str(options.decoder_images)
+    conditions = model.table_conditions(name, options.download)
+    kept = None if checkpoint is None else _checkpoint_of_decoders(checkpoint)
+    return measure_decoders(model, images, conditions, table, levels, options.seed, options.batch_size, kept)
+
+
+def _checkpoint_of_decoders(checkpoint: Path) -> Path:
+    return checkpoint.with_name(checkpoint.name + ".decoders")

@@ -48,7 +48,7 @@ def _find(options: StepsOptions) -> tuple[list[dict[str, Any]], NoiseSchedule]:
     table = None if options.table is None else VarianceTable.load(options.table)
     costs: VarianceTable | StepCosts
     if options.objective == "bound":
-        refuse_set(options, ("max_relative_error",), "--objective bound")
+        refuse_set(options, ("max_relative_error", "decoder_variance"), "--objective bound")
         if options.covariance != "analytic":
             refuse_set(options, ("table", "structure", "estimator"), f"--covariance {options.covariance}")
         costs = _measured_costs(options, table)
@@ -76,6 +76,8 @@ def _find(options: StepsOptions) -> tuple[list[dict[str, Any]], NoiseSchedule]:
         options.structure,
         options.estimator,
         options.max_relative_error,
+        first=options.first_index,
+        decoder_variance=options.decoder_variance,
     )
     found = [_path_facts(paths, costs, count) for count in options.steps]
     for facts in found:
@@ -133,13 +135,13 @@ def _measured_indices(schedule: NoiseSchedule, options: StepsOptions) -> list[in
 
 def _path_facts(paths: OptimalPaths, costs: VarianceTable | StepCosts, count: int) -> dict[str, Any]:
     """The optimal path of a number of steps, and what its steps cost in bits/dim beside those of other spacings."""
-    facts: dict[str, Any] = {"steps": count, "indices": paths.steps(count)}
-    if count == 1:
-        return facts
+    best = paths.steps(count)
+    facts: dict[str, Any] = {"steps": count, "indices": list(best), "decoder": best.decoder}
+    facts["decoder_bits_per_dim"] = paths.bits_per_dim(paths.decoder_cost(count))
     facts["bits_per_dim"] = {"optimal": paths.bits_per_dim(paths.cost(count))}
     for name, spread in (("even", step_lists.linspace), ("log_snr", step_lists.log_snr)):
         path = spread(costs.schedule, count)
-        if {*path} <= {int(n) for n in paths.nodes}:
+        if {*path} <= {int(n) for n in paths.nodes} and paths.begins_at(path[0]):
             facts["bits_per_dim"][name] = paths.bits_per_dim(paths.cost_of(path))
     if error := paths.binning_error(count):
         facts["binning_error"] = paths.bits_per_dim(error)
@@ -152,6 +154,8 @@ def _path_text(facts: dict[str, Any]) -> str:
     lines = [f"K = {facts['steps']}: {','.join(map(str, facts['indices']))}"]
     if "bits_per_dim" in facts:
         parts = [f"{SPACING_NAMES[name]} {bits:.4f}" for name, bits in facts["bits_per_dim"].items()]
+        decoder = facts["decoder_bits_per_dim"]
         error = f" (binning errs by at most {facts['binning_error']:.1g})" if "binning_error" in facts else ""
-        lines.append(f"    the steps' share of the bound, bits/dim: {', '.join(parts)}{error}")
+        lines.append(f"    expected bits/dim: {', '.join(parts)}{error}")
+        lines.append(f"    of these the decoder from {facts['indices'][0]}: {decoder:.4f} ({facts['decoder']})")
     return "\n".join(lines)

@@ -10,14 +10,12 @@ from ...data.fixed_images import FixedImages
 from ...errors import InputError
 from ...likelihood.bound import Bound
 from ...metrics.score import Score
-from ...process.kernel import ClippedEps
 from ...sampling.sampler import Sampler
 from ..model import Model
 from ..options import BITS
-from .options import CompareOptions
+from .options import CompareOptions, Method
 
 LEVELS: Final = 256
-DECODER: Final = "beta_tilde"
 
 
 class LikelihoodScoring:
@@ -46,18 +44,22 @@ class LikelihoodScoring:
         self.conditions = model.table_conditions(options.likelihood_images, options.download, own=True)
         self._fingerprint = FixedImages(self.images, self.denoiser.shape, self.denoiser.data_range).scan()
         given = {} if self.conditions is None else {"conditions_of_images": self.conditions.fingerprint}
-        self.identity = {BITS: {"images": self._fingerprint, "levels": LEVELS, "decoder": DECODER, **given}}
+        self.identity = {BITS: {"images": self._fingerprint, "levels": LEVELS, **given}}
 
-    def score(self, sampler: Sampler, clipped_eps: ClippedEps | None, seed: int, checkpoint: Path) -> Score:
-        """The bound, with the noise of one seed; interrupted, it goes on from `checkpoint`."""
+    def score(self, sampler: Sampler, steps: Any, method: Method, seed: int, checkpoint: Path) -> Score:
+        """The bound, with the noise of one seed; interrupted, it goes on from `checkpoint`.
+
+        Args:
+            steps: of the sampler; an optimal path brings its decoder.
+        """
         bound = Bound(
             self.denoiser,
             sampler.covariance,
-            sampler.steps,
+            steps,
             sampler.eta,
-            DECODER,
+            decoder_of(method, steps),
             levels=LEVELS,
-            clipped_eps=clipped_eps,
+            clipped_eps=method.clipped_eps,
             tau=sampler.tau,
         ).evaluate(
             self.images,
@@ -68,9 +70,16 @@ class LikelihoodScoring:
         )
         protocol = {
             "metric": BITS,
-            "parameters": {"levels": LEVELS, "decoder_variance": DECODER, "noise_draws": 1},
+            "parameters": {"levels": LEVELS, "decoder_variance": "the method's", "noise_draws": 1},
             "images": bound.images,
             "reference": self.options.likelihood_images,
             "reference_sha256": self._fingerprint,
         }
         return Score(bound.value, protocol, bound.standard_error)
+
+
+def decoder_of(method: Method, steps: Any) -> Any:
+    """A method's `decoder_variance`, as `Bound` takes it: an optimal path was found with the one that it brings."""
+    from ...likelihood.paths import Trajectory
+
+    return None if isinstance(steps, Trajectory) else method.decoder_variance

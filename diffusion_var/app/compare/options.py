@@ -12,6 +12,7 @@ from ..options import (
     AcceptHelp,
     CompareMetrics,
     Covariances,
+    DecoderVariances,
     Estimators,
     FeaturesHelp,
     ImageOptions,
@@ -45,6 +46,10 @@ class Method(Options):
     tau: float | None = None  # instead of eta
     sigmas: list[float] | None = None  # noise levels by their σ/α, falling, instead of numbers of steps
     factor: float = 1.0  # the covariance times this, to see what misjudging it costs
+    decoder_variance: DecoderVariances | float | None = (
+        None  # of the likelihood; None: an optimal path's, or beta_tilde
+    )
+    first_index: int | None = None  # that optimal paths begin at; None: found
 
     @property
     def family(self) -> str:
@@ -66,6 +71,8 @@ class Method(Options):
         cap = "" if self.final_noise_cap is None else f", cap {self.final_noise_cap:g}"
         rest = cap + ("" if self.clipped_eps is None else f", {self.clipped_eps} ε̂")
         rest += "" if self.spacing == "linspace" else f", {self.spacing}"
+        rest += "" if self.first_index is None else f" from {self.first_index}"
+        rest += "" if self.decoder_variance is None else f", decoder {self.decoder_variance}"
         rest += ("" if self.sigmas is None else ", own levels") + ("" if self.factor == 1 else f", × {self.factor:g}")
         if self.covariance == "analytic":
             kind = "" if self.estimator == "residual" else f" ({self.estimator})"
@@ -113,6 +120,11 @@ class CompareOptions(ModelOptions, ImageOptions):
         default_factory=lambda: ["fid"]
     )
     likelihood_images: Annotated[str, "for bits_per_dim: held-out images, " + ImagesHelp] = "digits:score"
+    decoder_images: Annotated[
+        str | None,
+        "for bits_per_dim on optimal steps: images that decoder and first index are found on, by default those of the "
+        "table, if it is measured; 'none': expected from the table alone",
+    ] = None
     tolerance: Annotated[float, "tolerance of the variance table"] = 0.02
     max_evaluations: Annotated[int | None, "bound on the network evaluations of the variance table"] = None
     steps: Annotated[list[int], "numbers of steps, comma-separated"] = field(default_factory=lambda: [5, 10, 25])
@@ -143,6 +155,15 @@ class CompareOptions(ModelOptions, ImageOptions):
     def needs_table(self) -> bool:
         """Whether a method needs a variance table."""
         return any(m.covariance == "analytic" or m.spacing == "optimal" for m in self.methods)
+
+    @property
+    def decoders_from(self) -> str | None:
+        """The images that decoders are measured on; None: on none."""
+        wanted = BITS in self.metrics and any(
+            m.spacing == "optimal" and m.decoder_variance is None and m.is_noisy for m in self.methods
+        )
+        own = self.table_images if self.table is None else None
+        return None if not wanted or self.decoder_images == "none" else self.decoder_images or own
 
     @property
     def all_steps(self) -> list[int]:

@@ -89,6 +89,7 @@ def as_json(result: Comparison) -> dict[str, Any]:
                 "final_noise_cap": c.method.final_noise_cap,
                 "spacing": c.method.spacing,
                 "steps": c.steps,
+                **({} if c.path is None else {"path": list(c.path), "decoder": c.path.decoder}),
                 "images": result.options.count * len(result.options.seeds),
                 "scores": {
                     metric: {

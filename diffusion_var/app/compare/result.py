@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...likelihood.paths import Trajectory
 from ...metrics.score import HIGHER_IS_BETTER, Score
 from ...variance.table import VarianceTable
 from .options import CompareOptions, Method
@@ -20,12 +21,14 @@ class Cell:
     Attributes:
         scores: metric -> one score per seed; a metric that the method does not have (likelihoods at η = 0) is absent.
         grid: (G, C, H, W) uint8, the first images of the first seed; none where no samples were asked for.
+        path: the optimal path that its steps are, with the decoder; None for other steps.
     """
 
     method: Method
     steps: int
     scores: dict[str, list[Score]] = field(default_factory=dict)
     grid: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 1, 1, 1, dtype=torch.uint8))
+    path: Trajectory | None = None
 
     def values(self, metric: str) -> list[float]:
         """One number per seed."""

@@ -21,11 +21,14 @@ import torch
 from ... import checks
 from ...data.images import to_uint8, writable_shape
 from ...files import make_folder, regular_file, require_empty_folder
+from ...likelihood.bound import plain_variance
+from ...likelihood.decoder_costs import DecoderCosts
+from ...likelihood.paths import Trajectory, decoder_of_path
 from ...locks import locked
 from ...metrics.score import Score, require_same_protocol
 from ...models.denoiser import Denoiser
 from ...process.schedule import NoiseSchedule
-from ...process.steps import describe
+from ...process.steps import StepList, describe
 from ...progress import progress_bar
 from ...sampling.sampler import Sampler
 from ...unwrapping import unwrapped
@@ -33,6 +36,7 @@ from ...variance.allocation import check_budget, default_indices
 from ...variance.estimate import estimate
 from ...variance.table import VarianceTable
 from ..claims import run_identity
+from ..decoders import measure_decoders
 from ..methods import make_covariance, make_noise, make_sampler, make_steps
 from ..model import Model, check_model_options, open_model, open_schedule, read
 from ..options import BITS
@@ -40,14 +44,14 @@ from ..outputs import require_writable
 from ..terminal import say, say_lines
 from .cells import FOLDER, CellStore, Measured
 from .folder import TABLE, ComparisonFolder
-from .likelihood_scores import LikelihoodScoring
+from .likelihood_scores import LEVELS, LikelihoodScoring
 from .options import CompareOptions, Method
 from .result import Cell, Comparison
 from .sample_scores import Scoring, baseline_groups, open_features
 
 GRID_IMAGES = 12
 # Parts of a method that decide a cell only where they are given.
-_OPTIONAL = ("head", "tau", "sigmas", "factor")
+_OPTIONAL = ("head", "tau", "sigmas", "factor", "decoder_variance", "first_index")
 
 
 def run(options: CompareOptions) -> None:
@@ -89,6 +93,7 @@ def compare(
     pictures = bool(options.image_metrics)
     sources = _open_sources(options)
     images = _open_images(options)
+    decoders_from = None if options.decoders_from is None else read(options.decoders_from, options)
     schedule = open_schedule(options.model, options)
     _try_methods(options, schedule)
     check_budget(options.tolerance, options.max_evaluations, default_indices(schedule))
@@ -106,7 +111,8 @@ def compare(
     table, table_file = _table(options, model, sources, folder, announce)
     store = CellStore(folder, _common(options, model, scoring))
     result = Comparison(options, table)
-    run = _Run(result, model, scoring, likelihoods, store, table_file)
+    decoders = None if decoders_from is None else _decoders(options, model, decoders_from, table, folder, announce)
+    run = _Run(result, model, scoring, likelihoods, store, table_file, decoders)
     announce("2/3 sampling and scoring" if pictures else "2/3 bounding likelihoods")
     run.measure_cells()
     run.measure_baseline(groups)
@@ -211,6 +217,26 @@ def _table(
     return table, folder / TABLE
 
 
+def _decoders(
+    options: CompareOptions,
+    model: Model,
+    images: Any,
+    table: VarianceTable | None,
+    folder: Path,
+    announce: Callable[[str], None],
+) -> DecoderCosts:
+    """What decoders cost, measured now or by a run before."""
+    assert table is not None
+    assert options.decoders_from is not None
+    announce(f"1/3 measuring decoders of {options.model} on {options.decoders_from}")
+    wanted = [options.decoders_from, options.dtype, options.model, table.digest, model.denoiser.fingerprint]
+    name = hashlib.sha256(json.dumps([*wanted, _configuration(model.denoiser)]).encode()).hexdigest()[:12]
+    make_folder(folder / FOLDER)
+    conditions = model.table_conditions(options.decoders_from, options.download, own=True)
+    checkpoint = folder / FOLDER / f"decoders-{name}.checkpoint"  # it stays: a later run reads it
+    return measure_decoders(model, images, conditions, table, LEVELS, 0, options.batch_size, checkpoint)
+
+
 def _configuration(denoiser: Denoiser) -> str:
     """What a diffusers network is besides its weights (activations, norms, ...), as text; empty for others."""
     config = getattr(unwrapped(denoiser.network), "config", {})
@@ -249,40 +275,42 @@ class _Run:
         likelihoods: LikelihoodScoring | None,
         store: CellStore,
         table: Path,
+        decoders: DecoderCosts | None,
     ) -> None:
         self.result, self.options, self.model, self.denoiser = result, result.options, model, model.denoiser
-        self.scoring, self.likelihoods, self.store = scoring, likelihoods, store
+        self.scoring, self.likelihoods, self.store, self.decoders = scoring, likelihoods, store, decoders
         self.by_metric: dict[str, dict[str, Score]] = {metric: {} for metric in self.options.metrics}
         self._table_hash = None if result.table is None else hashlib.sha256(table.read_bytes()).hexdigest()
 
     def measure_cells(self) -> None:
         """Fill the comparison, computing what is not there yet."""
         schedule, table = self.denoiser.schedule, self.result.table
-        plan = [
-            (method, k, make_sampler(self.denoiser, method, make_steps(schedule, method, k, table), table))
+        spread = [
+            (method, k, make_steps(schedule, method, k, table, self.decoders, LEVELS))
             for method in self.options.methods
             for k in self.options.method_steps(method)
         ]
+        plan = [(method, k, steps, make_sampler(self.denoiser, method, steps, table)) for method, k, steps in spread]
         images = self.options.count if self.options.image_metrics else 0
-        with_bits = [k for method, k, _ in plan if self.likelihoods is not None and method.is_noisy]
+        with_bits = [k for method, k, *_ in plan if self.likelihoods is not None and method.is_noisy]
         bound_size = 0 if self.likelihoods is None else len(self.likelihoods.images)
-        evaluations = sum(k for _, k, _ in plan) * images + sum(with_bits) * bound_size
+        evaluations = sum(k for _, k, *_ in plan) * images + sum(with_bits) * bound_size
         total = evaluations * len(self.options.seeds)
         with progress_bar(total, "compare", "eval", unit_scale=True) as bar:
-            for method, k, sampler in plan:
+            for method, k, steps, sampler in plan:
                 bar.set_postfix_str(f"{method.label}, K={k}")
-                self.result.cells.append(self._measure(method, k, sampler, bar))
+                self.result.cells.append(self._measure(method, k, steps, sampler, bar))
 
-    def _measure(self, method: Method, k: int, sampler: Sampler, bar: Any) -> Cell:
+    def _measure(self, method: Method, k: int, steps: StepList | Trajectory, sampler: Sampler, bar: Any) -> Cell:
         """All seeds of one method at one number of steps."""
-        cell = Cell(method, k)
+        cell = Cell(method, k, path=steps if isinstance(steps, Trajectory) else None)
         if self.options.image_metrics:
             measured = [self._cell(method, sampler, seed, bar) for seed in self.options.seeds]
             cell.grid = torch.from_numpy(measured[0].grid)
             for metric in self.options.image_metrics:
                 cell.scores[metric] = [m.scores[metric] for m in measured]
         if self.likelihoods is not None and method.is_noisy:
-            cell.scores[BITS] = [self._bits(method, sampler, seed, bar) for seed in self.options.seeds]
+            cell.scores[BITS] = [self._bits(method, steps, sampler, seed, bar) for seed in self.options.seeds]
         return cell
 
     def _cell(self, method: Method, sampler: Sampler, seed: int, bar: Any) -> Measured:
@@ -310,16 +338,17 @@ class _Run:
             own["head"] = sampler.covariance.identity()
         return own | {"table": self._table_hash if method.covariance == "analytic" else None}
 
-    def _bits(self, method: Method, sampler: Sampler, seed: int, bar: Any) -> Score:
+    def _bits(self, method: Method, steps: StepList | Trajectory, sampler: Sampler, seed: int, bar: Any) -> Score:
         """The likelihood bound with one seed's noise, from its file or computed."""
         assert self.likelihoods is not None
         label = f"{method.label} K={len(sampler.steps)} seed={seed}"
         # The cap is on samples alone: capped and not, a method has one likelihood.
         own = self._own(method, sampler, seed) | {"final_noise_cap": None, **self.likelihoods.identity}
+        own["decoder"] = plain_variance(decoder_of_path(steps))
         measured = self.store.load(label, own)
         if measured is None:
             partial = self.store.path(label, own).with_suffix(".partial")
-            measured = Measured({BITS: self.likelihoods.score(sampler, method.clipped_eps, seed, partial)})
+            measured = Measured({BITS: self.likelihoods.score(sampler, steps, method, seed, partial)})
             self.store.save(label, own, measured)
             partial.unlink(missing_ok=True)
         bar.update(len(sampler.steps) * len(self.likelihoods.images))
