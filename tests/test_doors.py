@@ -33,6 +33,7 @@ def half(x: torch.Tensor, timestep: torch.Tensor, *_: Any) -> torch.Tensor:
 
 
 DENOISER = dv.Denoiser(half, SCHEDULE, shape=SHAPE)
+DENOISER_OF_ALL = dv.Denoiser(half, SCHEDULE, shape=SHAPE, conditional=False)
 TABLE = dv.estimate(DENOISER, IMAGES, 1e3, indices=[1, 50, 100], progress=False)
 UNET = UNet2DModel(4, 1, 1, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4,
                    down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))  # fmt: skip
@@ -163,6 +164,10 @@ DOORS: dict[str, Door] = {
             "conditional": ("yes", 5),
             "classes": (0, "10", 1.5, -1),
         },
+    ),
+    "Denoiser.with_classifier": (
+        call(DENOISER_OF_ALL.with_classifier, classifier=half),
+        {"classifier": (None, 5, "digits", {}, nn.Linear), "scale": NO_NUMBER},
     ),
     "Denoiser.from_pretrained": (dv.Denoiser.from_pretrained, {"path": (None, 5, PIPE, UNET, dv.Denoiser, "")}),
     "Denoiser()": (
