@@ -1,0 +1,113 @@
+"""States of reverse chains, step by step, on the same network outputs and noise."""
+
+import numpy as np
+import parity_cases as cases
+import pytest
+import torch
+from make_golden import golden
+from parity_models import covariance_of, doubled, network, schedule_of
+from parity_table import agree
+from plain_draws import normal
+from published_schedules import respaced
+
+import diffusion_var as dv
+from diffusion_var.sampling import sampler as sampler_module
+
+TOLERANCES = {torch.float32: 1.2e-5, torch.float64: 1e-10}
+GOLDEN = golden("states")
+
+
+class GivenNoise:
+    """In place of the sampler's own noise: arrays as they come, in one precision."""
+
+    arrays, dtype = [], torch.float64
+
+    def __init__(self, seed, images, shape, device):
+        self.left = [torch.from_numpy(array).to(self.dtype) for array in self.arrays]
+
+    def prior(self):
+        return self.left.pop(0)
+
+    next = prior
+
+
+def states_of(denoiser, covariance, steps, noise, dtype, monkeypatch, **options):
+    """x_s after every step, before the last is cut to the data range."""
+    monkeypatch.setattr(GivenNoise, "arrays", noise)
+    monkeypatch.setattr(GivenNoise, "dtype", dtype)
+    monkeypatch.setattr(sampler_module, "ImageNoise", GivenNoise)
+    sampler = dv.Sampler(denoiser, covariance, steps, low_start=True, **options)
+    seen = []
+    for _ in sampler.stream(range(cases.BATCH), visit=lambda _, x: seen.append(x.double().numpy().copy())):
+        pass
+    return seen
+
+
+def compare(name, found, dtype):
+    assert found[0].std() > 0.01
+    precision = str(dtype).removeprefix("torch.")
+    assert len(found) == len(GOLDEN[name])
+    worst = []
+    for mine, theirs in zip(found, GOLDEN[name], strict=True):  # every state in units of its own largest entry
+        scale = np.abs(theirs).max()
+        worst.append(np.concatenate([mine.ravel() / scale, np.array(theirs) / scale]).reshape(2, -1))
+    both = np.concatenate(worst, axis=1)
+    agree(f"states, {name}, {precision}", both[0], both[1], TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("name", [name for name in cases.STATES if name != "ddpm_three_capped"])
+def test_chains_of_ddpm_ddim_and_analytic_dpm(name, dtype, monkeypatch):
+    chain, schedule_name, steps, given = cases.STATES[name]
+    schedule = schedule_of(schedule_name)
+    clip = (-1.0, 1.0) if given["clip"] else None
+    denoiser = dv.Denoiser(network, schedule, shape=cases.SHAPE, clip=clip, data_range=(-1.0, 1.0))
+    covariance = covariance_of(schedule, steps, given)
+    options = {"eta": given.get("eta", 1.0), "final_noise_cap": given.get("cap")}
+    if chain == "ddim":
+        options["clipped_eps"] = "rederived" if given["rederive"] else "network"
+    found = states_of(denoiser, covariance, steps, cases.noise_of(len(steps)), dtype, monkeypatch, **options)
+    compare(name, found, dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("name", cases.RESPACED_STATES)
+def test_chains_of_improved_ddpm(name, dtype, monkeypatch):
+    schedule_name, sections, kind, clip = cases.RESPACED_STATES[name]
+    steps = [timestep + 1 for timestep in respaced(cases.N, sections)]
+    covariance = {"small": dv.FixedSmall(), "large": dv.FixedLarge(), "range": dv.LearnedRange(steps)}[kind]
+    clip = (-1.0, 1.0) if clip else None
+    denoiser = dv.Denoiser(doubled, schedule_of(schedule_name), shape=cases.SHAPE, clip=clip, data_range=(-1.0, 1.0))
+    compare(name, states_of(denoiser, covariance, steps, cases.noise_of(len(steps)), dtype, monkeypatch), dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_euler_steps_of_edm(dtype, monkeypatch):
+    """DDIM's step at α = 1 is EDM's Euler step; its second-order part has no counterpart."""
+    schedule = dv.NoiseSchedule.edm(cases.EDM_LEVELS)
+    edm = dv.Denoiser(
+        lambda x, told: cases.network(x, told.view(-1, 1, 1, 1).to(x.dtype), torch.tanh),
+        schedule,
+        "edm",
+        shape=cases.SHAPE,
+        clip=None,
+        data_range=(-1.0, 1.0),
+    )
+    noise = [normal(100, cases.BATCH, *cases.SHAPE)]
+    steps = list(range(1, cases.EDM_LEVELS + 1))
+    compare("edm_euler", states_of(edm, dv.FixedSmall(), steps, noise, dtype, monkeypatch, eta=0.0), dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_euler_steps_of_a_flow(dtype, monkeypatch):
+    levels = [dv.NoiseLevel.flow(t, timestep_scale=1.0) for t in cases.FLOW_TIMES]
+    flow = dv.Denoiser(
+        lambda x, told: cases.network(x, told.view(-1, 1, 1, 1).to(x.dtype), torch.tanh),
+        dv.NoiseSchedule.flow(10, timestep_scale=1.0),
+        "flow",
+        shape=cases.SHAPE,
+        clip=None,
+        data_range=(-1.0, 1.0),
+    )
+    noise = [normal(100, cases.BATCH, *cases.SHAPE)]
+    compare("flow_euler", states_of(flow, dv.FixedSmall(), levels, noise, dtype, monkeypatch, eta=0.0), dtype)
