@@ -42,6 +42,13 @@ def states():
         kept = schedules.respaced(cases.N, sections)
         process = samplers.Respaced(cases.alpha_bars(schedule), kept)
         out[name] = process.sample(cases.output_of, cases.noise_of(len(kept)), kind, clip)
+    alpha_bar, _ = schedules.cumulative(schedules.linear_betas(cases.BEFORE_STEPS, *cases.BEFORE_BETAS))
+    process = samplers.Respaced(alpha_bar, list(range(cases.BEFORE_STEPS)))
+
+    def before(x, n):
+        return cases.before_output(x, (n - 1) / cases.BEFORE_STEPS, np.tanh, np.sin)
+
+    out["improved_previous"] = process.sample_before(before, cases.noise_of(cases.BEFORE_STEPS))
     first = cases.noise_of(0)[0]
     sigmas = schedules.edm_sigmas(cases.EDM_LEVELS)
 
@@ -141,6 +148,8 @@ def heads():
     for t, s, eta in cases.HEAD_STEPS:
         v = covariances.head_variance("eps", cases.head_eps(t), cases.head_eps(t), alpha_bar[t])
         out[f"eps_{t}_{s}_{eta}"] = covariances.reverse_variance(alpha_bar, t, s, eta, v)
+        v = covariances.mean_head_variance(cases.head_eps(t), alpha_bar[t])
+        out[f"mean_{t}_{s}_{eta}"] = covariances.reverse_variance(alpha_bar, t, s, eta, v)
     return out
 
 

@@ -1,4 +1,7 @@
-"""One comparison: asserted, and printed as a row of a table (`pytest tests/parity -s -q | grep '^|'`)."""
+"""One comparison: asserted, and printed as a row of a table (`pytest tests/parity -s | grep '^|'`).
+
+What is compared is named "group: case"; `report.py` prints the groups.
+"""
 
 import numpy as np
 

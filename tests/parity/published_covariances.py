@@ -58,6 +58,16 @@ def head_variance(kind, output, eps, alpha_bar):
     return out
 
 
+def mean_head_variance(eps, alpha_bar):
+    """One number an image from (β̄/ᾱ)(1 − ε̂²): its mean over the elements, and then the cut to [0, 1] (`avg_cov` of the
+    authors' code)."""
+    out = []
+    for image in eps:
+        mean = sum(1.0 - float(e) ** 2 for e in image.ravel()) / image.size
+        out.append(min(max((1.0 - alpha_bar) / alpha_bar * mean, 0.0), 1.0))
+    return np.array(out)
+
+
 def reverse_variance(alpha_bar, t, s, eta, v):
     """λ² + (α_s − √(β̄_s − λ²) α_t/σ_t)² v, λ² = η² β̃ (Extended-Analytic-DPM, eq. 10, for DDIM's family)."""
     beta = 1.0 - alpha_bar[t] / alpha_bar[s]

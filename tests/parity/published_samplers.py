@@ -140,6 +140,16 @@ class Respaced:
             states.append(x)
         return states
 
+    def sample_before(self, output_of, noise):
+        """With a network that says the mean of x_{i−1} itself and its log-variance (PREVIOUS_X and LEARNED); no x̂_0 is
+        clipped, since none is used."""
+        x, states = noise[0], []
+        for k, i in enumerate(reversed(range(len(self.kept))), start=1):
+            mean, log_variance = output_of(x, self.kept[i] + 1)
+            x = mean if i == 0 else mean + np.exp(0.5 * log_variance) * noise[k]
+            states.append(x)
+        return states
+
 
 # ---- deterministic ----------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from make_golden import golden
 from parity_models import network, schedule_of
-from parity_table import agree
+from parity_table import agree, differ
 
 import diffusion_var as dv
 from diffusion_var.models.heads import HeadNetwork
@@ -41,8 +41,41 @@ def reverse_variance(kind, t, s, eta):
 @pytest.mark.parametrize("kind", cases.HEADS)
 @pytest.mark.parametrize(("t", "s", "eta"), cases.HEAD_STEPS[:3])
 def test_covariances_of_heads(kind, t, s, eta):
-    agree(f"{kind} head, {t} to {s}, eta {eta}", reverse_variance(kind, t, s, eta), GOLDEN[f"{kind}_{t}_{s}_{eta}"],
-          6e-6, "each")  # fmt: skip
+    stored = GOLDEN[f"{kind}_{t}_{s}_{eta}"]
+    agree(
+        f"covariances of {kind} heads: {t} to {s}, eta {eta}", reverse_variance(kind, t, s, eta), stored, 6e-6, "each"
+    )
+
+
+def posterior_of(t):
+    """Of `head_input` at index t."""
+    eps, x = torch.from_numpy(cases.head_eps(t)), torch.from_numpy(cases.head_input(t))
+    level = table().schedule.level(t)
+    return dv.Posterior((x - level.sigma * eps) / level.alpha, eps)
+
+
+@pytest.mark.parametrize(("t", "s", "eta"), cases.HEAD_STEPS)
+def test_the_covariance_without_a_head(t, s, eta):
+    kernel, stored = dv.ReverseKernel(table().schedule, t, s, eta), GOLDEN[f"eps_{t}_{s}_{eta}"]
+    agree(
+        f"covariances from 1 − eps²: {t} to {s}, eta {eta}",
+        dv.EpsSquare()(posterior_of(t), kernel).variance,
+        stored,
+        1e-10,
+        "each",
+    )
+
+
+def test_its_mean_over_an_image():
+    """Published, the mean over an image is taken before the cut to [0, 1], here after it: the same where no pixel is
+    cut (index 20), and less where some are cut at 1 and the mean is too."""
+    for t, s, eta in ((20, 3, 1.0), (900, 700, 1.0)):
+        kernel, published = dv.ReverseKernel(table().schedule, t, s, eta), GOLDEN[f"mean_{t}_{s}_{eta}"]
+        own = dv.Averaged(dv.EpsSquare())(posterior_of(t), kernel).variance.numpy().ravel()
+        if t == 20:
+            agree("mean over an image of 1 − eps², nothing cut: 20 to 3", own, published, 1e-10, "each")
+        else:
+            differ("mean over an image of 1 − eps², cut before or after: 900 to 700", own, published, 1e-4, 0.1)
 
 
 def test_the_outputs_reach_both_cuts():

@@ -54,14 +54,14 @@ def raw_mean(name, n, structure="isotropic"):
 def test_moments_of_the_draws(n):
     stored, schedule = GOLDEN[str(n)], table().schedule
     gamma = raw_mean("eps_square", n)
-    agree(f"E eps², index {n}", gamma, stored["gamma"], 6e-6, "each")
-    agree(f"E (mean − mu)², index {n}", raw_mean("mean_square", n), stored["spread"], 6e-6, "each")
-    agree(f"residual, index {n}", raw_mean("error_square", n), stored["error"], 6e-6, "each")
-    agree(f"residual by pixels, index {n}", raw_mean("error_square", n, "pixel"), stored["pixel"], 6e-6, "each")
+    agree(f"E eps² per dimension: index {n}", gamma, stored["gamma"], 6e-6, "each")
+    agree(f"E (mean − mu)²: index {n}", raw_mean("mean_square", n), stored["spread"], 6e-6, "each")
+    agree(f"residual: index {n}", raw_mean("error_square", n), stored["error"], 6e-6, "each")
+    agree(f"residual by pixels: index {n}", raw_mean("error_square", n, "pixel"), stored["pixel"], 6e-6, "each")
     own = score_norm(gamma, schedule.alpha[n], schedule.sigma[n])
-    agree(f"score_norm, index {n}", own, stored["score_norm"], 6e-6, "each")
+    agree(f"score_norm: index {n}", own, stored["score_norm"], 6e-6, "each")
     l = float(table().data.pixel_variance.mean())
-    agree(f"data_variance, index {n}", l - raw_mean("mean_square", n), GOLDEN["data_variance"] - stored["spread"],
+    agree(f"data_variance: index {n}", l - raw_mean("mean_square", n), GOLDEN["data_variance"] - stored["spread"],
           2e-5, "each")  # fmt: skip
 
 
@@ -82,9 +82,9 @@ def test_clipping_below_eta_one(eta):
     kernel = dv.ReverseKernel(table().schedule, 300, 150, eta, "network")
     own = optimal_variance(kernel, *(raw_mean(name, 300) for name in TARGETS[2:]))
     direct = GOLDEN[f"step_{eta}"]
-    agree(f"variance of a clipped step, eta {eta}", own, direct, 6e-6, "each")
+    agree(f"variance of a clipped step with the network's eps: eta {eta}", own, direct, 6e-6, "each")
     published = kernel.lambda2 + kernel.gain**2 * GOLDEN["300"]["error"]
-    differ(f"λ² + γ² v of a clipped step, eta {eta}", published, direct, 0.02, 1.0)
+    differ(f"λ² + γ² v for such a step, relative: eta {eta}", published, direct, 0.02, 1.0)
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
@@ -95,7 +95,7 @@ def test_variances_of_published_arrays(name):
     published = np.clip((1.0 - alpha_bar[1:]) / alpha_bar[1:] * (1.0 - gamma[1:]), 0.0, 1.0)
     array = dv.VarianceTable.from_moments(schedule_of(name), eps_square=gamma)
     own = [array.posterior_variance(n, "score_norm") for n in range(1, cases.N + 1)]
-    agree(f"variances of a published array, {name}", own, published, 1e-10)
+    agree(f"variances of published arrays: {name}", own, published, 1e-10)
 
 
 def test_noise_of_published_arrays_is_not_seen_in_them():
@@ -113,4 +113,4 @@ def test_cancellation_in_float32():
     """A code that computes 1 − Γ in float32 loses what Γ's rounding is of it: at high noise all of it."""
     gamma = np.float64(1.0) - np.float64(4.1e-8)  # v = 1e-3 × (σ²/α² = 2.4e4) at the linear schedule's last index
     single = 1.0 - float(np.float32(gamma))
-    differ("1 − Γ in float32 near pure noise", single, 1.0 - gamma, 0.3, 1.0)
+    differ("1 − Γ in float32 near pure noise, relative: N", single, 1.0 - gamma, 0.3, 1.0)

@@ -36,7 +36,7 @@ def test_paths_from_one_to_N_are_those_of_analytic_dpm():
         assert found.steps(K) == GOLDEN["forced"][str(K)]["path"], K
     costs = [found.cost(K) for K in range(2, N + 1)]
     published = [GOLDEN["forced"][str(K)]["cost"] + analytic_offset() for K in range(2, N + 1)]
-    agree("least costs, first index 1, every K", costs, published, 1e-11, "each")
+    agree("least costs of paths, first index 1: every K", costs, published, 1e-11, "each")
 
 
 def test_paths_with_a_free_first_index_are_those_of_their_dp_vb():
@@ -49,7 +49,7 @@ def test_paths_with_a_free_first_index_are_those_of_their_dp_vb():
         assert found.steps(K + 1)[1:] == GOLDEN["free"][str(K)]["path"], K
     costs = [float(least[K, -1]) for K in range(1, N + 1)]
     published = [GOLDEN["free"][str(K)]["cost"] for K in range(1, N + 1)]
-    agree("least costs, first index free, every K", costs, published, 1e-14, "each")
+    agree("least costs of paths, first index free: every K", costs, published, 1e-14, "each")
     assert any(GOLDEN["free"][str(K)]["path"][0] > 1 for K in range(1, N + 1))  # the freedom is used
 
 
@@ -77,4 +77,4 @@ def test_step_costs_of_fixed_variances(t):
         kernel = dv.ReverseKernel(schedule(), t, s)
         optimal = kernel.lambda2 + kernel.gain**2 * errors[t] / cases.D
         found.append(cases.D * (expected_kl(optimal, kernel.lambda2) + float(excess_kl(optimal, kernel.beta))))
-    agree(f"expected KLs of variance beta from index {t}", found, matrix[1:t, t], 1e-10, "each")
+    agree(f"expected KLs of variance beta: from {t}", found, matrix[1:t, t], 1e-10, "each")

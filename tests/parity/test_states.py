@@ -8,7 +8,6 @@ from make_golden import golden
 from parity_models import covariance_of, doubled, network, schedule_of
 from parity_table import agree
 from plain_draws import normal
-from published_schedules import respaced
 
 import diffusion_var as dv
 from diffusion_var.sampling import sampler as sampler_module
@@ -29,6 +28,12 @@ class GivenNoise:
         return self.left.pop(0)
 
     next = prior
+
+
+def family(name):
+    """As the table groups the chains."""
+    families = {"ddpm": "DDPM", "ddim": "DDIM", "analytic": "Analytic-DPM", "improved": "Improved DDPM"}
+    return families.get(name.split("_")[0], "Euler steps of EDM and a flow")
 
 
 def states_of(denoiser, covariance, steps, noise, dtype, monkeypatch, **options):
@@ -52,11 +57,11 @@ def compare(name, found, dtype):
         scale = np.abs(theirs).max()
         worst.append(np.concatenate([mine.ravel() / scale, np.array(theirs) / scale]).reshape(2, -1))
     both = np.concatenate(worst, axis=1)
-    agree(f"states, {name}, {precision}", both[0], both[1], TOLERANCES[dtype])
+    agree(f"states, {family(name)}, {precision}: {name}", both[0], both[1], TOLERANCES[dtype])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("name", [name for name in cases.STATES if name != "ddpm_three_capped"])
+@pytest.mark.parametrize("name", cases.STATES)
 def test_chains_of_ddpm_ddim_and_analytic_dpm(name, dtype, monkeypatch):
     chain, schedule_name, steps, given = cases.STATES[name]
     schedule = schedule_of(schedule_name)
@@ -64,6 +69,7 @@ def test_chains_of_ddpm_ddim_and_analytic_dpm(name, dtype, monkeypatch):
     denoiser = dv.Denoiser(network, schedule, shape=cases.SHAPE, clip=clip, data_range=(-1.0, 1.0))
     covariance = covariance_of(schedule, steps, given)
     options = {"eta": given.get("eta", 1.0), "final_noise_cap": given.get("cap")}
+    options["capped_steps"] = given.get("capped_steps", 1)
     if chain == "ddim":
         options["clipped_eps"] = "rederived" if given["rederive"] else "network"
     found = states_of(denoiser, covariance, steps, cases.noise_of(len(steps)), dtype, monkeypatch, **options)
@@ -74,11 +80,23 @@ def test_chains_of_ddpm_ddim_and_analytic_dpm(name, dtype, monkeypatch):
 @pytest.mark.parametrize("name", cases.RESPACED_STATES)
 def test_chains_of_improved_ddpm(name, dtype, monkeypatch):
     schedule_name, sections, kind, clip = cases.RESPACED_STATES[name]
-    steps = [timestep + 1 for timestep in respaced(cases.N, sections)]
+    steps = dv.steps.respaced(cases.N, sections)
     covariance = {"small": dv.FixedSmall(), "large": dv.FixedLarge(), "range": dv.LearnedRange(steps)}[kind]
     clip = (-1.0, 1.0) if clip else None
     denoiser = dv.Denoiser(doubled, schedule_of(schedule_name), shape=cases.SHAPE, clip=clip, data_range=(-1.0, 1.0))
     compare(name, states_of(denoiser, covariance, steps, cases.noise_of(len(steps)), dtype, monkeypatch), dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_a_chain_of_improved_ddpm_that_predicts_the_mean_and_log_variance(dtype, monkeypatch):
+    def both(x_t, timestep):
+        time = (timestep.to(x_t.dtype) / cases.BEFORE_STEPS).view(-1, 1, 1, 1)
+        return torch.cat(cases.before_output(x_t, time, torch.tanh, torch.sin), 1)
+
+    schedule = dv.NoiseSchedule.linear(cases.BEFORE_STEPS, *cases.BEFORE_BETAS)
+    denoiser = dv.Denoiser(both, schedule, "previous_x", shape=cases.SHAPE, clip=None, data_range=(-1.0, 1.0))
+    steps, noise = list(range(1, cases.BEFORE_STEPS + 1)), cases.noise_of(cases.BEFORE_STEPS)
+    compare("improved_previous", states_of(denoiser, dv.LearnedVariance(), steps, noise, dtype, monkeypatch), dtype)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
