@@ -49,6 +49,14 @@ def states():
         return cases.before_output(x, (n - 1) / cases.BEFORE_STEPS, np.tanh, np.sin)
 
     out["improved_previous"] = process.sample_before(before, cases.noise_of(cases.BEFORE_STEPS))
+    alpha_bar = cases.alpha_bars("linear")
+
+    def gradient(x):
+        return samplers.softmax_gradient(cases.CLASSIFIER, x, cases.LABELS)
+
+    eps_of = samplers.guided(cases.eps_of, alpha_bar, gradient, cases.SCALE)
+    noise = cases.noise_of(len(cases.EVEN))
+    out["guided_ddim"] = samplers.ddim(eps_of, alpha_bar, cases.EVEN, noise, eta=0.0, clip=False, rederive=False)
     first = cases.noise_of(0)[0]
     sigmas = schedules.edm_sigmas(cases.EDM_LEVELS)
 

@@ -125,6 +125,9 @@ def before_output(x, time, tanh, sin):
     return 0.93 * x + 0.07 * network(x, time, tanh), second_half(x, time, sin) - 2.0
 
 
+#: A classifier of three classes, logits w_k·x, the labels of the batch, and the scale.
+CLASSIFIER, LABELS, SCALE = 0.7 * normal(55, 3, *SHAPE), [2, 0], 1.5
+
 EDM_LEVELS = 6
 FLOW_TIMES = [1.0, 0.9, 0.6, 0.35, 0.1]
 

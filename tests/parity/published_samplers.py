@@ -86,6 +86,22 @@ def ddim(eps_of, alpha_bar, steps, noise, eta, clip, rederive, posterior_varianc
     return states
 
 
+def guided(eps_of, alpha_bar, gradient_of, scale):
+    """ε̂ less scale σ_t ∇ log p(y|x_t) (Dhariwal and Nichol, arXiv:2105.05233, algorithm 2)."""
+    return lambda x, n: eps_of(x, n) - scale * math.sqrt(1.0 - alpha_bar[n]) * gradient_of(x)
+
+
+def softmax_gradient(weights, x, labels):
+    """∇ log p(y|x) of a classifier with logits w_k·x: w_y − Σ_k p_k w_k, image by image."""
+    out = np.empty(x.shape)
+    for i, (image, y) in enumerate(zip(x, labels, strict=True)):
+        logits = [float((w * image).sum()) for w in weights]
+        share = np.exp(np.array(logits) - max(logits))
+        share /= share.sum()
+        out[i] = weights[y] - sum(p * w for p, w in zip(share, weights, strict=True))
+    return out
+
+
 # ---- Improved DDPM ----------------------------------------------------------------------------------------------
 
 

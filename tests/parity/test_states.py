@@ -32,19 +32,24 @@ class GivenNoise:
 
 def family(name):
     """As the table groups the chains."""
-    families = {"ddpm": "DDPM", "ddim": "DDIM", "analytic": "Analytic-DPM", "improved": "Improved DDPM"}
+    families = {
+        "ddpm": "DDPM",
+        "ddim": "DDIM",
+        "analytic": "Analytic-DPM",
+        "improved": "Improved DDPM",
+        "guided": "classifier guidance",
+    }
     return families.get(name.split("_")[0], "Euler steps of EDM and a flow")
 
 
-def states_of(denoiser, covariance, steps, noise, dtype, monkeypatch, **options):
+def states_of(denoiser, covariance, steps, noise, dtype, monkeypatch, conditions=None, **options):
     """x_s after every step, before the last is cut to the data range."""
     monkeypatch.setattr(GivenNoise, "arrays", noise)
     monkeypatch.setattr(GivenNoise, "dtype", dtype)
     monkeypatch.setattr(sampler_module, "ImageNoise", GivenNoise)
     sampler = dv.Sampler(denoiser, covariance, steps, low_start=True, **options)
     seen = []
-    for _ in sampler.stream(range(cases.BATCH), visit=lambda _, x: seen.append(x.double().numpy().copy())):
-        pass
+    list(sampler.stream(range(cases.BATCH), conditions=conditions, visit=lambda _, x: seen.append(x.double().numpy())))
     return seen
 
 
@@ -97,6 +102,21 @@ def test_a_chain_of_improved_ddpm_that_predicts_the_mean_and_log_variance(dtype,
     denoiser = dv.Denoiser(both, schedule, "previous_x", shape=cases.SHAPE, clip=None, data_range=(-1.0, 1.0))
     steps, noise = list(range(1, cases.BEFORE_STEPS + 1)), cases.noise_of(cases.BEFORE_STEPS)
     compare("improved_previous", states_of(denoiser, dv.LearnedVariance(), steps, noise, dtype, monkeypatch), dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_a_chain_with_classifier_guidance(dtype, monkeypatch):
+    weights = torch.from_numpy(cases.CLASSIFIER)
+    plain = dv.Denoiser(
+        network, schedule_of("linear"), shape=cases.SHAPE, clip=None, data_range=(-1.0, 1.0), conditional=False
+    )
+    denoiser = plain.with_classifier(
+        lambda x, timestep: torch.einsum("bchw,kchw->bk", x, weights.to(x.dtype)), cases.SCALE
+    )
+    noise = cases.noise_of(len(cases.EVEN))
+    labels = torch.tensor(cases.LABELS)
+    found = states_of(denoiser, dv.FixedSmall(), cases.EVEN, noise, dtype, monkeypatch, conditions=labels, eta=0.0)
+    compare("guided_ddim", found, dtype)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
