@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .process.schedule import NoiseSchedule as NoiseSchedule
     from .process.structure import Structure as Structure
     from .sampling.check import check as check
+    from .sampling.euler_maruyama import EulerMaruyama as EulerMaruyama
     from .sampling.sampler import Sampler as Sampler
     from .variance.estimate import estimate as estimate
     from .variance.table import VarianceTable as VarianceTable
@@ -61,6 +62,7 @@ _HOMES = {
     "Denoiser": ".models.denoiser",
     "DiffusionVarWarning": ".errors",
     "EpsSquare": ".covariance.eps_square",
+    "EulerMaruyama": ".sampling.euler_maruyama",
     "FixedLarge": ".covariance.fixed",
     "FixedSmall": ".covariance.fixed",
     "Head": ".covariance.head",

@@ -132,6 +132,15 @@ DOORS: dict[str, Door] = {
     ),
     "Averaged": (call(dv.Averaged, inner=dv.EpsSquare()), {"inner": NO_COVARIANCE, "over": ("x", None, 5)}),
     "EpsSquare": (dv.EpsSquare, {"most": (0, -1, "1", float("nan"), True)}),
+    "EulerMaruyama": (
+        call(dv.EulerMaruyama, denoiser=DENOISER, steps=4),
+        {
+            **{name: run[name] for name in ("denoiser", "steps", "clipped_eps")},
+            "covariance": NO_COVARIANCE[1:],
+            "final_noise_cap": (0, -1, *NO_NUMBER[::2], True),
+            "capped_steps": (*NO_COUNT, 2),
+        },
+    ),
     "bits_per_dim": (
         call(dv.bits_per_dim, images=IMAGES[:4], **bound),
         {**run, "levels": (None, 1, "256", 1.5), "data_range": (5, (1, 0), "a")},
@@ -269,6 +278,24 @@ DOORS: dict[str, Door] = {
             "batch_size": NO_COUNT,
             "conditions": NO_CONDITIONS,
             "visit": (5, "x"),
+        },
+    ),
+    "Sampler.from_noise": (
+        call(dv.Sampler(DENOISER, dv.FixedSmall(), 4, 0.0).from_noise, x=X),
+        {
+            "x": (None, 5, X[0], IMAGES, torch.full_like(X, float("nan")), "missing"),
+            "seed": NO_SEED,
+            "batch_size": NO_COUNT,
+            "conditions": NO_CONDITIONS,
+        },
+    ),
+    "Sampler.invert": (
+        call(dv.Sampler(DENOISER, dv.FixedSmall(), 4, 0.0).invert, images=IMAGES[:4]),
+        {
+            "images": (None, 5, IMAGES[0], 9 * X, "missing"),
+            "iterations": NO_COUNT,
+            "batch_size": NO_COUNT,
+            "conditions": NO_CONDITIONS,
         },
     ),
     "VarianceTable.from_moments": (

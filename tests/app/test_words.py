@@ -90,6 +90,7 @@ ELSEWHERE = {
     "visit": "of a sampler's method",
     "levels": "of a bound",
     "respaced": "of a covariance that is made in Python",
+    "most": "of a covariance that commands name without it",
 }
 CONFIG_ENTRIES = {
     "variance_type",
