@@ -47,7 +47,7 @@ from .sample_scores import Scoring, baseline_groups, open_features
 
 GRID_IMAGES = 12
 # Parts of a method that decide a cell only where they are given.
-_OPTIONAL = ("head", "tau", "sigmas", "factor")
+_OPTIONAL = ("head", "tau", "sigmas", "factor", "capped_steps", "rho", "power", "average")
 
 
 def run(options: CompareOptions) -> None:
@@ -315,7 +315,8 @@ class _Run:
         assert self.likelihoods is not None
         label = f"{method.label} K={len(sampler.steps)} seed={seed}"
         # The cap is on samples alone: capped and not, a method has one likelihood.
-        own = self._own(method, sampler, seed) | {"final_noise_cap": None, **self.likelihoods.identity}
+        uncapped = replace(method, final_noise_cap=None, capped_steps=1)
+        own = self._own(uncapped, sampler, seed) | self.likelihoods.identity
         measured = self.store.load(label, own)
         if measured is None:
             partial = self.store.path(label, own).with_suffix(".partial")
