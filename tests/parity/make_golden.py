@@ -57,6 +57,8 @@ def states():
     eps_of = samplers.guided(cases.eps_of, alpha_bar, gradient, cases.SCALE)
     noise = cases.noise_of(len(cases.EVEN))
     out["guided_ddim"] = samplers.ddim(eps_of, alpha_bar, cases.EVEN, noise, eta=0.0, clip=False, rederive=False)
+    steps = cases.SDE_STEPS
+    out["sde"] = samplers.vp_euler_maruyama(cases.sde_eps_of, cases.N, steps, cases.noise_of(len(steps)))
     first = cases.noise_of(0)[0]
     sigmas = schedules.edm_sigmas(cases.EDM_LEVELS)
 

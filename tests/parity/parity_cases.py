@@ -38,6 +38,11 @@ def eps_of(x, n):
     return network(x, (n - 1) / N, np.tanh)
 
 
+def sde_eps_of(x, n):
+    """For networks of the VP-SDE, which are told 999 n/N: in float32, if it is no whole number."""
+    return network(x, float(np.float32(999.0 * (n / N))) / N, np.tanh)
+
+
 def told_network(x, time):
     """For networks that are told a fraction: in float32, as networks are."""
     return network(x, float(np.float32(time)), np.tanh)
@@ -128,6 +133,7 @@ def before_output(x, time, tanh, sin):
 #: A classifier of three classes, logits w_k·x, the labels of the batch, and the scale.
 CLASSIFIER, LABELS, SCALE = 0.7 * normal(55, 3, *SHAPE), [2, 0], 1.5
 
+SDE_STEPS = [10, 150, 300, 480, 700, 950]
 EDM_LEVELS = 6
 FLOW_TIMES = [1.0, 0.9, 0.6, 0.35, 0.1]
 

@@ -167,6 +167,31 @@ class Respaced:
         return states
 
 
+# ---- the reverse SDE --------------------------------------------------------------------------------------------
+
+
+def vp_euler_maruyama(eps_of, N, steps, noise, low=0.1, high=20.0):
+    """Euler–Maruyama of the VP-SDE's time reversal (score SDE, arXiv:2011.13456, eq. 6 and 32): with
+    β(t) = low + t (high − low), t = n/N, and the score −ε̂/σ,
+
+        x − h (−½ β x − β score) + √(β h) z,
+
+    a step of h = (n_t − n_s)/N; from the least of `steps` to clean data x̂_0."""
+    x, states = noise[0], []
+    for k, (t, s) in enumerate(pairs(steps), start=1):
+        time = t / N
+        log_alpha = -0.25 * time**2 * (high - low) - 0.5 * time * low
+        alpha, sigma = math.exp(log_alpha), math.sqrt(1.0 - math.exp(2.0 * log_alpha))
+        eps = eps_of(x, t)
+        if s == 0:
+            x = (x - sigma * eps) / alpha
+        else:
+            beta, h = low + time * (high - low), (t - s) / N
+            x = x + h * (0.5 * beta * x - beta * eps / sigma) + math.sqrt(beta * h) * noise[k]
+        states.append(x)
+    return states
+
+
 # ---- deterministic ----------------------------------------------------------------------------------------------
 
 

@@ -38,16 +38,17 @@ def family(name):
         "analytic": "Analytic-DPM",
         "improved": "Improved DDPM",
         "guided": "classifier guidance",
+        "sde": "Euler–Maruyama",
     }
     return families.get(name.split("_")[0], "Euler steps of EDM and a flow")
 
 
-def states_of(denoiser, covariance, steps, noise, dtype, monkeypatch, conditions=None, **options):
+def states_of(denoiser, covariance, steps, noise, dtype, monkeypatch, conditions=None, kind=dv.Sampler, **options):
     """x_s after every step, before the last is cut to the data range."""
     monkeypatch.setattr(GivenNoise, "arrays", noise)
     monkeypatch.setattr(GivenNoise, "dtype", dtype)
     monkeypatch.setattr(sampler_module, "ImageNoise", GivenNoise)
-    sampler = dv.Sampler(denoiser, covariance, steps, low_start=True, **options)
+    sampler = kind(denoiser, covariance, steps, low_start=True, **options)
     seen = []
     list(sampler.stream(range(cases.BATCH), conditions=conditions, visit=lambda _, x: seen.append(x.double().numpy())))
     return seen
@@ -117,6 +118,15 @@ def test_a_chain_with_classifier_guidance(dtype, monkeypatch):
     labels = torch.tensor(cases.LABELS)
     found = states_of(denoiser, dv.FixedSmall(), cases.EVEN, noise, dtype, monkeypatch, conditions=labels, eta=0.0)
     compare("guided_ddim", found, dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_euler_maruyama_of_the_vp_sde(dtype, monkeypatch):
+    """The package has the SDE from differences of its schedule, which are exact for this one."""
+    denoiser = dv.Denoiser(network, schedule_of("vp_sde"), shape=cases.SHAPE, clip=None, data_range=(-1.0, 1.0))
+    noise = cases.noise_of(len(cases.SDE_STEPS))
+    found = states_of(denoiser, None, cases.SDE_STEPS, noise, dtype, monkeypatch, kind=dv.EulerMaruyama)
+    compare("sde", found, dtype)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
