@@ -178,6 +178,13 @@ DOORS: dict[str, Door] = {
         call(DENOISER_OF_ALL.with_classifier, classifier=half),
         {"classifier": (None, 5, "digits", {}, nn.Linear), "scale": NO_NUMBER},
     ),
+    "Denoiser.from_openai": (
+        call(dv.Denoiser.from_openai, path="missing.pt", hyperparameters={"image_size": 8}),
+        {
+            "path": (None, 5, UNET, dv.Denoiser, ""),
+            "hyperparameters": (None, 5, "flags", [], {}, {"image_size": "a"}, {"image_size": 8, "depth": 3}, {1: 2}),
+        },
+    ),
     "Denoiser.from_pretrained": (dv.Denoiser.from_pretrained, {"path": (None, 5, PIPE, UNET, dv.Denoiser, "")}),
     "Denoiser()": (
         call(DENOISER, x_t=X, n=5),

@@ -92,6 +92,9 @@ class ModelOptions(Options):
     variant: Annotated[str | None, "variant of the weight files, e.g. fp16"] = None
     revision: Annotated[str | None, "branch, tag or commit of a hub repository"] = None
     allow_pickle: Annotated[bool, "read .bin weights where there are no safetensors"] = False
+    openai: Annotated[
+        Path | None, "YAML file of its hyper-parameters, if the model is a .pt or .safetensors of OpenAI's repositories"
+    ] = None
     guidance_scale: Annotated[float, "scale of classifier-free guidance; 1 for none"] = 1.0
     unconditional: Annotated[
         str | None, "for guidance: class label or text that stands for none; by default the model's own, if it has one"

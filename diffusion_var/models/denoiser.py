@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -159,6 +159,39 @@ class Denoiser:
         from .pretrained.load import load  # which makes denoisers: one of the two circles that stay
 
         return load(path, device, dtype, variant, revision, autocast, guidance_scale, unconditional, allow_pickle)
+
+    @classmethod
+    def from_openai(
+        cls,
+        path: str | Path,
+        hyperparameters: Mapping[str, Any],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        autocast: torch.dtype | None = None,
+        clip: Range | None = (-1.0, 1.0),
+    ) -> Denoiser:
+        """A checkpoint of OpenAI's improved-diffusion or guided-diffusion, in diffusers' `UNet2DModel`.
+
+        Args:
+            path: the state dict, a .pt file (read with torch's weights_only=True) or safetensors.
+            hyperparameters: by the names of the repositories' flags, e.g. {"image_size": 64, "num_heads": 4,
+                "diffusion_steps": 4000, "noise_schedule": "cosine", "rescale_timesteps": True}, see
+                `models.pretrained.openai.OpenAIFlags`. Those that shapes tell may be left out, and are compared.
+            device: where to run; None: the GPU if there is one, else the CPU.
+            dtype: of the weights; None: float32.
+            autocast: see `Denoiser`.
+            clip: bounds for x̂_0. (OpenAI's samplers do not clip the mean of a step where that is what is predicted.)
+
+        Networks that learned their variances have 2C channels: see `LearnedRange`, and for their LEARNED
+        `LearnedVariance`. Raises InputError for a file that is none, and for weights of another architecture, naming
+        the first key that does not fit.
+        """
+        from .pretrained.openai import read_openai
+
+        model = read_openai(path, hyperparameters, dtype)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(**model, clip=clip, data_range=(-1.0, 1.0), device=device, autocast=autocast)
 
     def with_guidance(self, scale: float, unconditional: Any = None) -> Denoiser:
         """The same denoiser with another guidance scale; `unconditional` None keeps the present one."""

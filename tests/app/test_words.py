@@ -101,6 +101,9 @@ CONFIG_ENTRIES = {
     "steps_offset",
 }
 CONFIG_ENTRIES |= {"invert_sigmas", "prediction_type", "beta_schedule"}
+#: Of a checkpoint of OpenAI's, by the names of their flags.
+CONFIG_ENTRIES |= {"image_size", "num_heads", "num_head_channels", "diffusion_steps", "conv_resample"}
+CONFIG_ENTRIES |= {"model_mean_type", "predict_xstart"}
 
 
 def sentences() -> Iterator[tuple[str, str]]:
