@@ -257,7 +257,7 @@ class TrainHeadOptions(ModelOptions, ImageOptions):
     )
     structure: Annotated[Literal["dct", "pixel"] | None, "for factor: whose variances it multiplies"] = None
     output: Annotated[
-        Literal["ratio", "papers"], "positive multiple of the table's variance, or the published heads' clipped output"
+        Literal["ratio", "papers"], "positive multiple of the table's variance, or the published heads' own output"
     ] = "ratio"
     features: Annotated[str | None, "module whose input the features are; found for diffusers UNets and DiT"] = None
     steps: Annotated[int, "optimiser steps"] = 10_000
