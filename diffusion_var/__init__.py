@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from .likelihood.bound import Bound as Bound
     from .likelihood.bound import bits_per_dim as bits_per_dim
     from .likelihood.bound import density_bound as density_bound
+    from .likelihood.ode import OdeLikelihood as OdeLikelihood
+    from .likelihood.ode import ode_likelihood as ode_likelihood
     from .likelihood.result import LikelihoodBound as LikelihoodBound
     from .likelihood.step_costs import StepCosts as StepCosts
     from .likelihood.step_costs import step_costs as step_costs
@@ -76,6 +78,7 @@ _HOMES = {
     "NoiseLevel": ".process.level",
     "NoiseSchedule": ".process.schedule",
     "NumericalError": ".errors",
+    "OdeLikelihood": ".likelihood.ode",
     "Posterior": ".models.posterior",
     "ReverseCovariance": ".covariance.reverse",
     "ReverseKernel": ".process.kernel",
@@ -90,6 +93,7 @@ _HOMES = {
     "density_bound": ".likelihood.bound",
     "encode_latents": ".models.pretrained.encode",
     "estimate": ".variance.estimate",
+    "ode_likelihood": ".likelihood.ode",
     "step_costs": ".likelihood.step_costs",
 }
 _MODULES = {

@@ -146,6 +146,16 @@ DOORS: dict[str, Door] = {
         {**run, "levels": (None, 1, "256", 1.5), "data_range": (5, (1, 0), "a")},
     ),
     "density_bound": (call(dv.density_bound, data=IMAGES[:4], **bound), run),
+    "ode_likelihood": (
+        call(dv.ode_likelihood, denoiser=DENOISER, data=0.5 * X.clamp(-1, 1).repeat(2, 1, 1, 1)[:4], steps=4),
+        {
+            **{name: run[name] for name in ("denoiser", "seed", "draws", "batch_size", "checkpoint", "conditions")},
+            "steps": (0, -1, "25", 25.0, True, None, [], [0], [5], [101], [1, 1], {"a": 1}, int),
+            "method": ("rk5", None, 5),
+            "trace": ("x", None, 5),
+            "levels": (1, "256", 1.5, True),
+        },
+    ),
     "step_costs": (
         call(dv.step_costs, DENOISER, dv.FixedLarge(), IMAGES[:4], indices=[1, 50, 100]),
         {
@@ -398,7 +408,9 @@ ELSEWHERE = {
     "testing": "contracts",
     **dict.fromkeys(("DiffusionVarWarning", "InputError", "NumericalError", "NetworkError"), "what is raised"),
     **dict.fromkeys(("FixedLarge", "FixedSmall", "LearnedRange"), "takes nothing"),
-    **dict.fromkeys(("LikelihoodBound", "StepCosts", "ModelIdentity", "Posterior"), "made here, not by users"),
+    **dict.fromkeys(
+        ("LikelihoodBound", "OdeLikelihood", "StepCosts", "ModelIdentity", "Posterior"), "made here, not by users"
+    ),
     **dict.fromkeys(("ReverseCovariance", "StructuredCovariance", "Structure"), "to be written by users; contracts"),
     **dict.fromkeys(("HeadSpec", "LearnedVariance", "Scaled"), "tests of covariance"),
     "__version__": "a text",

@@ -90,6 +90,7 @@ ELSEWHERE = {
     "visit": "of a sampler's method",
     "levels": "of a bound",
     "respaced": "of a covariance that is made in Python",
+    "trace": "of the likelihood of a flow, which is Python's",
     "most": "of a covariance that commands name without it",
 }
 CONFIG_ENTRIES = {
