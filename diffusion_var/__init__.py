@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from .likelihood.bound import density_bound as density_bound
     from .likelihood.decoder_costs import DecoderCosts as DecoderCosts
     from .likelihood.decoder_costs import decoder_costs as decoder_costs
+    from .likelihood.ode import OdeLikelihood as OdeLikelihood
+    from .likelihood.ode import ode_likelihood as ode_likelihood
     from .likelihood.result import LikelihoodBound as LikelihoodBound
     from .likelihood.step_costs import StepCosts as StepCosts
     from .likelihood.step_costs import step_costs as step_costs
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from .process.schedule import NoiseSchedule as NoiseSchedule
     from .process.structure import Structure as Structure
     from .sampling.check import check as check
+    from .sampling.euler_maruyama import EulerMaruyama as EulerMaruyama
     from .sampling.sampler import Sampler as Sampler
     from .variance.estimate import estimate as estimate
     from .variance.table import VarianceTable as VarianceTable
@@ -64,6 +67,7 @@ _HOMES = {
     "Denoiser": ".models.denoiser",
     "DiffusionVarWarning": ".errors",
     "EpsSquare": ".covariance.eps_square",
+    "EulerMaruyama": ".sampling.euler_maruyama",
     "FixedLarge": ".covariance.fixed",
     "FixedSmall": ".covariance.fixed",
     "Head": ".covariance.head",
@@ -77,6 +81,7 @@ _HOMES = {
     "NoiseLevel": ".process.level",
     "NoiseSchedule": ".process.schedule",
     "NumericalError": ".errors",
+    "OdeLikelihood": ".likelihood.ode",
     "Posterior": ".models.posterior",
     "ReverseCovariance": ".covariance.reverse",
     "ReverseKernel": ".process.kernel",
@@ -92,6 +97,7 @@ _HOMES = {
     "density_bound": ".likelihood.bound",
     "encode_latents": ".models.pretrained.encode",
     "estimate": ".variance.estimate",
+    "ode_likelihood": ".likelihood.ode",
     "step_costs": ".likelihood.step_costs",
 }
 _MODULES = {

@@ -32,6 +32,7 @@ COLOURS = {
     "beta": "#d55e00",
     "beta_tilde": "#0072b2",
     "learned_range": "#56b4e9",
+    "eps_square": "#999999",
     "isotropic": "black",
     "channel": "#cc79a7",
     "pixel": "#e69f00",

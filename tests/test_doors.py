@@ -33,6 +33,7 @@ def half(x: torch.Tensor, timestep: torch.Tensor, *_: Any) -> torch.Tensor:
 
 
 DENOISER = dv.Denoiser(half, SCHEDULE, shape=SHAPE)
+DENOISER_OF_ALL = dv.Denoiser(half, SCHEDULE, shape=SHAPE, conditional=False)
 TABLE = dv.estimate(DENOISER, IMAGES, 1e3, indices=[1, 50, 100], progress=False)
 UNET = UNet2DModel(4, 1, 1, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4,
                    down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))  # fmt: skip
@@ -131,11 +132,30 @@ DOORS: dict[str, Door] = {
     ),
     "Averaged": (call(dv.Averaged, inner=dv.EpsSquare()), {"inner": NO_COVARIANCE, "over": ("x", None, 5)}),
     "EpsSquare": (dv.EpsSquare, {"most": (0, -1, "1", float("nan"), True)}),
+    "EulerMaruyama": (
+        call(dv.EulerMaruyama, denoiser=DENOISER, steps=4),
+        {
+            **{name: run[name] for name in ("denoiser", "steps", "clipped_eps")},
+            "covariance": NO_COVARIANCE[1:],
+            "final_noise_cap": (0, -1, *NO_NUMBER[::2], True),
+            "capped_steps": (*NO_COUNT, 2),
+        },
+    ),
     "bits_per_dim": (
         call(dv.bits_per_dim, images=IMAGES[:4], **bound),
         {**run, "levels": (None, 1, "256", 1.5), "data_range": (5, (1, 0), "a")},
     ),
     "density_bound": (call(dv.density_bound, data=IMAGES[:4], **bound), run),
+    "ode_likelihood": (
+        call(dv.ode_likelihood, denoiser=DENOISER, data=0.5 * X.clamp(-1, 1).repeat(2, 1, 1, 1)[:4], steps=4),
+        {
+            **{name: run[name] for name in ("denoiser", "seed", "draws", "batch_size", "checkpoint", "conditions")},
+            "steps": (0, -1, "25", 25.0, True, None, [], [0], [5], [101], [1, 1], {"a": 1}, int),
+            "method": ("rk5", None, 5),
+            "trace": ("x", None, 5),
+            "levels": (1, "256", 1.5, True),
+        },
+    ),
     "step_costs": (
         call(dv.step_costs, DENOISER, dv.FixedLarge(), IMAGES[:4], indices=[1, 50, 100]),
         {
@@ -162,6 +182,17 @@ DOORS: dict[str, Door] = {
             "guidance_scale": NO_NUMBER,
             "conditional": ("yes", 5),
             "classes": (0, "10", 1.5, -1),
+        },
+    ),
+    "Denoiser.with_classifier": (
+        call(DENOISER_OF_ALL.with_classifier, classifier=half),
+        {"classifier": (None, 5, "digits", {}, nn.Linear), "scale": NO_NUMBER},
+    ),
+    "Denoiser.from_openai": (
+        call(dv.Denoiser.from_openai, path="missing.pt", hyperparameters={"image_size": 8}),
+        {
+            "path": (None, 5, UNET, dv.Denoiser, ""),
+            "hyperparameters": (None, 5, "flags", [], {}, {"image_size": "a"}, {"image_size": 8, "depth": 3}, {1: 2}),
         },
     ),
     "Denoiser.from_pretrained": (dv.Denoiser.from_pretrained, {"path": (None, 5, PIPE, UNET, dv.Denoiser, "")}),
@@ -266,6 +297,24 @@ DOORS: dict[str, Door] = {
             "visit": (5, "x"),
         },
     ),
+    "Sampler.from_noise": (
+        call(dv.Sampler(DENOISER, dv.FixedSmall(), 4, 0.0).from_noise, x=X),
+        {
+            "x": (None, 5, X[0], IMAGES, torch.full_like(X, float("nan")), "missing"),
+            "seed": NO_SEED,
+            "batch_size": NO_COUNT,
+            "conditions": NO_CONDITIONS,
+        },
+    ),
+    "Sampler.invert": (
+        call(dv.Sampler(DENOISER, dv.FixedSmall(), 4, 0.0).invert, images=IMAGES[:4]),
+        {
+            "images": (None, 5, IMAGES[0], 9 * X, "missing"),
+            "iterations": NO_COUNT,
+            "batch_size": NO_COUNT,
+            "conditions": NO_CONDITIONS,
+        },
+    ),
     "VarianceTable.from_moments": (
         call(dv.VarianceTable.from_moments, schedule=SCHEDULE, eps_square=np.ones(100)),
         {
@@ -359,7 +408,9 @@ ELSEWHERE = {
     "testing": "contracts",
     **dict.fromkeys(("DiffusionVarWarning", "InputError", "NumericalError", "NetworkError"), "what is raised"),
     **dict.fromkeys(("FixedLarge", "FixedSmall", "LearnedRange"), "takes nothing"),
-    **dict.fromkeys(("LikelihoodBound", "StepCosts", "ModelIdentity", "Posterior"), "made here, not by users"),
+    **dict.fromkeys(
+        ("LikelihoodBound", "OdeLikelihood", "StepCosts", "ModelIdentity", "Posterior"), "made here, not by users"
+    ),
     **dict.fromkeys(("ReverseCovariance", "StructuredCovariance", "Structure"), "to be written by users; contracts"),
     **dict.fromkeys(("HeadSpec", "LearnedVariance", "Scaled"), "tests of covariance"),
     "__version__": "a text",

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import checks
 from ..covariance.analytic import Analytic
+from ..covariance.averaged import Averaged
+from ..covariance.eps_square import EpsSquare
 from ..covariance.fixed import FixedLarge, FixedSmall
 from ..covariance.head import Head
 from ..covariance.learned_range import LearnedRange
@@ -32,14 +34,26 @@ _SPREAD: dict[str, Any] = {
     "linspace": step_lists.linspace,
     "leading": step_lists.leading,
     "trailing": step_lists.trailing,
+    "respaced": step_lists.respaced,
     "quadratic": step_lists.quadratic,
     "log_snr": step_lists.log_snr,
-    "karras": step_lists.karras,
 }
 
 
 def make_covariance(options: Way, table: VarianceTable | None) -> ReverseCovariance:
     """The reverse covariance that the options name."""
+    found = _covariance(options, table)
+    if options.average is None:
+        return found
+    checks.refuse(
+        not found.depends_on_image,
+        f"average={options.average} has no meaning for a covariance that is the same for all images; leave it out, or "
+        "choose head, learned_range or eps_square.",
+    )
+    return Averaged(found, options.average)
+
+
+def _covariance(options: Way, table: VarianceTable | None) -> ReverseCovariance:
     if options.head is not None and options.covariance != "head":
         raise InputError(
             f"head={options.head} has no meaning with the covariance {options.covariance}; leave it out, or choose the "
@@ -51,6 +65,8 @@ def make_covariance(options: Way, table: VarianceTable | None) -> ReverseCovaria
         return FixedSmall()
     if options.covariance == "learned_range":
         return LearnedRange()
+    if options.covariance == "eps_square":
+        return EpsSquare()
     if options.covariance == "head":
         missing = (
             "the covariance head needs a trained head; give its file as head= (made by `diffusion-var train-head`)."
@@ -79,9 +95,16 @@ def make_steps(
     spacing = options.spacing
     if spacing != "optimal" and getattr(options, "first_index", None) is not None:
         raise InputError(f"first_index={options.first_index} is for the spacing optimal, but it is {spacing}.")
+    for name, only, default in (("rho", "karras", 7.0), ("power", "power", 2.0)):
+        unused = spacing != only and getattr(options, name) != default
+        checks.refuse(
+            unused, f"{name}={getattr(options, name):g} has no meaning with the spacing {spacing}; leave it out."
+        )
     if options.sigmas is not None:
         checks.refuse(spacing != "linspace", f"spacing={spacing} has no meaning for a list of sigmas; leave it out.")
         return step_lists.sigmas(schedule, options.sigmas)
+    if isinstance(steps, list) and spacing == "respaced":
+        return step_lists.respaced(schedule, steps)
     if isinstance(steps, list):
         checks.refuse(
             spacing != "linspace",
@@ -103,6 +126,12 @@ def make_steps(
             decoder_variance=decoders if named is None else named,
             levels=levels,
         )
+    if spacing == "karras":
+        return step_lists.karras(schedule, steps, options.rho)
+    if spacing == "power":
+        return step_lists.power(schedule, steps, options.power)
+    if spacing == "ddim":
+        return step_lists.respaced(schedule, f"ddim{steps}")
     found: StepList = _SPREAD[spacing](schedule, steps)
     return found
 
@@ -123,7 +152,14 @@ def make_sampler(
         covariance = Scaled(covariance, options.factor)
     noise = make_noise(options)
     return Sampler(
-        denoiser, covariance, steps, noise["eta"], options.final_noise_cap, options.clipped_eps, noise["tau"]
+        denoiser,
+        covariance,
+        steps,
+        noise["eta"],
+        options.final_noise_cap,
+        options.clipped_eps,
+        noise["tau"],
+        capped_steps=options.capped_steps,
     )
 
 

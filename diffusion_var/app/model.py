@@ -23,9 +23,11 @@ from ..models.conditions import Conditions
 from ..models.denoiser import Denoiser
 from ..models.pretrained.folder import open_folder
 from ..models.pretrained.latents import IMAGE_RANGE
+from ..models.pretrained.openai import OpenAIFlags
 from ..process.diffusers_configs import config_of, schedule_of
 from ..process.schedule import NoiseSchedule
 from .options import ImageOptions, ModelOptions
+from .yaml_text import read_yaml
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # How many there are of each.
@@ -137,17 +139,21 @@ class Model:
 
 
 def open_model(name: str, options: ModelOptions) -> Model:
-    """A model by name: "digits", or a folder or hub id of a diffusers model."""
+    """A model by name: "digits", a folder or hub id of a diffusers model, or a checkpoint of OpenAI's."""
     check_model_options(options)
     own = options.unconditional
-    denoiser = Denoiser.from_pretrained(
-        name,
-        device=open_device(options.device),
-        variant=options.variant,
-        revision=options.revision,
-        autocast=_DTYPES[options.dtype],
-        guidance_scale=options.guidance_scale if own is None else 1.0,
-        allow_pickle=options.allow_pickle,
+    denoiser = (
+        _open_openai(name, options)
+        if options.openai is not None
+        else Denoiser.from_pretrained(
+            name,
+            device=open_device(options.device),
+            variant=options.variant,
+            revision=options.revision,
+            autocast=_DTYPES[options.dtype],
+            guidance_scale=options.guidance_scale if own is None else 1.0,
+            allow_pickle=options.allow_pickle,
+        )
     )
     if own is not None:
         denoiser = denoiser.with_guidance(options.guidance_scale, _null_condition(denoiser, own))
@@ -157,8 +163,23 @@ def open_model(name: str, options: ModelOptions) -> Model:
     return Model(denoiser, options)
 
 
+def _open_openai(name: str, options: ModelOptions) -> Denoiser:
+    """A checkpoint of OpenAI's with the hyper-parameters that the options name."""
+    denoiser = Denoiser.from_openai(
+        name, _hyperparameters(options), device=open_device(options.device), autocast=_DTYPES[options.dtype]
+    )
+    return denoiser.with_guidance(options.guidance_scale if options.unconditional is None else 1.0)
+
+
+def _hyperparameters(options: ModelOptions) -> dict[str, Any]:
+    return read_yaml(options.openai) if options.openai is not None else {}
+
+
 def open_schedule(name: str, options: ModelOptions) -> NoiseSchedule:
     """The noise schedule of a model, without its weights: what does not fit it is refused before they are read."""
+    if options.openai is not None:
+        regular_file(name, "checkpoint")
+        return OpenAIFlags.of(_hyperparameters(options)).schedule()
     folder = open_folder(name, options.revision, options.variant, options.allow_pickle)
     return schedule_of(config_of(folder.scheduler()))
 
@@ -179,6 +200,11 @@ def check_model_options(options: ModelOptions) -> None:
     checks.bounds("data_range", options.data_range)
     wrong = options.unconditional is not None and options.guidance_scale == 1
     checks.refuse(wrong, "unconditional= is for guidance, and guidance_scale=1 means none; leave one of them out.")
+    if options.openai is not None:
+        given = [flag for flag in ("variant", "revision", "allow_pickle") if getattr(options, flag)]
+        flags = ", ".join(f"--{flag.replace('_', '-')}" for flag in given)
+        checks.refuse(bool(given), f"{flags} have no meaning for a checkpoint of OpenAI's (--openai); leave them out.")
+        _hyperparameters(options)
     if options.prompts is not None:
         _read_prompts(options.prompts)
     if options.labels is not None:

@@ -12,9 +12,12 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 Structures = Literal["isotropic", "channel", "pixel", "dct"]
 Estimators = Literal["residual", "score_norm", "data_variance"]
-Covariances = Literal["beta", "beta_tilde", "analytic", "learned_range", "head"]
-Spacings = Literal["linspace", "leading", "trailing", "quadratic", "log_snr", "karras"]
-LikelihoodSpacings = Literal["linspace", "leading", "trailing", "quadratic", "log_snr", "karras", "optimal"]
+Covariances = Literal["beta", "beta_tilde", "analytic", "learned_range", "head", "eps_square"]
+Averages = Literal["image", "batch"]
+Spacings = Literal["linspace", "leading", "trailing", "respaced", "ddim", "quadratic", "power", "log_snr", "karras"]
+LikelihoodSpacings = Literal[
+    "linspace", "leading", "trailing", "respaced", "ddim", "quadratic", "power", "log_snr", "karras", "optimal"
+]
 DecoderVariances = Literal["beta_tilde", "respaced", "sigma2", "table", "isotropic", "pixel", "covariance"]
 Objectives = Literal["kl", "bound"]
 Targets = Literal["npr", "sn", "ocm", "factor"]
@@ -45,6 +48,13 @@ HeadHelp = "trained head (head.safetensors of train-head), for the covariance he
 TauHelp = "instead of eta: 1 is DDPM, 0 the ODE's step, more than 1 re-noises"
 SigmasHelp = "instead of steps: noise levels by their σ/α, comma-separated, falling; a 0 at the end may be left out"
 CovarianceHelp = "reverse covariance; analytic needs a table, head a trained head"
+AverageHelp = "a state-dependent covariance's mean over each image, or over the images of a batch"
+StepsHelp = (
+    "number of steps K, or the indices themselves, comma-separated, ascending (with the spacing respaced: the numbers "
+    "of steps of equal parts)"
+)
+RhoHelp = "ρ of the spacing karras"
+PowerHelp = "k of the spacing power"
 SkipHelp = "leave out files that cannot be decoded, with a warning"
 ChannelsHelp = "1 reads images as grey, 3 as RGB; by default files are as they are, and arrays as they are stored"
 RangeHelp = "LOW,HIGH: what black and white are in images of floats"
@@ -89,6 +99,9 @@ class ModelOptions(Options):
     variant: Annotated[str | None, "variant of the weight files, e.g. fp16"] = None
     revision: Annotated[str | None, "branch, tag or commit of a hub repository"] = None
     allow_pickle: Annotated[bool, "read .bin weights where there are no safetensors"] = False
+    openai: Annotated[
+        Path | None, "YAML file of its hyper-parameters, if the model is a .pt or .safetensors of OpenAI's repositories"
+    ] = None
     guidance_scale: Annotated[float, "scale of classifier-free guidance; 1 for none"] = 1.0
     unconditional: Annotated[
         str | None, "for guidance: class label or text that stands for none; by default the model's own, if it has one"
@@ -146,8 +159,10 @@ class SampleOptions(ModelOptions):
     out: Annotated[Path, "folder for PNG files, or a file ending in .npz"]
     count: Annotated[int, "number of images"] = 64
     first: Annotated[int, "index of the first image (image i of a seed is always the same)"] = 0
-    steps: Annotated[int | list[int], "number of steps K, or the indices themselves, comma-separated, ascending"] = 25
+    steps: Annotated[int | list[int], StepsHelp] = 25
     spacing: Annotated[Spacings, "how K steps are spread over 1…N"] = "linspace"
+    rho: Annotated[float, RhoHelp] = 7.0
+    power: Annotated[float, PowerHelp] = 2.0
     sigmas: Annotated[list[float] | None, SigmasHelp] = None
     eta: Annotated[float, "1 is DDPM, 0 is DDIM"] = 1.0
     tau: Annotated[float | None, TauHelp] = None
@@ -158,9 +173,11 @@ class SampleOptions(ModelOptions):
     head: Annotated[Path | None, HeadHelp] = None
     structure: Annotated[Structures, "structure of the analytic covariance"] = "isotropic"
     estimator: Annotated[Estimators, "estimator of the analytic covariance"] = "residual"
+    average: Annotated[Averages | None, AverageHelp] = None
     final_noise_cap: Annotated[float | None, "cap of the last noise, in 255ths of the data range; none by default"] = (
         None
     )
+    capped_steps: Annotated[int, "how many of the last noises are capped"] = 1
     clipped_eps: Annotated[Literal["network", "rederived"] | None, "which ε̂ a step uses where x̂_0 is clipped"] = None
     batch_size: Annotated[int, "images at once"] = 64
     seed: Annotated[int, "seed of every random number"] = 0
@@ -178,8 +195,11 @@ class NllOptions(ModelOptions, ImageOptions):
     head: Annotated[Path | None, HeadHelp] = None
     structure: Annotated[Structures, "structure of the analytic covariance"] = "isotropic"
     estimator: Annotated[Estimators, "estimator of the analytic covariance"] = "residual"
-    steps: Annotated[int | list[int], "number of steps K, or the indices themselves, comma-separated, ascending"] = 25
+    average: Annotated[Averages | None, AverageHelp] = None
+    steps: Annotated[int | list[int], StepsHelp] = 25
     spacing: Annotated[LikelihoodSpacings, "how K steps are spread over 1…N; optimal needs a table"] = "linspace"
+    rho: Annotated[float, RhoHelp] = 7.0
+    power: Annotated[float, PowerHelp] = 2.0
     sigmas: Annotated[list[float] | None, SigmasHelp] = None
     eta: Annotated[float, "1 is DDPM; above 0"] = 1.0
     tau: Annotated[float | None, TauHelp] = None
@@ -248,7 +268,7 @@ class TrainHeadOptions(ModelOptions, ImageOptions):
     )
     structure: Annotated[Literal["dct", "pixel"] | None, "for factor: whose variances it multiplies"] = None
     output: Annotated[
-        Literal["ratio", "papers"], "positive multiple of the table's variance, or the published heads' clipped output"
+        Literal["ratio", "papers"], "positive multiple of the table's variance, or the published heads' own output"
     ] = "ratio"
     features: Annotated[str | None, "module whose input the features are; found for diffusers UNets and DiT"] = None
     steps: Annotated[int, "optimiser steps"] = 10_000

@@ -6,8 +6,11 @@ The head says by how much, ρ(x_t), the variance of x_0 given this x_t differs f
     Σ = Bᵀ (λ² I + ρ(x_t) ⊙ (γ² v_t)) B    one ρ per image and channel (factor); v_t is a pixel or dct structure's
 
 At ρ = 1, where training starts, this is `Analytic`. Where x̂_0 is clipped and a step uses the network's own ε̂, γ² v_t
-is the table's three-moment value [E3]. Σ is made safe by one rule: a ρ that is not finite counts as 1 (the
-table's value), a negative one as 0 (no more than λ²); both are counted, and reported once a run.
+is the table's three-moment value [E3]. The heads of the papers (`output="papers"`) say v = ρ v_t itself, for which
+Σ = λ² I + γ² v always; in use it is cut to what a variance of data in [a, b] can be, v ≤ ((b − a)/2)² [E9]. No head is
+cut at σ²/α², which bounds the average over x_t and not the variance at one. Σ is made safe by one rule: a ρ that is
+not finite counts as 1 (the table's value), a negative one as 0 (no more than λ²); both are counted, and reported once
+a run.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from ..models.heads import HeadNetwork
 from ..models.posterior import Posterior
 from ..process.kernel import ReverseKernel
 from ..process.level import NoiseLevel
+from ..variance.estimators import range_variance
 from ..variance.table import VarianceTable
 from .head_file import head_digest, read_head_file, write_head_file
 from .head_prior import Prior
@@ -61,7 +65,7 @@ class Head(ReverseCovariance):
         self, network: HeadNetwork, table: VarianceTable, spec: HeadSpec, training: dict[str, Any] | None = None
     ) -> None:
         self.network, self.spec, self.training = network, spec, training or {}
-        self.prior = Prior(table, spec.target, spec.structure)
+        self.prior = Prior(table, spec.target, spec.structure, spec.output == "papers")
         self.target = self.prior.target
         self._counts: torch.Tensor | None = None
         self._reported = Clamped()
@@ -119,15 +123,16 @@ class Head(ReverseCovariance):
             )
         n = self.table.schedule.index_of(kernel.level_t)
         ratio = self._tamed(self.ratio(posterior, kernel.level_t if n is None else n))
-        extra = self.prior.mean_error(kernel)
+        published = self.spec.output == "papers"
+        extra = self.prior.variance_error(kernel) if published else self.prior.mean_error(kernel)
         scale = torch.as_tensor(extra, dtype=ratio.dtype, device=ratio.device)
         return StructuredCovariance(self.prior.structure, kernel.lambda2 + ratio * scale)
 
     # ---- the factor -------------------------------------------------------------------------------------------
 
     def ratio(self, posterior: Posterior, n: int | torch.Tensor | NoiseLevel) -> torch.Tensor:
-        """ρ(x_t), (B, C, *spatial) or for "factor" (B, C, 1, …), as the head says it; n: one index, (B,) of them, or a
-        level."""
+        """ρ(x_t), (B, C, *spatial) or for "factor" (B, C, 1, …), as it is used but for its sign; n: one index, (B,) of
+        them, or a level."""
         features, like = posterior.features, posterior.mean
         assert features is not None
         checks.refuse(
@@ -139,7 +144,7 @@ class Head(ReverseCovariance):
             self.network.to(features.device)
         where = n if isinstance(n, NoiseLevel) else torch.as_tensor(n).expand(len(features))
         raw = self.network(features.float(), self.time(where, len(features), features.device))
-        return self.output(raw, posterior, where).to(like.dtype)
+        return self.cut(self.output(raw, posterior, where), where).to(like.dtype)
 
     def time(self, n: torch.Tensor | NoiseLevel, batch: int, device: torch.device) -> torch.Tensor:
         """n/N of indices (B,) or of a level, as the network is told it: (B,) float32."""
@@ -149,13 +154,21 @@ class Head(ReverseCovariance):
         return (n.double() / schedule.num_steps).to(device, torch.float32)
 
     def output(self, raw: torch.Tensor, posterior: Posterior, n: torch.Tensor | NoiseLevel) -> torch.Tensor:
-        """ρ from the head's raw output (B, C, *spatial), at indices (B,) or a level."""
+        """ρ from the head's raw output (B, C, *spatial), at indices (B,) or a level, as training sees it: never cut."""
         if self.spec.target == "factor":
             raw = per_channel(raw, torch.mean)
         if self.spec.output == "ratio":
             return positive_ratio(raw)
-        g, most = (level.to(raw.device) for level in self.prior.g_and_largest_ratio(n))
-        return torch.minimum(self.target.published(raw, posterior) / g, most)
+        return self.target.published(raw, posterior) / self.prior.at(n)[0].to(raw.device)
+
+    def cut(self, ratio: torch.Tensor, n: torch.Tensor | NoiseLevel) -> torch.Tensor:
+        """ρ at indices (B,) or a level as it is used: of the papers' heads ρ v_t is at most ((b − a)/2)² [E9]."""
+        if self.spec.output == "ratio":
+            return ratio
+        g, v = (level.to(ratio.device) for level in self.prior.at(n))
+        most = range_variance(self.table.data_range) / v
+        # σ²/α² over v is 1/g: what heads of earlier files were trained with.
+        return torch.minimum(ratio, torch.minimum(most, 1.0 / g) if self.spec.output == "bounded" else most)
 
     def _tamed(self, ratio: torch.Tensor) -> torch.Tensor:
         """ρ by the rule of the module docstring; the counts stay on the device, so that no step waits for it."""

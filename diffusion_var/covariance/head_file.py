@@ -6,8 +6,9 @@ fit, as everywhere. Heads are typed `Any` here: `head` builds on this file, and 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -26,9 +27,13 @@ _WEIGHTS, _TABLE = "head.", "table."
 
 
 class HeadRecord(Record):
-    """A head's metadata; the spec is checked where it is made."""
+    """A head's metadata; the spec is checked where it is made.
+
+    `cut` says where a head with the papers' output is cut in use; version 1 did not know it, and had another.
+    """
 
     spec: HeadSpec
+    cut: Literal["range"] | None = None
     features: Annotated[tuple[Size, ...], Field(min_length=1, max_length=4)]
     training: dict[str, JsonValue]
     table: TableRecord
@@ -43,25 +48,40 @@ def _check(arrays: Arrays, record: HeadRecord) -> None:
     check_table_file(_part(arrays, _TABLE), record.table)
 
 
-FORM = Form("diffusion_var.variance_head", 1, "variance head", HeadRecord, _check)
+FORM = Form(
+    "diffusion_var.variance_head",
+    2,  # 2: cut
+    "variance head",
+    HeadRecord,
+    _check,
+)
+#: All heads but those with a cut are written as version 1 had them, so that they keep their digests.
+_FIRST = replace(FORM, version=1)
 
 
 def write_head_file(head: Any, path: str | Path) -> None:
     """See `Head.save`."""
-    write_document(path, FORM, *_contents(head))
+    write_document(path, _form(head), *_contents(head))
 
 
 def head_digest(head: Any) -> str:
     """See `Head.digest`."""
-    return document_digest(FORM, *_contents(head))
+    return document_digest(_form(head), *_contents(head))
+
+
+def _form(head: Any) -> Form:
+    return FORM if head.spec.output == "papers" else _FIRST
 
 
 def _contents(head: Any) -> tuple[Arrays, dict[str, Any]]:
     arrays, table = table_contents(head.table)
     content: Arrays = {_TABLE + name: array for name, array in arrays.items()}
     content |= {_WEIGHTS + name: value.detach().cpu().numpy() for name, value in head.network.state_dict().items()}
+    # What version 1 called "papers" is "bounded" here, and was never written otherwise.
+    output = "papers" if head.spec.output == "bounded" else head.spec.output
     metadata = {
-        "spec": vars(head.spec),
+        "spec": {**vars(head.spec), "output": output},
+        **({"cut": "range"} if head.spec.output == "papers" else {}),
         "features": list(head.network.features),
         "training": head.training,
         "table": table,
@@ -73,6 +93,8 @@ def read_head_file(path: str | Path) -> tuple[HeadNetwork, VarianceTable, HeadSp
     """The arguments of the `Head` in a file."""
     arrays, record = read_document(path, FORM)
     table, spec = VarianceTable(**table_fields(_part(arrays, _TABLE), record.table)), record.spec
+    if spec.output == "papers" and record.cut is None:
+        spec = replace(spec, output="bounded")
     weights: dict[str, Any] = {name: torch.from_numpy(a.copy()) for name, a in _part(arrays, _WEIGHTS).items()}
     with making(path, FORM), torch.device("meta"):  # no memory: the weights of the file take these places
         network = HeadNetwork(spec.kind, record.features, table.shape or (1, 1, 1), zero=False)

@@ -14,10 +14,9 @@ from ..models.denoiser import Denoiser
 from ..process.kernel import ReverseKernel
 from ..process.level import NoiseLevel
 from ..process.structure import Pixel, Shape, Structure
-from ..variance.estimators import upper_bound
 from ..variance.table import VarianceTable
 from .analytic import Analytic, mean_error_variance
-from .head_targets import PIXEL_TARGETS, TINY, FactorTarget, Target
+from .head_targets import PIXEL_TARGETS, PUBLISHED_TARGETS, TINY, FactorTarget, Target
 
 _KEPT_BYTES = 256 * 1024**2
 
@@ -29,12 +28,15 @@ class Prior:
         table: a measured table (published arrays lack the residual variance).
         target: name of the head's target.
         structure: whose variances the target "factor" multiplies; None for the others.
+        published: whether the target is the one of the papers, which know no clipping of x̂_0.
 
     Attributes: `table` (of it what is needed), `shape`, `target`, `structure` (of the head's covariance) and `indices`,
     the first and last index that it knows. Raises InputError for a table that does not hold what is needed.
     """
 
-    def __init__(self, table: VarianceTable, target: str, structure: str | None) -> None:
+    def __init__(
+        self, table: VarianceTable, target: str, structure: str | None = None, published: bool = False
+    ) -> None:
         kind = type(table).__name__
         wrong = not isinstance(table, VarianceTable)
         checks.refuse(wrong, f"a head needs a VarianceTable, but got {kind}; make one with dv.estimate.")
@@ -47,33 +49,33 @@ class Prior:
         self.shape: Shape = table.shape
         self.analytic = Analytic(self.table, structure=structure or "isotropic")
         self.structure: Structure = Pixel(self.shape) if structure is None else table.structure(structure)
-        self.target: Target = PIXEL_TARGETS[target]() if structure is None else FactorTarget(self.structure.forward)
+        targets = PUBLISHED_TARGETS if published else PIXEL_TARGETS
+        self.target: Target = targets[target]() if structure is None else FactorTarget(self.structure.forward)
         self.indices = int(table.indices[0]), int(table.indices[-1])
-        self._g, self._v, self._most = self._levels()
+        self._g, self._v = self._levels()
         self._gap = torch.zeros_like(self._g) if self.target.any_mean else self._disagreement()
         self._elements: dict[int, torch.Tensor] = {}
 
     # ---- at every index ---------------------------------------------------------------------------------------
 
-    def _levels(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """g, v and the upper bound of v at every index, (N + 1,) float64; nan outside the measured ones."""
+    def _levels(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """g and v at every index, (N + 1,) float64; nan outside the measured ones."""
         schedule = self.table.schedule
-        found = np.full((3, schedule.num_steps + 1), math.nan)
+        found = np.full((2, schedule.num_steps + 1), math.nan)
         for n in range(self.indices[0], self.indices[1] + 1):
             found[:, n] = self._at_level(schedule.level(n))
-        g, v, most = found
-        return torch.from_numpy(g), torch.from_numpy(v), torch.from_numpy(most)
+        g, v = found
+        return torch.from_numpy(g), torch.from_numpy(v)
 
-    def _at_level(self, level: NoiseLevel) -> tuple[float, float, float]:
-        """g = (α²/σ²) v, v, and the upper bound of v."""
+    def _at_level(self, level: NoiseLevel) -> tuple[float, float]:
+        """g = (α²/σ²) v and v."""
         v = self.table.posterior_variance(level)
         if not v > 0:
             raise InputError(
                 f"the table's residual variance at {level.name} is {v:g}, but a head multiplies it and needs a "
                 "positive one; measure the table to a smaller tolerance, or without that index."
             )
-        most = float(upper_bound(level.alpha, level.sigma, None, self.table.data_range))
-        return (level.alpha / level.sigma) ** 2 * v, v, most
+        return (level.alpha / level.sigma) ** 2 * v, v
 
     def _disagreement(self) -> torch.Tensor:
         """How far an imperfect mean is from what targets of the exact one take for granted, in units of v; (N + 1,).
@@ -96,18 +98,13 @@ class Prior:
         """That disagreement at indices (B,); (B, 1, …) float32; 0 for targets that are right for any mean."""
         return self._column(self._gap[indices.cpu()])
 
-    def at(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """g = (α²/σ²) v and v, the isotropic variance, of indices (B,) on the CPU; each (B, 1, …) float32."""
-        return self._column(self._g[indices.cpu()]), self._column(self._v[indices.cpu()])
-
-    def g_and_largest_ratio(self, n: torch.Tensor | NoiseLevel) -> tuple[torch.Tensor, torch.Tensor]:
-        """g, and the upper bound of v that holds for every pixel under the exact mean, divided by v; of indices (B,) on
-        the CPU or of one level; (B or 1, 1, …) float32."""
+    def at(self, n: torch.Tensor | NoiseLevel) -> tuple[torch.Tensor, torch.Tensor]:
+        """g = (α²/σ²) v and v, the isotropic variance, of indices (B,) or of one level; each (B or 1, 1, …) float32."""
         if isinstance(n, NoiseLevel):
-            g, v, most = (torch.tensor([value], dtype=torch.float64) for value in self._at_level(n))
+            g, v = (torch.tensor([value], dtype=torch.float64) for value in self._at_level(n))
         else:
-            g, v, most = (values[n.cpu()] for values in (self._g, self._v, self._most))
-        return self._column(g), self._column(most / v)
+            g, v = self._g[n.cpu()], self._v[n.cpu()]
+        return self._column(g), self._column(v)
 
     def variances(self, indices: torch.Tensor) -> torch.Tensor:
         """What ρ multiplies: the isotropic v, (B, 1, …), or a structure's, (B, C, *spatial); float32 on the CPU."""
@@ -130,6 +127,10 @@ class Prior:
     def mean_error(self, kernel: ReverseKernel) -> Any:
         """The table's part of Σ that ρ multiplies, γ² v or its three-moment value; float64, () or (C, *spatial)."""
         return mean_error_variance(kernel, *self.analytic.moments(kernel))
+
+    def variance_error(self, kernel: ReverseKernel) -> float:
+        """γ² v, which a variance of x_0 alone adds to λ², however x̂_0 is clipped [E2]."""
+        return kernel.gain**2 * float(self.table.posterior_variance(kernel.level_t))
 
     def refuse_guided(self, denoiser: Denoiser) -> None:
         """Refuse a guided mean where the target takes the network's mean for the posterior's."""

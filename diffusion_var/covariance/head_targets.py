@@ -139,6 +139,13 @@ class NprTarget(Target):
         return raw
 
 
+class NoiseResidualTarget(NprTarget):
+    """NPR to the letter of its paper: the residual of ε̂ as the network gives it, also where x̂_0 is clipped."""
+
+    def ratio(self, draw: HeadDraw) -> torch.Tensor:
+        return (draw.eps - draw.posterior.eps).square() / draw.g.clamp(min=TINY)
+
+
 class SnTarget(Target):
     """Squared noise: E[ε²|x_t] less the square of the mean. Right if the mean is exact."""
 
@@ -217,6 +224,8 @@ def _image_mean(values: torch.Tensor) -> torch.Tensor:
 
 
 PIXEL_TARGETS: dict[str, Callable[[], Target]] = {"npr": NprTarget, "sn": SnTarget, "ocm": OcmTarget}
+#: As their papers have them, which say nothing of clipping.
+PUBLISHED_TARGETS: dict[str, Callable[[], Target]] = {**PIXEL_TARGETS, "npr": NoiseResidualTarget}
 TARGET_NAMES = (*PIXEL_TARGETS, "factor")
 
 

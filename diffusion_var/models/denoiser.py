@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +23,13 @@ from ..errors import InputError
 from ..process.level import NoiseLevel
 from ..process.schedule import NoiseSchedule, as_schedule
 from ..unwrapping import device_of, is_placed
+from .classifier_guidance import (
+    ClassifierGuidance,
+    check_signal,
+    checked_labels,
+    classifier_guided,
+    make_classifier_guidance,
+)
 from .conditions import as_nest, batch_of, check_classes, digest_of, map_leaves
 from .features import FeatureTap
 from .fingerprint import weights_fingerprint
@@ -109,6 +116,7 @@ class Denoiser:
         self.classes = None if classes is None else checks.whole("classes", classes, least=1)
         self.unconditional = unconditional
         self.guidance = self._guidance(guidance_scale, unconditional)
+        self.classifier: ClassifierGuidance | None = None
         self.codec: LatentCodec | None = None
         self.prompts: PromptEncoder | None = None
         self._tap: FeatureTap | None = None
@@ -152,6 +160,39 @@ class Denoiser:
 
         return load(path, device, dtype, variant, revision, autocast, guidance_scale, unconditional, allow_pickle)
 
+    @classmethod
+    def from_openai(
+        cls,
+        path: str | Path,
+        hyperparameters: Mapping[str, Any],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        autocast: torch.dtype | None = None,
+        clip: Range | None = (-1.0, 1.0),
+    ) -> Denoiser:
+        """A checkpoint of OpenAI's improved-diffusion or guided-diffusion, in diffusers' `UNet2DModel`.
+
+        Args:
+            path: the state dict, a .pt file (read with torch's weights_only=True) or safetensors.
+            hyperparameters: by the names of the repositories' flags, e.g. {"image_size": 64, "num_heads": 4,
+                "diffusion_steps": 4000, "noise_schedule": "cosine", "rescale_timesteps": True}, see
+                `models.pretrained.openai.OpenAIFlags`. Those that shapes tell may be left out, and are compared.
+            device: where to run; None: the GPU if there is one, else the CPU.
+            dtype: of the weights; None: float32.
+            autocast: see `Denoiser`.
+            clip: bounds for x̂_0. (OpenAI's samplers do not clip the mean of a step where that is what is predicted.)
+
+        Networks that learned their variances have 2C channels: see `LearnedRange`, and for their LEARNED
+        `LearnedVariance`. Raises InputError for a file that is none, and for weights of another architecture, naming
+        the first key that does not fit.
+        """
+        from .pretrained.openai import read_openai
+
+        model = read_openai(path, hyperparameters, dtype)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(**model, clip=clip, data_range=(-1.0, 1.0), device=device, autocast=autocast)
+
     def with_guidance(self, scale: float, unconditional: Any = None) -> Denoiser:
         """The same denoiser with another guidance scale; `unconditional` None keeps the present one."""
         other = copy.copy(self)
@@ -159,6 +200,27 @@ class Denoiser:
         if other.unconditional is None and scale != 1 and self.prompts is not None:
             other.unconditional = self.prompts.encode([""])[0]
         other.guidance = self._guidance(scale, other.unconditional)
+        return other
+
+    def with_classifier(self, classifier: Callable[..., Any], scale: float = 1.0) -> Denoiser:
+        """The same denoiser guided by a classifier of noisy images [E22], which takes class labels as conditions; after
+        classifier-free guidance, and before clipping.
+
+        Args:
+            classifier: a module, or a function, (x_t (B, C, *spatial), timestep (B,)) -> logits (B, K); told the
+                timestep that the network is told. A module is moved to the denoiser's device, and evaluated in
+                evaluation mode.
+            scale: s; 1 is Bayes' rule.
+
+        The network gets the labels too if it is conditional; of one that is not, the classifier alone gets them.
+        Source: Dhariwal and Nichol, arXiv:2105.05233. Raises InputError for what is no classifier, and a network of
+        which it is not known whether it takes labels.
+        """
+        other = copy.copy(self)
+        known = self.classifier.shared if self.classifier is not None else self.conditional
+        shared = False if self.exact else known
+        other.classifier = make_classifier_guidance(classifier, scale, shared, self.device)
+        other.conditional = True
         return other
 
     def with_features(self, module: str | None = None) -> Denoiser:
@@ -206,6 +268,7 @@ class Denoiser:
         check_levels(self.prediction, n, len(x_t))
         alpha, sigma = self.schedule.coefficients(n, x_t)
         before = step_before(self.schedule, n, x_t) if self.prediction == "previous_x" else None
+        labels = self._labels(condition, n, len(x_t))
         with self.use.evaluating(self.network):
             if self._tap is None:
                 features, (prediction, extra) = None, self._predict(x_t, n, condition)
@@ -214,6 +277,9 @@ class Denoiser:
                     prediction, extra = self._predict(x_t, n, condition)
                 features = self._tap.features(seen, len(x_t))
         mean, eps = mean_and_eps(self.prediction, prediction, x_t, alpha, sigma, self.sigma_data, before)
+        if self.classifier is not None and labels is not None:
+            gradient = self.classifier.gradient(x_t, self.schedule.timesteps(n, len(x_t), x_t.device), labels, n)
+            mean, eps = classifier_guided(mean, eps, gradient, self.classifier.scale, alpha, sigma)
         if self.clip is not None:
             mean = mean.clamp(*self.clip)
         return Posterior(mean, eps, extra, features)
@@ -253,6 +319,8 @@ class Denoiser:
 
     def _check_condition(self, condition: Any, batch: int) -> Any:
         """The condition of a batch on the device, or None."""
+        if self.classifier is not None and not self.classifier.shared:
+            return None
         if condition is None:
             self.require_condition()
             return None
@@ -263,6 +331,13 @@ class Denoiser:
         condition = map_leaves(lambda leaf: leaf.to(self.device), condition)
         batch_of(condition, batch)
         return condition
+
+    def _labels(self, condition: Any, n: Place, batch: int) -> torch.Tensor | None:
+        """The labels that a batch is guided to by a classifier; None without one."""
+        if self.classifier is None:
+            return None
+        check_signal(self.schedule, n)
+        return checked_labels(condition, batch, self.device)
 
     def _check_device(self, x_t: torch.Tensor) -> None:
         if isinstance(self.network, torch.nn.Module) and x_t.device.type != self.device.type:
@@ -300,7 +375,8 @@ class Denoiser:
         }
         if self.codec is not None and self.codec.common_scaling is not None:
             facts["latent_scaling"] = list(self.codec.common_scaling)
-        facts |= self._network_facts(beside, keep)
+        of_network = self._network_facts(beside, keep)
+        facts |= of_network if self.classifier is None else self.classifier.facts(of_network)
         return ModelIdentity(self.schedule, facts)
 
     def _network_facts(self, beside: ModelIdentity | None, keep: bool) -> dict[str, Any]:
@@ -310,7 +386,13 @@ class Denoiser:
     @property
     def fingerprint(self) -> str | None:
         """The digest of the network's weights (names, shapes, float values) as they are now, see `fingerprint`; None
-        where it has none to read. It is taken anew each time: ask when it matters, not at every step."""
+        where it has none to read. With a classifier, of both and the scale. It is taken anew each time: ask when it
+        matters, not at every step."""
+        return self._own_fingerprint if self.classifier is None else self.classifier.digest(self._own_fingerprint)
+
+    @property
+    def _own_fingerprint(self) -> str | None:
+        """That of the network alone. Exact denoisers override this."""
         return weights_fingerprint(self.network) if isinstance(self.network, torch.nn.Module) else None
 
 

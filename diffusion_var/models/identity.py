@@ -33,6 +33,7 @@ _COMPARED: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "prediction": ("prediction type", str),
     "clip": ("clipping", lambda clip: None if clip is None else tuple(clip)),
     "guidance_scale": ("guidance scale", float),
+    "classifier_scale": ("classifier scale", float),
     "latent_scaling": ("latent scaling", tuple),
 }
 #: What tells a network besides the digest of its weights, by the names that a table's file has.
@@ -46,7 +47,8 @@ class ModelIdentity:
     Attributes:
         schedule: its noise schedule.
         facts: plain data by name: shape, prediction, clip, data_range, guidance_scale, unconditional, latent_scaling,
-            autocast, sigma_data, and of the network those of `network_facts`. A name that is absent is not known.
+            autocast, sigma_data, classifier_scale, and of the network those of `network_facts` (its digests are of
+            network, classifier and scale together where a classifier guides it). A name that is absent is not known.
     """
 
     schedule: NoiseSchedule

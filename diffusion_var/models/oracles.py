@@ -78,10 +78,10 @@ class ExactDenoiser(Denoiser):
         return self.exact_mean(x, *self.schedule.coefficients(n, x)).to(x_t.dtype), None
 
     def _network_facts(self, beside: ModelIdentity | None, keep: bool) -> dict[str, Any]:
-        return {"network": self.fingerprint}
+        return {"network": self._own_fingerprint}
 
     @cached_property
-    def fingerprint(self) -> str | None:
+    def _own_fingerprint(self) -> str | None:
         content = hashlib.sha256(type(self).__name__.encode())
         for name, tensor in sorted(self._parameters.items()):
             content.update(f"{name}{tuple(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes())

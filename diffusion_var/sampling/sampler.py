@@ -19,15 +19,18 @@ import torch
 
 from .. import checks
 from ..covariance.reverse import ReverseCovariance, StepCovariances, cap_variance, check_capped_steps, check_covariance
+from ..data.fixed_images import FixedImages
 from ..errors import InputError, NumericalError, warn
 from ..models.conditions import as_nest, batch_of, check_classes, map_leaves, rows_of
 from ..models.denoiser import Denoiser, check_denoiser
 from ..models.network_run import NetworkRun
+from ..models.posterior import Posterior
 from ..process.kernel import ClippedEps, ReverseKernel, reverse_kernels
 from ..process.level import NoiseLevel
 from ..process.schedule import NoiseSchedule
 from ..process.steps import resolve
 from ..progress import progress_bar
+from .inversion import check_invertible, invert_batch
 from .noise import ImageNoise
 
 #: Nats per dimension between data and noise at the first step from which a run is warned of: an SNR of 0.22. The steps
@@ -137,14 +140,22 @@ class Sampler:
         with progress_bar(len(images) * len(self.steps), "sample", "eval", progress) as bar:
             for start in range(0, len(images), batch_size):
                 part = [checks.index("image index", i) for i in images[start : start + batch_size]]
-                condition = None if conditions is None else conditions[start : start + batch_size]
-                if condition is not None:
-                    condition = map_leaves(lambda leaf: leaf.to(self.denoiser.device), as_nest(condition))
+                condition = self._condition(conditions, slice(start, start + batch_size))
                 # The copy is made outside inference mode, so that the user may change it and differentiate through it.
                 with run:  # and not while the user has the images: the network is theirs then
                     found = self._batch(run, part, seed, condition, bar, visit)
                 yield found.clone()
         self.covariance.report()
+
+    def _condition(self, conditions: Any, part: slice) -> Any:
+        """The conditions of a batch, on the device."""
+        if conditions is None:
+            return None
+        return map_leaves(lambda leaf: leaf.to(self.denoiser.device), as_nest(conditions[part]))
+
+    def mean(self, kernel: ReverseKernel, x_t: torch.Tensor, posterior: Posterior) -> torch.Tensor:
+        """The mean of x_s given x_t, (B, C, *spatial)."""
+        return kernel.mean(x_t, posterior)
 
     @torch.inference_mode()
     def _batch(
@@ -155,14 +166,16 @@ class Sampler:
         condition: Any,
         bar: Any,
         visit: Callable[[ReverseKernel, torch.Tensor], None] | None,
+        x: torch.Tensor | None = None,
     ) -> torch.Tensor:
         denoiser = self.denoiser
         noise = ImageNoise(seed, images, denoiser.shape, denoiser.device)
-        x = denoiser.schedule.prior_std_at(self.kernels[0].level_t) * noise.prior()
+        if x is None:
+            x = denoiser.schedule.prior_std_at(self.kernels[0].level_t) * noise.prior()
         sums = []
         for kernel in self.kernels:
             posterior = run(x, kernel.level_t, condition)
-            x = kernel.mean(x, posterior)
+            x = self.mean(kernel, x, posterior)
             # The sum of ε̂ is finite only if all of it is; looked at after the last step, so that no step waits for it.
             sums.append(posterior.eps.sum(dtype=torch.float32))
             if not kernel.last and (covariance := self._covariances.at(posterior, kernel)) is not None:
@@ -174,6 +187,84 @@ class Sampler:
         if denoiser.data_range is not None:
             x = x.clamp(*denoiser.data_range)
         return x.float().cpu()
+
+    # ---- from given noise, and back ---------------------------------------------------------------------------
+
+    def from_noise(
+        self, x: Any, seed: int = 0, batch_size: int = 64, conditions: Any = None, progress: bool = False
+    ) -> torch.Tensor:
+        """The images that the steps make of x at their noisiest level, e.g. of what `invert` found.
+
+        Args:
+            x: (M, C, *spatial) floats, as they are there: a run of its own begins with `prior_std` times normal noise.
+            seed: of the steps' noise, where they have any: row i has that of image i.
+            batch_size, conditions, progress: see `stream`.
+
+        Returns: (M, C, *spatial) float32 on the CPU, in the data range.
+        """
+        source = FixedImages(x, self.denoiser.shape, None)
+        source.scan()
+        seed = checks.seed(seed)
+
+        def make(run: NetworkRun, part: range, start: torch.Tensor, condition: Any, bar: Any) -> torch.Tensor:
+            return self._batch(run, part, seed, condition, bar, None, start)
+
+        return self._rows(source, make, batch_size, conditions, progress, "sample", 1)
+
+    def invert(
+        self, images: Any, iterations: int = 1, batch_size: int = 64, conditions: Any = None, progress: bool = False
+    ) -> torch.Tensor:
+        """The noise that the steps make these images of: DDIM inversion, for η = 0; see `inversion`.
+
+        Args:
+            images: Dataset, tensor or array of (C, *spatial): uint8, or floats in the data range.
+            iterations: for each step. With 1, `from_noise` comes back with an error of first order in the steps, and
+                each more raises the order by one. Where x̂_0 is clipped, the clipping is not undone.
+            batch_size, conditions, progress: see `stream`.
+
+        Returns: (M, C, *spatial) float32 on the CPU, x at the noisiest level.
+        Raises InputError for η or τ above 0, and a covariance that adds noise.
+        """
+        check_invertible(self.kernels, self.covariance)
+        iterations = checks.whole("iterations", iterations, least=1)
+        source = FixedImages(images, self.denoiser.shape, self.denoiser.data_range)
+        source.scan()
+
+        def make(run: NetworkRun, part: range, x_0: torch.Tensor, condition: Any, bar: Any) -> torch.Tensor:
+            x = invert_batch(run, self.kernels, x_0, condition, iterations)
+            if not bool(torch.isfinite(x).all()):
+                raise NumericalError(
+                    f"the inversion of the images {part[0]} to {part[-1]} gave NaN or infinite values; check the "
+                    "network, or take fewer iterations or more steps."
+                )
+            bar.update(len(x) * len(self.kernels) * iterations)
+            return x.float().cpu()
+
+        return self._rows(source, make, batch_size, conditions, progress, "invert", iterations)
+
+    def _rows(
+        self,
+        source: FixedImages,
+        make: Callable[[NetworkRun, range, torch.Tensor, Any, Any], torch.Tensor],
+        batch_size: int,
+        conditions: Any,
+        progress: bool,
+        what: str,
+        evaluations: int,
+    ) -> torch.Tensor:
+        """What is made of given images, batch by batch; `evaluations` are those of one step."""
+        batch_size = checks.whole("batch_size", batch_size, least=1)
+        if conditions is not None:
+            conditions = _check_conditions(conditions, len(source), self.denoiser.classes)
+        out, run = [], NetworkRun(self.denoiser)
+        total = len(source) * len(self.kernels) * evaluations
+        with progress_bar(total, what, "eval", progress) as bar, run, torch.inference_mode():
+            for start in range(0, len(source), batch_size):
+                part = range(start, min(start + batch_size, len(source)))
+                given = source.take(np.arange(part.start, part.stop)).to(self.denoiser.device)
+                out.append(make(run, part, given, self._condition(conditions, slice(part.start, part.stop)), bar))
+        self.covariance.report()
+        return torch.cat(out)
 
     def _refuse_nan(self, sums: torch.Tensor, images: Sequence[int]) -> None:
         bad = (~torch.isfinite(sums)).nonzero()

@@ -155,6 +155,10 @@ def train_head(
     checks.refuse(alone, "patience stops by the loss on held-out images, but there are none; pass held_out=.")
     if settings.weighting == "likelihood" and spec.target in ("sn", "ocm"):
         raise no_likelihood(spec.target)
+    checks.refuse(
+        spec.output == "bounded",
+        "output='bounded' is of heads from earlier files, and no new ones are trained; use 'ratio' or 'papers'.",
+    )
     table.check(denoiser)
     sources = [Source.of(images, conditions, denoiser, "images")]
     if held_out is not None:
@@ -211,6 +215,7 @@ class HeadRun:
             **self.denoiser.identity().plain(),
             **vars(self.settings),
             **{f"head {key}": value for key, value in vars(self.head.spec).items()},
+            **({"cut of the head in training": None} if self.head.spec.output == "papers" else {}),  # once there was
             "features of the trunk": list(self.head.network.features),
             "table": self.head.table.digest,
             "images": [source.fingerprint() for source in self.sources],

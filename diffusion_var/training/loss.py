@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,9 +61,7 @@ def noisy_batch(
 
     `share` is the part of the batch to evaluate; noise and indices are drawn for all of it, so that parts fit together.
     """
-    if n is None:
-        n = torch.from_numpy(stream.integers(1, schedule.num_steps + 1, size=len(x_0)))
-    x_0, n, eps = x_0[share], n[share], normal(stream, *x_0.shape)[share]
+    x_0, n, eps = drawn_noise(x_0, schedule, stream, n, share)
     alpha, sigma = schedule.coefficients(n, x_0)
     timestep = schedule.timesteps(n, len(n)).float()
     device = next(network.parameters()).device
@@ -70,18 +69,32 @@ def noisy_batch(
     return NoisyBatch(x_0, eps, n, out.float())
 
 
+def drawn_noise(
+    x_0: torch.Tensor, schedule: NoiseSchedule, stream: np.random.Generator, n: torch.Tensor | None, share: slice
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The share's images, indices (at random, or the given n) and noise, see `noisy_batch`."""
+    if n is None:
+        n = torch.from_numpy(stream.integers(1, schedule.num_steps + 1, size=len(x_0)))
+    return x_0[share], n[share], normal(stream, *x_0.shape)[share]
+
+
 @torch.no_grad()
 def evaluation_loss(
-    network: Any, images: torch.Tensor, schedule: NoiseSchedule, repeats: int = 4, batch_size: int = 256
+    network: Any,
+    images: torch.Tensor,
+    schedule: NoiseSchedule,
+    repeats: int = 4,
+    batch_size: int = 256,
+    loss: Callable[..., torch.Tensor] = simple_loss,
 ) -> float:
-    """The simple loss with fixed noise and indices spread evenly: comparable between steps and runs."""
+    """The simple loss, or another, with fixed noise and indices spread evenly: comparable between steps and runs."""
     total = 0.0
     for repeat in range(repeats):
         stream = generator(0, "evaluation loss", repeat)
         offset = int(stream.integers(schedule.num_steps))
         n = (torch.arange(len(images)) * schedule.num_steps // len(images) + offset) % schedule.num_steps + 1
         for part, indices in zip(torch.split(images, batch_size), torch.split(n, batch_size), strict=True):
-            total += float(simple_loss(network, part, schedule, stream, indices)) * len(part)
+            total += float(loss(network, part, schedule, stream, indices)) * len(part)
     return total / (repeats * len(images))
 
 

@@ -1,5 +1,5 @@
-"""Training an ε-predicting UNet by the simple loss (see `loss`), or with a learned range by the hybrid one
-(`hybrid_loss`).
+"""Training an ε-predicting UNet by the simple loss (see `loss`), with a learned range by the hybrid one
+(`hybrid_loss`), or together with a head (`joint`).
 
 The weights that are returned are the exponential moving average of those that were trained. Every random number comes
 from (seed, purpose, step), so that a run can be repeated, and continued exactly from a checkpoint; dropout's come from
@@ -16,18 +16,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from .. import checks
+from ..covariance.head_targets import PUBLISHED_TARGETS, Target
 from ..data.containers import by_position
 from ..errors import NumericalError
+from ..models.heads import HeadKind, HeadNetwork
 from ..models.network_use import keeping_modes
 from ..process.schedule import NoiseSchedule
 from ..randomness import generator
 from .hybrid_loss import hybrid_loss, levels_held, step_coefficients
+from .joint import JointNetwork, joint_loss, joint_losses
 from .loop import checkpoint_of, processes, share_of, train
 from .loss import evaluation_loss, float_images, simple_loss, spread
 from .state import TrainingState
@@ -49,6 +52,11 @@ class UNetTraining:
         flip: mirror half of the images left to right.
         evaluate_every: steps between entries of the loss curve, which is of the simple loss.
         learned_range: the network has 2C channels and learns the range of its variances too.
+        head: target of a head that is trained together with the network, "npr", "sn" or "ocm" (see `joint`), or None.
+        head_kind: its size, see `HeadNetwork`.
+        head_weight: of its loss beside the simple loss.
+        head_gradient: whether its loss trains the network too.
+        head_features: module whose input it reads; None: found for diffusers UNets.
     """
 
     steps: int
@@ -62,6 +70,11 @@ class UNetTraining:
     evaluate_every: int = 500
     seed: int = 0
     learned_range: bool = False
+    head: str | None = None
+    head_kind: HeadKind = "simple"
+    head_weight: float = 1.0
+    head_gradient: bool = True
+    head_features: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "warmup_steps", "evaluate_every"):
@@ -72,6 +85,11 @@ class UNetTraining:
         checks.number("ema_decay", self.ema_decay, "at least 0 and below 1", least=0.0, most=below_1)
         wrong = self.mixed_precision not in ("no", "bf16")
         checks.refuse(wrong, f'mixed_precision is {self.mixed_precision!r}; expected "no" or "bf16".')
+        checks.positive("head_weight", self.head_weight)
+        if self.head is not None:
+            checks.one_of("head", self.head, tuple(PUBLISHED_TARGETS))
+            checks.one_of("head_kind", self.head_kind, get_args(HeadKind))
+            checks.refuse(self.learned_range, "learned_range and head are two covariances; leave one of them out.")
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, 0 to steps − 1."""
@@ -88,11 +106,16 @@ class TrainingResult:
         curve: (step, training loss, held-out loss) at the evaluation points, both the simple loss (of a learned range's
             first C channels too) of the averaged network, on at most 1,024 images each.
         seconds: spent training.
+        head: the averaged head that was trained with it; with a table of this network it makes a
+            `Head(head, table, HeadSpec(target, kind, output="papers"))`.
+        head_curve: as `curve`, of the head's loss.
     """
 
     network: torch.nn.Module
     curve: list[tuple[int, float, float]] = field(default_factory=list)
     seconds: float = 0.0
+    head: HeadNetwork | None = None
+    head_curve: list[tuple[int, float, float]] = field(default_factory=list)
 
 
 def train_unet(
@@ -126,8 +149,12 @@ def train_unet(
         kept = checkpoint_of(checkpoint, run.identity, checkpoint_seconds)
         with torch.random.fork_rng(devices=_cuda(run.device)):
             train(run, settings.steps, settings.evaluate_every, kept, "train", progress)
-    curve = [(int(step), *losses) for step, *losses in run.state.curve]
-    return TrainingResult(run.averaged(), curve, run.state.seconds)  # type: ignore[arg-type]
+    curve = [(int(step), losses[0], losses[1]) for step, *losses in run.state.curve]
+    averaged = run.averaged()
+    if not isinstance(averaged, JointNetwork):
+        return TrainingResult(averaged, curve, run.state.seconds)
+    of_head = [(int(step), losses[2], losses[3]) for step, *losses in run.state.curve]
+    return TrainingResult(averaged.trunk, curve, run.state.seconds, averaged.head, of_head)
 
 
 class _Run:
@@ -151,12 +178,21 @@ class _Run:
         self.loss: Callable[..., torch.Tensor] = simple_loss
         if settings.learned_range:
             self.loss = partial(hybrid_loss, coefficients=step_coefficients(schedule), levels=levels_held(pixels))
-        network.to(self.device).train()
+        network.to(self.device)
+        #: Whose gradients are clipped, each for itself: a head must not change the steps of the network.
+        self.parts = [network]
+        if settings.head is not None:
+            options: dict[str, Any] = {"module": settings.head_features, "gradient": settings.head_gradient}
+            shape = tuple(pixels.shape[1:])
+            network = JointNetwork(network, settings.head, settings.head_kind, shape, settings.seed, **options)
+            self.parts.append(network.head)
+            self.loss = partial(_joint, weight=settings.head_weight, target=network.target)
+        network.train()
         optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
         self.state = TrainingState(network, EMAModel(network.parameters(), decay=settings.ema_decay), optimizer)
         self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
         self.identity = {
-            **vars(settings),
+            **{k: v for k, v in vars(settings).items() if settings.head is not None or not k.startswith("head")},
             "schedule": schedule.digest,
             "images": len(images),
             "fingerprint of the images": _fingerprint(pixels),
@@ -179,7 +215,8 @@ class _Run:
             group["lr"] = settings.rate(step)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.network.parameters(), 1.0)
+        for part in self.parts:
+            self.accelerator.clip_grad_norm_(part.parameters(), 1.0)
         self.optimizer.step()
         self.state.average.step(self.state.network.parameters())
         self.state.step += 1
@@ -217,18 +254,31 @@ class _Run:
         if not self.accelerator.is_main_process:
             return ""
         network, losses = self.averaged(), []
-        for images in (self.images, self.held_out):
-            if images is None or len(images) == 0:
-                losses.append(math.nan)
-                continue
-            chosen = float_images(images, spread(len(images), EVALUATION_IMAGES))
-            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-                losses.append(evaluation_loss(network, chosen, self.schedule))
+        measured: list[Callable[..., torch.Tensor]] = [simple_loss]
+        if isinstance(network, JointNetwork):
+            measured.append(partial(_of_head, target=network.target))
+        for loss in measured:
+            for images in (self.images, self.held_out):
+                if images is None or len(images) == 0:
+                    losses.append(math.nan)
+                    continue
+                chosen = float_images(images, spread(len(images), EVALUATION_IMAGES))
+                with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                    losses.append(evaluation_loss(network, chosen, self.schedule, loss=loss))
         self.state.curve.append((float(self.state.step), *losses))
-        return f"train={losses[0]:.4f}, held_out={losses[1]:.4f}"
+        of_head = f", head={losses[2]:.4f}" if len(losses) > 2 else ""
+        return f"train={losses[0]:.4f}, held_out={losses[1]:.4f}{of_head}"
 
     def is_content(self) -> bool:
         return False
+
+
+def _joint(*given: Any, weight: float, target: Target, **options: Any) -> torch.Tensor:
+    return joint_loss(weight, *joint_losses(*given, target=target, **options))
+
+
+def _of_head(*given: Any, target: Target) -> torch.Tensor:
+    return joint_losses(*given, target=target)[1]
 
 
 def _seed(device: torch.device, seed: int) -> None:

@@ -13,6 +13,7 @@ Bounds under the exact mean (Analytic-DPM, Theorem 2) [E5]:
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -29,19 +30,23 @@ def score_norm(eps_square: npt.ArrayLike, alpha: float, sigma: float) -> Float64
     return missing * (sigma / alpha) ** 2 if alpha > 0 else np.full_like(missing, np.inf)
 
 
+def range_variance(data_range: tuple[float, float] | None) -> float:
+    """((b − a)/2)², the largest variance that a number in [a, b] can have, at one x_t too; inf without a range [E5]."""
+    return math.inf if data_range is None else ((data_range[1] - data_range[0]) / 2) ** 2
+
+
 def upper_bound(
     alpha: float,
     sigma: float,
     linear: npt.ArrayLike | None,
     data_range: tuple[float, float] | None,
 ) -> Float64Array:
-    """The least of the upper bounds that apply.
+    """The least of the upper bounds that apply to the average of v over x_t; at one x_t only `range_variance` does.
 
     Args:
         linear: the linear-MMSE value(s), or None where the data's variance is unknown.
         data_range: (a, b), or None for unbounded data and for DCT coefficients.
     """
     bound = np.asarray((sigma / alpha) ** 2 if alpha > 0 else np.inf)
-    if data_range is not None:
-        bound = np.minimum(bound, ((data_range[1] - data_range[0]) / 2) ** 2)
+    bound = np.minimum(bound, range_variance(data_range))
     return bound if linear is None else np.asarray(np.minimum(bound, np.asarray(linear)))

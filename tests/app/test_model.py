@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from openai_unet import Kind, OpenAIUNet
 from small_pipelines import CLASSES, STEPS, save_dit, save_ldm
 
 import diffusion_var as dv
@@ -196,3 +197,33 @@ def test_a_run_that_fails_at_once_leaves_nothing_in_the_way(root: Path, tmp_path
         sample_command.run(SampleOptions(str(root / "dit"), out, classes=[2000], **options))
     sample_command.run(SampleOptions(str(root / "dit"), out, classes=[1], **options))
     assert len(list(out.glob("*.png"))) == 2
+
+
+# ---- checkpoints of OpenAI's ----------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_openais(tmp_path: Path) -> None:
+    """Its hyper-parameters in a YAML file, as their flags are called; sampled by class, with its learned range."""
+    kind = Kind(out=6, classes=3)
+    torch.save(OpenAIUNet(kind).state_dict(), tmp_path / "model.pt")
+    (tmp_path / "flags.yaml").write_text(
+        "image_size: 8\nattention_resolutions: 4,2\nnum_channels: 32\nclass_cond: True\nlearn_sigma: True\n"
+        'noise_schedule: cosine\ntimestep_respacing: "50"\nnum_heads: 2\n'
+    )
+    options: dict[str, Any] = {"steps": 4, "count": 3, "classes": [2, 0], "openai": tmp_path / "flags.yaml"}
+    options |= {"covariance": "learned_range", "device": "cpu"}
+    sample_command.run(SampleOptions(str(tmp_path / "model.pt"), tmp_path / "s.npz", **options))
+    given = {"image_size": 8, "num_heads": 2, "noise_schedule": "cosine", "timestep_respacing": "50"}
+    denoiser = dv.Denoiser.from_openai(tmp_path / "model.pt", given, device="cpu")
+    assert denoiser.schedule.num_steps == 50
+    images = dv.Sampler(denoiser, dv.LearnedRange(), 4).sample(3, conditions=torch.tensor([2, 0, 2]))
+    found, expected = np.load(tmp_path / "s.npz")["images"].astype(int), to_uint8(images, (-1.0, 1.0)).numpy()
+    assert np.abs(found - expected).max() <= 1
+    assert expected.std() > 30
+    with pytest.raises(dv.InputError, match=r"--variant have no meaning for a checkpoint of OpenAI's \(--openai\)"):
+        open_model(str(tmp_path / "model.pt"), ModelOptions(openai=tmp_path / "flags.yaml", variant="fp16"))
+    with pytest.raises(dv.InputError, match="guidance_scale=2 needs the condition that stands for none"):
+        open_model(str(tmp_path / "model.pt"), ModelOptions(openai=tmp_path / "flags.yaml", guidance_scale=2.0))
+    (tmp_path / "flags.yaml").write_text("image_size: 8\ndepth: 3\n")
+    with pytest.raises(dv.InputError, match="an entry 'depth' that is no flag of OpenAI's models"):
+        open_model(str(tmp_path / "model.pt"), ModelOptions(openai=tmp_path / "flags.yaml"))

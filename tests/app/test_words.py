@@ -90,6 +90,8 @@ ELSEWHERE = {
     "visit": "of a sampler's method",
     "levels": "of a bound",
     "respaced": "of a covariance that is made in Python",
+    "trace": "of the likelihood of a flow, which is Python's",
+    "most": "of a covariance that commands name without it",
 }
 CONFIG_ENTRIES = {
     "variance_type",
@@ -100,6 +102,9 @@ CONFIG_ENTRIES = {
     "steps_offset",
 }
 CONFIG_ENTRIES |= {"invert_sigmas", "prediction_type", "beta_schedule"}
+#: Of a checkpoint of OpenAI's, by the names of their flags.
+CONFIG_ENTRIES |= {"image_size", "num_heads", "num_head_channels", "diffusion_steps", "conv_resample"}
+CONFIG_ENTRIES |= {"model_mean_type", "predict_xstart"}
 
 
 def sentences() -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Averages of a state-dependent covariance: over each image, which keeps the contract, and over a batch, which mixes."""
+"""Averages of a state-dependent covariance: over each image, which keeps the contract, and over a batch."""
 
 from typing import Any
 

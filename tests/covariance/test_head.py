@@ -1,9 +1,11 @@
 """A head as a reverse covariance: sampling, likelihoods, what is made safe, and its file."""
 
+import json
 import warnings
 
 import pytest
 import torch
+from safetensors import safe_open
 from signed import contents, sign
 from small_heads import SHAPE, denoiser, head, images, table
 
@@ -117,8 +119,8 @@ def test_files_that_are_refused(tmp_path):
         dv.Head.load(path)
     path.write_bytes(good)
     arrays, metadata = contents(path)
-    sign(path, arrays, {**metadata, "format_version": 2})
-    with pytest.raises(dv.InputError, match="format version 2"):
+    sign(path, arrays, {**metadata, "format_version": 3})
+    with pytest.raises(dv.InputError, match="format version 3"):
         dv.Head.load(path)
     arrays["head.out.bias"][0] = float("nan")
     sign(path, arrays, metadata)
@@ -128,6 +130,47 @@ def test_files_that_are_refused(tmp_path):
     sign(path, arrays, metadata)
     with pytest.raises(dv.InputError, match="are not those of a simple head"):
         dv.Head.load(path)
+
+
+def contents_digest(path):
+    with safe_open(str(path), "numpy") as file:
+        return json.loads(file.metadata()["diffusion_var"])["digest"]
+
+
+def test_published_heads_of_version_1_are_used_as_they_were_trained(tmp_path):
+    """With v at most σ²/α² as well, and the table's three moments in the step; their bytes and digest stay."""
+    old, new = tmp_path / "old.safetensors", tmp_path / "new.safetensors"
+    made = head(scale=3.0, output="papers")
+    made.save(new)
+    arrays, metadata = contents(new)
+    assert (metadata.pop("cut"), metadata["format_version"]) == ("range", 2)
+    sign(old, arrays, {**metadata, "format_version": 1})
+    loaded, again = dv.Head.load(old), dv.Head.load(new)
+    assert (loaded.spec.output, again.spec.output) == ("bounded", "papers")
+    assert again.identity() == made.identity() != loaded.identity()
+    assert again.digest == made.digest != loaded.digest == contents_digest(old)
+    loaded.save(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == old.read_bytes()
+
+    model, t = made.prepare(denoiser()), 5
+    posterior = model(images(6).float() / 127.5 - 1, t)
+    level = float(model.schedule.sigma[t] / model.schedule.alpha[t]) ** 2
+    unit = table().posterior_variance(t)
+    before, after = (each._tamed(each.ratio(posterior, t)) * unit for each in (loaded, made))
+    assert float((before - after.clamp(max=level)).abs().max()) < 1e-6
+    assert float(after.max()) == pytest.approx(1.0)
+    kernel = dv.ReverseKernel(model.schedule, t, 1, eta=0.0)
+    error = loaded.prior.mean_error(kernel)
+    assert abs(error / (kernel.gain**2 * unit) - 1) > 1e-3  # clipped, with the network's own ε̂
+    assert torch.allclose(loaded(posterior, kernel).variance, kernel.lambda2 + before / unit * error)
+
+
+def test_heads_that_mean_what_they_meant_are_written_as_before(tmp_path):
+    for k, spec in enumerate([{}, {"target": "sn"}, {"target": "factor", "structure": "dct"}]):
+        head(0.3, **spec).save(tmp_path / f"{k}.safetensors")
+        metadata = contents(tmp_path / f"{k}.safetensors")[1]
+        assert metadata["format_version"] == 1
+        assert "cut" not in metadata
 
 
 def test_models_that_it_does_not_belong_to():

@@ -170,17 +170,65 @@ def test_covariance_of_a_ratio(t, s, eta, clipped_eps, structure, monkeypatch):
 
 @pytest.mark.parametrize("name", ["npr", "sn", "ocm"])
 def test_published_outputs(name):
-    """Σ of the papers: (σ²/α²) times g, h − ε̂² or 1 + h, clipped to what a posterior variance in [-1, 1] can be."""
+    """v of the papers: (σ²/α²) times g, h − ε̂² or 1 + h; as it is in training, in use within [0, 1], what a variance in
+    [-1, 1] can be, and nothing less: σ²/α² bounds the average over x_t alone."""
     made = head(target=name, output="papers")
     posterior = dv.Posterior(drawn(name="mean"), drawn(name="eps"), features=torch.zeros(4, 8, 8, 8))
-    raw, t = drawn(name="raw"), 20
+    raw, t = 4 * drawn(name="raw"), 12
     indices = torch.full((4,), t)
     schedule = table().schedule
     level = float(schedule.sigma[t] / schedule.alpha[t]) ** 2
     said = {"npr": raw, "sn": raw - posterior.eps**2, "ocm": 1 + raw}[name]
-    v = np.clip(level * said.numpy(), 0.0, min(level, 1.0))
-    found = made._tamed(made.output(raw, posterior, indices)).numpy() * table().posterior_variance(t)
-    np.testing.assert_allclose(found, v, rtol=1e-6, atol=1e-9)  # the prior's levels are float32
+    unit, v = table().posterior_variance(t), level * said.numpy()
+    trained = made.output(raw, posterior, indices)
+    np.testing.assert_allclose(trained.numpy() * unit, v, rtol=1e-6, atol=1e-9)  # the prior's levels are float32
+    used = made._tamed(made.cut(trained, indices)).numpy() * unit
+    np.testing.assert_allclose(used, np.clip(v, 0.0, 1.0), rtol=1e-6, atol=1e-9)
+    assert ((v > level) & (v < 1.0)).any()
+    assert (v > 1.0).any()
+    at_level = made.cut(trained, schedule.level(t))
+    assert torch.equal(at_level, made.cut(trained, indices))
+
+
+@pytest.mark.parametrize(("data_range", "most"), [((0.0, 1.0), 0.25), ((-3.0, 1.0), 4.0), (None, np.inf)])
+def test_published_heads_are_cut_at_the_data_range_alone(data_range, most, monkeypatch):
+    made = head(output="papers")
+    monkeypatch.setattr(made.prior.table, "data_range", data_range)
+    v = torch.tensor([1e-3, 0.2, 0.3, 3.9, 4.1, 1e6], dtype=torch.float64).view(-1, 1, 1, 1)
+    unit = table().posterior_variance(5)  # where σ²/α² is far below
+    found = made.cut(v / unit, torch.full((6,), 5)) * unit
+    np.testing.assert_allclose(found.numpy(), np.minimum(v.numpy(), most), rtol=1e-6)
+
+
+def test_ratios_of_the_table_are_not_cut():
+    raw = torch.tensor([1e2, 1e4, 1e6], dtype=torch.float64).view(-1, 1, 1, 1)
+    made = head()
+    found = made.cut(made.output(raw, None, torch.full((3,), 20)), torch.full((3,), 20))
+    np.testing.assert_allclose(found.numpy(), raw.numpy() + np.log(np.e - 1), rtol=1e-12)
+
+
+def test_published_npr_learns_the_residual_of_the_networks_own_noise():
+    """(ε − ε̂)², which is not (α²/σ²)(x_0 − x̂_0)² where x̂_0 is clipped: arXiv:2206.07309 knows no clipping."""
+    d = draw()
+    published, own = (head(output=output).target for output in ("papers", "ratio"))
+    residual = (d.eps - d.posterior.eps).numpy() ** 2
+    np.testing.assert_allclose((d.g * published.ratio(d)).numpy(), residual, rtol=1e-12)
+    off = (residual - drawn(name="predicted").numpy()) ** 2
+    loss = published.loss(drawn(name="predicted") / d.g, d, "papers")
+    np.testing.assert_allclose(float(loss), off.mean(), rtol=1e-12)
+    assert float((published.ratio(d) - own.ratio(d)).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.5, 0.0])
+def test_covariance_of_the_published_heads(eta, monkeypatch):
+    """λ² + γ² v, also where x̂_0 is clipped and the step uses the network's ε̂."""
+    made, schedule = head(output="papers"), table().schedule
+    v = drawn(name="v").abs()
+    monkeypatch.setattr(made, "ratio", lambda *_: v / table().posterior_variance(20))
+    kernel = dv.ReverseKernel(schedule, 20, 5, eta)
+    posterior = dv.Posterior(drawn(name="mean"), drawn(name="eps"), features=drawn(4, 8, 8, 8, name="f"))
+    expected = kernel.lambda2 + kernel.gain**2 * v.numpy()
+    np.testing.assert_allclose(made(posterior, kernel).variance.numpy(), expected, rtol=1e-9)
 
 
 def test_disagreement_of_the_estimators_counts_for_exact_mean_targets_only():
@@ -210,7 +258,7 @@ def test_disagreement_of_the_estimators_counts_for_exact_mean_targets_only():
         ({"structure": "dct"}, "structure='dct' is for target='factor' alone, not 'npr'"),
         ({"target": "factor", "structure": "channel"}, "structure='channel' has no variances"),
         ({"target": "factor", "structure": "dct", "output": "papers"}, "output='papers'"),
-        ({"output": "raw"}, "output 'raw' is not known"),
+        ({"output": "raw"}, "output 'raw' is not known; choose one of ratio, papers"),
     ],
 )
 def test_specs_that_make_no_sense(spec, named):

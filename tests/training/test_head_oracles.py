@@ -85,3 +85,53 @@ def test_weighting_makes_every_index_count(target, weighting, times):
     print(target, weighting, {n: [round(found[n][0], 3) for found in (balanced, papers)] for n in TIMES})
     for n in times:
         assert balanced[n][0] < 0.7 * papers[n][0]
+
+
+# ---- between two modes ---------------------------------------------------------------------------------------------
+
+
+class TwoPointsTrunk(torch.nn.Module):
+    """The exact ε̂ of two points, with functions of x_t and of the level as features."""
+
+    def __init__(self, points):
+        super().__init__()
+        self.points, self.last = points, torch.nn.Identity()
+        self.one = torch.nn.Parameter(torch.ones(()), requires_grad=False)
+
+    def forward(self, x_t, timestep):
+        n = timestep.long() + 1
+        posterior = self.points(x_t, n)
+        alpha, sigma = self.points.schedule.coefficients(n, x_t)
+        level, m, z = (sigma / alpha).log().expand_as(x_t), posterior.mean, x_t / sigma
+        of_x = [1 - m**2, x_t, m, m**3, posterior.eps, (-0.5 * z**2).exp(), (-2 * z**2).exp()]
+        self.last(torch.cat([f * level**k for f in of_x for k in range(3)] + [level, level**2], 1))
+        return posterior.eps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("output", "weighting"), [("ratio", "table"), ("papers", "papers")])
+def test_between_two_modes_the_variance_is_many_times_the_averages_bound(output, weighting):
+    """Points at ±1: at x_t = 0 Var[x_0|x_t] = 1 = ((b − a)/2)², where σ²/α² is 0.29 to 0.46."""
+    schedule = dv.NoiseSchedule.linear(40, 2e-3, 0.25)
+    points = dv.oracles.EmpiricalDenoiser(schedule, torch.tensor([1.0, -1.0]).view(2, 1, 1, 1))
+    model = dv.Denoiser(
+        TwoPointsTrunk(points), schedule, shape=(1, 1, 1), clip=None, data_range=(-1.0, 1.0), conditional=False
+    )
+    data = points.sample(1000, seed=1)
+    table = dv.estimate(model, data, tolerance=0.05, progress=False, structures=["isotropic"], indices=range(8, 12))
+    settings = HeadTraining(
+        400, 2048, 1e-2, "cosine", ema_decay=0.99, weighting=weighting, evaluate_every=400, likelihood_images=0
+    )
+    spec = dv.HeadSpec("npr", "residual", output=output, module="last")
+    head = train_head(model, table, data, settings, spec, progress=False).head
+    for n in (9, 10, 11):
+        bound = (schedule.sigma[n] / schedule.alpha[n]) ** 2
+        x_t = bound * torch.tensor([-0.6, 0.0, 0.6]).view(-1, 1, 1, 1)
+        truth = points.posterior_variance(x_t, n)
+        kernel = dv.ReverseKernel(schedule, n, n - 1)
+        with torch.no_grad():
+            variance = head(head.prepare(model)(x_t, n), kernel).variance.double()
+        found = (variance - kernel.lambda2) / kernel.gain**2
+        print(output, n, [round(float(x), 3) for x in (found / truth).flatten()])
+        assert float((found / truth - 1).abs().max()) < 0.1
+        assert float(truth.max()) > 2 * bound

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _SETTINGS = "sampling.json"
 _OTHER_FILES = frozenset({".npy", ".zip", ".png", ".jpg", ".jpeg", ".pt", ".safetensors"})  # no names of folders
 # Options that older versions did not have: they decide the images only where they are given.
-_LATER = ("unconditional", "data_range")
+_LATER = ("unconditional", "data_range", "capped_steps", "rho", "power", "average")
 
 
 def run(options: SampleOptions) -> None:
@@ -175,8 +175,9 @@ def _settings(sampler: Any, options: SampleOptions) -> dict[str, Any]:
     files = ("out", "table", "model", "prompts", "latents", "head")
     different = (*files, "count", "first", "batch_size", "device", "overwrite")
     chosen = {key: value for key, value in asdict(options).items() if key not in different}
+    defaults = {option.name: option.default for option in fields(options)}
     for key in _LATER:
-        if chosen[key] is None:
+        if chosen[key] == defaults[key]:
             del chosen[key]
     table = None if options.table is None else hashlib.sha256(options.table.read_bytes()).hexdigest()
     return {

@@ -16,6 +16,7 @@ from ..options import ImageOptions, ImagesHelp
 from ..terminal import say
 
 CHECKPOINT = "training.partial"
+HEAD, TABLE, TABLE_CHECKPOINT = "head.safetensors", "table.safetensors", "table.partial"
 _HALVING = "every block but the last halves height and width, which must stay whole"
 
 
@@ -33,6 +34,15 @@ class TrainUNetOptions(ImageOptions):
         default_factory=dict
     )
     learned_range: Annotated[bool, "learn too where between β̃ and β variances lie (2C channels, hybrid loss)"] = False
+    head: Annotated[
+        Literal["npr", "sn", "ocm"] | None,
+        "train a head for image-dependent variances together with the network; writes head.safetensors too",
+    ] = None
+    head_kind: Annotated[Literal["simple", "residual"], "size of the head"] = "simple"
+    head_weight: Annotated[float, "of the head's loss beside the simple loss"] = 1.0
+    head_gradient: Annotated[bool, "the head's loss trains the network too"] = True
+    head_features: Annotated[str | None, "module whose input the head reads; found for diffusers UNets"] = None
+    head_tolerance: Annotated[float, "tolerance of the variance table that belongs to the head"] = 0.05
     steps: Annotated[int, "optimiser steps"] = 10_000
     batch_size: Annotated[int, "images a step, over all processes together"] = 128
     learning_rate: Annotated[float, "highest learning rate (warm-up, then a cosine to zero)"] = 1e-3
@@ -94,7 +104,8 @@ def _train(options: TrainUNetOptions, this: str) -> None:
     )
     if main:
         record = {"images": options.images, "held_out": options.held_out, "parameters": parameters}
-        _save(result, scheduler, {**vars(settings), **record}, Manifest(options.out, this))
+        measured = images if held_out is None else held_out
+        _save(result, scheduler, {**vars(settings), **record}, Manifest(options.out, this), options, measured)
 
 
 def make_unet(arguments: dict[str, Any], shape: tuple[int, ...], seed: int, learned_range: bool = False) -> Any:
@@ -188,8 +199,10 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-def _save(result: Any, scheduler: Any, record: dict[str, Any], manifest: Manifest) -> None:
-    """The pipeline, its loss curve as csv and picture, and a record of how it was made."""
+def _save(
+    result: Any, scheduler: Any, record: dict[str, Any], manifest: Manifest, options: TrainUNetOptions, images: Any
+) -> None:
+    """The pipeline, its loss curve as csv and picture, a record of how it was made, and the head if there is one."""
     from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 
     from ... import plots
@@ -206,8 +219,36 @@ def _save(result: Any, scheduler: Any, record: dict[str, Any], manifest: Manifes
     write_atomic(folder / "loss.png", lambda file: figure.savefig(file, format="png"))
     record |= {"seconds": round(result.seconds, 1), "train_loss": result.curve[-1][1]}
     record["held_out_loss"] = None if result.curve[-1][2] != result.curve[-1][2] else result.curve[-1][2]
+    names = [*names, "loss.csv", "loss.png", "training.json"]
+    if result.head is not None:
+        record |= {"head_loss": result.head_curve[-1][1]}
+        names += _save_head(result, options, record, images)
     write_atomic(folder / "training.json", (json.dumps(record, indent=2) + "\n").encode())
-    manifest.end([*names, "loss.csv", "loss.png", "training.json"])
+    manifest.end(names)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     held_out = "" if record["held_out_loss"] is None else f", held-out loss {record['held_out_loss']:.4g}"
+    if result.head is not None:
+        say(f"written: {folder / HEAD} (of {folder}; loss {record['head_loss']:.4g})")
     say(f"written: {folder} (loss {record['train_loss']:.4g}{held_out}, {result.seconds / 60:.1f} minutes of training)")
+
+
+def _save_head(result: Any, options: TrainUNetOptions, record: dict[str, Any], images: Any) -> list[str]:
+    """The head that was trained with the pipeline in the folder, and a variance table of it; the files' names."""
+    from ...covariance.head import Head
+    from ...covariance.head_spec import HeadSpec
+    from ...models.denoiser import Denoiser
+    from ...variance.estimate import estimate
+
+    # As a reader of the folder has it: what the head belongs to.
+    denoiser, partial = Denoiser.from_pretrained(options.out), options.out / TABLE_CHECKPOINT
+    table = estimate(
+        *(denoiser, images, options.head_tolerance),
+        seed=options.seed,
+        structures=("isotropic",),
+        checkpoint=partial,
+    )
+    spec = HeadSpec(str(options.head), options.head_kind, output="papers", module=options.head_features)
+    Head(result.head.to(denoiser.device), table, spec, record).save(options.out / HEAD)
+    table.save(options.out / TABLE)
+    partial.unlink(missing_ok=True)
+    return [HEAD, TABLE]

@@ -142,7 +142,7 @@ def _cap_findings(result: Comparison, metric: str) -> list[str]:
     """Where the last-step noise cap helps and where it harms."""
     verdicts = []
     for cell in (c for c in result.cells if c.method.final_noise_cap is not None and metric in c.scores):
-        wanted = _plain(cell.method, final_noise_cap=None)
+        wanted = _plain(cell.method, final_noise_cap=None, capped_steps=1)
         twin = next((c for c in result.cells if c.steps == cell.steps and _plain(c.method) == wanted), None)
         if twin is not None:
             verdicts.append(verdict(cell, twin, metric))

@@ -10,6 +10,7 @@ from ...errors import printable
 from ..options import (
     BITS,
     AcceptHelp,
+    Averages,
     CompareMetrics,
     Covariances,
     DecoderVariances,
@@ -46,10 +47,12 @@ class Method(Options):
     tau: float | None = None  # instead of eta
     sigmas: list[float] | None = None  # noise levels by their σ/α, falling, instead of numbers of steps
     factor: float = 1.0  # the covariance times this, to see what misjudging it costs
-    decoder_variance: DecoderVariances | float | None = (
-        None  # of the likelihood; None: an optimal path's, or beta_tilde
-    )
+    decoder_variance: DecoderVariances | float | None = None  # None: an optimal path's own, else beta_tilde
     first_index: int | None = None  # that optimal paths begin at; None: found
+    capped_steps: int = 1  # how many of the last noises are capped
+    rho: float = 7.0  # of the spacing karras
+    power: float = 2.0  # k of the spacing power
+    average: Averages | None = None  # of a state-dependent covariance: over each image, or over a batch
 
     @property
     def family(self) -> str:
@@ -69,10 +72,14 @@ class Method(Options):
         if self.name is not None:
             return printable(self.name, _LONGEST_NAME)
         cap = "" if self.final_noise_cap is None else f", cap {self.final_noise_cap:g}"
+        cap += "" if self.capped_steps == 1 else f" of {self.capped_steps} steps"
         rest = cap + ("" if self.clipped_eps is None else f", {self.clipped_eps} ε̂")
+        spread = {"karras": (self.rho, 7.0, "ρ"), "power": (self.power, 0.0, "k")}.get(self.spacing, (0, 0, ""))
         rest += "" if self.spacing == "linspace" else f", {self.spacing}"
+        rest += "" if spread[0] == spread[1] else f" {spread[2]}={spread[0]:g}"
         rest += "" if self.first_index is None else f" from {self.first_index}"
         rest += "" if self.decoder_variance is None else f", decoder {self.decoder_variance}"
+        rest += "" if self.average is None else f", mean over the {self.average}"
         rest += ("" if self.sigmas is None else ", own levels") + ("" if self.factor == 1 else f", × {self.factor:g}")
         if self.covariance == "analytic":
             kind = "" if self.estimator == "residual" else f" ({self.estimator})"
@@ -81,8 +88,9 @@ class Method(Options):
             file = Path(self.head or "head")
             name = printable(file.parent.name if file.stem == "head" else file.stem, _LONGEST_NAME)
             return f"{self.family} head {name}{rest}"
-        sign = {"beta": "β", "beta_tilde": "β̃", "learned_range": "learned range"}[self.covariance]
-        return f"{self.family} {sign}{rest}" if self.is_noisy else f"{self.family}{rest}"
+        names = {"beta": "β", "beta_tilde": "β̃", "learned_range": "learned range", "eps_square": "1 − ε̂²"}
+        own = self.is_noisy or self.covariance == "eps_square"
+        return f"{self.family} {names[self.covariance]}{rest}" if own else f"{self.family}{rest}"
 
 
 def _demo_methods() -> list[Method]:

@@ -51,7 +51,18 @@ from .sample_scores import Scoring, baseline_groups, open_features
 
 GRID_IMAGES = 12
 # Parts of a method that decide a cell only where they are given.
-_OPTIONAL = ("head", "tau", "sigmas", "factor", "decoder_variance", "first_index")
+_OPTIONAL = (
+    "head",
+    "tau",
+    "sigmas",
+    "factor",
+    "capped_steps",
+    "rho",
+    "power",
+    "average",
+    "decoder_variance",
+    "first_index",
+)
 
 
 def run(options: CompareOptions) -> None:
@@ -343,7 +354,8 @@ class _Run:
         assert self.likelihoods is not None
         label = f"{method.label} K={len(sampler.steps)} seed={seed}"
         # The cap is on samples alone: capped and not, a method has one likelihood.
-        own = self._own(method, sampler, seed) | {"final_noise_cap": None, **self.likelihoods.identity}
+        uncapped = replace(method, final_noise_cap=None, capped_steps=1)
+        own = self._own(uncapped, sampler, seed) | self.likelihoods.identity
         own["decoder"] = plain_variance(decoder_of_path(steps))
         measured = self.store.load(label, own)
         if measured is None:

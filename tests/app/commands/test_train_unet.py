@@ -286,3 +286,38 @@ def test_wrong_arguments_end_with_one_sentence(tmp_path, images, monkeypatch, ca
     assert "cannot take images of shape (1, 8, 8)" in said("--unet", "{num_class_embeds: 3}")
     assert "--ema-decay 2.0" in said("--ema-decay", "2")
     assert "expected 'missing'" in said("--images", f"{images}:missing")
+
+
+def test_a_head_trained_with_the_network_belongs_to_what_is_written(options, capsys, monkeypatch):
+    """Also where the run was interrupted while the head's table was measured."""
+    from diffusion_var.app.commands import train_unet as command
+    from diffusion_var.variance import estimate as variance
+
+    chosen = options(head="npr", head_kind="residual", head_tolerance=0.5)
+    folder = chosen.out
+    estimate = variance.estimate
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(variance, "estimate", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(chosen)
+    assert (folder / CHECKPOINT).is_file()
+    assert not (folder / command.HEAD).exists()
+    monkeypatch.setattr(variance, "estimate", estimate)
+    run(chosen)
+    assert "head.safetensors" in capsys.readouterr().out
+    model, head = dv.Denoiser.from_pretrained(folder), dv.Head.load(folder / command.HEAD)
+    kernel = dv.ReverseKernel(model.schedule, 20, 10)
+    head.check(model, [kernel])
+    assert head.training["head"] == "npr"
+    assert head.spec == dv.HeadSpec("npr", "residual", output="papers")
+    variances = head(head.prepare(model)(torch.zeros(2, *model.shape), 20), kernel).variance
+    assert bool((variances >= kernel.lambda2 * (1 - 1e-6)).all())
+    dv.VarianceTable.load(folder / command.TABLE).check(model)
+    assert not {CHECKPOINT, command.TABLE_CHECKPOINT} & {path.name for path in folder.iterdir()}
+    before = contents(folder)
+    run(chosen)
+    assert "already finished" in capsys.readouterr().out
+    assert contents(folder) == before
