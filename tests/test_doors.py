@@ -73,7 +73,7 @@ def call(function: Callable[..., Any], /, *given: Any, **options: Any) -> Callab
 run: dict[str, Any] = {"denoiser": NO_DENOISER, "covariance": NO_COVARIANCE, "steps": NO_STEPS, "seed": NO_SEED}
 run |= {"eta": NO_ETA, "tau": ("1", -1, float("nan")), "draws": NO_COUNT, "step_samples": NO_COUNT[:4]}
 run |= {"batch_size": NO_COUNT, "conditions": NO_CONDITIONS, "checkpoint": NO_PATH, "clipped_eps": ("x", 5)}
-run |= {"decoder_variance": ("beta", 0, -1, float("nan"), None, [1])}
+run |= {"decoder_variance": ("beta", 0, -1, float("nan"), [0.1, -0.1], [[1], [1, 2]], True)}
 bound: dict[str, Any] = {"denoiser": DENOISER, "covariance": dv.FixedLarge(), "steps": 4, "decoder_variance": 0.01}
 
 DOORS: dict[str, Door] = {
@@ -154,6 +154,21 @@ DOORS: dict[str, Door] = {
             "method": ("rk5", None, 5),
             "trace": ("x", None, 5),
             "levels": (1, "256", 1.5, True),
+        },
+    ),
+    "decoder_costs": (
+        call(dv.decoder_costs, denoiser=DENOISER, images=IMAGES[:4], indices=[1, 50, 100]),
+        {
+            "denoiser": NO_DENOISER,
+            "table": (5, "t.safetensors", dv.VarianceTable),
+            "indices": ([], [0, 50], [50, 50], "1", 5, [1.5]),
+            "seed": NO_SEED,
+            "levels": (1, 0, "256", True),
+            "data_range": (5, (1, 0)),
+            "draws": NO_COUNT,
+            "batch_size": NO_COUNT,
+            "conditions": NO_CONDITIONS,
+            "checkpoint": NO_PATH,
         },
     ),
     "step_costs": (
@@ -409,7 +424,7 @@ ELSEWHERE = {
     **dict.fromkeys(("DiffusionVarWarning", "InputError", "NumericalError", "NetworkError"), "what is raised"),
     **dict.fromkeys(("FixedLarge", "FixedSmall", "LearnedRange"), "takes nothing"),
     **dict.fromkeys(
-        ("LikelihoodBound", "OdeLikelihood", "StepCosts", "ModelIdentity", "Posterior"), "made here, not by users"
+        ("DecoderCosts", "LikelihoodBound", "OdeLikelihood", "StepCosts", "ModelIdentity", "Posterior"), "made here, not by users"
     ),
     **dict.fromkeys(("ReverseCovariance", "StructuredCovariance", "Structure"), "to be written by users; contracts"),
     **dict.fromkeys(("HeadSpec", "LearnedVariance", "Scaled"), "tests of covariance"),

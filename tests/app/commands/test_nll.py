@@ -137,7 +137,8 @@ def test_an_interrupted_nll_goes_on(table: Path, tmp_path: Path) -> None:
         ("--covariance beta --levels 17", "17 levels"),
         ("--covariance beta --draws 0", "draws"),
         ("--covariance beta --decoder-variance pixel", "table"),
-        ("--covariance beta --decoder-variance covariance", "nll --continuous"),
+        ("--covariance beta_tilde --decoder-variance covariance", "beta_tilde, step 1 to 0. is zero somewhere"),
+        ("--covariance beta --decoder-variance respaced --steps 1", "the step before the last"),
         ("--covariance beta --decoder-variance 0", "positive"),
         ("--covariance beta --latents folder", "--latents"),
         ("--covariance beta --guidance-scale 2", "--guidance-scale 2 .*--unconditional"),
@@ -171,15 +172,54 @@ def test_the_cost_that_steps_prints_is_what_nll_measures(table: Path) -> None:
     error = np.hypot.reduce([part["standard_error"] for part in measured["per_step"][1:-1]])
     assert measured["steps"] == found["indices"]
     # The table itself is coarse: eight indices at a high tolerance, interpolated between.
-    assert abs(middle - found["bits_per_dim"]["optimal"]) < 4 * error + 0.05 * middle
+    steps_share = found["bits_per_dim"]["optimal"] - found["decoder_bits_per_dim"]
+    assert abs(middle - steps_share) < 4 * error + 0.05 * middle
+    assert measured["decoder_variance"] == pytest.approx(
+        dv.VarianceTable.load(table).posterior_variance(found["indices"][0]), rel=1e-12
+    )
+
+
+DECODERS = ["--decoder-images", "digits:table[:60]"]
+
+
+def test_a_path_with_a_measured_decoder_is_far_better(table: Path, tmp_path: Path) -> None:
+    """On other images than those that it was chosen on; interrupted or not, the command leaves one file."""
+    options = ["--table", str(table), "--structure", "pixel", "--steps", "5", "--spacing", "optimal", "--json"]
+    nll = [*NLL[:-1], "digits:score[:60]", *options]
+    measured = json.loads(run(*nll, *DECODERS, "--out", str(tmp_path / "free.json")).splitlines()[-1])
+    forced = json.loads(run(*nll, "--first-index", "1", "--decoder-variance", "beta_tilde").splitlines()[-1])
+    assert [file.name for file in tmp_path.iterdir()] == ["free.json"]
+    assert measured["value"] < 4.3 < 5.2 < forced["value"]
+    assert measured["steps"][0] > 30
+    assert forced["steps"][0] == 1
+    assert measured["decoder_variance"] > 10 * forced["decoder_variance"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--spacing linspace --decoder-images digits:table", "--decoder-images would have no meaning with --spacing"),
+        ("--spacing optimal --decoder-variance sigma2 --decoder-images digits:table", "with --decoder-variance"),
+        ("--spacing linspace --first-index 3", "--first-index 3 is for the spacing optimal"),
+        ("--spacing optimal --first-index 0", "first=0 must be one of the indices"),
+        ("--spacing optimal --decoder-variance respaced", "--decoder-variance respaced is not known; use one of table"),
+        ("--spacing optimal --decoder-images nowhere", "nowhere"),
+    ],
+)
+def test_bad_flags_of_free_paths(table: Path, flags: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        run(*NLL[:-1], "digits:score[:4]", "--table", str(table), *flags.split())
 
 
 def test_measured_costs_choose_a_path_for_beta() -> None:
     flags = ["--objective", "bound", "--model", "digits", "--images", "digits:table[:20]", "--covariance", "beta"]
     found = json.loads(run("steps", *flags, "--steps", "5", "--json").splitlines()[-1])
     assert found["bits_per_dim"]["optimal"] <= found["bits_per_dim"]["even"]
-    assert found["indices"][0] == 1
+    assert found["indices"][0] > 1
     assert found["indices"][-1] == 1000
+    forced = json.loads(run("steps", *flags, "--steps", "5", "--first-index", "1", "--json").splitlines()[-1])
+    assert forced["indices"][0] == 1
+    assert found["bits_per_dim"]["optimal"] < forced["bits_per_dim"]["optimal"] - 1
 
 
 @pytest.mark.parametrize(
@@ -211,5 +251,6 @@ def test_show_says_what_the_steps_cost(table: Path) -> None:
     (line,) = [line for line in said.splitlines() if "optimal isotropic" in line]
     steps = dv.steps.linspace(1000, 10)
     paths = dv.steps.optimal_paths(dv.VarianceTable.load(table), 10)
-    assert float(line.split()[2]) == pytest.approx(paths.bits_per_dim(paths.cost_of(steps)), abs=1e-4)
+    steps_share = paths.bits_per_dim(paths.cost_of(steps) - paths.first[0])
+    assert float(line.split()[2]) == pytest.approx(steps_share, abs=1e-4)
     assert "β̃" in said
