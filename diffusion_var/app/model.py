@@ -141,6 +141,7 @@ class Model:
 def open_model(name: str, options: ModelOptions) -> Model:
     """A model by name: "digits", a folder or hub id of a diffusers model, or a checkpoint of OpenAI's."""
     check_model_options(options)
+    _check_kind(name, options)
     own = options.unconditional
     denoiser = (
         _open_openai(name, options)
@@ -171,6 +172,16 @@ def _open_openai(name: str, options: ModelOptions) -> Denoiser:
     return denoiser.with_guidance(options.guidance_scale if options.unconditional is None else 1.0)
 
 
+def _check_kind(name: str, options: ModelOptions) -> None:
+    """Refuse weights alone where a model is wanted, and say what is missing."""
+    weights = Path(name).suffix in (".pt", ".pth", ".ckpt", ".safetensors") and Path(name).is_file()
+    checks.refuse(
+        weights and options.openai is None,
+        f"the model {name} is a file of weights; give a folder of a diffusers model, or, if it is a checkpoint of "
+        "OpenAI's, its hyper-parameters too: --openai FILE.yaml.",
+    )
+
+
 def _hyperparameters(options: ModelOptions) -> dict[str, Any]:
     return read_yaml(options.openai) if options.openai is not None else {}
 
@@ -180,6 +191,7 @@ def open_schedule(name: str, options: ModelOptions) -> NoiseSchedule:
     if options.openai is not None:
         regular_file(name, "checkpoint")
         return OpenAIFlags.of(_hyperparameters(options)).schedule()
+    _check_kind(name, options)
     folder = open_folder(name, options.revision, options.variant, options.allow_pickle)
     return schedule_of(config_of(folder.scheduler()))
 

@@ -35,7 +35,7 @@ def mean_error(table: VarianceTable, n: int) -> float | None:
 
     Of the two other estimators the one that is known better is asked.
     """
-    if table.data is None or table.guidance_scale != 1.0:
+    if table.data is None or table.guided_by is not None:
         return None
     level, v = table.schedule.level(n), table.posterior_variance(n)
     errors = {other: table.standard_error(n, other) for other in _OTHERS}

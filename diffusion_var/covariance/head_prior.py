@@ -134,8 +134,8 @@ class Prior:
 
     def refuse_guided(self, denoiser: Denoiser) -> None:
         """Refuse a guided mean where the target takes the network's mean for the posterior's."""
-        if denoiser.guidance_scale != 1.0 and not self.target.any_mean:
+        if (scale := denoiser.guided_by) is not None and not self.target.any_mean:
             raise InputError(
                 f"the target {self.target.name!r} takes the mean for E[x_0|x_t], which a guided one (scale "
-                f"{denoiser.guidance_scale:g}) is not; use 'npr' or 'factor'."
+                f"{scale:g}) is not; use 'npr' or 'factor'."
             )

@@ -242,6 +242,13 @@ class Denoiser:
         return 1.0 if self.guidance is None else self.guidance.scale
 
     @property
+    def guided_by(self) -> float | None:
+        """The scale of guidance that makes the mean another than the posterior's: classifier-free, or by a classifier;
+        None without."""
+        scales = (self.guidance_scale, 1.0 if self.classifier is None else self.classifier.scale)
+        return next((scale for scale in scales if scale != 1.0), None)
+
+    @property
     def in_half_precision(self) -> bool:
         """Whether the network computes in less than float32."""
         return self.autocast is not None or leading_dtype(self.network) in (torch.float16, torch.bfloat16)

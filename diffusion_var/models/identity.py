@@ -37,7 +37,7 @@ _COMPARED: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "latent_scaling": ("latent scaling", tuple),
 }
 #: What tells a network besides the digest of its weights, by the names that a table's file has.
-NETWORK_FACTS = ("precision", "rounded", "probe")
+NETWORK_FACTS = ("precision", "rounded", "probe", "classifier_scale")
 
 
 @dataclass(frozen=True)

@@ -474,7 +474,7 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _step_covariances(self) -> StepCovariances:
         if self._covariances is None:
             self._covariances = StepCovariances(
-                self._source.attached(), self._cap, self._plan.last_levels(self._options.capped_steps)
+                self._source.attached(), self._cap, self._plan.last_levels(int(self._options.capped_steps))
             )
         return self._covariances
 

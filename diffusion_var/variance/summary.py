@@ -16,11 +16,13 @@ _OTHERS: tuple[Estimator, ...] = ("score_norm", "data_variance")
 def summarise(table: Any, lines: int = 12) -> str:
     """Where the table comes from, and the posterior standard deviation at about `lines` of its indices."""
     network = (table.network or "unknown")[:12]
+    classifier = (table.network_facts or {}).get("classifier_scale")
     head = [
         f"variance table: N={table.schedule.num_steps}, {len(table.indices)} measured indices, "
         f"{table.evaluations:,} network evaluations, structures {', '.join(table.structures)}",
         f"model: shape {table.shape}, prediction {table.prediction}, clip {table.clip}, network {network}"
         + (f", guidance scale {table.guidance_scale:g}" if table.guidance_scale != 1.0 else "")
+        + (f", classifier scale {classifier:g}" if classifier is not None else "")
         + (f", latents scaled by {table.latent_scaling[0]:g}" if table.latent_scaling is not None else ""),
     ]
     if table.data is None:
@@ -38,7 +40,7 @@ def summarise(table: Any, lines: int = 12) -> str:
         "these are a random choice, by that choice too"
     )
     # The other estimators hold for the posterior mean, which a guided one is not.
-    guided = table.guidance_scale != 1.0
+    guided = table.guided_by is not None
     rows = [
         "     n   draws   residual ± rel.err  + images"
         + ("" if guided else "    score_norm data_variance disagreement")

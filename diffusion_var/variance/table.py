@@ -224,9 +224,9 @@ class VarianceTable:
         level = self._level(n, lowest=0)
         if level.is_clean:
             return 0.0 if structure == "isotropic" else np.zeros(self.structure(structure).variance_shape)
-        if bounded and self.guidance_scale != 1.0:
+        if bounded and (scale := self.guided_by) is not None:
             raise InputError(
-                f"this table was measured with guidance (scale {self.guidance_scale:g}), and the bounds hold for the "
+                f"this table was measured with guidance (scale {scale:g}), and the bounds hold for the "
                 "exact posterior mean only; leave out bounded=True."
             )
         value = self.interpolation.value(estimator, structure, level)
@@ -276,6 +276,13 @@ class VarianceTable:
         log_snr = self._level(n).log_snr
         return bool(self.schedule.log_snr[self.indices[-1]] <= log_snr <= self.schedule.log_snr[self.indices[0]])
 
+    @property
+    def guided_by(self) -> float | None:
+        """The scale of guidance that made the mean another than the posterior's: classifier-free, or by a classifier;
+        None without."""
+        by_classifier = float((self.network_facts or {}).get("classifier_scale", 1.0))
+        return next((scale for scale in (self.guidance_scale, by_classifier) if scale != 1.0), None)
+
     # ---- whose it is ------------------------------------------------------------------------------------------
 
     def identity(self) -> ModelIdentity:
@@ -310,9 +317,9 @@ class VarianceTable:
     def _check_request(self, estimator: str, structure: str) -> None:
         wrong = estimator not in ESTIMATORS
         checks.refuse(wrong, f"estimator {estimator!r} is not known; choose one of {', '.join(ESTIMATORS)}.")
-        if self.guidance_scale != 1.0 and estimator != "residual":
+        if (scale := self.guided_by) is not None and estimator != "residual":
             raise InputError(
-                f"this table was measured with guidance (scale {self.guidance_scale:g}), whose mean is not the "
+                f"this table was measured with guidance (scale {scale:g}), whose mean is not the "
                 f"posterior mean that the estimator {estimator!r} takes for granted; use 'residual'."
             )
         wrong = structure not in STRUCTURE_NAMES

@@ -8,7 +8,7 @@ the moments are such as draws can give (`plausibility`).
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Final, Required
+from typing import Annotated, Any, Final
 
 import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue, model_validator, with_config
@@ -56,7 +56,8 @@ def _measured(value: dict[str, Any]) -> dict[str, Any]:
 class NetworkFacts(TypedDict, total=False):
     """What tells the network besides its weights; see `models.identity.network_facts`."""
 
-    precision: Required[Text]
+    precision: Text
+    classifier_scale: float
     rounded: dict[Text, Text]
     probe: Annotated[dict[str, JsonValue], AfterValidator(_measured)]
 

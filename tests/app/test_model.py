@@ -220,6 +220,8 @@ def test_a_checkpoint_of_openais(tmp_path: Path) -> None:
     found, expected = np.load(tmp_path / "s.npz")["images"].astype(int), to_uint8(images, (-1.0, 1.0)).numpy()
     assert np.abs(found - expected).max() <= 1
     assert expected.std() > 30
+    with pytest.raises(dv.InputError, match=r"model\.pt is a file of weights; .*--openai FILE\.yaml\.$"):
+        open_model(str(tmp_path / "model.pt"), ModelOptions())
     with pytest.raises(dv.InputError, match=r"--variant have no meaning for a checkpoint of OpenAI's \(--openai\)"):
         open_model(str(tmp_path / "model.pt"), ModelOptions(openai=tmp_path / "flags.yaml", variant="fp16"))
     with pytest.raises(dv.InputError, match="guidance_scale=2 needs the condition that stands for none"):
@@ -227,3 +229,20 @@ def test_a_checkpoint_of_openais(tmp_path: Path) -> None:
     (tmp_path / "flags.yaml").write_text("image_size: 8\ndepth: 3\n")
     with pytest.raises(dv.InputError, match="an entry 'depth' that is no flag of OpenAI's models"):
         open_model(str(tmp_path / "model.pt"), ModelOptions(openai=tmp_path / "flags.yaml"))
+
+
+def test_a_folder_of_images_of_a_checkpoint_is_completed_by_the_same_hyperparameters(tmp_path: Path) -> None:
+    torch.save(OpenAIUNet(Kind()).state_dict(), tmp_path / "model.pt")
+    flags = tmp_path / "flags.yaml"
+    flags.write_text("{image_size: 8, num_heads: 4}")
+
+    def run(count: int) -> None:
+        options = SampleOptions(str(tmp_path / "model.pt"), tmp_path / "out", count=count, steps=2, openai=flags)
+        sample_command.run(options)
+
+    run(2)
+    run(3)
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3
+    flags.write_text("{image_size: 8, num_heads: 4, predict_xstart: true}")
+    with pytest.raises(dv.InputError, match="is not empty"):
+        run(4)

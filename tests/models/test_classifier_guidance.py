@@ -262,6 +262,11 @@ def test_a_table_belongs_to_network_classifier_and_scale(kind: str, tmp_path: An
     images, labels = mixture().sample(64, seed=1), np.arange(64) % 3
     dv.estimate(guided, images, 9.0, indices=[1, N], conditions=labels, progress=False).save(tmp_path / "t.safetensors")
     table = dv.VarianceTable.load(tmp_path / "t.safetensors")
+    assert "classifier scale 2" in table.summary()
+    with pytest.raises(
+        dv.InputError, match=r"measured with guidance \(scale 2\), whose mean is not the posterior mean"
+    ):
+        table.posterior_variance(1, "score_norm")
     table.check(plain.with_classifier(small_classifier(), 2.0))
     others = [plain.with_classifier(small_classifier(1), 2.0), plain.with_classifier(small_classifier(), 3.0)]
     for other in [*others, plain] if kind != "function" else others:
@@ -284,6 +289,17 @@ def test_of_one_in_half_precision_too() -> None:
     table.check(guided(Network().bfloat16()))
     with pytest.raises(dv.InputError, match="made for another model"):
         table.check(guided(Network().bfloat16(), 3.0))
+
+
+def test_with_bayes_rule_the_mean_is_a_posteriors() -> None:
+    """At s = 1, so that the estimators that ask for one may be used."""
+    guided, own = mixture().with_classifier(ExactClassifier()), mixture(of=1)
+    images, options = own.sample(100, seed=1), {"tolerance": 0.2, "indices": [1, N], "progress": False}
+    table = dv.estimate(guided, images, conditions=[1] * 100, **options)
+    expected = dv.estimate(own, images, **options)
+    for estimator in ("score_norm", "data_variance"):
+        found = table.posterior_variance(N, estimator)  # type: ignore[arg-type]
+        assert found == pytest.approx(expected.posterior_variance(N, estimator), rel=1e-3)  # type: ignore[arg-type]
 
 
 def test_identities_name_the_scale() -> None:

@@ -73,6 +73,18 @@ def test_each_iteration_raises_the_order_of_the_round_trip(iterations: int) -> N
     assert (np.abs(np.log2(ratios) - iterations) < 0.3).all(), (errors, ratios)
 
 
+def test_units_of_the_levels_do_not_matter() -> None:
+    """The same flow in units of α = 1: the iterates are the same, x/√(α² + σ²), from the first on."""
+    levels = dv.steps.log_snr_levels(SCHEDULE, 20)
+    own = [dv.NoiseLevel(1.0, level.sigma / level.alpha, level.timestep) for level in levels]
+    found = []
+    for steps in (levels, own):
+        sampler = ddim(steps)
+        x = invert_batch(Run(), sampler.kernels, images(), None, 1)  # type: ignore[arg-type]
+        found.append(x / np.hypot(steps[0].alpha, steps[0].sigma))
+    torch.testing.assert_close(*found, rtol=1e-10, atol=0)
+
+
 def test_a_sampler_goes_there_and_back() -> None:
     x_0, sampler = images(5).float(), ddim(60)
     noise = sampler.invert(x_0, iterations=12, batch_size=2)

@@ -172,7 +172,7 @@ def _digest(settings: dict[str, Any]) -> str:
 
 def _settings(sampler: Any, options: SampleOptions) -> dict[str, Any]:
     """What decides the images: kept beside them, and compared when a run is continued."""
-    files = ("out", "table", "model", "prompts", "latents", "head")
+    files = ("out", "table", "model", "openai", "prompts", "latents", "head")
     different = (*files, "count", "first", "batch_size", "device", "overwrite")
     chosen = {key: value for key, value in asdict(options).items() if key not in different}
     defaults = {option.name: option.default for option in fields(options)}
@@ -188,6 +188,7 @@ def _settings(sampler: Any, options: SampleOptions) -> dict[str, Any]:
         "schedule": sampler.denoiser.schedule.digest,
         "table": table,
         **({} if options.head is None else {"head": sampler.covariance.identity()}),
+        **({} if options.openai is None else {"openai": hashlib.sha256(options.openai.read_bytes()).hexdigest()}),
         "prompts": None if options.prompts is None else hashlib.sha256(options.prompts.read_bytes()).hexdigest(),
     }
 

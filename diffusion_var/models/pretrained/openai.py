@@ -151,6 +151,7 @@ def _set_heads(network: Any, heads: Mapping[str, int]) -> None:
         attention = network.get_submodule(block)
         attention.heads = attention.sliceable_head_dim = count
         attention.scale = (attention.inner_dim / count) ** -0.5
+    network.register_to_config(heads=dict(heads))  # for whoever compares configs: it is none of the class's arguments
     network.save_pretrained = _refuse_to_save
 
 
