@@ -164,7 +164,7 @@ def _trials(options: CompareOptions) -> Iterator[tuple[Method, int]]:
     """All of the methods but the table itself, so that mistakes show before the work."""
     for method in options.methods:
         trial = replace(method, covariance="beta_tilde") if method.covariance == "analytic" else method
-        trial = replace(trial, spacing="linspace") if method.spacing == "optimal" else trial
+        trial = replace(trial, spacing="linspace", first_index=None) if method.spacing == "optimal" else trial
         yield from ((trial, k) for k in options.method_steps(method))
 
 
