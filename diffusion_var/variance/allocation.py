@@ -3,6 +3,9 @@
 Round 0 is a pilot of 64 draws, round 1 completes the least number, 256. After that every index whose relative error is
 above its tolerance is given what the error predicts it needs (error ∝ M^(−1/2)), but at most as much again as it
 has, so that an unlucky first estimate cannot waste a budget [E6].
+
+An error within its tolerance may rest on a handful of draws far out, and say little (`cross_fit`). Where it has few
+degrees of freedom and is no small part of the tolerance, the index gets the draws that are expected to give it more.
 """
 
 from __future__ import annotations
@@ -24,6 +27,12 @@ DEFAULT_INDICES = 64
 ELEMENTWISE_FACTOR = 5.0
 _MARGIN = 1.05
 
+#: Degrees of freedom below which an error is not trusted, the share of the tolerance from which on that matters, and
+#: the draws of an index after which no more are made for it.
+LEAST_FREEDOM = 40.0
+DOUBTED_SHARE = 0.2
+MOST_FOR_DOUBT = 16 * LEAST_DRAWS
+
 Int64Array = npt.NDArray[np.int64]
 
 
@@ -39,6 +48,21 @@ def merge_indices(schedule: NoiseSchedule, indices: Sequence[int]) -> list[int]:
     indices = list(indices)
     checks.refuse(len(indices) == 0, "indices is empty; give at least one index, or None for the default 64.")
     return sorted({schedule.check_index(n, "indices") for n in indices})
+
+
+def doubt(
+    counts: Int64Array, error: npt.NDArray[np.float64], freedom: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """(I,) what errors that are not to be trusted count as, in units of the tolerance: degrees of freedom grow with the
+    draws, as 1/error² does. 0 for others.
+
+    Args:
+        counts: (I,) draws so far.
+        error: (I,) of the isotropic value, in units of the tolerance.
+        freedom: (I,) its degrees of freedom.
+    """
+    matters = (error > DOUBTED_SHARE) & (counts < MOST_FOR_DOUBT)
+    return np.where(matters, np.sqrt(LEAST_FREEDOM / freedom), 0.0)
 
 
 def needed_draws(counts: Int64Array, error: npt.NDArray[np.float64]) -> Int64Array:

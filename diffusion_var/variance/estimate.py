@@ -33,7 +33,7 @@ from ..resume import ANEW, Checkpoint, State, StateRecord
 from . import allocation
 from .between_images import ImageDraws
 from .moments import CONTROLS, SHARD, MomentSums, StructureMoments, control_expectations
-from .plausibility import check_agreement, check_moments, check_noise
+from .plausibility import check_agreement, check_folds, check_moments, check_noise
 from .population import Population
 from .shards import ShardEvaluator
 from .table import VarianceTable
@@ -167,7 +167,9 @@ class _Run:
     def _rules(self) -> Rules:
         """What the arrays of this run's checkpoint must be like."""
         rules = {
-            f"{name}.{key}": ArrayRule(value.dtype.name, value.shape, least=sums.LEAST.get(key))
+            f"{name}.{key}": ArrayRule(
+                value.dtype.name, value.shape, least=sums.LEAST.get(key), optional=key in sums.OPTIONAL
+            )
             for name, sums in self.sums.items()
             for key, value in sums.arrays().items()
         }
@@ -182,7 +184,8 @@ class _Run:
         targets, start_counts = arrays["targets"], arrays["start_counts"]
         allocation.check_targets(start_counts, targets)
         for name, sums in self.sums.items():
-            sums.restore({key: arrays[f"{name}.{key}"] for key in sums.arrays()})
+            known = {key: arrays.get(f"{name}.{key}") for key in sums.arrays()}
+            sums.restore({key: value for key, value in known.items() if value is not None})
             check_moments(name, sums.means(), sums.covariances()[sums.covariance_shards > 0])
         if "draws.images" in arrays:  # earlier versions kept none
             self.draws.restore({key: arrays[f"draws.{key}"] for key in self.draws.arrays()})
@@ -192,6 +195,8 @@ class _Run:
         self._check_place()
         for name, sums in self.sums.items():
             check_agreement(name, sums.means(), self.sums["isotropic"].means())
+            if sums.fold_sums is not None:
+                check_folds(name, sums.fold_sums, sums.sums, sums.covariance_sums)
 
     def _check_place(self) -> None:
         """Refuse counts of draws that are not those of the place reached."""
@@ -232,11 +237,12 @@ class _Run:
                 self._reweigh()
             error = np.full(len(self.indices), np.inf)
             if self.round_number >= 1:
-                errors = self.errors()
+                errors, freedom = self.errors()
                 error = errors.max(0)
                 s, i = np.unravel_index(int(errors.argmax()), errors.shape)
                 where = f"{[*self.sums][s]} at n={self.indices[i]}"
                 bar.set_postfix_str(f"worst error {error[i]:.2f} tolerances, {where}")
+                error = np.maximum(error, allocation.doubt(self.counts, errors[0], freedom))
             targets = allocation.next_targets(self.round_number + 1, self.counts, error, self.max_evaluations)
             more = not np.array_equal(targets, self.counts)
             if self.round_number >= 1:
@@ -283,11 +289,13 @@ class _Run:
             if self.round_number == 0:
                 sums.forget_weighted_covariances()
 
-    def errors(self) -> npt.NDArray[np.float64]:
-        """(S, I) the relative error of each structure at each index, in units of its tolerance."""
+    def errors(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """(S, I) the relative error of each structure at each index, in units of its tolerance, isotropic first; and
+        (I,) the degrees of freedom of the isotropic one."""
         table = self.table(announce=False)
         found = [[table.relative_error(n, name) for n in self.indices] for name in self.sums]
-        return np.array(found) / self._tolerances()[:, None]
+        freedom = [table.interpolation.freedom(i) for i in range(len(self.indices))]
+        return np.array(found) / self._tolerances()[:, None], np.array(freedom)
 
     def _tolerances(self) -> npt.NDArray[np.float64]:
         """(S,) of each structure."""
@@ -322,7 +330,9 @@ class _Run:
         evaluator, denoiser = self.evaluator, self.evaluator.denoiser
         moments = {
             name: StructureMoments(
-                sums.means().astype(np.float64 if sums.weights is None else np.float32), sums.covariances()
+                sums.means().astype(np.float64 if sums.weights is None else np.float32),
+                sums.covariances(),
+                sums.folds(),
             )
             for name, sums in self.sums.items()
         }
@@ -368,7 +378,7 @@ class _Run:
         return said
 
     def _shortfall(self) -> list[str]:
-        errors, tolerances, names = self.errors(), self._tolerances(), [*self.sums]
+        (errors, _), tolerances, names = self.errors(), self._tolerances(), [*self.sums]
         short = []
         for i in np.flatnonzero(errors.max(0) > 1.0):
             s = int(errors[:, i].argmax())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from ..process.level import NoiseLevel
 from ..process.linear import linear_mmse
 from ..process.schedule import NoiseSchedule
 from ..process.structure import Structure
+from .cross_fit import CrossFit, cross_fit, unseen, widening
 from .estimators import ESTIMATORS, Estimator, score_norm
 from .moments import (
     RELATIVE_FLOOR,
@@ -63,6 +65,7 @@ class Interpolation:
         self._levels = [schedule.level(int(n)) for n in indices]
         self._log_snr = schedule.log_snr[indices]
         self._values: dict[tuple[str, str], Float64Array] = {}
+        self._cross_fits: dict[int, CrossFit] = {}
 
     # ---- values -----------------------------------------------------------------------------------------------
 
@@ -117,8 +120,20 @@ class Interpolation:
         means = np.asarray(moments.means[i], dtype=np.float64)
         if self._data is None:
             return means[: len(TARGETS)]
+        if moments.folds is not None:
+            return self._cross_fit(i, structure).values
         expected = control_expectations(self._data, self._structure(structure), level.alpha, level.sigma)
         return adjusted_means(means, moments.covariances[i], expected)
+
+    def _cross_fit(self, i: int, structure: str) -> CrossFit:
+        """The isotropic values at position i, with the regressions of folds."""
+        if i not in self._cross_fits:
+            folds, level = self._moments[structure].folds, self._levels[i]
+            assert folds is not None
+            assert self._data is not None
+            expected = control_expectations(self._data, self._structure(structure), level.alpha, level.sigma)
+            self._cross_fits[i] = cross_fit(folds[i], int(self._counts[i]), expected)
+        return self._cross_fits[i]
 
     def _bracket(self, level: NoiseLevel) -> tuple[int, int, float]:
         """Positions of the measured levels around one, and the weight of the noisier of the two."""
@@ -162,12 +177,28 @@ class Interpolation:
         low, high, _ = self._bracket(level)
         return max(self._relative_error_at(i, structure, images) for i in (low, high))
 
+    def freedom(self, i: int) -> float:
+        """Degrees of freedom of the error of the isotropic residual at position i, fewer where draws of images far out
+        are lacking; inf where they are not known."""
+        if self._moments["isotropic"].folds is None:
+            return math.inf
+        freedom = float(self._cross_fit(i, "isotropic").freedom[TARGETS.index("error_square")])
+        return freedom / float(self._unseen[i]) ** 2
+
+    @cached_property
+    def _unseen(self) -> Float64Array:
+        """(I,) see `unseen`."""
+        return unseen(self._moments["isotropic"].covariances, self._counts)
+
     def _variance_at(self, i: int, target: str, structure: str) -> float:
         """Variance of an adjusted mean; for elementwise structures relative to v² and averaged over elements."""
         if self._data is None:
             return math.nan
-        k = TARGETS.index(target)
-        covariance = adjusted_covariance(self._moments[structure].covariances[i], int(self._counts[i]))
+        k, moments = TARGETS.index(target), self._moments[structure]
+        if moments.folds is not None:
+            fit = self._cross_fit(i, structure)
+            return float(fit.variances[k]) * float(self._unseen[i]) * widening(float(fit.freedom[k])) ** 2
+        covariance = adjusted_covariance(moments.covariances[i], int(self._counts[i]))
         return max(float(covariance[k, k]), 0.0)
 
     def _image_variance_at(self, i: int, estimator: Estimator) -> float:

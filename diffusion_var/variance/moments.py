@@ -39,6 +39,13 @@ Float64Array = npt.NDArray[np.float64]
 #: never errs, v is a rare event, and no number of draws would settle its own relative error.
 RELATIVE_FLOOR = 1e-3
 
+#: Parts of the draws, each corrected with the regression of all others (`cross_fit`); a shard's: its number mod FOLDS.
+FOLDS = 8
+
+#: An element that is hardly ever lit looks far too quiet in a few draws. For its weight, v is at least this share of
+#: what its linear-MMSE value lets expect, times the ratio of the two over all elements: they hardly differ in it.
+LEAST_SHARE = 0.7
+
 
 @dataclass
 class StructureMoments:
@@ -47,10 +54,13 @@ class StructureMoments:
     Attributes:
         means: (I, 8, *v), float64 for isotropic and float32 for elementwise structures.
         covariances: (I, 8, 8) of one draw; for elementwise structures the mean over elements weighted by 1/v².
+        folds: (I, F, 9, 8) of the isotropic structure: in each fold, the means and below them the covariances; None for
+            others, and in tables of earlier versions.
     """
 
     means: npt.NDArray[Any]
     covariances: Float64Array
+    folds: Float64Array | None = None
 
     def draw_variance(self, target: str) -> Float64Array:
         """(I,) the variance of one draw of a target, before the control variates; of the isotropic moments."""
@@ -159,11 +169,14 @@ class MomentSums:
     """Running sums for one structure over all indices (float64, NumPy).
 
     Attributes: `sums` (I, 8, *v); `counts` (I,) draws; `covariance_sums` (I, 8, 8) and `covariance_shards` (I,);
-    `weights` (I, *v), 1/v² about the latest estimate, or None for the isotropic structure.
+    `weights` (I, *v), 1/v² about the latest estimate, or None for the isotropic structure; `fold_sums` (I, F, 9, 8) of
+    the isotropic structure alone: the sums of each fold and below them its covariance sums.
     """
 
     #: What no state is below, by the names of `arrays`; of the others a mean square is not negative (`plausibility`).
     LEAST: Final = {"counts": 0, "covariance_shards": 0, "weights": 0.0}
+    #: What checkpoints of earlier versions lack.
+    OPTIONAL: Final = ("fold_sums",)
 
     def __init__(self, structure: Structure, indices: int) -> None:
         self.structure = structure
@@ -173,9 +186,15 @@ class MomentSums:
         self.covariance_sums = np.zeros((indices, NUM_MOMENTS, NUM_MOMENTS))
         self.covariance_shards = np.zeros(indices, dtype=np.int64)
         self.weights: Float64Array | None = np.ones((indices, *shape)) if shape else None
+        folds = (indices, FOLDS, NUM_MOMENTS + 1, NUM_MOMENTS)
+        self.fold_sums: Float64Array | None = None if shape else np.zeros(folds)
 
     def add(self, i: int, sums: npt.NDArray[Any], covariance: npt.NDArray[Any]) -> None:
-        """Merge one shard of index position i."""
+        """Merge the next shard of index position i."""
+        if self.fold_sums is not None:
+            fold = self.fold_sums[i, int(self.counts[i]) // SHARD % FOLDS]
+            fold[0] += sums
+            fold[1:] += covariance
         self.sums[i] += sums
         self.counts[i] += SHARD
         self.covariance_sums[i] += covariance
@@ -185,13 +204,18 @@ class MomentSums:
         """Weigh the elements of index position i by 1/v², v the latest residual, for the draws to come.
 
         Elements that (almost) never err are weighted as if they had a hundredth of the mean standard deviation, or
-        `RELATIVE_FLOOR` of their linear-MMSE value `linear`, (*v).
+        `LEAST_SHARE` of what all elements let expect of their linear-MMSE value `linear`, (*v), or `RELATIVE_FLOOR` of
+        that value. What was summed with the earlier weights is made less by as much as they were too large where draws
+        vary in proportion to v.
         """
         if self.weights is None:
             return
         v = self.sums[i, TARGETS.index("error_square")] / max(int(self.counts[i]), 1)
         floor = max(1e-4 * float(v.mean()), 1e-150)
-        self.weights[i] = 1.0 / np.maximum(np.maximum(v, floor), RELATIVE_FLOOR * linear) ** 2
+        share = LEAST_SHARE * float(v.mean()) / max(float(linear.mean()), 1e-150)
+        weights = 1.0 / np.maximum(np.maximum(v, floor), max(share, RELATIVE_FLOOR) * linear) ** 2
+        self.covariance_sums[i] /= max(float((self.weights[i] / weights).mean()), 1.0)
+        self.weights[i] = weights
 
     def forget_weighted_covariances(self) -> None:
         """Start the covariances of an elementwise structure anew, e.g. after the pilot's first weights."""
@@ -209,10 +233,14 @@ class MomentSums:
         }
         if self.weights is not None:
             out["weights"] = self.weights
+        if self.fold_sums is not None:
+            out["fold_sums"] = self.fold_sums
         return out
 
     def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
-        """The state that `arrays` gave."""
+        """The state that `arrays` gave; those of earlier versions knew no folds, and get none."""
+        if "fold_sums" not in arrays:
+            self.fold_sums = None
         for name, mine in self.arrays().items():
             mine[...] = arrays[name]
 
@@ -224,6 +252,18 @@ class MomentSums:
     def covariances(self) -> Float64Array:
         """(I, 8, 8) covariance of one draw, (weighted) mean over elements."""
         return np.asarray(self.covariance_sums / np.maximum(self.covariance_shards, 1)[:, None, None])
+
+    def folds(self) -> Float64Array | None:
+        """(I, F, 9, 8), see `StructureMoments`; None where there are none, or draws in no more than some of them."""
+        if self.fold_sums is None or self.counts.min() < FOLDS * SHARD:
+            return None
+        shards = np.stack([fold_shards(int(count)) for count in self.counts])[..., None, None]
+        return np.concatenate([self.fold_sums[:, :, :1] / (shards * SHARD), self.fold_sums[:, :, 1:] / shards], 2)
+
+
+def fold_shards(count: int) -> npt.NDArray[np.int64]:
+    """(F,) shards of each fold among the first `count` draws."""
+    return np.asarray((count // SHARD + FOLDS - 1 - np.arange(FOLDS)) // FOLDS)
 
 
 def control_expectations(data: DataStatistics, structure: Structure, alpha: float, sigma: float) -> Float64Array:

@@ -66,3 +66,16 @@ def check_agreement(name: str, means: npt.NDArray[Any], isotropic: npt.NDArray[n
     if name not in ("isotropic", "dct"):  # the linear denoiser is another one in another basis
         off[:, _LINEAR] = False
     refuse(bool(off.any()), f"its {name}.means are not of the draws of its isotropic.means")
+
+
+def check_folds(
+    name: str, folds: npt.NDArray[np.float64], means: npt.NDArray[np.float64], covariances: npt.NDArray[np.float64]
+) -> None:
+    """Refuse folds (I, F, 9, 8) that do not add up to the means (I, 8) and covariances (I, 8, 8): sums, or means times
+    each fold's share."""
+    size = np.abs(means)
+    size[:, _SIGNED] = np.sqrt(means[:, _FACTORS].prod(1))
+    deviations = np.sqrt(np.maximum(np.diagonal(covariances, axis1=1, axis2=2), 0.0))
+    apart = np.abs(folds[:, :, 0].sum(1) - means) > 1e-9 * size
+    wide = np.abs(folds[:, :, 1:].sum(1) - covariances) > 1e-9 * deviations[:, :, None] * deviations[:, None, :]
+    refuse(bool(apart.any() or wide.any()), f"its {name} folds do not add up to its {name} moments")

@@ -246,7 +246,8 @@ class VarianceTable:
         return v, cross, np.maximum(self.interpolation.value("clipping_square", structure, level), 0.0)
 
     def standard_error(self, n: int | NoiseLevel, estimator: Estimator = "residual", *, images: bool = False) -> float:
-        """Standard error of the isotropic `posterior_variance(n, estimator, bounded=False)`, squared data units.
+        """Standard error of the isotropic `posterior_variance(n, estimator, bounded=False)`, squared data units: ± 1.96
+        of it hold 95 %, also where few draws far out make it uncertain [E6].
 
         Args:
             n, estimator: as in `posterior_variance`.

@@ -46,6 +46,8 @@ def table_contents(table: Any) -> tuple[Arrays, dict[str, Any]]:
     for name, moments in table.moments.items():
         arrays[f"{name}.means"] = moments.means
         arrays[f"{name}.covariances"] = moments.covariances
+        if moments.folds is not None:
+            arrays[f"{name}.folds"] = moments.folds
     if table.image_variance is not None:
         arrays["image_variance"] = table.image_variance
     data: dict[str, Any] | None = None
@@ -89,8 +91,9 @@ def table_fields(arrays: Arrays, record: TableRecord) -> dict[str, Any]:
         names = ("mean", "pixel_variance", "spectrum", "rotation")
         known: dict[str, Any] = {name: arrays[f"data.{name}"] for name in names}
         data = DataStatistics(**known, count=record.data.count, fingerprint=record.data.fingerprint)
-    moments = {
-        name: StructureMoments(arrays[f"{name}.means"], arrays[f"{name}.covariances"]) for name in record.structures
+    moments = {  # earlier versions knew no folds
+        name: StructureMoments(arrays[f"{name}.means"], arrays[f"{name}.covariances"], arrays.get(f"{name}.folds"))
+        for name in record.structures
     }
     plain = {name: getattr(record, name) for name in TableRecord.model_fields if name not in ("structures",)}
     return {

@@ -22,8 +22,8 @@ from ..models.prediction import Prediction
 from ..process.schedule import NoiseSchedule
 from ..process.structure import STRUCTURE_NAMES, make_structure
 from .estimators import ESTIMATORS
-from .moments import NUM_MOMENTS
-from .plausibility import check_agreement, check_moments, check_noise
+from .moments import FOLDS, NUM_MOMENTS, SHARD, fold_shards
+from .plausibility import check_agreement, check_folds, check_moments, check_noise
 
 _ROUNDING: Final = 1e-4
 
@@ -117,6 +117,8 @@ def table_rules(record: TableRecord) -> Rules:
         "float64", (measured, len(ESTIMATORS)), least=0.0, most=np.finfo(np.float64).max, finite=False, optional=True
     )
     if known:
+        folds = (measured, FOLDS, NUM_MOMENTS + 1, NUM_MOMENTS)
+        rules["isotropic.folds"] = ArrayRule("float64", folds, optional=True)
         rules["data.mean"] = ArrayRule("float64", shape)
         rules["data.pixel_variance"] = ArrayRule("float64", shape, least=0.0)
         rules["data.spectrum"] = ArrayRule("float64", shape, least=0.0)
@@ -142,6 +144,19 @@ def check_table_file(arrays: Arrays, record: TableRecord) -> None:
         check_noise(arrays["isotropic.means"], arrays["counts"], math.prod(record.shape))
         for name in record.structures:
             check_agreement(name, arrays[f"{name}.means"], arrays["isotropic.means"])
+    if "isotropic.folds" in arrays:
+        _check_folds(arrays)
+
+
+def _check_folds(arrays: Arrays) -> None:
+    counts, folds = arrays["counts"], arrays["isotropic.folds"]
+    refuse(bool((counts < FOLDS * SHARD).any()), f"its isotropic.folds are {FOLDS}, of fewer shards of draws")
+    for fold in np.moveaxis(folds, 1, 0):
+        check_moments("isotropic.folds", fold[:, 0], fold[:, 1:])
+    shares = np.stack([fold_shards(int(count)) * SHARD / count for count in counts])
+    check_folds(
+        "isotropic", folds * shares[..., None, None], arrays["isotropic.means"], arrays["isotropic.covariances"]
+    )
 
 
 def _check_data(arrays: Arrays, record: TableRecord) -> None:

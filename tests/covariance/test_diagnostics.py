@@ -152,7 +152,11 @@ def test_an_error_within_the_noise_is_none_seen(wavy: dv.VarianceTable) -> None:
     names = ("residual", "score_norm", "data_variance")
     errors = {name: wavy.standard_error(n, name) for name in names}
     assert gap > 2 * math.hypot(errors["residual"], errors["data_variance"]) > 0
-    moments = {name: replace(m, covariances=m.covariances * 1e6) for name, m in wavy.moments.items()}
+    scale = np.array([1.0, *[1e6] * 8])[:, None]  # a fold's means, and below them its covariances
+    moments = {
+        name: replace(m, covariances=m.covariances * 1e6, folds=None if m.folds is None else m.folds * scale)
+        for name, m in wavy.moments.items()
+    }
     vague = replace(wavy, moments=moments)
     assert vague.posterior_variance(n) == pytest.approx(wavy.posterior_variance(n), rel=1e-12)
     assert mean_error(vague, n) == 0.0

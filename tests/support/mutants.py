@@ -24,7 +24,7 @@ ZERO_IS_FINE = (
     *("head.", "network.", "extra.", "average."),  # weights
     *("data.mean", "grid", "latents", "values", "noise", "squares", "mean", "image_variance", "draws."),
 )
-OPTIONAL = ("optimizer.", "extra.", "image_variance", "draws.")
+OPTIONAL = ("optimizer.", "extra.", "image_variance", "draws.", "isotropic.fold")
 NEGATIVE_IS_FINE = (*ZERO_IS_FINE, "data.rotation", "optimizer.", "trunk.", "curve")
 
 
