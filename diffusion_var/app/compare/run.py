@@ -319,6 +319,7 @@ class _Run:
         own = self._own(uncapped, sampler, seed) | self.likelihoods.identity
         measured = self.store.load(label, own)
         if measured is None:
+            make_folder(self.store.folder)
             partial = self.store.path(label, own).with_suffix(".partial")
             measured = Measured({BITS: self.likelihoods.score(sampler, method.clipped_eps, seed, partial)})
             self.store.save(label, own, measured)
