@@ -17,7 +17,7 @@ SCHEDULE = dv.NoiseSchedule.linear(100, 1e-3, 0.1)
 SETTINGS = {"steps": 9, "batch_size": 4, "warmup_steps": 3, "evaluate_every": 4, "flip": True, "seed": 3}
 
 
-def small_unet(dropout: float = 0.1) -> UNet2DModel:
+def small_unet(dropout: float = 0.1, width: int = 8) -> UNet2DModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return UNet2DModel(
@@ -25,7 +25,7 @@ def small_unet(dropout: float = 0.1) -> UNet2DModel:
             in_channels=1,
             out_channels=1,
             layers_per_block=1,
-            block_out_channels=(8,),
+            block_out_channels=(width,),
             down_block_types=("DownBlock2D",),
             up_block_types=("UpBlock2D",),
             norm_num_groups=4,

@@ -22,7 +22,8 @@ class Stop(Exception):
 
 
 def joint(target, gradient=True):
-    return JointNetwork(small_unet(dropout=0.0), target, "residual", (1, 8, 8), 3, gradient=gradient)
+    # Of 12 features a group norm takes three at a time: of fewer at a time it would hide the time from the head.
+    return JointNetwork(small_unet(dropout=0.0, width=12), target, "residual", (1, 8, 8), 3, gradient=gradient)
 
 
 def both(network, seed=5, **options):

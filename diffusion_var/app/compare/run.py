@@ -359,6 +359,7 @@ class _Run:
         own["decoder"] = plain_variance(decoder_of_path(steps))
         measured = self.store.load(label, own)
         if measured is None:
+            make_folder(self.store.folder)
             partial = self.store.path(label, own).with_suffix(".partial")
             measured = Measured({BITS: self.likelihoods.score(sampler, steps, method, seed, partial)})
             self.store.save(label, own, measured)

@@ -149,6 +149,26 @@ def test_an_interrupted_bound_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert 0 < resumed < len(calls) - 5
 
 
+def test_a_first_bound_may_be_interrupted_where_the_table_is_given(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing has been written into the folder of the cells before."""
+    given: dict[str, Any] = {"table": folder / "table.safetensors", "metrics": ["bits_per_dim"], "batch_size": 4}
+    settings = options(tmp_path / "run", methods=SMALL["methods"][3:], seeds=[0], steps=[3], **given)
+    calls, whole = [], BoundTerms.at
+
+    def at(self: BoundTerms, *rest: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return whole(self, *rest)
+
+    monkeypatch.setattr(BoundTerms, "at", at)
+    with pytest.raises(KeyboardInterrupt):
+        run_compare(settings)
+    assert len(list((tmp_path / "run" / "cells").glob("*.partial"))) == 1
+
+
 @pytest.mark.filterwarnings("ignore:the decoder's variance is that of the step 2 to 1")  # σ = 0.02 is not index 1's
 def test_likelihoods_alone_need_no_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the spacings that are for likelihoods, a covariance misjudged on purpose, and levels of one's own."""
