@@ -424,7 +424,8 @@ ELSEWHERE = {
     **dict.fromkeys(("DiffusionVarWarning", "InputError", "NumericalError", "NetworkError"), "what is raised"),
     **dict.fromkeys(("FixedLarge", "FixedSmall", "LearnedRange"), "takes nothing"),
     **dict.fromkeys(
-        ("DecoderCosts", "LikelihoodBound", "OdeLikelihood", "StepCosts", "ModelIdentity", "Posterior"), "made here, not by users"
+        ("DecoderCosts", "LikelihoodBound", "OdeLikelihood", "StepCosts", "ModelIdentity", "Posterior"),
+        "made here, not by users",
     ),
     **dict.fromkeys(("ReverseCovariance", "StructuredCovariance", "Structure"), "to be written by users; contracts"),
     **dict.fromkeys(("HeadSpec", "LearnedVariance", "Scaled"), "tests of covariance"),
