@@ -18,9 +18,31 @@ def schedule():
     return dv.NoiseSchedule.linear(N, 0.001, 0.35)
 
 
+class NoDecoder:
+    """Costs nothing and has no variance."""
+
+    def variance(self, n):
+        return 0.0
+
+    def label(self, n):
+        return "none"
+
+
 def paths_over(matrix, nodes):
-    least = least_costs(matrix, len(nodes))
-    return OptimalPaths(np.array(nodes), least, matrix, 1.0, np.zeros(len(nodes)))
+    begin = np.where(np.arange(len(nodes)) == 0, 0.0, np.inf)
+    least = least_costs(matrix, len(nodes), begin)
+    return OptimalPaths(np.array(nodes), least, matrix, 1.0, np.zeros(len(nodes)), begin, NoDecoder())
+
+
+def measured_costs():
+    """The cases' costs as `dv.step_costs` has them: of steps, and of decoders from every index."""
+    matrix = np.full((N + 1, N + 1), np.inf)
+    matrix[np.triu_indices(N + 1, 1)] = GOLDEN["measured_costs"]
+    indices, decoders = np.arange(1, N + 1), matrix[0, 1:, None]
+    decoder = dv.DecoderCosts(
+        schedule(), indices, (("sigma2", 1.0),), decoders, np.zeros_like(decoders), 1, None, None, None
+    )
+    return dv.StepCosts(schedule(), indices, matrix[1:, 1:], np.zeros((N, N)), 1, decoder)
 
 
 def analytic_offset():
@@ -40,14 +62,12 @@ def test_paths_from_one_to_N_are_those_of_analytic_dpm():
 
 
 def test_paths_with_a_free_first_index_are_those_of_their_dp_vb():
-    """Node 0 is clean data, and the step to it costs what the decoder does."""
-    matrix = np.full((N + 1, N + 1), np.inf)
-    matrix[np.triu_indices(N + 1, 1)] = GOLDEN["measured_costs"]
-    least = least_costs(matrix, N + 1)
-    found = OptimalPaths(np.arange(N + 1), least, matrix, 1.0, np.zeros(N + 1))
+    """There node 0 is clean data, and the step to it costs what the decoder does."""
+    found = dv.steps.optimal_paths(measured_costs(), objective="bound")
     for K in range(1, N + 1):
-        assert found.steps(K + 1)[1:] == GOLDEN["free"][str(K)]["path"], K
-    costs = [float(least[K, -1]) for K in range(1, N + 1)]
+        assert found.steps(K) == GOLDEN["free"][str(K)]["path"], K
+        assert dv.steps.optimal(measured_costs(), K, "bound") == GOLDEN["free"][str(K)]["path"], K
+    costs = [found.cost(K) for K in range(1, N + 1)]
     published = [GOLDEN["free"][str(K)]["cost"] for K in range(1, N + 1)]
     agree("least costs of paths, first index free: every K", costs, published, 1e-14, "each")
     assert any(GOLDEN["free"][str(K)]["path"][0] > 1 for K in range(1, N + 1))  # the freedom is used
@@ -56,10 +76,8 @@ def test_paths_with_a_free_first_index_are_those_of_their_dp_vb():
 def test_forcing_the_first_index_costs():
     """What the least cost of K steps is more if they must begin at index 1."""
     free = [GOLDEN["free"][str(K)]["cost"] for K in range(2, N)]
-    matrix = np.full((N + 1, N + 1), np.inf)
-    matrix[np.triu_indices(N + 1, 1)] = GOLDEN["measured_costs"]
-    matrix[0, 2:] = np.inf
-    forced = least_costs(matrix, N + 1)[2:N, -1]
+    paths = dv.steps.optimal_paths(measured_costs(), objective="bound", first=1)
+    forced = np.array([paths.cost(K) for K in range(2, N)])
     assert np.all(forced >= np.array(free) - 1e-12)
     assert forced[0] > free[0] + 1.0
 

@@ -14,7 +14,7 @@ from published_likelihood import approximate_cdf, exact_cdf
 
 import diffusion_var as dv
 from diffusion_var.likelihood.bound import Bound
-from diffusion_var.likelihood.decoder import DiscreteDecoder, discretised_log_prob
+from diffusion_var.likelihood.decoder import discretised_log_prob
 from diffusion_var.likelihood.terms import prior_kl
 
 TOLERANCES = {torch.float32: 6e-6, torch.float64: 1e-10}
@@ -68,23 +68,8 @@ def test_terms_of_improved_ddpm(name, dtype):
     covariance = {"small": dv.FixedSmall(), "large": dv.FixedLarge(), "range": dv.LearnedRange(steps)}[kind]
     schedule = schedule_of(schedule_name)
     options = {"shape": cases.SHAPE, "clip": (-1.0, 1.0) if clip else None, "data_range": (-1.0, 1.0)}
-    decoder = dv.ReverseKernel(schedule, steps[1], steps[0]).beta_tilde
-    bound = Bound(dv.Denoiser(doubled, schedule, **options), covariance, steps, 1.0, decoder)
-    if kind == "range":
-        bound.terms.decoder = RangeDecoder(covariance)
-    compare(name, bound, steps, dtype)
-
-
-class RangeDecoder(DiscreteDecoder):
-    """The discretised Gaussian with the variance that a network with a learned range gives itself."""
-
-    def __init__(self, covariance):
-        super().__init__(1.0, 256, (-1.0, 1.0))
-        self.covariance = covariance
-
-    def nats(self, x_0, posterior, kernel):
-        self.variance = self.covariance(posterior, kernel).variance.double()
-        return super().nats(x_0, posterior, kernel)
+    decoder = "covariance" if kind == "range" else "respaced"
+    compare(name, Bound(dv.Denoiser(doubled, schedule, **options), covariance, steps, 1.0, decoder), steps, dtype)
 
 
 def masses(std):
