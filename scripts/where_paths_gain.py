@@ -17,44 +17,53 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.utils import logging as diffusers_logging
+from scipy.stats import norm
 
 import diffusion_var as dv
-from diffusion_var.app.decoders import measure_decoders
-from diffusion_var.app.model import open_model
-from diffusion_var.app.options import NllOptions
-from diffusion_var.data.fixed_images import FixedImages
-from diffusion_var.data.names import open_images
-from diffusion_var.likelihood.decoder import discretised_log_prob, levels_of
-from diffusion_var.randomness import generator
+from diffusion_var.data import open_images
 
-diffusers_logging.set_verbosity_error()
-LEVELS = 256
+HALF = 1.0 / 255.0  # half the distance of two levels, of data in [-1, 1]
+MOST_IMAGES = 512  # that decoders are measured on
+
+
+def values_of(images: Any, most: int | None = None) -> torch.Tensor:
+    """(M, C, *spatial) uint8 of images by name, of more than `most` some, evenly spaced."""
+    picked = np.unique(np.linspace(0, len(images) - 1, min(most or len(images), len(images))).round().astype(int))
+    return torch.stack([images[int(i)] for i in picked])
+
+
+def decoder_bits(x_0: np.ndarray, mean: np.ndarray, variance: Any, ends: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """-log2 of the discretised Gaussian's mass, from the tail in which it does not cancel; `ends`: black, white."""
+    std = np.sqrt(variance)
+    low = np.where(ends[0], -np.inf, (x_0 - HALF - mean) / std)
+    high = np.where(ends[1], np.inf, (x_0 + HALF - mean) / std)
+    low, high = np.where(low > 0, -high, low), np.where(low > 0, -low, high)
+    upper, lower = norm.logcdf(high), norm.logcdf(low)
+    return -(upper + np.log(-np.expm1(lower - upper))) / math.log(2)
 
 
 @torch.inference_mode()
 def costs_of(
-    denoiser: dv.Denoiser, covariance: dv.Analytic, path: dv.steps.Trajectory, x_0: torch.Tensor, seed: int = 0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, C, *spatial) bits of the steps and of the decoder, for each pixel."""
-    schedule, grid = denoiser.schedule, denoiser.data_range
-    assert grid is not None
-    steps, decoder = torch.zeros_like(x_0, dtype=torch.float64), torch.zeros_like(x_0, dtype=torch.float64)
+    denoiser: dv.Denoiser, covariance: dv.Analytic, path: dv.steps.Trajectory, values: torch.Tensor, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """(B, C, *spatial) bits of the steps and of the decoder, for each value."""
+    x_0 = values.float() / 127.5 - 1.0
+    steps = np.zeros(x_0.shape)
+    decoder = steps.copy()
     for s, t in pairwise([0, *path]):
-        noise = generator(seed, "where paths gain", t).standard_normal(x_0.shape, dtype=np.float32)
-        eps = torch.from_numpy(noise)
-        posterior = denoiser(float(schedule.alpha[t]) * x_0 + float(schedule.sigma[t]) * eps, t)
-        kernel = dv.ReverseKernel(schedule, t, s)
+        eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(seed + t))
+        x_t = float(denoiser.schedule.alpha[t]) * x_0 + float(denoiser.schedule.sigma[t]) * eps
+        posterior = denoiser(x_t, t)
+        kernel = dv.ReverseKernel(denoiser.schedule, t, s)
         if s == 0:
-            variance = torch.from_numpy(np.array(path.decoder_variance, dtype=np.float64))
-            level = levels_of(x_0, LEVELS, grid)
-            decoder -= discretised_log_prob(level, posterior.mean, variance, LEVELS, grid)
+            ends = (values == 0).numpy(), (values == 255).numpy()
+            decoder += decoder_bits(x_0.double().numpy(), posterior.mean.double().numpy(), path.decoder_variance, ends)
         else:
-            error = kernel.mean_error(x_0, eps, posterior).double()
-            variance = torch.from_numpy(np.array(covariance.variance(kernel)))
+            error = kernel.mean_error(x_0, eps, posterior).double().numpy()
+            variance = np.asarray(covariance.variance(kernel))
             ratio = kernel.lambda2 / variance
-            steps += 0.5 * (ratio - 1 - torch.log(ratio) + error.square() / variance)
-    return steps / math.log(2), decoder / math.log(2)
+            steps += 0.5 * (ratio - 1 - np.log(ratio) + error**2 / variance) / math.log(2)
+    return steps, decoder
 
 
 def main() -> None:
@@ -66,19 +75,13 @@ def main() -> None:
     parser.add_argument("--images", required=True, help="other images, to score")
     parser.add_argument("--steps", default="2,5,10")
     parser.add_argument("--structure", default="pixel", choices=["isotropic", "channel", "pixel"])
-    parser.add_argument("--dtype", default="float32")
     given = parser.parse_args()
-    options = NllOptions(model=given.model, images=given.images, dtype=given.dtype)
-    model = open_model(given.model, options)
-    denoiser, table = model.denoiser, dv.VarianceTable.load(given.table)
-    measured = measure_decoders(model, open_images(given.decoder_images), None, table, LEVELS, 0, 64, None)
-    source = FixedImages(open_images(given.images), denoiser.shape, denoiser.data_range)
-    x_0 = source.take(np.arange(len(source)))
-    assert denoiser.data_range is not None
-    level = levels_of(x_0, LEVELS, denoiser.data_range)
-    ends = (level == 0) | (level == LEVELS - 1)
-    share = float(ends.double().mean())
-    print(f"{len(source)} images of {given.images}; {share:.1%} of their values at an end of the range")
+    denoiser, table = dv.Denoiser.from_pretrained(given.model), dv.VarianceTable.load(given.table)
+    others = values_of(open_images(given.decoder_images), MOST_IMAGES)
+    measured = dv.decoder_costs(denoiser, others, table, progress=True)
+    values = values_of(open_images(given.images))
+    at_end = ((values == 0) | (values == 255)).numpy()
+    print(f"{len(values)} images of {given.images}; {at_end.mean():.1%} of their values at an end of the range")
     ways: dict[str, dict[str, Any]] = {
         "from 1, β̃": {"first": 1, "decoder_variance": "beta_tilde"},
         "from 1, measured": {"first": 1, "decoder_variance": measured},
@@ -90,12 +93,9 @@ def main() -> None:
     for count in map(int, given.steps.split(",")):
         for name, way in ways.items():
             path = dv.steps.optimal(table, count, structure=given.structure, **way)
-            steps, decoder = costs_of(denoiser, covariance, path, x_0)
-            parts = [
-                f"{float(steps[mask].mean()):.3f} + {float(decoder[mask].mean()):.3f}" if mask.any() else "–"
-                for mask in (ends, ~ends)
-            ]
-            whole = float((steps + decoder).mean())
+            steps, decoder = costs_of(denoiser, covariance, path, values)
+            parts = [f"{steps[m].mean():.3f} + {decoder[m].mean():.3f}" if m.any() else "–" for m in (at_end, ~at_end)]
+            whole = (steps + decoder).mean()
             print(f"| {count} | {name} | {path[0]} | {path.decoder} | {whole:.3f} | {parts[0]} | {parts[1]} |")
 
 
