@@ -246,8 +246,9 @@ class VarianceTable:
         return v, cross, np.maximum(self.interpolation.value("clipping_square", structure, level), 0.0)
 
     def standard_error(self, n: int | NoiseLevel, estimator: Estimator = "residual", *, images: bool = False) -> float:
-        """Standard error of the isotropic `posterior_variance(n, estimator, bounded=False)`, squared data units: ± 1.96
-        of it hold 95 %, also where few draws far out make it uncertain [E6].
+        """Standard error of the isotropic `posterior_variance(n, estimator, bounded=False)`, squared data units. It is
+        widened where few draws make it, so that ± 1.96 of it are nearer to 95 %; of what was hardly ever drawn it does
+        not know [E6].
 
         Args:
             n, estimator: as in `posterior_variance`.

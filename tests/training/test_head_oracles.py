@@ -120,7 +120,7 @@ def test_between_two_modes_the_variance_is_many_times_the_averages_bound(output,
     data = points.sample(1000, seed=1)
     table = dv.estimate(model, data, tolerance=0.05, progress=False, structures=["isotropic"], indices=range(8, 12))
     settings = HeadTraining(
-        400, 2048, 1e-2, "cosine", ema_decay=0.99, weighting=weighting, evaluate_every=400, likelihood_images=0
+        300, 1024, 1e-2, "cosine", ema_decay=0.99, weighting=weighting, evaluate_every=300, likelihood_images=0
     )
     spec = dv.HeadSpec("npr", "residual", output=output, module="last")
     head = train_head(model, table, data, settings, spec, progress=False).head
