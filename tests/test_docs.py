@@ -25,7 +25,12 @@ README: list[dict[str, str]] = [
         "range(50_000)": "range(20)",
         'features="inception"': 'features="digits"',
     },
-    {"12)": "4)"},
+    {
+        "12)": "4)",
+        "steps=50, levels": "steps=3, levels",
+        "50, eta=0.0).invert": "4, eta=0.0).invert",
+        "steps=100)": "steps=4)",
+    },
     {"StableDiffusionPipeline.from_pretrained(...)": "digits_pipeline()"},
     {
         "steps=10_000": "steps=3, batch_size=8, likelihood_images=0",

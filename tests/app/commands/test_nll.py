@@ -179,13 +179,13 @@ def test_the_cost_that_steps_prints_is_what_nll_measures(table: Path) -> None:
     )
 
 
-DECODERS = ["--decoder-images", "digits:table[:60]"]
+DECODERS = ["--decoder-images", "digits:table[:24]"]
 
 
 def test_a_path_with_a_measured_decoder_is_far_better(table: Path, tmp_path: Path) -> None:
     """On other images than those that it was chosen on; interrupted or not, the command leaves one file."""
     options = ["--table", str(table), "--structure", "pixel", "--steps", "5", "--spacing", "optimal", "--json"]
-    nll = [*NLL[:-1], "digits:score[:60]", *options]
+    nll = [*NLL[:-1], "digits:score[:30]", *options]
     measured = json.loads(run(*nll, *DECODERS, "--out", str(tmp_path / "free.json")).splitlines()[-1])
     forced = json.loads(run(*nll, "--first-index", "1", "--decoder-variance", "beta_tilde").splitlines()[-1])
     assert [file.name for file in tmp_path.iterdir()] == ["free.json"]
@@ -212,7 +212,7 @@ def test_bad_flags_of_free_paths(table: Path, flags: str, said: str) -> None:
 
 
 def test_measured_costs_choose_a_path_for_beta() -> None:
-    flags = ["--objective", "bound", "--model", "digits", "--images", "digits:table[:20]", "--covariance", "beta"]
+    flags = ["--objective", "bound", "--model", "digits", "--images", "digits:table[:10]", "--covariance", "beta"]
     found = json.loads(run("steps", *flags, "--steps", "5", "--json").splitlines()[-1])
     assert found["bits_per_dim"]["optimal"] <= found["bits_per_dim"]["even"]
     assert found["indices"][0] > 1
