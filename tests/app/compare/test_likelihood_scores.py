@@ -183,7 +183,7 @@ def test_likelihoods_alone_need_no_samples(tmp_path: Path, monkeypatch: pytest.M
         {**table, "sigmas": [20.0, 3.0, 0.5, 0.1, 0.02, 0.0], "name": "mine"},
     ]
     small = {"metrics": ["bits_per_dim"], "methods": methods, "steps": [4], "seeds": [0], "features": "nowhere"}
-    run_compare(options(tmp_path / "run", **small))
+    run_compare(options(tmp_path / "run", **small, decoder_images="digits:table[:20]"))
     found = {method: scores["bits_per_dim"]["mean"] for (method, _), scores in cells(tmp_path / "run").items()}
     label = "Analytic-DDPM pixel"
     names = [label, f"{label}, optimal", f"{label}, karras", f"{label}, × 4", "Analytic-τ=1 pixel", "mine"]
@@ -196,6 +196,16 @@ def test_likelihoods_alone_need_no_samples(tmp_path: Path, monkeypatch: pytest.M
     assert f"**{found[f'{label}, optimal']:.4f} ±" in text
     assert not list((tmp_path / "run").glob("samples*"))
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    # The optimal path and its decoder are those of the API
+    (cell,) = [c for c in json.loads((tmp_path / "run" / "results.json").read_text())["cells"] if "path" in c]
+    network = dv.Denoiser.from_pretrained(Path(dv.__file__).parent / "assets" / "digits")
+    made = dv.VarianceTable.load(tmp_path / "run" / "table.safetensors")
+    decoders = dv.decoder_costs(network, digits_splits().table.images[:20], made)
+    path = dv.steps.optimal(made, 4, structure="pixel", decoder_variance=decoders)
+    assert (cell["path"], cell["decoder"]) == (list(path), path.decoder)
+    assert path[0] > 1
+    bound = dv.bits_per_dim(network, dv.Analytic(made, structure="pixel"), digits_splits().score.images[:30], path)
+    assert found[f"{label}, optimal"] == pytest.approx(float(bound), rel=1e-4)
     # The levels as the API takes them
     denoiser = dv.Denoiser.from_pretrained(Path(dv.__file__).parent / "assets" / "digits")
     measured = dv.VarianceTable.load(tmp_path / "run" / "table.safetensors")
