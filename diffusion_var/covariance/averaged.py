@@ -3,7 +3,8 @@
     over="image"   tr Σ/d I, one variance for each image: what the image is worth, without its structure
     over="batch"   Σ's variances averaged over the images drawn together, in Σ's own structure
 
-The first is `avg_cov` of Extended-Analytic-DPM's code (arXiv:2206.07309): the mean over the elements of one image. The
+The first is `avg_cov` of Extended-Analytic-DPM's code (arXiv:2206.07309): the mean over the elements of one image (theirs
+is of what a head gives before it is cut to its range, this one of what it gives in use: equal where nothing is cut). The
 second puts a batch in the place of an expectation over x_t, as an analytic table does, but without one; so an image
 depends on those that are drawn with it. It is for a look at how much of a head's gain is in the state, not for use.
 """
@@ -13,14 +14,14 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from .. import checks
-from ..models.denoiser import Denoiser
 from ..models.posterior import Posterior
 from ..process.kernel import ReverseKernel
 from ..process.structure import Isotropic
-from .reverse import ReverseCovariance, StructuredCovariance, check_covariance
+from .reverse import ReverseCovariance, StructuredCovariance
+from .wrapping import Wrapping
 
 
-class Averaged(ReverseCovariance):
+class Averaged(Wrapping):
     """Another covariance, averaged over each image or over the batch.
 
     Args:
@@ -31,8 +32,8 @@ class Averaged(ReverseCovariance):
     """
 
     def __init__(self, inner: ReverseCovariance, over: Literal["image", "batch"] = "image") -> None:
-        self.inner, self.over = check_covariance(inner), checks.one_of("over", over, ("image", "batch"))
-        self.depends_on_image = inner.depends_on_image
+        super().__init__(inner)
+        self.over = checks.one_of("over", over, ("image", "batch"))
 
     @property
     def name(self) -> str:
@@ -40,15 +41,6 @@ class Averaged(ReverseCovariance):
 
     def identity(self) -> dict[str, Any]:
         return {**self.inner.identity(), "averaged": self.over}
-
-    def check(self, denoiser: Denoiser, kernels: list[ReverseKernel]) -> None:
-        self.inner.check(denoiser, kernels)
-
-    def prepare(self, denoiser: Denoiser) -> Denoiser:
-        return self.inner.prepare(denoiser)
-
-    def report(self) -> None:
-        self.inner.report()
 
     def __call__(self, posterior: Posterior | None, kernel: ReverseKernel) -> StructuredCovariance | None:
         found = self.inner(posterior, kernel)
