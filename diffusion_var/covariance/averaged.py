@@ -3,9 +3,9 @@
     over="image"   tr Σ/d I, one variance for each image: what the image is worth, without its structure
     over="batch"   Σ's variances averaged over the images drawn together, in Σ's own structure
 
-The first is `avg_cov` of Extended-Analytic-DPM's code (arXiv:2206.07309): the mean over the elements of one image (theirs
-is of what a head gives before it is cut to its range, this one of what it gives in use: equal where nothing is cut). The
-second puts a batch in the place of an expectation over x_t, as an analytic table does, but without one; so an image
+The first is `avg_cov` of Extended-Analytic-DPM's code (arXiv:2206.07309): the mean over the elements of one image.
+(Theirs is of a head's output before it is cut to its range, this of what it gives in use: equal where nothing is cut.)
+The second puts a batch in the place of an expectation over x_t, as an analytic table does, but without one; so an image
 depends on those that are drawn with it. It is for a look at how much of a head's gain is in the state, not for use.
 """
 

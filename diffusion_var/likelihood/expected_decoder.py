@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from .. import checks
+from ..process.divergence import gaussian_nats
 from ..process.kernel import ReverseKernel
 from ..process.schedule import NoiseSchedule
 from .decoder import Range, log_normal_interval, rounding_variance
@@ -37,7 +38,7 @@ def expected_decoder_nats(v: npt.ArrayLike, w: npt.ArrayLike, distance: float | 
     """
     v, w = np.broadcast_arrays(np.asarray(v, dtype=np.float64), np.asarray(w, dtype=np.float64))
     if distance is None:
-        return np.asarray(0.5 * (np.log(2 * math.pi * w) + v / w))
+        return np.asarray(gaussian_nats(np.log(w), v / w, 1))
     nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
     error, std = np.sqrt(v)[..., None] * nodes, np.sqrt(w)[..., None]
     low, high = (torch.from_numpy((error + side * distance / 2) / std) for side in (-1, 1))

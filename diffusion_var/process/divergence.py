@@ -8,13 +8,14 @@ with another variance u it is more by ½ (ρ − 1 − log ρ), ρ = σ*²/u.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 Float64Array = npt.NDArray[np.float64]
+Values = TypeVar("Values", torch.Tensor, Float64Array)
 
 
 def gaussian_kl(
@@ -28,8 +29,8 @@ def gaussian_kl(
     return 0.5 * (log_det - d * log_lambda2 - d + lambda2 * inverse_trace + quadratic)
 
 
-def gaussian_nats(log_det: torch.Tensor, quadratic: torch.Tensor, d: int) -> torch.Tensor:
-    """−log N(x; μ, Σ) in nats from log det Σ and (x − μ)ᵀ Σ⁻¹ (x − μ); float64 [E13]."""
+def gaussian_nats(log_det: Values, quadratic: Values, d: int) -> Values:
+    """−log N(x; μ, Σ) in nats from log det Σ and (x − μ)ᵀ Σ⁻¹ (x − μ), tensors or arrays; float64 [E13]."""
     return 0.5 * (d * math.log(2 * math.pi) + log_det + quadratic)
 
 

@@ -117,8 +117,8 @@ def _bound(options: NllOptions, table: VarianceTable | None, checkpoint: Path | 
     steps = make_steps(schedule, options, options.steps, table)
     model = open_model(options.model, options)
     levels = None if options.continuous or model.denoiser.codec is not None else options.levels
-    if options.spacing == "optimal":
-        decoders = None if others is None else _decoders(options, model, others, table, levels, checkpoint)
+    decoders = None if others is None else _decoders(options, model, others, table, levels, checkpoint)
+    if options.spacing == "optimal" and (decoders, levels) != (None, 256):  # not what was found before the model
         steps = make_steps(schedule, options, options.steps, table, decoders, levels)
     bound = Bound(
         model.denoiser,
