@@ -156,6 +156,11 @@ def train_head(
     if settings.weighting == "likelihood" and spec.target in ("sn", "ocm"):
         raise no_likelihood(spec.target)
     checks.refuse(
+        settings.weighting == "likelihood" and spec.output == "papers",
+        "output='papers' may be negative while it is trained, so that it has no likelihood; use weighting='table' or "
+        "'papers', or output='ratio'.",
+    )
+    checks.refuse(
         spec.output == "bounded",
         "output='bounded' is of heads from earlier files, and no new ones are trained; use 'ratio' or 'papers'.",
     )

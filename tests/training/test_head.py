@@ -152,6 +152,8 @@ def test_what_cannot_be_trained():
         HeadTraining(steps=1, weighting="paper")
     with pytest.raises(dv.InputError, match="target 'sn' may be negative"):
         train(spec={"target": "sn"}, weighting="likelihood")
+    with pytest.raises(dv.InputError, match="output='papers' may be negative while it is trained"):
+        train(spec={"output": "papers"}, weighting="likelihood")
     with pytest.raises(dv.InputError, match="output='bounded' is of heads from earlier files"):
         train(spec={"output": "bounded"})
     with pytest.raises(dv.InputError, match="patience stops by the loss on held-out"):
