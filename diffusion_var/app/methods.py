@@ -117,6 +117,7 @@ def make_steps(
 
         missing = "the spacing optimal needs a variance table; give one as table=, or indices as steps=."
         named = options.decoder_variance
+        check_first_index(options, schedule)
         return optimal(
             checks.given(table, missing),
             steps,
@@ -134,6 +135,12 @@ def make_steps(
         return step_lists.respaced(schedule, f"ddim{steps}")
     found: StepList = _SPREAD[spacing](schedule, steps)
     return found
+
+
+def check_first_index(options: Any, schedule: NoiseSchedule) -> None:
+    """Refuse, in the option's own name, a first index that the schedule does not have."""
+    if options.first_index is not None:
+        checks.whole("first_index", options.first_index, 1, schedule.num_steps)
 
 
 def make_noise(options: Any) -> dict[str, float | None]:

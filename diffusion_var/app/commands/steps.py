@@ -11,7 +11,7 @@ from ...variance.allocation import merge_indices
 from ...variance.table import VarianceTable
 from ..claims import claimed_file, run_identity
 from ..compare.options import Method
-from ..methods import make_covariance, refuse_set
+from ..methods import check_first_index, make_covariance, refuse_set
 from ..model import check_model_options, open_model, open_schedule, read
 from ..options import StepsOptions
 from ..outputs import usable_checkpoint
@@ -69,6 +69,7 @@ def _find(options: StepsOptions) -> tuple[list[dict[str, Any]], NoiseSchedule]:
         )
         refuse_set(options, measured, "--objective kl")
         costs = table
+    check_first_index(options, costs.schedule)
     paths = optimal_paths(
         costs,
         max(options.steps),

@@ -201,7 +201,7 @@ def test_a_path_with_a_measured_decoder_is_far_better(table: Path, tmp_path: Pat
         ("--spacing linspace --decoder-images digits:table", "--decoder-images would have no meaning with --spacing"),
         ("--spacing optimal --decoder-variance sigma2 --decoder-images digits:table", "with --decoder-variance"),
         ("--spacing linspace --first-index 3", "--first-index 3 is for the spacing optimal"),
-        ("--spacing optimal --first-index 0", "first=0 must be one of the indices"),
+        ("--spacing optimal --first-index 0", "--first-index 0 must be a whole number from 1 to 1000"),
         ("--spacing optimal --decoder-variance respaced", "--decoder-variance respaced is not known; use one of table"),
         ("--spacing optimal --decoder-images nowhere", "nowhere"),
     ],
@@ -233,6 +233,7 @@ def test_measured_costs_choose_a_path_for_beta() -> None:
         ("--objective bound", "--model"),
         ("--objective bound --model digits --images digits:table", "variance table"),
         ("TABLE --max-relative-error 0", "positive"),
+        ("TABLE --first-index 2000", "--first-index 2000 must be a whole number from 1 to 1000"),
         ("TABLE --eta 0.5 --seed 3", "--eta, --seed would have no meaning with --objective kl"),
         ("--objective bound --model digits --images digits:table --covariance beta --structure dct", "--structure"),
         (
