@@ -17,7 +17,7 @@ from pydantic import Field, JsonValue
 from .. import checks
 from ..documents import Arrays, Form, Record, document_digest, making, read_document, write_document
 from ..errors import InputError
-from ..models.heads import HeadNetwork
+from ..models.heads import HeadNetwork, first_groups_of
 from ..variance.table import VarianceTable
 from ..variance.table_file import table_contents, table_fields
 from ..variance.table_record import Size, TableRecord, check_table_file
@@ -30,11 +30,13 @@ class HeadRecord(Record):
     """A head's metadata; the spec is checked where it is made.
 
     `cut` says where a head with the papers' output is cut in use; version 1 did not know it, and had another.
+    `groups` are those of the normalisations; versions 1 and 2 did not say, and had `first_groups_of` the features.
     """
 
     spec: HeadSpec
     cut: Literal["range"] | None = None
     features: Annotated[tuple[Size, ...], Field(min_length=1, max_length=4)]
+    groups: Annotated[int, Field(ge=1)] | None = None
     training: dict[str, JsonValue]
     table: TableRecord
 
@@ -50,13 +52,13 @@ def _check(arrays: Arrays, record: HeadRecord) -> None:
 
 FORM = Form(
     "diffusion_var.variance_head",
-    2,  # 2: cut
+    3,  # 2: cut; 3: groups
     "variance head",
     HeadRecord,
     _check,
 )
-#: All heads but those with a cut are written as version 1 had them, so that they keep their digests.
-_FIRST = replace(FORM, version=1)
+#: Heads that say nothing which an earlier version did not are written as it had them, so that they keep their digests.
+_FIRST, _SECOND = (replace(FORM, version=version) for version in (1, 2))
 
 
 def write_head_file(head: Any, path: str | Path) -> None:
@@ -70,7 +72,9 @@ def head_digest(head: Any) -> str:
 
 
 def _form(head: Any) -> Form:
-    return FORM if head.spec.output == "papers" else _FIRST
+    if head.network.stated_groups is not None:
+        return FORM
+    return _SECOND if head.spec.output == "papers" else _FIRST
 
 
 def _contents(head: Any) -> tuple[Arrays, dict[str, Any]]:
@@ -79,10 +83,12 @@ def _contents(head: Any) -> tuple[Arrays, dict[str, Any]]:
     content |= {_WEIGHTS + name: value.detach().cpu().numpy() for name, value in head.network.state_dict().items()}
     # What version 1 called "papers" is "bounded" here, and was never written otherwise.
     output = "papers" if head.spec.output == "bounded" else head.spec.output
+    groups = head.network.stated_groups
     metadata = {
         "spec": {**vars(head.spec), "output": output},
         **({"cut": "range"} if head.spec.output == "papers" else {}),
         "features": list(head.network.features),
+        **({} if groups is None else {"groups": groups}),
         "training": head.training,
         "table": table,
     }
@@ -97,7 +103,8 @@ def read_head_file(path: str | Path) -> tuple[HeadNetwork, VarianceTable, HeadSp
         spec = replace(spec, output="bounded")
     weights: dict[str, Any] = {name: torch.from_numpy(a.copy()) for name, a in _part(arrays, _WEIGHTS).items()}
     with making(path, FORM), torch.device("meta"):  # no memory: the weights of the file take these places
-        network = HeadNetwork(spec.kind, record.features, table.shape or (1, 1, 1), zero=False)
+        groups = record.groups or first_groups_of
+        network = HeadNetwork(spec.kind, record.features, table.shape or (1, 1, 1), zero=False, groups=groups)
     try:
         network.load_state_dict(weights, assign=True)
     except RuntimeError as error:

@@ -3,6 +3,9 @@
     simple    group norm, SiLU, convolution of width 3: a few thousand parameters
     residual  the same behind a residual block that is told the time
 
+Features are normalised in groups of three channels or more (`groups_of`): a group of one has the mean over its pixels
+taken away, and with it the level of a feature and what the block was told of the time.
+
 Tokens (B, T, F) of a transformer are laid out as the grid they are; features of a lower resolution than the image's
 give one number per pixel of each patch. Vectors have no grid: there the convolution is a linear layer. What the numbers
 mean is the target's business (`covariance.head_targets`).
@@ -11,7 +14,7 @@ mean is the target's business (`covariance.head_targets`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
@@ -22,6 +25,21 @@ from ..errors import InputError
 HeadKind = Literal["simple", "residual"]
 _TIME_WIDTH = 128
 _TIME_UNITS = 1000.0  # the sinusoidal embedding is made for timesteps of this order
+_MOST_GROUPS, _LEAST_CHANNELS = 32, 3
+
+
+def groups_of(width: int) -> int:
+    """Groups in which so many features are normalised: a power of two up to 32, of three channels or more each (one
+    group where there is no such)."""
+    groups = math.gcd(width, _MOST_GROUPS)
+    while groups > 1 and width // groups < _LEAST_CHANNELS:
+        groups //= 2
+    return groups
+
+
+def first_groups_of(width: int) -> int:
+    """Groups of the heads whose files do not say: as many as there can be, were each a single channel."""
+    return math.gcd(width, _MOST_GROUPS)
 
 
 class HeadNetwork(nn.Module):
@@ -32,29 +50,47 @@ class HeadNetwork(nn.Module):
         features: of one image, (F, *grid) or (T, F).
         shape: (C, *spatial) of one image.
         zero: start with an output of zero; otherwise with PyTorch's random weights.
+        groups: of the normalisations, or what gives them for so many features.
 
-    Raises InputError for an unknown kind, and for features that do not divide the image into square patches.
+    Raises InputError for an unknown kind, for features that do not divide the image into square patches, and for
+    groups that do not divide the features.
     """
 
-    def __init__(self, kind: HeadKind, features: Sequence[int], shape: Sequence[int], zero: bool = True) -> None:
+    def __init__(
+        self,
+        kind: HeadKind,
+        features: Sequence[int],
+        shape: Sequence[int],
+        zero: bool = True,
+        groups: int | Callable[[int], int] = groups_of,
+    ) -> None:
         super().__init__()
         known = get_args(HeadKind)
         checks.refuse(kind not in known, f"head {kind!r} is not known; choose one of {', '.join(known)}.")
         self.features, self.shape = tuple(features), tuple(shape)
         width, self.grid, self.patch, self.tokens = _layout(self.features, self.shape)
-        groups, spatial_axes = math.gcd(width, 32), len(self.grid)
+        spatial_axes = len(self.grid)
+        self.groups = groups if isinstance(groups, int) else groups(width)
+        uneven = self.groups < 1 or bool(width % self.groups)
+        checks.refuse(uneven, f"{width} features can't be normalised in {self.groups} equal groups.")
         self.block: nn.Module | None = None
         if kind == "residual":
             from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 
             self.time = Timesteps(_TIME_WIDTH, flip_sin_to_cos=True, downscale_freq_shift=0)
             self.embed = TimestepEmbedding(_TIME_WIDTH, _TIME_WIDTH)
-            self.block = _block(width, groups, spatial_axes)
-        self.norm = nn.GroupNorm(groups, width, eps=1e-5)
+            self.block = _block(width, self.groups, spatial_axes)
+        self.norm = nn.GroupNorm(self.groups, width, eps=1e-5)
         self.out = _convolution(width, self.shape[0] * self.patch**spatial_axes, spatial_axes)
         if zero:
             nn.init.zeros_(self.out.weight)
             nn.init.zeros_(self.out.bias)
+
+    @property
+    def stated_groups(self) -> int | None:
+        """Groups that a file has to state: None where they are those of files that do not."""
+        width = self.norm.num_channels
+        return None if self.groups == first_groups_of(width) else self.groups
 
     def forward(self, features: Tensor, time: Tensor) -> Tensor:
         if self.tokens:

@@ -221,6 +221,7 @@ class HeadRun:
             **vars(self.settings),
             **{f"head {key}": value for key, value in vars(self.head.spec).items()},
             **({"cut of the head in training": None} if self.head.spec.output == "papers" else {}),  # once there was
+            **({} if (groups := self.head.network.stated_groups) is None else {"groups of the head": groups}),
             "features of the trunk": list(self.head.network.features),
             "table": self.head.table.digest,
             "images": [source.fingerprint() for source in self.sources],

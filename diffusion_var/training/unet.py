@@ -181,11 +181,13 @@ class _Run:
         network.to(self.device)
         #: Whose gradients are clipped, each for itself: a head must not change the steps of the network.
         self.parts = [network]
+        groups: int | None = None
         if settings.head is not None:
             options: dict[str, Any] = {"module": settings.head_features, "gradient": settings.head_gradient}
             shape = tuple(pixels.shape[1:])
             network = JointNetwork(network, settings.head, settings.head_kind, shape, settings.seed, **options)
             self.parts.append(network.head)
+            groups = network.head.stated_groups
             self.loss = partial(_joint, weight=settings.head_weight, target=network.target)
         network.train()
         optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
@@ -196,6 +198,7 @@ class _Run:
             "schedule": schedule.digest,
             "images": len(images),
             "fingerprint of the images": _fingerprint(pixels),
+            **({} if groups is None else {"groups of the head": groups}),
             **{f"unet.{name}": value for name, value in getattr(network, "config", {}).items() if name[0] != "_"},
         }
         self.dtype = torch.bfloat16 if settings.mixed_precision == "bf16" else None

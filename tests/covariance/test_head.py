@@ -11,6 +11,7 @@ from small_heads import SHAPE, denoiser, head, images, table
 
 import diffusion_var as dv
 from diffusion_var.errors import DiffusionVarWarning
+from diffusion_var.models.heads import first_groups_of
 
 CLIPS = [True, False]
 
@@ -119,8 +120,8 @@ def test_files_that_are_refused(tmp_path):
         dv.Head.load(path)
     path.write_bytes(good)
     arrays, metadata = contents(path)
-    sign(path, arrays, {**metadata, "format_version": 3})
-    with pytest.raises(dv.InputError, match="format version 3"):
+    sign(path, arrays, {**metadata, "format_version": 4})
+    with pytest.raises(dv.InputError, match="format version 4"):
         dv.Head.load(path)
     arrays["head.out.bias"][0] = float("nan")
     sign(path, arrays, metadata)
@@ -140,7 +141,7 @@ def contents_digest(path):
 def test_published_heads_of_version_1_are_used_as_they_were_trained(tmp_path):
     """With v at most σ²/α² as well, and the table's three moments in the step; their bytes and digest stay."""
     old, new = tmp_path / "old.safetensors", tmp_path / "new.safetensors"
-    made = head(scale=3.0, output="papers")
+    made = head(scale=3.0, output="papers", groups=first_groups_of)
     made.save(new)
     arrays, metadata = contents(new)
     assert (metadata.pop("cut"), metadata["format_version"]) == ("range", 2)
@@ -167,10 +168,32 @@ def test_published_heads_of_version_1_are_used_as_they_were_trained(tmp_path):
 
 def test_heads_that_mean_what_they_meant_are_written_as_before(tmp_path):
     for k, spec in enumerate([{}, {"target": "sn"}, {"target": "factor", "structure": "dct"}]):
-        head(0.3, **spec).save(tmp_path / f"{k}.safetensors")
+        head(0.3, groups=first_groups_of, **spec).save(tmp_path / f"{k}.safetensors")
         metadata = contents(tmp_path / f"{k}.safetensors")[1]
         assert metadata["format_version"] == 1
-        assert "cut" not in metadata
+        assert not {"cut", "groups"} & set(metadata)
+
+
+def test_heads_of_earlier_versions_keep_the_groups_they_were_trained_with(tmp_path):
+    """Eight features were eight groups of one; a file that states no groups is read so, one that does as it says."""
+    path = tmp_path / "head.safetensors"
+    made = head(scale=0.3, kind="residual")
+    made.save(path)
+    arrays, metadata = contents(path)
+    assert (metadata["format_version"], metadata["groups"]) == (3, 2)
+    assert dv.Head.load(path).network.groups == 2
+    del metadata["groups"]
+    sign(path, arrays, {**metadata, "format_version": 1})
+    old = dv.Head.load(path)
+    assert old.network.groups == 8
+    assert old.digest != made.digest
+    posterior = made.prepare(denoiser())(images(6).float() / 127.5 - 1, 5)
+    assert float((old.ratio(posterior, 5) - made.ratio(posterior, 5)).abs().max()) > 1e-3
+    for groups in (3, 0, -2, 2.0, True):
+        sign(path, arrays, {**metadata, "format_version": 3, "groups": groups})
+        with pytest.raises(dv.InputError, match="groups") as caught:
+            dv.Head.load(path)
+        assert str(path) in str(caught.value)
 
 
 def test_models_that_it_does_not_belong_to():

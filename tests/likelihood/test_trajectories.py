@@ -155,8 +155,10 @@ def test_poor_indices_are_not_visited(table: dv.VarianceTable) -> None:
         dv.steps.optimal(poor, 58)
     with pytest.raises(dv.InputError, match="all of them nodes"):
         found.cost_of([1, 25, N])
-    # The rest costs what it did, and a higher limit (no warning) visits all.
-    assert found.cost_of([1, 24, N]) == dv.steps.optimal_paths(table).cost_of([1, 24, N])
+    # The rest costs what it did (but for the last bit: fewer nodes lie elsewhere in the processor's vectors), and a
+    # higher limit (no warning) visits all.
+    expected = dv.steps.optimal_paths(table).cost_of([1, 24, N])
+    assert found.cost_of([1, 24, N]) == pytest.approx(expected, rel=1e-12)
     assert dv.steps.optimal_paths(poor, max_relative_error=0.31).most == N
 
 

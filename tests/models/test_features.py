@@ -7,7 +7,7 @@ from small_pipelines import STEPS, save_dit, small_unet
 
 import diffusion_var as dv
 from diffusion_var.models.features import FeatureTap
-from diffusion_var.models.heads import HeadNetwork
+from diffusion_var.models.heads import HeadNetwork, groups_of
 
 
 def hooks(network):
@@ -74,6 +74,29 @@ def test_kinds_of_heads():
     assert float(simple(x, torch.zeros(2)).abs().max()) == 0.0
     early, late = (residual(x, torch.full((2,), time)) for time in (0.1, 0.9))
     assert float((early - late).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("width", [4, 8, 24, 32, 64, 96, 128, 320])
+@pytest.mark.parametrize("grid", [(8, 8), (8,), ()])
+def test_a_head_sees_the_time_and_the_level_of_a_feature(width, grid):
+    """Whatever the number of features: in groups of one channel both are normalised away."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        head = HeadNetwork("residual", (width, *grid), (1, *grid), zero=False)
+    x = torch.randn(3, width, *grid, generator=torch.Generator().manual_seed(0))
+    early, late = (head(x, torch.full((3,), time)) for time in (0.1, 0.9))
+    assert float((early - late).abs().mean()) > 3e-4  # below 4e-6 in groups of one
+    head.block = None  # as a simple one
+    raised = x + torch.linspace(-1, 1, width).view(-1, *(1,) * len(grid))
+    assert float((head(x, torch.zeros(3)) - head(raised, torch.zeros(3))).abs().mean()) > 3e-4
+
+
+def test_groups_of_features():
+    """Three channels a group or more, and 32 groups of four in the published networks' 128."""
+    found = {width: groups_of(width) for width in (1, 2, 3, 6, 7, 8, 24, 32, 48, 64, 96, 100, 128, 320)}
+    assert found == {1: 1, 2: 1, 3: 1, 6: 2, 7: 1, 8: 2, 24: 8, 32: 8, 48: 16, 64: 16, 96: 32, 100: 4, 128: 32, 320: 32}
+    with pytest.raises(dv.InputError, match="24 features can't be normalised in 5 equal groups"):
+        HeadNetwork("simple", (24, 8, 8), (3, 8, 8), groups=5)
 
 
 @pytest.mark.parametrize("features", [(8, 3, 8), (8, 16, 16), (7, 8), (8, 4, 8)])

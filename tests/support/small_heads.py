@@ -7,7 +7,7 @@ import torch
 from small_pipelines import small_unet
 
 import diffusion_var as dv
-from diffusion_var.models.heads import HeadNetwork
+from diffusion_var.models.heads import HeadNetwork, groups_of
 from diffusion_var.randomness import generator
 
 SHAPE = (1, 8, 8)
@@ -28,11 +28,11 @@ def table(clipped: bool = True) -> dv.VarianceTable:
     return dv.estimate(model, images(), indices=[1, 5, 20, 50], tolerance=0.05, progress=False)
 
 
-def head(scale: float = 0.0, clipped: bool = True, **spec: Any) -> dv.Head:
+def head(scale: float = 0.0, clipped: bool = True, groups: Any = groups_of, **spec: Any) -> dv.Head:
     """An untrained head of the small model, its last layer's weights drawn with standard deviation `scale`."""
     chosen = dv.HeadSpec(**spec)
     features = 8, *SHAPE[1:]
-    network = HeadNetwork(chosen.kind, features, SHAPE)
+    network = HeadNetwork(chosen.kind, features, SHAPE, groups=groups)
     for parameter in network.out.parameters():
         drawn = generator(0, "small head", parameter.ndim).standard_normal(parameter.shape)
         parameter.data = torch.from_numpy(scale * drawn).float()
