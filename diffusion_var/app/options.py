@@ -37,8 +37,8 @@ _OTHER_DTYPES = {
 ModelHelp = "diffusers pipeline or UNet folder, hub id, or 'digits' (bundled)"
 ImagesHelp = (
     "folder, pattern ('imgs/*.png', quoted), zip, npz or npy of images, file.npz:KEY, "
-    "'torchvision:NAME[:train|test]' or 'digits:train|table|score', each with an optional [START:STOP] or "
-    "[shuffled:START:STOP]"
+    "'torchvision:NAME[:train|test]', 'digits:train|table|score' or 'photographs:fit|table|score[:SIZE]', each with an "
+    "optional [START:STOP] or [shuffled:START:STOP]"
 )
 DeviceHelp = "where to run, e.g. cpu or cuda:1; by default the GPU if there is one"
 FeaturesHelp = "feature network: inception, digits, or a .safetensors file of train-features"

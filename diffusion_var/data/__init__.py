@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from .images import to_float as to_float
     from .images import to_uint8 as to_uint8
     from .names import open_images as open_images
+    from .photographs import photographs_part as photographs_part
 
 _HOMES = {
     "digits_splits": ".digits",
     "open_images": ".names",
+    "photographs_part": ".photographs",
     "read_images": ".images",
     "save_images": ".images",
     "save_npz": ".images",

@@ -19,7 +19,7 @@ SIZES = {"train": 997, "table": 300, "score": 500}
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, 1, 8, 8) uint8 and labels (N,) int64, 0 to 9."""
+    """Images (N, C, H, W) uint8 and labels (N,) int64; of the digits (N, 1, 8, 8), 0 to 9."""
 
     images: Tensor
     labels: Tensor

@@ -1,8 +1,8 @@
 """Classes of labelled images, found where each kind of source keeps them.
 
-A torchvision data set and the digits know their own; a folder's are its subfolders, numbered in alphabetical order; a
-zip's are in its `dataset.json` ({"labels": [[file, class], …]}, as EDM writes it) or else its folders; those of an npz
-or npy are another array, named by the user: `mnist.npz:train_y`.
+A torchvision data set, the digits and the photographs' patches (0 the temple, 1 the flower) know their own; a folder's
+are its subfolders, numbered in alphabetical order; a zip's are in its `dataset.json` ({"labels": [[file, class], …]},
+as EDM writes it) or else its folders; those of an npz or npy are another array, named by the user: `mnist.npz:train_y`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..files import regular_file
 from .arrays import names_in, whole_array
 from .images import read_images
-from .names import ImageName, TorchvisionImages, digits_part, parse_name
+from .names import ImageName, TorchvisionImages, digits_part, parse_name, photographs_named
 from .sources import LARGEST_MEMBER
 from .zips import read_member
 
@@ -60,6 +60,9 @@ def _own_labels(name: ImageName, download: bool) -> np.ndarray[Any, Any]:
     if kind == "digits":
         labels: np.ndarray[Any, Any] = digits_part(rest).labels.numpy()
         return labels
+    if kind == "photographs":
+        pictures: np.ndarray[Any, Any] = photographs_named(rest).labels.numpy()
+        return pictures
     path = Path(name.base)
     if path.suffix.lower() in (".npz", ".npy"):
         raise InputError(f"{path} is an array of images; name its labels too, e.g. labels={path}:KEY.")

@@ -1,11 +1,12 @@
 """Images by name, as commands and configs give them.
 
     folder | 'imgs/*.png' | file.zip | file.npy | file.npz | file.npz:KEY | torchvision:NAME[:train|test] |
-    digits:train|table|score
+    digits:train|table|score | photographs:fit|table|score[:SIZE]
 
 each with an optional slice at its end, `[START:STOP]`, as in Python: `mnist.npz:train_x[:50000]`. So disjoint parts of
 one file serve training, the variance table and scores. Where a file is sorted by class, such a part lacks classes:
-`[shuffled:START:STOP]` slices one fixed shuffle of the images, the same in every run.
+`[shuffled:START:STOP]` slices one fixed shuffle of the images, the same in every run. Patches of the photographs come
+in no order, 16 × 16 unless their SIZE is given (see `photographs.py`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ..files import expanded
 from ..randomness import generator
 from .digits import SIZES, Split, digits_splits
 from .images import read_images
+from .photographs import SIZE, STRIP, STRIPS, photographs_part
 
 _TORCHVISION = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST")
 
@@ -54,9 +56,9 @@ class ImageName:
 
     @property
     def scheme(self) -> tuple[str, str]:
-        """("digits" or "torchvision", what follows its colon), or ("", base) for a path."""
+        """("digits", "photographs" or "torchvision", what follows its colon), or ("", base) for a path."""
         kind, _, rest = self.base.partition(":")
-        named = kind in ("digits", "torchvision") and not os.path.exists(self.base)
+        named = kind in ("digits", "photographs", "torchvision") and not os.path.exists(self.base)
         return (kind, rest) if named else ("", self.base)
 
 
@@ -101,6 +103,8 @@ def _open_whole(name: ImageName, download: bool, skip_corrupt: bool, channels: i
         raise InputError(f"channels={channels} is for images of files, but {name.base} has its own; leave it out.")
     if kind == "digits":
         return digits_part(rest).images
+    if kind == "photographs":
+        return photographs_named(rest).images
     if kind == "torchvision":
         return TorchvisionImages(rest, download)
     return read_images(name.base, channels, key=name.key, skip_corrupt=skip_corrupt)
@@ -114,6 +118,18 @@ def digits_part(name: str) -> Split:
         )
     part: Split = getattr(digits_splits(), name)
     return part
+
+
+def photographs_named(name: str) -> Split:
+    """One of the photographs' three parts by name, `PART` or `PART:SIZE`."""
+    part, colon, size = name.partition(":")
+    wrong = part not in STRIPS or (bool(colon) and not (size.isdecimal() and 1 <= int(size) <= STRIP))
+    if wrong:
+        raise InputError(
+            f"the photographs have no part {name!r}; choose one of "
+            f"{', '.join(f'photographs:{known}' for known in STRIPS)}, each with an optional :SIZE of 1 to {STRIP}."
+        )
+    return photographs_part(part, int(size) if colon else SIZE)
 
 
 class TorchvisionImages(Dataset[torch.Tensor]):
