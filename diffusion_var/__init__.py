@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from . import steps as steps
     from . import testing as testing
     from . import training as training
+    from .advice.diagnosis import Diagnosis as Diagnosis
+    from .advice.doctor import diagnose as diagnose
     from .covariance.analytic import Analytic as Analytic
     from .covariance.averaged import Averaged as Averaged
     from .covariance.eps_square import EpsSquare as EpsSquare
@@ -65,6 +67,7 @@ _HOMES = {
     "Conditions": ".models.conditions",
     "DecoderCosts": ".likelihood.decoder_costs",
     "Denoiser": ".models.denoiser",
+    "Diagnosis": ".advice.diagnosis",
     "DiffusionVarWarning": ".errors",
     "EpsSquare": ".covariance.eps_square",
     "EulerMaruyama": ".sampling.euler_maruyama",
@@ -95,6 +98,7 @@ _HOMES = {
     "check": ".sampling.check",
     "decoder_costs": ".likelihood.decoder_costs",
     "density_bound": ".likelihood.bound",
+    "diagnose": ".advice.doctor",
     "encode_latents": ".models.pretrained.encode",
     "estimate": ".variance.estimate",
     "ode_likelihood": ".likelihood.ode",

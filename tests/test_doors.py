@@ -238,6 +238,14 @@ DOORS: dict[str, Door] = {
             "structure": ("x", None, 5),
         },
     ),
+    "diagnose": (
+        call(dv.diagnose, denoiser=DENOISER, images=IMAGES),
+        {
+            "denoiser": NO_DENOISER,
+            "images": (None, 5, "missing", IMAGES[:15], IMAGES[0], []),
+            **{name: run[name] for name in ("seed", "batch_size", "conditions")},
+        },
+    ),
     "encode_latents": (call(dv.encode_latents, images=IMAGES), {"denoiser": (*NO_DENOISER, DENOISER)}),
     "Head": (dv.Head.load, {"path": (None, TABLE, "missing", *NO_PATH)}),
     "NoiseLevel": (
@@ -424,7 +432,7 @@ ELSEWHERE = {
     **dict.fromkeys(("DiffusionVarWarning", "InputError", "NumericalError", "NetworkError"), "what is raised"),
     **dict.fromkeys(("FixedLarge", "FixedSmall", "LearnedRange"), "takes nothing"),
     **dict.fromkeys(
-        ("DecoderCosts", "LikelihoodBound", "OdeLikelihood", "StepCosts", "ModelIdentity", "Posterior"),
+        ("DecoderCosts", "Diagnosis", "LikelihoodBound", "OdeLikelihood", "StepCosts", "ModelIdentity", "Posterior"),
         "made here, not by users",
     ),
     **dict.fromkeys(("ReverseCovariance", "StructuredCovariance", "Structure"), "to be written by users; contracts"),

@@ -296,8 +296,15 @@ class Denoiser:
         timestep = self.schedule.timesteps(n, len(x_t), x_t.device)
         shown = network_input(self.prediction, x_t, *self.schedule.coefficients(n, x_t), self.sigma_data)
         with placed(self.network, n, x_t):
-            raw = self._run(shown, timestep, condition)
-        out = network_output(raw, x_t).to(x_t.dtype, copy=True)  # the network may use its own memory again
+            return self.raw_output(shown, timestep, condition)
+
+    def raw_output(
+        self, shown: torch.Tensor, timestep: torch.Tensor, condition: Any = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The network's output for what it is shown (B, C, *spatial) and told (B,), guided, whatever it may mean; and
+        of 2C channels the second half."""
+        out = network_output(self._run(shown, timestep, condition), shown)
+        out = out.to(shown.dtype, copy=True)  # the network may use its own memory again
         channels = self.shape[0]
         if out.shape[1] == channels:
             return out, None
