@@ -1,5 +1,8 @@
 # make demo   install into .venv (first time) and run the demo: a report in runs/demo/
 # make test   the same, and run every check and test
+# make docs   the same, and build the documentation site into build/site
+# make notebooks   run the notebooks, and keep their pictures
+# make dist   a wheel and a source distribution in dist/, looked at as an index would
 # PYTHON=/path/to/python3.11 chooses another interpreter.
 
 PYTHON ?= python3
@@ -9,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 
 # make test-minimums   a fast part of the tests with the oldest dependencies that are allowed
 
-.PHONY: demo test test-minimums install lint clean
+.PHONY: demo test test-minimums docs notebooks dist install lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/diffusion-var demo --config configs/digits.yaml --overwrite
@@ -20,6 +23,19 @@ test: $(INSTALLED) lint
 # A fast part of the tests with the oldest versions that pyproject.toml allows (PyTorch's, of gigabytes, excepted).
 test-minimums: $(INSTALLED)
 	$(BIN)/python scripts/test_minimums.py
+
+# Warnings are errors: a link that leads nowhere, a public name without a page, a docstring that does not render.
+docs: $(INSTALLED)
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs build/site
+
+notebooks: $(INSTALLED)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/run_notebooks.py
+
+dist: $(INSTALLED)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .likelihood.step_costs import StepCosts as StepCosts
     from .likelihood.step_costs import step_costs as step_costs
     from .models import oracles as oracles
+    from .models.adapted import Adapted as Adapted
     from .models.conditions import Conditions as Conditions
     from .models.denoiser import Denoiser as Denoiser
     from .models.identity import ModelIdentity as ModelIdentity
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from .variance.table import VarianceTable as VarianceTable
 
 _HOMES = {
+    "Adapted": ".models.adapted",
     "Analytic": ".covariance.analytic",
     "AnalyticScheduler": ".pipelines.scheduler",
     "Averaged": ".covariance.averaged",

@@ -21,7 +21,7 @@ from diffusion_var.app.config import load_options
 README: list[dict[str, str]] = [
     {
         '"path/to/ddpm-pipeline"': '"digits"',
-        "dv.estimate(denoiser, images,": "dv.estimate(denoiser, images, 0.5,",
+        "dv.estimate(denoiser, images,": "dv.estimate(denoiser, images, 9.0, indices=[1, 30, 100, 300, 500, 1000],",
         "range(50_000)": "range(20)",
         'features="inception"': 'features="digits"',
     },
@@ -47,6 +47,28 @@ README: list[dict[str, str]] = [
         "table.push_to_hub(": "(lambda *_, **__: None)(",
     },
 ]
+
+
+#: The same for the pages of docs/; None stands for blocks that other tests run (named there).
+PAGES: dict[str, list[dict[str, str]] | None] = {
+    "tour": README[:2],
+    "table": [
+        {"tolerance=0.02": "tolerance=0.5", "images, tolerance": "images, indices=[1, 100, 500, 1000], tolerance"}
+    ],
+    "which_variance": [
+        {
+            '("isotropic", "channel", "pixel", "dct")': '("isotropic", "dct")',
+            "steps=10, eta=0.0).sample(100)": "steps=2, eta=0.0).sample(20)",
+            "images, steps=10": "images[:10], steps=2",
+        }
+    ],
+    "diffusers": [README[2], README[5]],
+    "heads": [README[3]],
+    "likelihoods": [README[4]],
+    "your_network": None,  # tests/test_recipes.py
+    "extending": None,  # below
+    "equations": None,  # tests/test_house.py
+}
 
 
 def blocks(path: Path) -> list[str]:
@@ -122,6 +144,54 @@ def test_the_readmes_comparison_is_a_config(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(config)
     options = load_options(CompareOptions, {}, tmp_path / "c.yaml")
     assert [method.label for method in options.methods][1] == "DDIM"
+
+
+def test_every_page_with_python_is_run_somewhere() -> None:
+    found = {path.stem for path in (ROOT / "docs").glob("*.md") if blocks(path)}
+    assert found <= {*PAGES}
+
+
+@pytest.fixture(scope="module")
+def brought(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a reader of any page has already: a model, images, a table, and what was made of them."""
+    folder = tmp_path_factory.mktemp("pages")
+    splits, denoiser = dv.data.digits_splits(), dv.Denoiser.from_pretrained("digits")
+    images = splits.table.images[:60]
+    names = ("isotropic", "channel", "pixel", "dct")
+    table = dv.estimate(denoiser, images, 9.0, indices=[1, 100, 300, 600, 1000], structures=names, progress=False)
+    return {
+        "denoiser": denoiser,
+        "images": images,
+        "table": table,
+        "covariance": dv.Analytic(table),
+        "sampler": dv.Sampler(denoiser, dv.Analytic(table), 3),
+        "others": splits.score.images[:20],
+        "reference_images": splits.score.images[:100],
+        "latents": torch.tanh(torch.randn(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))),
+        "pictures": np.random.default_rng(0).integers(0, 256, (8, 3, 16, 16), dtype=np.uint8),
+        "of_image": np.arange(8),
+        "stable_diffusion": save_stable_diffusion(folder / "sd"),
+        "digits_pipeline": digits_pipeline,
+        "torch": torch,
+        "dv": dv,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::diffusion_var.errors.DiffusionVarWarning")  # of so few images and draws
+@pytest.mark.parametrize("page", [name for name, given in PAGES.items() if given is not None])
+def test_a_pages_python_runs(
+    page: str, brought: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each page alone, from what any reader has."""
+    found, replacements = blocks(ROOT / "docs" / f"{page}.md"), PAGES[page]
+    assert replacements is not None
+    assert len(found) == len(replacements)
+    monkeypatch.chdir(tmp_path)
+    brought["table"].save("table.safetensors")
+    names = dict(brought)
+    for block, given in zip(found, replacements, strict=True):
+        exec(compile(filled_in(block, given), f"docs/{page}.md", "exec"), names)
 
 
 def commands_shown() -> list[tuple[str, str]]:

@@ -126,6 +126,10 @@ DOORS: dict[str, Door] = {
             "noise": (None, X[:2]),
         },
     ),
+    "Adapted": (
+        call(dv.Adapted, model=UNET, call=half),
+        {"model": (None, half, "digits", UNET.state_dict(), UNet2DModel), "call": (None, 5, "x")},
+    ),
     "Bound": (
         call(dv.Bound, **bound),
         {k: v for k, v in run.items() if k in ("denoiser", "covariance", "steps", "eta")},
@@ -278,7 +282,16 @@ DOORS: dict[str, Door] = {
     ),
     "NoiseSchedule.edm": (
         dv.NoiseSchedule.edm,
-        {"N": NO_COUNT, "sigma_min": (0, *NO_NUMBER), "sigma_max": NO_NUMBER, "rho": NO_NUMBER},
+        {"N": NO_COUNT, "sigma_min": (0, *NO_NUMBER), "sigma_max": NO_NUMBER, "rho": NO_NUMBER, "told": ("x", None)},
+    ),
+    "NoiseSchedule.from_levels": (
+        call(dv.NoiseSchedule.from_levels, alpha=[0.9, 0.5], sigma=[0.1, 0.5], timestep=[0, 1]),
+        {
+            "alpha": (None, "abc", 5, [1], [0.9, 0.9, 0.9], [[1, 2], [3, 4]]),
+            "sigma": (None, "abc", [0.1, 0.0], [float("nan")] * 2),
+            "timestep": ("abc", None, [1]),
+            "prior_std": ("1", 0),
+        },
     ),
     "NoiseSchedule.from_betas": (dv.NoiseSchedule.from_betas, {"betas": ("abc", None, 5, [], [2.0], [float("nan")])}),
     "NoiseSchedule.from_diffusers": (dv.NoiseSchedule.from_diffusers, {"scheduler": NO_SCHEDULE}),

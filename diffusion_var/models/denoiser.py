@@ -35,7 +35,7 @@ from .features import FeatureTap
 from .fingerprint import weights_fingerprint
 from .guidance import Guidance, make_guidance, network_output
 from .identity import ModelIdentity, network_facts
-from .network_checks import check_autocast, check_conditional, check_network, checked_device, move
+from .network_checks import check_autocast, check_conditional, check_convention, check_network, checked_device, move
 from .network_use import NetworkUse, placed
 from .posterior import Posterior
 from .precision import InputPrecision, leading_dtype
@@ -106,6 +106,7 @@ class Denoiser:
         self.network = network
         self.schedule = as_schedule(schedule)
         check_prediction(prediction, self.schedule)
+        check_convention(network, prediction, self.schedule)
         self.prediction: Prediction = prediction
         self.shape = checks.shape("shape", shape)
         self.clip = checks.bounds("clip", clip)

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from .. import checks
 from ..errors import InputError
+from ..process.schedule import NoiseSchedule
+from ..unwrapping import unwrapped
 
 _EXPECTED = "a network (a torch module, or a function of x_t and timestep)"
 
@@ -37,6 +40,19 @@ def check_network(network: Any) -> None:
 
 def _is_pipeline(value: Any) -> bool:
     return hasattr(value, "scheduler") and not isinstance(value, torch.nn.Module)
+
+
+def check_convention(network: Any, prediction: str, schedule: NoiseSchedule) -> None:
+    """Refuse EDM's wrappers (EDMPrecond, VPPrecond, …) in any other convention than theirs: F's would give NaN."""
+    network = unwrapped(network)
+    if not hasattr(network, "round_sigma"):
+        return
+    told = np.array_equal(schedule.timestep[1:], schedule.sigma[1:]) and bool((schedule.alpha == 1.0).all())
+    checks.refuse(
+        prediction != "sample" or not told,
+        f"the network is one of EDM's wrappers (a {type(network).__name__}, which has round_sigma): it takes σ and "
+        "returns x̂_0; use NoiseSchedule.edm(told='sigma') and Denoiser(…, prediction='sample').",
+    )
 
 
 def check_autocast(autocast: Any) -> torch.dtype | None:

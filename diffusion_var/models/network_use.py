@@ -75,6 +75,17 @@ def own_input(x: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     return x.to(dtype, copy=True) if dtype is not None and x.is_floating_point() else x.clone()
 
 
+def not_finite(level: NoiseLevel) -> str:
+    """What to do about a network that gives NaN or infinite values at a level."""
+    if not level.timestep < 0.0:
+        return "check its weights and precision"
+    return (
+        f"check its weights and precision, and what it is told: {level.timestep:.4g} there, as EDM's bare networks are "
+        "told ln(σ)/4; one that takes σ itself (EDM's and k-diffusion's wrappers, which return x̂_0) wants "
+        "NoiseSchedule.edm(told='sigma') and Denoiser(…, prediction='sample')"
+    )
+
+
 # ---- what it raises -------------------------------------------------------------------------------------------------
 
 

@@ -65,7 +65,9 @@ class AnalyticSchedulerOutput(BaseOutput):
 class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """DDPM and DDIM steps (any 0 ≤ η ≤ 1, or τ) with a fixed, learned-range, analytic or head's reverse variance.
 
-    Args (besides those of DDPMScheduler and DDIMScheduler, which mean the same):
+    Its arguments are those of DDPMScheduler and DDIMScheduler, which mean the same, and these.
+
+    Args:
         variance_type: "fixed_small" (λ²), "fixed_large" (β, η = 1), "learned_range" (2C-channel networks, η = 1),
             "analytic" (needs a table: use `from_table`) or "head" (`from_head`). Nothing falls back to anything else.
         eta: 1 (the default) is DDPM, 0 is DDIM.

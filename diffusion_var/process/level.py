@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from .. import checks
 
@@ -53,10 +54,13 @@ class NoiseLevel:
         return cls(1.0 - t, t, timestep_scale * t)
 
     @classmethod
-    def edm(cls, sigma: float) -> NoiseLevel:
-        """EDM (arXiv:2206.00364): α = 1; the network is told ln(σ)/4."""
+    def edm(cls, sigma: float, told: Literal["c_noise", "sigma"] = "c_noise") -> NoiseLevel:
+        """EDM (arXiv:2206.00364): α = 1; the network is told c_noise = ln(σ)/4, or σ itself."""
         sigma = checks.number("sigma", sigma, "a finite number of at least 0", least=0.0)
-        return cls(1.0, sigma, 0.25 * _log(sigma) if sigma > 0.0 else math.nan)
+        checks.one_of("told", told, ("c_noise", "sigma"))
+        if sigma == 0.0:
+            return cls(1.0, sigma)
+        return cls(1.0, sigma, sigma if told == "sigma" else 0.25 * _log(sigma))
 
     @property
     def is_clean(self) -> bool:

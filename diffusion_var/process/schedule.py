@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -225,6 +225,28 @@ class NoiseSchedule:
     # ---- where it comes from ----------------------------------------------------------------------------------
 
     @classmethod
+    def from_levels(
+        cls,
+        alpha: npt.ArrayLike,
+        sigma: npt.ArrayLike,
+        timestep: npt.ArrayLike,
+        prior_std: float | None = None,
+    ) -> NoiseSchedule:
+        """The schedule of noise levels as other codes list them: the clean index 0 is put before them.
+
+        Args:
+            alpha, sigma, timestep: (N,) arrays or tensors, of rising noise or of falling; what the network is told at
+                each.
+            prior_std: as of the class.
+        """
+        arrays = [_vector(*given) for given in (("alpha", alpha), ("sigma", sigma), ("timestep", timestep))]
+        a, s = arrays[:2]
+        if len(a) == len(s) > 1 and a[0] * s[-1] < a[-1] * s[0]:  # SNR rises
+            arrays = [array[::-1] for array in arrays]
+        a, s, told = (np.concatenate([[clean], array]) for clean, array in zip((1.0, 0.0, 0.0), arrays, strict=True))
+        return cls(a, s, told, prior_std)
+
+    @classmethod
     def from_betas(cls, betas: npt.ArrayLike) -> NoiseSchedule:
         """A variance-preserving schedule from β_1…β_N (each in (0, 1]; only the last may be 1)."""
         beta = _vector("betas", betas)
@@ -285,9 +307,22 @@ class NoiseSchedule:
         return cls((N - n) / whole, t, timestep_scale * t)
 
     @classmethod
-    def edm(cls, N: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> NoiseSchedule:
+    def edm(
+        cls,
+        N: int = 1000,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        rho: float = 7.0,
+        told: Literal["c_noise", "sigma"] = "c_noise",
+    ) -> NoiseSchedule:
         """EDM (arXiv:2206.00364, eq. 5): α = 1, σ^(1/ρ) even from sigma_min to sigma_max (`rho=math.inf`: log σ even);
-        the network is told ln(σ)/4, and x_N's prior has the standard deviation sigma_max."""
+        x_N's prior has the standard deviation sigma_max.
+
+        Args:
+            told: what the network is told, c_noise = ln(σ)/4 (the bare network F of EDM) or σ itself (EDM's and
+                k-diffusion's wrappers, which return x̂_0, networks of ε or the score that take σ).
+        """
+        checks.one_of("told", told, ("c_noise", "sigma"))
         numbers = all(map(checks.is_number, (sigma_min, sigma_max, rho)))
         if not (numbers and 0 < sigma_min < sigma_max < math.inf and rho > 0):
             raise InputError(
@@ -301,8 +336,7 @@ class NoiseSchedule:
         else:
             low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
             levels = (low + ramp * (high - low)) ** rho
-        sigma = np.concatenate([[0.0], levels])
-        return cls(np.ones(N + 1), sigma, np.concatenate([[0.0], np.log(levels) / 4]), prior_std=float(levels[-1]))
+        return cls.from_levels(np.ones(N), levels, levels if told == "sigma" else np.log(levels) / 4, levels[-1])
 
     def with_zero_terminal_snr(self) -> NoiseSchedule:
         """√ᾱ moved and stretched so that it ends at 0 and starts where it did (arXiv:2305.08891, algorithm 1); for
@@ -344,7 +378,8 @@ _PRIOR = "finite and positive, or None"
 
 def _vector(name: str, values: npt.ArrayLike) -> Float64Array:
     try:
-        array = np.array(values, dtype=np.float64)
+        held = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
+        array = np.array(held, dtype=np.float64)
     except (TypeError, ValueError):
         raise InputError(f"{name}={checks.brief(values)} must be an array of numbers.") from None
     wrong = array.ndim != 1 or array.size == 0

@@ -24,6 +24,7 @@ from ..errors import InputError, NumericalError, warn
 from ..models.conditions import as_nest, batch_of, check_classes, map_leaves, rows_of
 from ..models.denoiser import Denoiser, check_denoiser
 from ..models.network_run import NetworkRun
+from ..models.network_use import not_finite
 from ..models.posterior import Posterior
 from ..process.kernel import ClippedEps, ReverseKernel, reverse_kernels
 from ..process.level import NoiseLevel
@@ -269,9 +270,10 @@ class Sampler:
     def _refuse_nan(self, sums: torch.Tensor, images: Sequence[int]) -> None:
         bad = (~torch.isfinite(sums)).nonzero()
         if len(bad):
+            kernel = self.kernels[int(bad[0])]
             raise NumericalError(
-                f"the network gave NaN or infinite values at {_where(self.kernels[int(bad[0])])}, in the batch of "
-                f"images {images[0]} to {images[-1]}; check its weights and precision."
+                f"the network gave NaN or infinite values at {_where(kernel)}, in the batch of images {images[0]} to "
+                f"{images[-1]}; {not_finite(kernel.level_t)}."
             )
 
 

@@ -17,6 +17,7 @@ from ..errors import NumericalError
 from ..models.conditions import Conditions, rows_of
 from ..models.denoiser import Denoiser
 from ..models.network_run import NetworkRun
+from ..models.network_use import not_finite
 from ..models.posterior import Posterior
 from ..process.structure import Structure, make_structure
 from ..randomness import Streams
@@ -100,7 +101,7 @@ class ShardEvaluator:
             total, covariances = shard_sums(
                 values, None if weight is None else torch.from_numpy(weight).to(values.device)
             )
-            _refuse_nan(total, batch, done)
+            self._refuse_nan(total, batch, done)
             out[name] = total.numpy(), covariances.numpy()
         return Evaluated(out, draws.positions.reshape(-1, SHARD), kept.reshape(len(batch), SHARD, -1))
 
@@ -133,11 +134,11 @@ class ShardEvaluator:
         ]
         return Posterior(torch.cat([p.mean for p in pieces]), torch.cat([p.eps for p in pieces]))
 
-
-def _refuse_nan(sums: torch.Tensor, batch: Sequence[Shard], done: int) -> None:
-    bad = (~torch.isfinite(sums.flatten(1)).all(1)).nonzero()
-    if len(bad):
-        raise NumericalError(
-            f"the network gave NaN or infinite values at index n={batch[int(bad[0])][0]}, in the batch of evaluations "
-            f"{done} to {done + len(batch) * SHARD}; check its weights and precision."
-        )
+    def _refuse_nan(self, sums: torch.Tensor, batch: Sequence[Shard], done: int) -> None:
+        bad = (~torch.isfinite(sums.flatten(1)).all(1)).nonzero()
+        if len(bad):
+            n = batch[int(bad[0])][0]
+            raise NumericalError(
+                f"the network gave NaN or infinite values at index n={n}, in the batch of evaluations {done} to "
+                f"{done + len(batch) * SHARD}; {not_finite(self.denoiser.schedule.level(n))}."
+            )
