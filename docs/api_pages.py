@@ -27,6 +27,11 @@ GROUPS: dict[str, tuple[str, str, list[str]]] = {
         "One pass over images gives a table; see [the table](../table.md).",
         ["estimate", "VarianceTable", "check"],
     ),
+    "advice": (
+        "Advice",
+        "Whether a network does what is declared of it; see [Your network](../your_network.md).",
+        ["diagnose", "Diagnosis"],
+    ),
     "covariance": (
         "Covariances",
         "What a step's noise is; see [Which variance?](../which_variance.md) and [Writing one's own](../extending.md).",

@@ -1,7 +1,7 @@
 """The documentation site: `make docs` builds it into build/site, and warnings are errors.
 
-Pages are Markdown. Three folders beside them are made when the site is built, and not kept: `api` (a page for each group
-of `api_pages.GROUPS`, which must hold every public name), `results` and `notebooks` (those of the repository).
+Pages are Markdown. Three folders beside them are made when the site is built, and not kept: `api` (a page for each
+group of `api_pages.GROUPS`, which must hold every public name), `results` and `notebooks` (those of the repository).
 """
 
 import re

@@ -333,6 +333,19 @@ def test_diffusers() -> None:
     assert largest(denoiser(x, 501).mean, out.pred_original_sample) < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore::diffusion_var.errors.DiffusionVarWarning")  # of so few images
+def test_whether_it_is_right() -> None:
+    """The page's last blocks, on the bundled model as it is and as a network of v."""
+    first, second = re.findall(r"```python\n(.*?)```", PAGE.partition("## Is it right?")[2], re.DOTALL)
+    denoiser = dv.Denoiser.from_pretrained("digits")
+    names = {"dv": dv, "denoiser": denoiser, "images": dv.data.digits_splits().table.images[:64]}
+    exec(compile(first, "docs/your_network.md", "exec"), names)
+    exec(compile(second.replace("0.05", "9.0"), "docs/your_network.md", "exec"), names)
+    names["denoiser"] = dv.Denoiser(denoiser.network, denoiser.schedule, "v_prediction", (1, 8, 8))
+    with pytest.raises(AssertionError):
+        exec(compile(first, "docs/your_network.md", "exec"), names)
+
+
 # ---- the adapter ----------------------------------------------------------------------------------------------------
 
 
