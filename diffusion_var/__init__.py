@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .covariance.analytic import Analytic as Analytic
     from .covariance.averaged import Averaged as Averaged
     from .covariance.eps_square import EpsSquare as EpsSquare
+    from .covariance.exact import ExactCovariance as ExactCovariance
     from .covariance.fixed import FixedLarge as FixedLarge
     from .covariance.fixed import FixedSmall as FixedSmall
     from .covariance.head import Head as Head
@@ -73,6 +74,7 @@ _HOMES = {
     "DiffusionVarWarning": ".errors",
     "EpsSquare": ".covariance.eps_square",
     "EulerMaruyama": ".sampling.euler_maruyama",
+    "ExactCovariance": ".covariance.exact",
     "FixedLarge": ".covariance.fixed",
     "FixedSmall": ".covariance.fixed",
     "Head": ".covariance.head",

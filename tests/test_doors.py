@@ -34,6 +34,7 @@ def half(x: torch.Tensor, timestep: torch.Tensor, *_: Any) -> torch.Tensor:
 
 DENOISER = dv.Denoiser(half, SCHEDULE, shape=SHAPE)
 DENOISER_OF_ALL = dv.Denoiser(half, SCHEDULE, shape=SHAPE, conditional=False)
+MIXTURE = dv.oracles.MixtureDenoiser(SCHEDULE, np.zeros((2, *SHAPE)), 0.1)
 TABLE = dv.estimate(DENOISER, IMAGES, 1e3, indices=[1, 50, 100], progress=False)
 UNET = UNet2DModel(4, 1, 1, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4,
                    down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))  # fmt: skip
@@ -135,6 +136,15 @@ DOORS: dict[str, Door] = {
         {k: v for k, v in run.items() if k in ("denoiser", "covariance", "steps", "eta")},
     ),
     "Averaged": (call(dv.Averaged, inner=dv.EpsSquare()), {"inner": NO_COVARIANCE, "over": ("x", None, 5)}),
+    "ExactCovariance": (
+        call(dv.ExactCovariance, mixture=MIXTURE),
+        {
+            "mixture": (None, dv.FixedSmall(), DENOISER, "photographs", 5, dv.oracles.MixtureDenoiser),
+            "structure": ("x", None, 5),
+            "draws": NO_COUNT,
+            "seed": NO_SEED,
+        },
+    ),
     "EpsSquare": (dv.EpsSquare, {"most": (0, -1, "1", float("nan"), True)}),
     "EulerMaruyama": (
         call(dv.EulerMaruyama, denoiser=DENOISER, steps=4),

@@ -2,6 +2,7 @@
 
     fixed          λ² I or β I                                       DDPM's choices; DDIM
     analytic       λ² I + γ² Cov[x_0|x_t] from a variance table      (Extended-)Analytic-DPM, any structure
+    exact          the same of a mixture of Gaussians, closed form  per image or averaged, the full matrix too
     lists          the same from lists of numbers                    what fits into a scheduler's config
     learned_range  per pixel, as a 2C-channel network says           Improved DDPM
     learned        per pixel, its logarithm as a 2C-channel network  Improved DDPM's LEARNED

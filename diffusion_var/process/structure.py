@@ -8,6 +8,7 @@ elements in that basis:
     channel    B = I,    v of shape (C, 1, …)
     pixel      B = I,    v of shape (C, *spatial)
     dct        B = DCT,  v of shape (C, *spatial)  one per coefficient
+    full       B any,    v of shape (C, *spatial)  one per eigenvector; of exact denoisers, no table has it
 
 The DCT basis is the orthonormal DCT-II along every spatial axis times an orthonormal rotation of the channels. For one
 and three channels the rotation is the DCT-II too (for RGB: about the opponent colours), so that the whole is
@@ -192,6 +193,41 @@ class Dct(Structure):
                 arrays = (self.rotation, *(dct_matrix(size) for size in self.shape[1:]))
                 self._matrices[key] = tuple(torch.from_numpy(a).to(x.device, x.dtype) for a in arrays)
         return self._matrices[key]
+
+
+class Full(Structure):
+    """Any covariance matrix, by its eigenvectors: one variance for each.
+
+    Args:
+        basis: orthonormal, rows are the basis's elements: (d, d) for all images, or (B, d, d), one for each of a batch
+            of B images.
+    """
+
+    name = "full"
+
+    def __init__(self, shape: Sequence[int], basis: torch.Tensor) -> None:
+        super().__init__(shape)
+        fits = basis.ndim in (2, 3) and tuple(basis.shape[-2:]) == (self.d, self.d)
+        checks.refuse(
+            not fits,
+            f"the basis has shape {tuple(basis.shape)}, but ({self.d}, {self.d}) is needed, with or without B.",
+        )
+        self.basis = basis
+
+    @property
+    def variance_shape(self) -> tuple[int, ...]:
+        return self.shape
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._times(self.basis.mT, x)
+
+    def inverse(self, coefficients: torch.Tensor) -> torch.Tensor:
+        return self._times(self.basis, coefficients)
+
+    def _times(self, matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        rows, matrix = x.flatten(-len(self.shape)), matrix.to(x.device, x.dtype)
+        turned = rows @ matrix if matrix.ndim == 2 else (rows[:, None] @ matrix)[:, 0]
+        return turned.view(x.shape)
 
 
 def _transform(matrix: torch.Tensor, x: torch.Tensor, axis: int) -> torch.Tensor:

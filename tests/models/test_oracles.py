@@ -70,12 +70,32 @@ def mixture(variances: Any, weights: Any = None, count: int = 3) -> Case:
     return Case(denoiser, log_density, centre, covariance)
 
 
+def dense_mixture() -> Case:
+    count, shape = 3, (2, 1, 3)
+    means, w = numbers(count, *shape, seed=4), np.array([0.3, 0.5, 0.2])
+    roots = numbers(count, 6, 6, seed=5) * np.array([0.3, 0.1, 0.4])[:, None, None]
+    covariances = roots @ roots.transpose(0, 2, 1) + 1e-3 * np.eye(6)
+    flat = means.reshape(count, -1)
+
+    def log_density(x: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
+        noisy = alpha**2 * torch.from_numpy(covariances) + sigma**2 * torch.eye(6, dtype=torch.float64)
+        parts = distributions.MultivariateNormal(alpha * torch.from_numpy(flat), covariance_matrix=noisy)
+        which = distributions.Categorical(probs=torch.from_numpy(w))
+        return distributions.MixtureSameFamily(which, parts).log_prob(x.flatten(1))
+
+    centre = w @ flat
+    covariance = np.einsum("j,jde->de", w, covariances) + (flat - centre).T @ np.diag(w) @ (flat - centre)
+    denoiser = oracles.MixtureDenoiser(SCHEDULE, means, weights=7 * w, covariances=covariances)
+    return Case(denoiser, log_density, centre, covariance)
+
+
 CASES = {
     "gaussian, pixel": gaussian("pixel", (2, 3, 1)),
     "gaussian, dct": gaussian("dct", (3, 2, 2)),
     "mixture": mixture([0.05, 0.4, 0.01], [1.0, 2.0, 0.5]),
     "mixture, one variance": mixture(0.2),
     "finite set": mixture(0.0, count=4),
+    "mixture, full covariances": dense_mixture(),
 }
 
 
@@ -239,6 +259,8 @@ def test_fingerprints_tell_models_apart() -> None:
         oracles.MixtureDenoiser(SCHEDULE, one[None], 1.0),
         oracles.MixtureDenoiser(SCHEDULE, one[None], 0.0),
         oracles.EmpiricalDenoiser(SCHEDULE, one[None]),
+        oracles.MixtureDenoiser(SCHEDULE, one[None], covariances=np.eye(4)[None]),
+        oracles.MixtureDenoiser(SCHEDULE, one[None], covariances=2 * np.eye(4)[None]),
     ]
     assert len({model.fingerprint for model in models}) == len(models)
     assert oracles.GaussianDenoiser(SCHEDULE, 0.0, one).fingerprint == models[0].fingerprint

@@ -9,7 +9,7 @@ import scipy.fft
 import torch
 
 from diffusion_var import InputError
-from diffusion_var.process.structure import Dct, Structure, channel_rotation, dct_matrix, make_structure
+from diffusion_var.process.structure import Dct, Full, Structure, channel_rotation, dct_matrix, make_structure
 from diffusion_var.testing import StructureContract
 
 
@@ -212,3 +212,29 @@ def test_dct_needs_a_rotation_for_other_channel_counts() -> None:
 def test_bad_rotation_is_refused(rotation: np.ndarray) -> None:
     with pytest.raises(InputError, match=r"orthonormal matrix of shape \(4, 4\)"):
         make_structure("dct", (4, 4, 4), rotation)
+
+
+# ---- any basis ------------------------------------------------------------------------------------------------------
+
+
+class TestFull(StructureContract):
+    @pytest.fixture
+    def structure(self) -> Structure:
+        return Full((3, 2, 2), torch.from_numpy(orthonormal(12)))
+
+
+def test_a_basis_for_each_image_is_that_of_the_image() -> None:
+    bases = torch.stack([torch.from_numpy(orthonormal(12, seed)) for seed in range(5)])
+    x, variance = (torch.from_numpy(np.random.default_rng(seed).random((5, 3, 2, 2))) for seed in (1, 2))
+    together = Full((3, 2, 2), bases)
+    for i in range(5):
+        alone = Full((3, 2, 2), bases[i])
+        for call in ("colour", "matvec", "solve", "quadratic"):
+            found = getattr(together, call)(variance, x)[i]
+            torch.testing.assert_close(found, getattr(alone, call)(variance[i], x[i : i + 1])[0])
+
+
+@pytest.mark.parametrize("shape", [(12, 11), (4, 4), (12,), (2, 2, 12, 12)])
+def test_a_basis_of_another_size_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"but \(12, 12\) is needed"):
+        Full((3, 2, 2), torch.zeros(shape))
