@@ -24,12 +24,17 @@ from .terminal import say
 
 #: Options that do not decide what is written.
 _ASIDE = frozenset({"out", "plot", "checkpoint", "latents", "device", "overwrite", "download", "json", "quiet"})
+_ASIDE |= {"report_to"}
+#: Options that came later: where they are left out, a request is the one that it was before.
+_LATER = frozenset({"license"})
 _SMALL = 1 << 24  # bytes of a file that is read for its identity; of a larger one its size and time count
 
 
 def run_identity(command: str, options: Any) -> str:
     """SHA-256, in hex, of a request: its command, its options, and the files that they name."""
-    chosen = {name: _told(value) for name, value in asdict(options).items() if name not in _ASIDE}
+    given = asdict(options).items()
+    counted = {name: value for name, value in given if name not in _ASIDE and not (name in _LATER and value is None)}
+    chosen = {name: _told(value) for name, value in counted.items()}
     return hashlib.sha256(json.dumps([command, chosen], sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -44,6 +44,10 @@ DeviceHelp = "where to run, e.g. cpu or cuda:1; by default the GPU if there is o
 FeaturesHelp = "feature network: inception, digits, or a .safetensors file of train-features"
 InceptionHelp = "file of Inception's weights; by default the one in PyTorch's cache, or a download"
 AcceptHelp = "SHA-256 of an Inception weights file, other than the published one, that you trust"
+ReportHelp = (
+    "report the curve to trackers as well, comma-separated: tensorboard, wandb, trackio, …; they write to OUT/logs"
+)
+LicenseHelp = "licence of what is trained, for its model card, e.g. apache-2.0"
 HeadHelp = "trained head (head.safetensors of train-head), for the covariance head"
 TauHelp = "instead of eta: 1 is DDPM, 0 the ODE's step, more than 1 re-noises"
 SigmasHelp = "instead of steps: noise levels by their σ/α, comma-separated, falling; a 0 at the end may be left out"
@@ -286,6 +290,8 @@ class TrainHeadOptions(ModelOptions, ImageOptions):
     likelihood_images: Annotated[int, "held-out images of the curve's bits/dim; 0 for none"] = 64
     likelihood_steps: Annotated[int, "steps of the curve's bits/dim"] = 10
     seed: Annotated[int, "seed of every random number"] = 0
+    report_to: Annotated[list[str] | None, ReportHelp] = None
+    license: Annotated[str | None, LicenseHelp] = None
     overwrite: Annotated[bool, "write into a folder that holds something else"] = False
 
 

@@ -34,6 +34,7 @@ from .head_draws import HeadDraws, Source
 from .loop import checkpoint_of, processes, share_of, train
 from .loss import spread
 from .state import TrainingState
+from .trackers import Trackers
 
 EVALUATION_IMAGES = 512
 
@@ -134,6 +135,8 @@ def train_head(
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
     progress: bool = True,
+    report_to: Any = None,
+    logs: str | Path | None = None,
 ) -> HeadResult:
     """Train a head on a frozen network's features, on the network's device and in as many processes as there are.
 
@@ -146,11 +149,15 @@ def train_head(
         conditions, held_out_conditions: None, one per image, or a `Conditions`; for conditional models.
         checkpoint: file to continue from if it exists; written every `checkpoint_seconds`, on Ctrl-C and at the end,
             where it is left: a result not yet saved is not lost.
+        report_to: where the points of the curve are reported to as well, "tensorboard", "wandb", "trackio" or another
+            tracker of Accelerate's, one of them or a list; None: nowhere.
+        logs: folder for what trackers write; None: ./logs.
 
     Raises InputError for what does not fit together and for a checkpoint of another run; NumericalError, naming the
     step, where the loss is not finite (the checkpoint then holds the last good state).
     """
     spec = HeadSpec() if spec is None else spec
+    trackers = Trackers(report_to, logs, {**vars(spec), **vars(settings)})
     alone = settings.patience is not None and held_out is None
     checks.refuse(alone, "patience stops by the loss on held-out images, but there are none; pass held_out=.")
     if settings.weighting == "likelihood" and spec.target in ("sn", "ocm"):
@@ -173,7 +180,7 @@ def train_head(
         run = HeadRun(new_head(denoiser, table, spec, settings.seed, sources[0]), denoiser, sources, settings)
         kept = checkpoint_of(path, {} if path is None else run.identity(), checkpoint_seconds)
         with run.draws.run:
-            stopped = train(run, settings.steps, settings.evaluate_every, kept, "train head", progress)
+            stopped = train(run, settings.steps, settings.evaluate_every, kept, "train head", progress, trackers)
     curve = [HeadPoint(int(step), *values) for step, *values in run.state.curve]
     head = run.result()
     head.training = _record(settings, curve, run.state.step, stopped)
@@ -191,6 +198,8 @@ class HeadRun:
 
     The state's curve is (step, training loss, held-out loss, bits/dim), nan where there is none.
     """
+
+    names: tuple[str, ...] = ("train_loss", "held_out_loss", "bits_per_dim")
 
     def __init__(self, head: Head, denoiser: Denoiser, sources: list[Source], settings: HeadTraining) -> None:
         from accelerate import Accelerator

@@ -18,6 +18,7 @@ from ..progress import progress_bar
 from ..resume import Checkpoint
 from .interruption import Interruption
 from .state import FORM, TrainingState
+from .trackers import Trackers
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -28,11 +29,12 @@ CHECK_EVERY = 20  # steps between looks at the loss: each look waits for the dev
 class Run(Protocol):
     """What is trained, between two steps.
 
-    Attributes: `state`; `accelerator`, Accelerate's, of this run.
+    Attributes: `state`; `accelerator`, Accelerate's, of this run; `names`, of the numbers of a point of the curve.
     """
 
     state: TrainingState
     accelerator: Any
+    names: tuple[str, ...]
 
     def step(self) -> None:
         """One optimiser step."""
@@ -48,18 +50,37 @@ class Run(Protocol):
 
 
 def train(
-    run: Run, steps: int, evaluate_every: int, checkpoint: Checkpoint, title: str = "train", progress: bool = True
+    run: Run,
+    steps: int,
+    evaluate_every: int,
+    checkpoint: Checkpoint,
+    title: str = "train",
+    progress: bool = True,
+    trackers: Trackers | None = None,
 ) -> bool:
     """Train to the last step, from the checkpoint if it holds anything; whether it stopped early.
 
     Ctrl-C, SIGTERM and SIGHUP finish the step under way and keep it. Raises InputError for a checkpoint of another run
     or network.
     """
+    trackers = Trackers(None) if trackers is None else trackers
     with checkpoint if run.accelerator.is_main_process else nullcontext():
-        return _train(run, steps, evaluate_every, checkpoint, title, progress)
+        trackers.begin(run.accelerator)
+        try:
+            return _train(run, steps, evaluate_every, checkpoint, title, progress, trackers)
+        finally:
+            trackers.end()
 
 
-def _train(run: Run, steps: int, evaluate_every: int, checkpoint: Checkpoint, title: str, progress: bool) -> bool:
+def _train(
+    run: Run,
+    steps: int,
+    evaluate_every: int,
+    checkpoint: Checkpoint,
+    title: str,
+    progress: bool,
+    trackers: Trackers,
+) -> bool:
     state = run.state
     with checkpoint.restoring() as saved:
         if saved is not None:
@@ -80,6 +101,8 @@ def _train(run: Run, steps: int, evaluate_every: int, checkpoint: Checkpoint, ti
                 run.refuse_nan()
             if last or evaluates:
                 bar.set_postfix_str(run.evaluate())
+                if main:
+                    trackers.log(dict(zip(run.names, state.curve[-1][1:], strict=True)), state.step)
             state.seconds = earlier + time.monotonic() - begun
             if due and main:
                 checkpoint.save(state.kept())

@@ -34,6 +34,7 @@ from .joint import JointNetwork, joint_loss, joint_losses
 from .loop import checkpoint_of, processes, share_of, train
 from .loss import evaluation_loss, float_images, simple_loss, spread
 from .state import TrainingState
+from .trackers import Trackers
 
 EVALUATION_IMAGES = 1024
 FINGERPRINT_IMAGES = 16
@@ -128,6 +129,8 @@ def train_unet(
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 60.0,
     progress: bool = True,
+    report_to: Any = None,
+    logs: str | Path | None = None,
 ) -> TrainingResult:
     """Train an ε-predicting diffusers UNet, on the device and in as many processes as Accelerate finds.
 
@@ -137,10 +140,14 @@ def train_unet(
         held_out: images to report a loss on, or None.
         checkpoint: file to continue from if it exists; written every `checkpoint_seconds`, on Ctrl-C and at the end,
             where it is left: a result not yet saved is not lost.
+        report_to: where the points of the curve are reported to as well, "tensorboard", "wandb", "trackio" or another
+            tracker of Accelerate's, one of them or a list; None: nowhere.
+        logs: folder for what trackers write; None: ./logs.
 
     Raises InputError for unusable arguments and for a checkpoint of another run, NumericalError where the loss is not
     finite.
     """
+    trackers = Trackers(report_to, logs, vars(settings))
     images = by_position(images)
     held_out = None if held_out is None else by_position(held_out, "held_out")
     checks.refuse(len(images) == 0, "there are no images to train on; pass at least one.")
@@ -148,7 +155,7 @@ def train_unet(
         run = _Run(network, images, held_out, schedule, settings)
         kept = checkpoint_of(checkpoint, run.identity, checkpoint_seconds)
         with torch.random.fork_rng(devices=_cuda(run.device)):
-            train(run, settings.steps, settings.evaluate_every, kept, "train", progress)
+            train(run, settings.steps, settings.evaluate_every, kept, "train", progress, trackers)
     curve = [(int(step), losses[0], losses[1]) for step, *losses in run.state.curve]
     averaged = run.averaged()
     if not isinstance(averaged, JointNetwork):
@@ -179,6 +186,7 @@ class _Run:
         if settings.learned_range:
             self.loss = partial(hybrid_loss, coefficients=step_coefficients(schedule), levels=levels_held(pixels))
         network.to(self.device)
+        self.names: tuple[str, ...] = ("train_loss", "held_out_loss")
         #: Whose gradients are clipped, each for itself: a head must not change the steps of the network.
         self.parts = [network]
         groups: int | None = None
@@ -187,6 +195,7 @@ class _Run:
             shape = tuple(pixels.shape[1:])
             network = JointNetwork(network, settings.head, settings.head_kind, shape, settings.seed, **options)
             self.parts.append(network.head)
+            self.names += ("head_loss", "held_out_head_loss")
             groups = network.head.stated_groups
             self.loss = partial(_joint, weight=settings.head_weight, target=network.target)
         network.train()

@@ -9,43 +9,38 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ..cards import CARD, card_text, facts_table
 from ..files import expanded, make_folder, write_atomic
 from ..hub import fetch_file, push_folder
 
 FILE = "variance_table.safetensors"
 
 
-def model_card(table: Any, model: str | None = None, data: str | None = None) -> str:
+def model_card(table: Any, model: str | None = None, data: str | None = None, license: str | None = None) -> str:
     """The card (Markdown): model, schedule, data, counts and errors, and how the table is used.
 
     Args:
         model: hub id of the model that was measured, if it has one.
         data: name of the data set, if it has one.
+        license: of the table, e.g. "mit"; None: not stated.
     """
     schedule = table.schedule
-    facts = [
-        ("model", f"`{model}`" if model else "not named"),
-        ("network (SHA-256 of its weights)", f"`{table.network}`" if table.network else "unknown"),
-        ("shape, prediction, clipping", f"{table.shape}, {table.prediction}, {table.clip}"),
-        ("schedule", f"N = {schedule.num_steps}, log-SNR {schedule.log_snr[1]:.4g} to {schedule.log_snr[-1]:.4g}"),
-        ("guidance scale", f"{table.guidance_scale:g}" if table.guidance_scale != 1.0 else "none"),
-        ("latents", "none" if table.latent_scaling is None else f"scaled by {table.latent_scaling[0]:g}"),
-        ("data", _data(table, data)),
-        ("conditions", _conditions(table)),
-        ("network evaluations", f"{table.evaluations:,} at {len(table.indices)} indices, seed {table.seed}"),
-        ("structures", ", ".join(table.structures)),
-        ("relative standard error (isotropic)", _errors(table)),
-        ("digest of the table", f"`{table.digest}`"),
-    ]
-    rows = "\n".join(f"| {name} | {value} |" for name, value in facts)
-    front = ["---", "library_name: diffusion_var", "tags: [diffusion, variance, analytic-dpm]"]
-    front += [f"base_model: {model}"] if model else []
-    return f"""{chr(10).join([*front, "---"])}
-
-# Reverse-variance table{f" of {model}" if model else ""}
-
-Measured optimal reverse variances of a diffusion model (Analytic-DPM, arXiv:2201.06503; Extended-Analytic-DPM,
-arXiv:2206.07309), for use with `diffusion_var` or inside a diffusers pipeline:
+    facts = {
+        "model": f"`{model}`" if model else "not named",
+        "network (SHA-256 of its weights)": f"`{table.network}`" if table.network else "unknown",
+        "shape, prediction, clipping": f"{table.shape}, {table.prediction}, {table.clip}",
+        "schedule": f"N = {schedule.num_steps}, log-SNR {schedule.log_snr[1]:.4g} to {schedule.log_snr[-1]:.4g}",
+        "guidance scale": f"{table.guidance_scale:g}" if table.guidance_scale != 1.0 else "none",
+        "latents": "none" if table.latent_scaling is None else f"scaled by {table.latent_scaling[0]:g}",
+        "data": _data(table, data),
+        "conditions": _conditions(table),
+        "network evaluations": f"{table.evaluations:,} at {len(table.indices)} indices, seed {table.seed}",
+        "structures": ", ".join(table.structures),
+        "relative standard error (isotropic)": _errors(table),
+        "digest of the table": f"`{table.digest}`",
+    }
+    body = f"""Measured optimal reverse variances of a diffusion model (Analytic-DPM, arXiv:2201.06503;
+Extended-Analytic-DPM, arXiv:2206.07309), for use with `diffusion_var` or inside a diffusers pipeline:
 
 ```python
 import diffusion_var as dv
@@ -54,9 +49,7 @@ table = dv.VarianceTable.from_hub("OWNER/NAME")
 pipe.scheduler = dv.AnalyticScheduler.from_table(table, pipe.scheduler.config)
 ```
 
-| | |
-|---|---|
-{rows}
+{facts_table(facts)}
 
 ## Summary
 
@@ -64,6 +57,8 @@ pipe.scheduler = dv.AnalyticScheduler.from_table(table, pipe.scheduler.config)
 {table.summary()}
 ```
 """
+    title = f"Reverse-variance table{f' of {model}' if model else ''}"
+    return card_text(title, body, tags=["diffusion", "variance", "analytic-dpm"], license=license, base_model=model)
 
 
 def _data(table: Any, name: str | None) -> str:
@@ -85,11 +80,13 @@ def _errors(table: Any) -> str:
     return f"at most {max(errors):.2%} (tolerance {table.tolerance:g})"
 
 
-def write_repository(table: Any, folder: str | Path, model: str | None = None, data: str | None = None) -> Path:
+def write_repository(
+    table: Any, folder: str | Path, model: str | None = None, data: str | None = None, license: str | None = None
+) -> Path:
     """The files of a repository, table and card, in a local folder (made if absent)."""
     target = make_folder(folder)
     table.save(target / FILE)
-    write_atomic(target / "README.md", model_card(table, model, data).encode())
+    write_atomic(target / CARD, model_card(table, model, data, license).encode())
     return target
 
 
@@ -101,6 +98,7 @@ def push_repository(
     private: bool | None,
     revision: str | None,
     token: str | bool | None,
+    license: str | None = None,
 ) -> str:
     """See `VarianceTable.push_to_hub`."""
 
@@ -110,7 +108,7 @@ def push_repository(
         )
 
     with tempfile.TemporaryDirectory() as folder:
-        write_repository(table, folder, model, data)
+        write_repository(table, folder, model, data, license)
         options: dict[str, Any] = {"private": private, "revision": revision, "token": token}
         return push_folder(repo_id, folder, "Add a variance table", failed, **options)
 

@@ -95,6 +95,7 @@ class VarianceTable:
         *,
         model: str | None = None,
         data: str | None = None,
+        license: str | None = None,
         private: bool | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -105,13 +106,14 @@ class VarianceTable:
             repo_id: "owner/name".
             model: hub id of the model that was measured, for the card.
             data: name of the data set, for the card.
+            license: of the table, for the card, e.g. "mit".
             private: whether a new repository is private.
             revision: branch to commit to.
             token: of the hub; None: the one that `hf auth login` stored.
 
         Returns: the address of the commit. Raises InputError where the hub refuses or cannot be reached.
         """
-        return push_repository(self, repo_id, model, data, private, revision, token)
+        return push_repository(self, repo_id, model, data, private, revision, token, license)
 
     @classmethod
     def from_hub(

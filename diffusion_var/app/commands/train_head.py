@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...cards import CARD
 from ...errors import InputError
 from ...files import write_atomic
 from ...manifest import Manifest
@@ -15,7 +16,7 @@ from ..claims import train_into_folder
 from ..model import Model, check_model_options, open_model, read
 from ..options import TrainHeadOptions
 from ..terminal import say
-from .train_unet import CHECKPOINT
+from .train_unet import CHECKPOINT, LOGS
 
 if TYPE_CHECKING:
     from ...training.head import HeadResult
@@ -63,6 +64,8 @@ def _train(options: TrainHeadOptions, this: str) -> None:
         conditions=conditions,
         held_out_conditions=held_out_conditions,
         checkpoint=options.out / CHECKPOINT,
+        report_to=options.report_to,
+        logs=options.out / LOGS,
     )
     if state.is_main_process:
         _save(result, options, this)
@@ -71,6 +74,7 @@ def _train(options: TrainHeadOptions, this: str) -> None:
 def _save(result: HeadResult, options: TrainHeadOptions, this: str) -> None:
     """The head, its curve as csv and picture, and a record of how it was made."""
     from ... import plots
+    from ...training.card import head_card
 
     folder, manifest = options.out, Manifest(options.out, this)
     manifest.remove()
@@ -85,7 +89,8 @@ def _save(result: HeadResult, options: TrainHeadOptions, this: str) -> None:
     record |= {"stopped_early": result.stopped_early}
     text = json.dumps(record, indent=2, default=lambda value: str(value) if isinstance(value, Path) else value)
     write_atomic(folder / "training.json", (text + "\n").encode())
-    manifest.end([HEAD, "curve.csv", "curve.png", "training.json"])
+    write_atomic(folder / CARD, head_card(result.head, record, options.license).encode())
+    manifest.end([HEAD, "curve.csv", "curve.png", "training.json", CARD])
     (folder / CHECKPOINT).unlink(missing_ok=True)
     last = result.curve[-1]
     parts = [f"loss {last.train:.4g}"]

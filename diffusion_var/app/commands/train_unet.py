@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ... import checks
+from ...cards import CARD
 from ...errors import InputError
 from ...files import write_atomic, write_folder
 from ...manifest import Manifest
 from ..claims import train_into_folder
-from ..options import ImageOptions, ImagesHelp
+from ..options import ImageOptions, ImagesHelp, LicenseHelp, ReportHelp
 from ..terminal import say
 
 CHECKPOINT = "training.partial"
 HEAD, TABLE, TABLE_CHECKPOINT = "head.safetensors", "table.safetensors", "table.partial"
+LOGS = "logs"
 _HALVING = "every block but the last halves height and width, which must stay whole"
 
 
@@ -53,6 +55,8 @@ class TrainUNetOptions(ImageOptions):
     flip: Annotated[bool, "mirror half of the images left to right"] = False
     evaluate_every: Annotated[int, "steps between points of the loss curve"] = 500
     seed: Annotated[int, "seed of every random number"] = 0
+    report_to: Annotated[list[str] | None, ReportHelp] = None
+    license: Annotated[str | None, LicenseHelp] = None
     overwrite: Annotated[bool, "write into a folder that holds something else"] = False
 
 
@@ -101,6 +105,8 @@ def _train(options: TrainUNetOptions, this: str) -> None:
         settings,
         held_out=held_out,
         checkpoint=options.out / CHECKPOINT,
+        report_to=options.report_to,
+        logs=options.out / LOGS,
     )
     if main:
         record = {"images": options.images, "held_out": options.held_out, "parameters": parameters}
@@ -206,6 +212,7 @@ def _save(
     from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 
     from ... import plots
+    from ...training.card import network_card
 
     folder = manifest.folder
     manifest.remove()
@@ -224,7 +231,8 @@ def _save(
         record |= {"head_loss": result.head_curve[-1][1]}
         names += _save_head(result, options, record, images)
     write_atomic(folder / "training.json", (json.dumps(record, indent=2) + "\n").encode())
-    manifest.end(names)
+    write_atomic(folder / CARD, network_card(record, options.license).encode())
+    manifest.end([*names, CARD])
     (folder / CHECKPOINT).unlink(missing_ok=True)
     held_out = "" if record["held_out_loss"] is None else f", held-out loss {record['held_out_loss']:.4g}"
     if result.head is not None:

@@ -48,7 +48,7 @@ def test_a_head_its_curve_and_a_record(options, tmp_path):
     train_head(options())
     folder = tmp_path / "npr"
     assert sorted(p.name for p in folder.iterdir()) == [
-        *("SHA256SUMS", "curve.csv", "curve.png", "head.safetensors", "training.json")
+        *("README.md", "SHA256SUMS", "curve.csv", "curve.png", "head.safetensors", "training.json")
     ]
     head = dv.Head.load(folder / "head.safetensors")
     assert head.spec == dv.HeadSpec("npr")
