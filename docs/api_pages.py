@@ -46,6 +46,7 @@ GROUPS: dict[str, tuple[str, str, list[str]]] = {
             "EpsSquare",
             "Averaged",
             "Scaled",
+            "ExactCovariance",
             "ReverseCovariance",
             "StructuredCovariance",
             "Structure",
