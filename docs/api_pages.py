@@ -44,6 +44,7 @@ GROUPS: dict[str, tuple[str, str, list[str]]] = {
             "Head",
             "HeadSpec",
             "EpsSquare",
+            "ExactCovariance",
             "Averaged",
             "Scaled",
             "ExactCovariance",

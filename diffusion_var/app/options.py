@@ -34,14 +34,14 @@ _OTHER_DTYPES = {
     "bfloat": "bfloat16",
 }
 
-ModelHelp = "diffusers pipeline or UNet folder, hub id, or 'digits' (bundled)"
+ModelHelp = "diffusers pipeline or UNet folder, hub id, or 'digits' or 'photographs' (bundled)"
 ImagesHelp = (
     "folder, pattern ('imgs/*.png', quoted), zip, npz or npy of images, file.npz:KEY, "
     "'torchvision:NAME[:train|test]', 'digits:train|table|score' or 'photographs:fit|table|score[:SIZE]', each with an "
     "optional [START:STOP] or [shuffled:START:STOP]"
 )
 DeviceHelp = "where to run, e.g. cpu or cuda:1; by default the GPU if there is one"
-FeaturesHelp = "feature network: inception, digits, or a .safetensors file of train-features"
+FeaturesHelp = "feature network: inception, digits, pixels (none), or a .safetensors file of train-features"
 InceptionHelp = "file of Inception's weights; by default the one in PyTorch's cache, or a download"
 AcceptHelp = "SHA-256 of an Inception weights file, other than the published one, that you trust"
 ReportHelp = (

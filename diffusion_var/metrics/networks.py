@@ -1,11 +1,12 @@
 """Feature networks: 8-bit images in, feature vectors out. The distance between images is measured on these.
 
-`FeatureNetwork` is all the harness asks of one. Three kinds come with it, a fourth is the user's own:
+`FeatureNetwork` is all the harness asks of one. Four kinds come with it, a fifth is the user's own:
 
 | `features=` | network | for |
 |---|---|---|
 | "inception" | Inception-v3 of the published FIDs, 2048 features (`inception.py`) | numbers to compare with papers |
 | "digits" | small classifier of 8×8 grey digits, bundled, 64 features (`classifier.py`) | offline, quick |
+| "pixels" | none: the image itself (`pixels.py`) | known moments, small images |
 | "FILE.safetensors" | the same kind, made by `scripts/train_features.py` from labelled images | MNIST and others |
 | an object | anything with the protocol, an `nn.Module`, or `CallableFeatures(function, ...)` | everything else |
 
@@ -25,6 +26,7 @@ from ..errors import InputError
 from ..files import expanded
 from ..unwrapping import unwrapped
 from .classifier import DigitsFeatures, read_digits, read_features
+from .pixels import PixelFeatures
 from .weights import file_hash, fingerprint
 
 __all__ = ["CallableFeatures", "DigitsFeatures", "FeatureNetwork", "fingerprint", "load_features"]
@@ -150,7 +152,8 @@ def load_features(
     """The feature network called `features`, ready to use; an object with the protocol passes through unchanged.
 
     Args:
-        features: "inception", "digits", the path of a `.safetensors` file, or an object; see the module docstring.
+        features: "inception", "digits", "pixels", the path of a `.safetensors` file, or an object; see the module
+            docstring.
         inception_weights: the file of Inception's weights; by default the one in PyTorch's cache, or a download.
         accept_weights: SHA-256 of an Inception weights file, other than the published one, that is to be trusted.
 
@@ -180,9 +183,11 @@ def _by_name(name: str, inception_weights: str | os.PathLike[str] | None, accept
         )
     if name == "digits":
         return read_digits()
+    if name == "pixels":
+        return PixelFeatures()
     if Path(name).suffix.lower() == ".safetensors":
         return read_features(name)
     raise InputError(
-        f'features is {name!r}; expected "inception", "digits", the path of a .safetensors file made by '
+        f'features is {name!r}; expected "inception", "digits", "pixels", the path of a .safetensors file made by '
         "`diffusion-var train-features`, or a network of your own."
     )

@@ -2,6 +2,7 @@
 
     images ─> uint8 ─> [grey repeated to RGB] ─> feature network ─> mean, covariance [and the features themselves]
                 └─> SHA-256
+    (of pixels as features, floats stay what they are)
 
 Images pass in batches and memory does not grow with their number, unless the features are kept. The result says what
 it is of (`origin`): the SHA-256 of all 8-bit pixels in their order, and of the images' shape, tells one set of images
@@ -29,6 +30,7 @@ from ..data.ranges import ROUNDED, outside_range
 from ..errors import InputError, warn
 from ..progress import progress_bar
 from .networks import FeatureNetwork
+from .pixels import to_unit
 from .statistics import FeatureStatistics
 
 Images = Tensor | npt.NDArray[Any] | Dataset[Any] | Iterable[Any] | str | os.PathLike[str]
@@ -67,9 +69,10 @@ def collect(
     """The feature statistics of `images`, in constant memory; with `keep` the features too (4 N D bytes).
 
     Args:
-        images: a tensor or array (N, C, H, W), uint8 or floats in `data_range` (rounded to uint8); a Dataset; an
-            iterable of images or batches, such as a sampler's stream; or a path for `read_images`. Items may be records
-            of an image, such as (image, label); see `data/containers.py` for what is read and what is refused.
+        images: a tensor or array (N, C, H, W), uint8 or floats in `data_range` (rounded to uint8, but for the features
+            "pixels"); a Dataset; an iterable of images or batches, such as a sampler's stream; or a path for
+            `read_images`. Items may be records of an image, such as (image, label); see `data/containers.py` for what
+            is read and what is refused.
         network: runs where its parameters are, or on `device` if given. If its `channels` is 3, grey images are
             repeated to three channels, with a warning.
         name: of the images, for protocols; by default their path or type.
@@ -84,8 +87,11 @@ def collect(
     seen, statistics, kept = _Seen(name), None, []
     with torch.inference_mode():
         for batch in _shown(_batches(images, batch_size), name, progress):
-            seen.look(batch, data_range)
-            pixels = to_uint8(batch, data_range)
+            if getattr(network, "takes_floats", False):
+                pixels = to_unit(batch, data_range)
+            else:
+                seen.look(batch, data_range)
+                pixels = to_uint8(batch, data_range)
             repeat = pixels.shape[1] == 1 and getattr(network, "channels", None) == 3
             features = network((pixels.expand(-1, 3, -1, -1) if repeat else pixels).to(device))
             seen.add(pixels, repeat)
@@ -114,7 +120,7 @@ def network_origin(network: FeatureNetwork) -> dict[str, Any]:
         "features": network.name,
         "features_sha256": network.fingerprint,
         "resize": getattr(network, "resize", "none"),
-        "number_format": NUMBER_FORMAT,
+        "number_format": getattr(network, "number_format", NUMBER_FORMAT),
     }
 
 

@@ -144,7 +144,8 @@ class Denoiser:
         """A diffusers pipeline, or a network with its scheduler, in a folder or on the hub.
 
         Args:
-            path: a local folder as `save_pretrained` writes it, a hub id, or "digits", the small bundled model.
+            path: a local folder as `save_pretrained` writes it, a hub id, or "digits" or "photographs", the small
+                bundled models.
             device: where to run; None: the GPU if there is one, else the CPU.
             dtype: of the weights, e.g. torch.float16; None: as saved. Results have the dtype of x_t.
             variant: of the weight files, e.g. "fp16".

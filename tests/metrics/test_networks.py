@@ -138,7 +138,7 @@ class TestLoadFeatures:
         assert load_features(bare) is bare
 
     def test_refuses_unknown_features(self):
-        with pytest.raises(InputError, match='\'clip\'; expected "inception", "digits", the path'):
+        with pytest.raises(InputError, match='\'clip\'; expected "inception", "digits", "pixels", the path'):
             load_features("clip")
         with pytest.raises(InputError, match="features is a int"):
             load_features(3)

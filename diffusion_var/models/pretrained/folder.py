@@ -17,8 +17,8 @@ from ...errors import InputError, printable
 from ...files import expanded
 from ...hub import fetch_snapshot
 
-#: The name of the small model of handwritten digits that comes with the package.
-BUNDLED = "digits"
+#: The small models that come with the package: of handwritten digits, and of patches of two photographs.
+BUNDLED = ("digits", "photographs")
 # Where to look, in this order; "" is the folder itself.
 NETWORK_FOLDERS = ("unet", "transformer", "")
 SCHEDULER_FOLDERS = ("scheduler", "")
@@ -82,8 +82,8 @@ def open_folder(
     folder = expanded(path)
     if folder.is_dir():
         return ModelFolder(folder, str(path), variant)
-    if str(path) == BUNDLED:
-        return ModelFolder(Path(str(resources.files("diffusion_var") / "assets" / BUNDLED)), BUNDLED)
+    if str(path) in BUNDLED:
+        return ModelFolder(Path(str(resources.files("diffusion_var") / "assets" / str(path))), str(path))
     if folder.exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
         raise InputError(
             f"there is no model folder at {path}; expected one that diffusers' save_pretrained wrote, or a hub id."
