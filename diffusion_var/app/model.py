@@ -139,7 +139,7 @@ class Model:
 
 
 def open_model(name: str, options: ModelOptions) -> Model:
-    """A model by name: "digits", "photographs", a folder or hub id of a diffusers model, or a checkpoint of OpenAI's."""
+    """A model by name: "digits", "photographs", a diffusers model's folder or hub id, or a checkpoint of OpenAI's."""
     check_model_options(options)
     _check_kind(name, options)
     own = options.unconditional
