@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from . import steps as steps
     from . import testing as testing
     from . import training as training
+    from .advice.advice import Advice as Advice
+    from .advice.advise import advise as advise
     from .advice.diagnosis import Diagnosis as Diagnosis
     from .advice.doctor import diagnose as diagnose
     from .covariance.analytic import Analytic as Analytic
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Adapted": ".models.adapted",
+    "Advice": ".advice.advice",
     "Analytic": ".covariance.analytic",
     "AnalyticScheduler": ".pipelines.scheduler",
     "Averaged": ".covariance.averaged",
@@ -98,6 +101,7 @@ _HOMES = {
     "Structure": ".process.structure",
     "StructuredCovariance": ".covariance.reverse",
     "VarianceTable": ".variance.table",
+    "advise": ".advice.advise",
     "bits_per_dim": ".likelihood.bound",
     "check": ".sampling.check",
     "decoder_costs": ".likelihood.decoder_costs",

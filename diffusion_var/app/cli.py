@@ -18,6 +18,7 @@ from .commands.train_unet import TrainUNetOptions
 from .compare.options import CompareOptions
 from .flags import command, new_app, run_app
 from .options import (
+    AdviseOptions,
     EstimateOptions,
     FidOptions,
     NllOptions,
@@ -34,6 +35,7 @@ app = new_app("diffusion-var", "The reverse covariance of diffusion models: meas
 COMMANDS: dict[str, tuple[type[Any], str]] = {
     "demo": (CompareOptions, "compare.run"),
     "compare": (CompareOptions, "compare.run"),
+    "advise": (AdviseOptions, "commands.advise"),
     "estimate": (EstimateOptions, "commands.estimate"),
     "show": (ShowOptions, "commands.show"),
     "sample": (SampleOptions, "commands.sample"),
@@ -49,6 +51,7 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
 IN_SHORT = {
     "demo": "Compare methods on the bundled digits; takes minutes.",
     "compare": "Compare methods, numbers of steps and seeds by scores.",
+    "advise": "Advise on a model of one's own, from held-out images.",
     "nll": "Bound the likelihood of images, in bits/dim.",
     "steps": "Find the step lists that are best for likelihoods.",
     "train-head": "Train a head: variances that depend on the image.",

@@ -255,6 +255,32 @@ class StepsOptions(ModelOptions, ImageOptions):
 
 
 @dataclass
+class AdviseOptions(ModelOptions, ImageOptions):
+    """Advise on a model of one's own: are its conventions right, which variance and steps, and is it worth it?"""
+
+    model: Annotated[str, ModelHelp, Positional]
+    images: Annotated[str, "a few hundred held-out images, at least 100: " + ImagesHelp, Positional]
+    budget: Annotated[int, "network evaluations in all"] = 60_000
+    steps: Annotated[list[int], "numbers of steps of interest, comma-separated"] = field(
+        default_factory=lambda: [5, 10]
+    )
+    features: Annotated[str, "what samples are compared in: pixels, or a " + FeaturesHelp] = "pixels"
+    inception_weights: Annotated[Path | None, InceptionHelp] = None
+    accept_weights: Annotated[str | None, AcceptHelp] = None
+    table: Annotated[Path | None, "variance table of the model, of other images; by default one is measured"] = None
+    save_table: Annotated[Path | None, "file to write the measured table to"] = None
+    trained_on: Annotated[
+        str | None, "images that the network was trained on, so that none of them is taken; " + ImagesHelp
+    ] = None
+    batch_size: Annotated[int, "network evaluations at once"] = 64
+    seed: Annotated[int, "seed of every random number"] = 0
+    out: Annotated[Path | None, "JSON file to write, with all numbers"] = None
+    checkpoint: Annotated[Path | None, "file to resume from; by default OUT.partial, removed at the end"] = None
+    json: Annotated[bool, "print JSON"] = False
+    overwrite: Annotated[bool, "replace existing files"] = False
+
+
+@dataclass
 class TrainHeadOptions(ModelOptions, ImageOptions):
     """Train a head that says how much the variance of x_0 depends on the image, on a model's frozen trunk."""
 

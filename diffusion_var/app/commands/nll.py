@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
-from ...files import write_atomic
 from ...variance.table import VarianceTable
 from ..claims import claimed_file, run_identity
 from ..decoders import measure_decoders
@@ -17,6 +15,7 @@ from ..methods import make_covariance, make_noise, make_steps, refuse_set
 from ..model import Model, check_model_options, open_model, open_schedule, read
 from ..options import NllOptions
 from ..outputs import checkpoint_beside, usable_checkpoint
+from ..signed import content_of_signed, run_of_signed, write_signed
 from ..terminal import say, say_lines
 
 if TYPE_CHECKING:
@@ -33,15 +32,14 @@ def run(options: NllOptions) -> None:
         _tell(options, *_measure(options, checkpoint))
         return
     checkpoint, this = checkpoint_beside(options.out, checkpoint), run_identity("nll", options)
-    with claimed_file(options.out, this, _run_of, options.overwrite, checkpoint, aloud=not options.json) as finished:
+    aloud = not options.json
+    with claimed_file(options.out, this, run_of_signed, options.overwrite, checkpoint, aloud) as finished:
         if finished:
             if options.json:
-                print(json.dumps(_content(options.out)))
+                print(json.dumps(content_of_signed(options.out)))
             return
         content, result = _measure(options, checkpoint)
-        signed = {**content, "run": this}
-        signed["digest"] = _digest(signed)
-        write_atomic(options.out, (json.dumps(signed, indent=2) + "\n").encode())
+        write_signed(options.out, content, this)
         checkpoint.unlink(missing_ok=True)
         _tell(options, content, result)
         if not options.json:
@@ -55,24 +53,6 @@ def _measure(options: NllOptions, checkpoint: Path | None) -> tuple[dict[str, An
 
 def _tell(options: NllOptions, content: dict[str, Any], result: LikelihoodBound) -> None:
     print(json.dumps(content)) if options.json else say_lines(str(result))
-
-
-def _run_of(path: Path) -> Any:
-    """The run that wrote a file, if the file is as it was written."""
-    try:
-        held = json.loads(path.read_bytes())
-        return held["run"] if held.pop("digest") == _digest(held) else None
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return None
-
-
-def _content(path: Path) -> dict[str, Any]:
-    held: dict[str, Any] = json.loads(path.read_bytes())
-    return {name: value for name, value in held.items() if name not in ("run", "digest")}
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _table_of(options: NllOptions) -> VarianceTable | None:

@@ -1,0 +1,266 @@
+"""Short sampling experiments: whether a measured variance gives better samples than none, and which.
+
+What a table says does not decide it (docs/advise.md), so a few hundred images are drawn with each choice, from the
+same noise, and compared with the held-out ones by the Fréchet distance in some features. A choice is told apart from
+another by the jackknife over ten groups of images, at 5 % shared by all choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ..covariance.analytic import Analytic
+from ..covariance.fixed import FixedSmall
+from ..covariance.reverse import ReverseCovariance
+from ..metrics.networks import FeatureNetwork, load_features
+from ..metrics.sample import collect
+from ..models.denoiser import Denoiser
+from ..process import steps as step_lists
+from ..process.schedule import Float64Array
+from ..randomness import generator
+from ..sampling.sampler import Sampler
+from ..variance.table import VarianceTable
+from .distances import Difference, Distances, distances, paired
+from .kept import Kept
+
+GROUPS = 10
+Spacing = Literal["linspace", "quadratic", "log_snr"]
+SPACINGS: tuple[Spacing, ...] = ("linspace", "quadratic", "log_snr")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way to sample: `structure` None is DDPM's β̃ (η = 1) or DDIM (η = 0), which need no table."""
+
+    structure: str | None = None
+    eta: float = 0.0
+    final_noise_cap: float | None = None
+    spacing: Spacing = "linspace"
+
+    @property
+    def measured(self) -> bool:
+        """Whether it needs a table."""
+        return self.structure is not None
+
+    @property
+    def name(self) -> str:
+        """As comparisons call it."""
+        cap = "" if self.final_noise_cap is None else f", cap {self.final_noise_cap:g}"
+        spacing = "" if self.spacing == "linspace" else f", {self.spacing} steps"
+        if self.structure is None:
+            return ("DDPM β̃" if self.eta else "DDIM") + spacing
+        return f"Analytic-{'DDPM' if self.eta else 'DDIM'} {self.structure}{cap}{spacing}"
+
+    def covariance(self, table: VarianceTable) -> ReverseCovariance:
+        """Its reverse covariance."""
+        return FixedSmall() if self.structure is None else Analytic(table, structure=self.structure)
+
+    def sampler(self, denoiser: Denoiser, table: VarianceTable, steps: int) -> Sampler:
+        """A sampler of so many steps."""
+        spread = {"linspace": step_lists.linspace, "quadratic": step_lists.quadratic, "log_snr": step_lists.log_snr}
+        path = spread[self.spacing](denoiser.schedule, steps)
+        return Sampler(denoiser, self.covariance(table), path, eta=self.eta, final_noise_cap=self.final_noise_cap)
+
+    def code(self, steps: int) -> str:
+        """The line of Python that makes it."""
+        covariance = (
+            "dv.FixedSmall()" if self.structure is None else f'dv.Analytic(table, structure="{self.structure}")'
+        )
+        cap = "" if self.final_noise_cap is None else f", final_noise_cap={self.final_noise_cap:g}"
+        path = str(steps) if self.spacing == "linspace" else f"dv.steps.{self.spacing}(denoiser, {steps})"
+        return f"dv.Sampler(denoiser, {covariance}, steps={path}, eta={self.eta:g}{cap})"
+
+
+def choices(capped: bool) -> list[Choice]:
+    """What is tried: the two without a table first. A cap needs a data range."""
+    caps = (None, 1.0) if capped else (None,)
+    return [
+        Choice(eta=1.0),
+        Choice(eta=0.0),
+        *(Choice("dct", eta, cap) for eta in (0.0, 1.0) for cap in caps),
+        Choice("isotropic", 0.0, caps[-1]),
+    ]
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What was found at one number of steps.
+
+    Attributes:
+        steps: K.
+        distances: (choice's name, distance, standard error) of every choice in even steps; the floor is in `Samples`.
+        rival, best: the best choice without a table, and the best with one, by their distances.
+        gain: the rival's distance less the best's.
+        comparisons: how many choices with a table were compared, which share the 5 %.
+        spacing: of what is advised: even steps, unless others were told apart as better.
+        spacing_gain: what these gain; None where they were not tried.
+    """
+
+    steps: int
+    distances: tuple[tuple[str, float, float], ...]
+    rival: Choice
+    best: Choice
+    gain: Difference
+    comparisons: int
+    spacing: Spacing = "linspace"
+    spacing_gain: Difference | None = None
+
+    @property
+    def verdict(self) -> Literal["yes", "no", "not told apart"]:
+        """Whether the measured variance gives better samples here."""
+        if not self.gain.told_apart(self.comparisons):
+            return "not told apart"
+        return "yes" if self.gain.value > 0 else "no"
+
+    @property
+    def advised(self) -> Choice:
+        """The best choice with a table where it is better beyond doubt, else the best without."""
+        chosen = self.best if self.verdict == "yes" else self.rival
+        return replace(chosen, spacing=self.spacing)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        spacing = self.spacing_gain
+        return {
+            "steps": self.steps,
+            "verdict": self.verdict,
+            "advised": self.advised.name,
+            "code": self.advised.code(self.steps),
+            "rival": self.rival.name,
+            "best": self.best.name,
+            "gain": self.gain.value,
+            "gain_error": self.gain.error,
+            "p": self.gain.p,
+            "distances": [{"method": m, "value": v, "standard_error": e} for m, v, e in self.distances],
+            "spacing": self.spacing,
+            "spacing_gain": None if spacing is None else spacing.value,
+            "spacing_p": None if spacing is None else spacing.p,
+        }
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What sampling experiments found.
+
+    Attributes:
+        tested: for every number of steps.
+        features: what the distance is measured in.
+        count: images drawn with each choice.
+        reference: held-out images compared with.
+        floor: the distance of as many other real images, where there are some; None where there are too few.
+    """
+
+    tested: tuple[Tested, ...]
+    features: str
+    count: int
+    reference: int
+    floor: float | None = field(default=None)
+
+    @property
+    def worth_it(self) -> bool:
+        """Whether the measured variance gives better samples at any number of steps."""
+        return any(tested.verdict == "yes" for tested in self.tested)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        named = {"features": self.features, "count": self.count, "reference": self.reference, "floor": self.floor}
+        return {"worth_it": self.worth_it, **named, "tested": [tested.to_dict() for tested in self.tested]}
+
+
+class Features:
+    """From images in the data range to features: the values themselves ("pixels"), or those of a feature network."""
+
+    def __init__(self, features: str | FeatureNetwork, data_range: tuple[float, float] | None, codec: Any) -> None:
+        self.network = None if isinstance(features, str) and features == "pixels" else load_features(features)
+        self.name = "pixels" if self.network is None else self.network.name
+        self._range, self._codec = data_range, codec
+
+    def __call__(self, images: torch.Tensor) -> Float64Array:
+        """(M, D) of images (M, C, *spatial)."""
+        data_range = self._range
+        if self.network is None:
+            inside = images if data_range is None else images.clamp(*data_range)
+            return np.asarray(inside.double().flatten(1).numpy())
+        if self._codec is not None:
+            images, data_range = self._codec.decode(images), (-1.0, 1.0)
+        data_range = data_range or (-1.0, 1.0)
+        found = collect(images.clamp(*data_range), self.network, keep=True, data_range=data_range, name="samples")
+        return np.asarray(found.features, dtype=np.float64)
+
+
+class SampleTrial:
+    """Draws images with choices, and compares them.
+
+    Args:
+        denoiser, table: the model and its table.
+        reference: (R, D) features of held-out images.
+        features: how features are made of samples.
+        count: images with each choice, a multiple of `GROUPS`.
+        conditions: the conditions of these, or None.
+        seed, batch_size: of sampling.
+        kept: where features of samples are kept.
+        told: is given the evaluations of each experiment.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        table: VarianceTable,
+        reference: Float64Array,
+        features: Features,
+        count: int,
+        conditions: Any,
+        seed: int,
+        batch_size: int,
+        kept: Kept,
+        told: Callable[[int], object],
+    ) -> None:
+        self.denoiser, self.table, self.reference, self.features = denoiser, table, reference, features
+        self.count, self.conditions, self.seed, self.batch_size = count, conditions, seed, batch_size
+        self.kept, self.told = kept, told
+
+    def test(self, steps: int, spacings: bool) -> Tested:
+        """All choices in even steps, then the best of them in others."""
+        tried = choices(self.denoiser.data_range is not None)
+        found = {choice: self._distances(choice, steps) for choice in tried}
+        rival, best = (
+            min((c for c in tried if c.measured == measured), key=lambda c: found[c].value)
+            for measured in (False, True)
+        )
+        rows = tuple((choice.name, found[choice].value, found[choice].error) for choice in tried)
+        comparisons = sum(choice.measured for choice in tried)
+        tested = Tested(steps, rows, rival, best, paired(found[rival], found[best]), comparisons)
+        return self._spaced(tested, found[tested.advised]) if spacings else tested
+
+    def _spaced(self, tested: Tested, even: Distances) -> Tested:
+        """Whether other spacings are better for what is advised."""
+        others = {s: self._distances(replace(tested.advised, spacing=s), tested.steps) for s in SPACINGS[1:]}
+        best = min(others, key=lambda s: others[s].value)
+        gain = paired(even, others[best])
+        better = gain.value > 0 and gain.told_apart(len(others))
+        return replace(tested, spacing=best if better else "linspace", spacing_gain=gain)
+
+    def _distances(self, choice: Choice, steps: int) -> Distances:
+        name = "".join(c if c.isalnum() else "_" for c in f"{choice.name} {steps}".replace("β̃", "beta_tilde"))
+        drawn = self.kept.get(name, lambda: self._draw(choice, steps))
+        return distances(drawn, self.reference, GROUPS)
+
+    def _draw(self, choice: Choice, steps: int) -> Float64Array:
+        sampler = choice.sampler(self.denoiser, self.table, steps)
+        images = sampler.sample(self.count, self.seed, self.batch_size, self.conditions)
+        self.told(self.count * len(sampler.kernels))
+        return self.features(images)
+
+
+def conditions_of(given: Any, count: int, seed: int) -> Any:
+    """Conditions for `count` samples, as the images have them; None without any."""
+    if given is None:
+        return None
+    stream = generator(seed, "advice conditions")
+    images = stream.integers(len(given.of_image), size=count) if given.of_image is not None else np.arange(count)
+    return given.take(given.pick(images, stream))
