@@ -29,8 +29,8 @@ GROUPS: dict[str, tuple[str, str, list[str]]] = {
     ),
     "advice": (
         "Advice",
-        "Whether a network does what is declared of it; see [Your network](../your_network.md).",
-        ["diagnose", "Diagnosis"],
+        "Whether a network does what is declared of it, and what to do with it; see [Advice](../advise.md).",
+        ["advise", "Advice", "diagnose", "Diagnosis"],
     ),
     "covariance": (
         "Covariances",

@@ -32,6 +32,7 @@ def half(x: torch.Tensor, timestep: torch.Tensor, *_: Any) -> torch.Tensor:
     return 0.5 * x
 
 
+SOME = torch.from_numpy(np.random.default_rng(2).integers(0, 256, (100, *SHAPE), dtype=np.uint8))
 DENOISER = dv.Denoiser(half, SCHEDULE, shape=SHAPE)
 DENOISER_OF_ALL = dv.Denoiser(half, SCHEDULE, shape=SHAPE, conditional=False)
 MIXTURE = dv.oracles.MixtureDenoiser(SCHEDULE, np.zeros((2, *SHAPE)), 0.1)
@@ -252,6 +253,19 @@ DOORS: dict[str, Door] = {
             "structure": ("x", None, 5),
         },
     ),
+    "advise": (
+        call(dv.advise, denoiser=DENOISER, images=SOME, budget=20_000, steps=[3], progress=False),
+        {
+            "denoiser": NO_DENOISER,
+            "images": (None, 5, "missing", SOME[:99], SOME[0], []),
+            "budget": (0, 100, 1.5, "many", None, True),
+            "steps": (0, 5, "5", [], [1], [0], [101], [2.5], ["a"], None, {3: 4}, int),
+            "features": (5, "x", None, dv.Denoiser),
+            "table": (5, "t.safetensors", dv.VarianceTable),
+            "trained_on": (5, "missing", SOME, SOME[:1]),
+            **{name: run[name] for name in ("seed", "batch_size", "conditions", "checkpoint")},
+        },
+    ),
     "diagnose": (
         call(dv.diagnose, denoiser=DENOISER, images=IMAGES),
         {
@@ -455,7 +469,16 @@ ELSEWHERE = {
     **dict.fromkeys(("DiffusionVarWarning", "InputError", "NumericalError", "NetworkError"), "what is raised"),
     **dict.fromkeys(("FixedLarge", "FixedSmall", "LearnedRange"), "takes nothing"),
     **dict.fromkeys(
-        ("DecoderCosts", "Diagnosis", "LikelihoodBound", "OdeLikelihood", "StepCosts", "ModelIdentity", "Posterior"),
+        (
+            "Advice",
+            "DecoderCosts",
+            "Diagnosis",
+            "LikelihoodBound",
+            "OdeLikelihood",
+            "StepCosts",
+            "ModelIdentity",
+            "Posterior",
+        ),
         "made here, not by users",
     ),
     **dict.fromkeys(("ReverseCovariance", "StructuredCovariance", "Structure"), "to be written by users; contracts"),

@@ -175,7 +175,7 @@ def _sample_lines(found: Samples) -> list[str]:
     floor = "" if found.floor is None else f"; real images {found.floor:.4g}"
     answer = "yes" if found.worth_it else "no"
     lines = [
-        f"\nSamples ({found.count} with each choice, Fréchet distance in {found.features} to {found.reference} "
+        f"\nSamples ({found.count} with the best choices, Fréchet distance in {found.features} to {found.reference} "
         f"held-out images{floor}): {answer}"
     ]
     for tested in found.tested:

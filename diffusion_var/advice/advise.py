@@ -43,7 +43,7 @@ from .doctor import diagnose
 from .kept import Kept
 from .likelihoods import evaluations_of, shared_bits
 from .mean import imperfection
-from .samples import GROUPS, Features, Samples, SampleTrial, choices, conditions_of
+from .samples import GROUPS, Features, Samples, SampleTrial, choices, conditions_of, drawn_images
 
 LEAST_IMAGES = 100
 BUDGET = 60_000
@@ -53,7 +53,7 @@ _DRAWS = 256  # at least, of an index of a table
 _LEAST_INDICES, _MOST_INDICES = 16, 64
 _LEAST_DECODED, _MOST_DECODED, _DECODER_INDICES = 32, 200, 24
 _LEAST_SCORED, _LEAST_SAMPLES, _MOST_SAMPLES = 40, 60, 400
-_TABLE, _DECODERS, _BOUNDS = 0.35, 0.10, 0.25  # shares of the budget; samples get the rest
+_TABLE, _DECODERS, _BOUNDS = 0.25, 0.05, 0.15  # shares of the budget; samples get the rest
 _TOLERANCE = 0.02
 _STRUCTURES = ("isotropic", "pixel", "dct")  # simple ones first
 _FIXED = {"β̃": FixedSmall, "β": FixedLarge}
@@ -127,7 +127,12 @@ def advise(
         warnings.simplefilter("always", DiffusionVarWarning)
         run = _Run(denoiser, whole, conditions, seed, batch_size, checkpoint, progress, budget)
         advice = run.advise(wanted, judge, table)
-    notes = dict.fromkeys(str(w.message) for w in said if issubclass(w.category, DiffusionVarWarning))
+    # That a table falls short of its tolerance is meant: the budget is shared.
+    notes = dict.fromkeys(
+        str(w.message)
+        for w in said
+        if issubclass(w.category, DiffusionVarWarning) and "raise max_evaluations" not in str(w.message)
+    )
     for other in said:
         if not issubclass(other.category, DiffusionVarWarning):
             warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
@@ -149,7 +154,8 @@ def least_budget(steps: Sequence[int], denoiser: Denoiser, with_table: bool = Tr
     table = indices * _DRAWS if with_table else 0
     tried = len(choices(denoiser.data_range is not None))
     bounds = _LISTS * sum(steps) * _LEAST_SCORED
-    return _DOCTOR + table + indices * _LEAST_DECODED + bounds + _LEAST_SAMPLES * sum(steps) * tried
+    samples = sum(steps) * drawn_images(_LEAST_SAMPLES, tried, spacings=False)
+    return _DOCTOR + table + indices * _LEAST_DECODED + bounds + samples
 
 
 def refuse_trained_on(images: FixedImages, trained_on: FixedImages) -> None:
@@ -321,15 +327,18 @@ class _Run:
 
     def _samples(self, table: VarianceTable, steps: tuple[int, ...], judge: Features, kept: Kept) -> Samples:
         tried = len(choices(self.denoiser.data_range is not None))
-        each = sum(steps) * tried
-        # Other spacings are tried where they leave enough for the choice itself.
-        spacings = self.left // (sum(steps) * (tried + 2)) >= 2 * _LEAST_SAMPLES
-        room = self.left // (sum(steps) * (tried + 2) if spacings else each)
-        count = min(max(room, _LEAST_SAMPLES), _MOST_SAMPLES) // GROUPS * GROUPS
+        room = self.left // sum(steps)
+        # Other spacings are tried where that leaves enough images for the choice itself.
+        spacings = drawn_images(2 * _LEAST_SAMPLES, tried, spacings=True) <= room
+        count = max(
+            m
+            for m in range(_LEAST_SAMPLES, _MOST_SAMPLES + 1, GROUPS)
+            if m == _LEAST_SAMPLES or drawn_images(m, tried, spacings) <= room
+        )
         reference = judge(self.held_out)
         real = judge(self.measured)
         conditions = conditions_of(self.conditions[1], count, self.seed)
-        total = sum(steps) * count * (tried + 2 * spacings)
+        total = sum(steps) * drawn_images(count, tried, spacings)
         self.spent += total
         with progress_bar(total, "sample", "eval", self.progress) as bar:
             trial = SampleTrial(

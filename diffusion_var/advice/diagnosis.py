@@ -86,7 +86,7 @@ class Diagnosis:
     def worse_than_linear(self) -> tuple[int, ...]:
         """The declared indices at which the mean is worse than the best linear denoiser's, by more than a tenth."""
         pairs = zip(self.indices, self.declared.ratio, strict=True)
-        return tuple(n for n, ratio in pairs if ratio > WORSE)
+        return tuple(sorted(n for n, ratio in pairs if ratio > WORSE))
 
     @property
     def sentence(self) -> str:

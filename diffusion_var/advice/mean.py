@@ -1,4 +1,4 @@
-"""How imperfect a network's mean is, as far as a table can tell: three lower bounds of its error [E26].
+"""How imperfect a network's mean is, as far as a table can tell: lower bounds of its error [E26].
 
 With e = x̂_0 − E[x_0|x_t] the residual is v + E e²/d, of which a table knows the sum. What is certainly error:
 

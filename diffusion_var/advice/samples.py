@@ -1,14 +1,16 @@
 """Short sampling experiments: whether a measured variance gives better samples than none, and which.
 
-What a table says does not decide it (docs/advise.md), so a few hundred images are drawn with each choice, from the
-same noise, and compared with the held-out ones by the Fréchet distance in some features. A choice is told apart from
-another by the jackknife over ten groups of images, at 5 % shared by all choices.
+What a table says does not decide it (docs/advise.md), so images are drawn with each choice, from the same noise, and
+compared with the held-out ones by the Fréchet distance in some features: a quarter of them with every choice, all of
+them with the best choice without a table and the best two with one. A choice is told apart from another by the
+jackknife over ten groups of images, at 5 % shared by all choices with a table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +21,7 @@ from ..covariance.fixed import FixedSmall
 from ..covariance.reverse import ReverseCovariance
 from ..metrics.networks import FeatureNetwork, load_features
 from ..metrics.sample import collect
+from ..models.conditions import rows_of
 from ..models.denoiser import Denoiser
 from ..process import steps as step_lists
 from ..process.schedule import Float64Array
@@ -93,7 +96,9 @@ class Tested:
 
     Attributes:
         steps: K.
-        distances: (choice's name, distance, standard error) of every choice in even steps; the floor is in `Samples`.
+        distances: (choice's name, distance, standard error) of the choices that were drawn in full, in even steps; the
+            floor is in `Samples`.
+        first_look: the same of every choice, of the first quarter of the images: larger, for they are fewer.
         rival, best: the best choice without a table, and the best with one, by their distances.
         gain: the rival's distance less the best's.
         comparisons: how many choices with a table were compared, which share the 5 %.
@@ -103,6 +108,7 @@ class Tested:
 
     steps: int
     distances: tuple[tuple[str, float, float], ...]
+    first_look: tuple[tuple[str, float, float], ...]
     rival: Choice
     best: Choice
     gain: Difference
@@ -137,6 +143,7 @@ class Tested:
             "gain_error": self.gain.error,
             "p": self.gain.p,
             "distances": [{"method": m, "value": v, "standard_error": e} for m, v, e in self.distances],
+            "first_look": [{"method": m, "value": v, "standard_error": e} for m, v, e in self.first_look],
             "spacing": self.spacing,
             "spacing_gain": None if spacing is None else spacing.value,
             "spacing_p": None if spacing is None else spacing.p,
@@ -150,7 +157,7 @@ class Samples:
     Attributes:
         tested: for every number of steps.
         features: what the distance is measured in.
-        count: images drawn with each choice.
+        count: images drawn with each of the best choices.
         reference: held-out images compared with.
         floor: the distance of as many other real images, where there are some; None where there are too few.
     """
@@ -225,36 +232,63 @@ class SampleTrial:
         self.kept, self.told = kept, told
 
     def test(self, steps: int, spacings: bool) -> Tested:
-        """All choices in even steps, then the best of them in others."""
+        """A look at all choices in even steps, the best of them in full, then other steps for what is advised."""
         tried = choices(self.denoiser.data_range is not None)
-        found = {choice: self._distances(choice, steps) for choice in tried}
-        rival, best = (
-            min((c for c in tried if c.measured == measured), key=lambda c: found[c].value)
-            for measured in (False, True)
+        look = {choice: self._distances(choice, steps, first_look(self.count)) for choice in tried}
+        by_look = sorted(tried, key=lambda choice: look[choice].value)
+        rival, measured = (
+            [choice for choice in by_look if choice.measured == table][:most] for table, most in ((False, 1), (True, 2))
         )
-        rows = tuple((choice.name, found[choice].value, found[choice].error) for choice in tried)
-        comparisons = sum(choice.measured for choice in tried)
-        tested = Tested(steps, rows, rival, best, paired(found[rival], found[best]), comparisons)
+        found = {choice: self._distances(choice, steps, self.count) for choice in (*rival, *measured)}
+        best = min(measured, key=lambda choice: found[choice].value)
+        tested = Tested(
+            steps,
+            tuple((choice.name, d.value, d.error) for choice, d in found.items()),
+            tuple((choice.name, d.value, d.error) for choice, d in look.items()),
+            rival[0],
+            best,
+            paired(found[rival[0]], found[best]),
+            sum(choice.measured for choice in tried),
+        )
         return self._spaced(tested, found[tested.advised]) if spacings else tested
 
     def _spaced(self, tested: Tested, even: Distances) -> Tested:
         """Whether other spacings are better for what is advised."""
-        others = {s: self._distances(replace(tested.advised, spacing=s), tested.steps) for s in SPACINGS[1:]}
+        others = {
+            s: self._distances(replace(tested.advised, spacing=s), tested.steps, self.count) for s in SPACINGS[1:]
+        }
         best = min(others, key=lambda s: others[s].value)
         gain = paired(even, others[best])
         better = gain.value > 0 and gain.told_apart(len(others))
         return replace(tested, spacing=best if better else "linspace", spacing_gain=gain)
 
-    def _distances(self, choice: Choice, steps: int) -> Distances:
+    def _distances(self, choice: Choice, steps: int, count: int) -> Distances:
+        """Of the first `count` images of a choice, drawn in two parts."""
         name = "".join(c if c.isalnum() else "_" for c in f"{choice.name} {steps}".replace("β̃", "beta_tilde"))
-        drawn = self.kept.get(name, lambda: self._draw(choice, steps))
-        return distances(drawn, self.reference, GROUPS)
+        look = first_look(self.count)
+        parts = [range(look)] + ([range(look, count)] if count > look else [])
+        drawn = [
+            self.kept.get(f"{name}_{part.start}_{part.stop}", partial(self._draw, choice, steps, part))
+            for part in parts
+        ]
+        return distances(np.concatenate(drawn), self.reference, GROUPS)
 
-    def _draw(self, choice: Choice, steps: int) -> Float64Array:
+    def _draw(self, choice: Choice, steps: int, part: range) -> Float64Array:
         sampler = choice.sampler(self.denoiser, self.table, steps)
-        images = sampler.sample(self.count, self.seed, self.batch_size, self.conditions)
-        self.told(self.count * len(sampler.kernels))
+        conditions = None if self.conditions is None else rows_of(self.conditions, slice(part.start, part.stop))
+        images = torch.cat([*sampler.stream(part, self.seed, self.batch_size, conditions)])
+        self.told(len(part) * len(sampler.kernels))
         return self.features(images)
+
+
+def first_look(count: int) -> int:
+    """Of how many images every choice is drawn: a quarter of them, in whole groups, and no fewer than 40."""
+    return min(max(count // 4, 4 * GROUPS) // GROUPS * GROUPS, count)
+
+
+def drawn_images(count: int, tried: int, spacings: bool) -> int:
+    """How many images are drawn for one number of steps, so many choices being tried."""
+    return tried * first_look(count) + 3 * (count - first_look(count)) + (len(SPACINGS) - 1) * count * spacings
 
 
 def conditions_of(given: Any, count: int, seed: int) -> Any:

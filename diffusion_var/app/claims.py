@@ -24,7 +24,7 @@ from .terminal import say
 
 #: Options that do not decide what is written.
 _ASIDE = frozenset({"out", "plot", "checkpoint", "latents", "device", "overwrite", "download", "json", "quiet"})
-_ASIDE |= {"report_to"}
+_ASIDE |= {"report_to", "save_table"}
 #: Options that came later: where they are left out, a request is the one that it was before.
 _LATER = frozenset({"license"})
 _SMALL = 1 << 24  # bytes of a file that is read for its identity; of a larger one its size and time count

@@ -195,7 +195,7 @@ def image_shape(posterior: Posterior | None) -> Shape:
 
 def variance_tensor(variance: npt.ArrayLike, posterior: Posterior | None) -> torch.Tensor:
     """Float64 variances as a tensor like the posterior's, cast once, at the sampler's edge."""
-    array = np.ascontiguousarray(np.asarray(variance, dtype=np.float64)).reshape(np.shape(variance))
+    array = np.array(variance, dtype=np.float64, order="C")  # a copy: a table's own array may be read-only
     like = None if posterior is None else posterior.mean
     dtype = torch.float32 if like is None else like.dtype
     return torch.from_numpy(array).to(device=None if like is None else like.device, dtype=dtype)
