@@ -191,8 +191,7 @@ class Features:
         """(M, D) of images (M, C, *spatial)."""
         data_range = self._range
         if self.network is None:
-            inside = images if data_range is None else images.clamp(*data_range)
-            return np.asarray(inside.double().flatten(1).numpy())
+            return np.asarray(images.double().flatten(1).numpy())
         if self._codec is not None:
             images, data_range = self._codec.decode(images), (-1.0, 1.0)
         data_range = data_range or (-1.0, 1.0)

@@ -18,6 +18,7 @@ from ..terminal import say, say_lines
 if TYPE_CHECKING:
     from ...advice.advice import Advice
 
+_OF_BUNDLED = {"digits": "digits:train", "photographs": "photographs:fit"}
 _MOST = 200_000  # images of a training set that are looked through unasked
 
 
@@ -93,7 +94,7 @@ def _trained_on(options: AdviseOptions, model: Model) -> Any:
     if model.denoiser.codec is not None:
         return None
     try:
-        name = "digits:train" if options.model == "digits" else _recorded(Path(options.model) / "training.json")
+        name = _OF_BUNDLED.get(options.model) or _recorded(Path(options.model) / "training.json")
         found = None if name is None else read(name, options)
     except InputError:  # the record names what is not here
         return None
