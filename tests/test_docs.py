@@ -62,6 +62,12 @@ PAGES: dict[str, list[dict[str, str]] | None] = {
             "images, steps=10": "images[:10], steps=2",
         }
     ],
+    "advise": [
+        {
+            "denoiser, images)  ": "denoiser, images) # ",
+            "denoiser, images, budget=60_000)": "denoiser, reference_images, 4_000, steps=[2], table=table)",
+        }
+    ],
     "diffusers": [README[2], README[5]],
     "heads": [README[3]],
     "likelihoods": [README[4]],

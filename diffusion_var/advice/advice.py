@@ -105,6 +105,8 @@ class Advice:
     @property
     def sentence(self) -> str:
         """The advice in one sentence."""
+        if self.diagnosis.verdict == "none":
+            return "no advice: the network makes no sense as declared, nor in any other way that was tried."
         if self.likelihood is None or self.samples is None:
             return "declare the network rightly first: a table of a mean that is misread is of no use."
         said = f"for likelihoods {'yes' if self.likelihood.worth_it else 'no'}, for samples "

@@ -94,10 +94,8 @@ class Diagnosis:
         low, high = np.nanmin(self.declared.ratio), np.nanmax(self.declared.ratio)
         range_ = f"{low:.2g} to {high:.2g} times the best linear denoiser's at {len(self.levels)} noise levels"
         if self.verdict == "fits":
-            return (
-                f"all is well: as declared, the mean's squared error is {range_}, and no other of {self.tried} "
-                f"conventions fits better."
-            )
+            others = f", and no other of {self.tried} conventions fits better" if self.tried > 1 else ""
+            return f"all is well: as declared, the mean's squared error is {range_}{others}."
         if self.verdict == "poor":
             where = ", ".join(map(str, self.worse_than_linear))
             return (

@@ -35,6 +35,7 @@ def summarise(table: Any, lines: int = 12) -> str:
     if len(shortfall) > _SHORTFALLS:
         head.append(f"short of their tolerance: {len(shortfall) - _SHORTFALLS} more indices")
     head += table.details.get("which_images", [])
+    head += _worse_than_linear(table)
     head.append(
         f"errors: ± for these {table.data.count:,} images, by the noise alone; + images for the many of which "
         "these are a random choice, by that choice too"
@@ -62,6 +63,23 @@ def summarise(table: Any, lines: int = 12) -> str:
         "standard errors; it measures how imperfect the network's mean is."
     )
     return "\n".join(head + rows)
+
+
+def _worse_than_linear(table: Any) -> list[str]:
+    """A line where the mean is worse than the best linear denoiser's, by more than a tenth; a guided one is, rightly."""
+    if table.guided_by is not None:
+        return []
+    linear = {int(n): table.interpolation.linear("isotropic", table.schedule.level(int(n))) for n in table.indices}
+    worse = [n for n, least in linear.items() if table.posterior_variance(n) > 1.1 * least]
+    if not worse:
+        return []
+    where = (
+        f"n={worse[0]}" if len(worse) == 1 else f"{len(worse)} of {len(linear)} indices, n={worse[0]} to {worse[-1]}"
+    )
+    return [
+        f"worse than the best linear denoiser at {where}: as small networks are near pure noise; or the network is not "
+        "what it is declared to be, which dv.diagnose tells"
+    ]
 
 
 def _disagreement(table: Any, n: int) -> str:
