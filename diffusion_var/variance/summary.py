@@ -66,7 +66,7 @@ def summarise(table: Any, lines: int = 12) -> str:
 
 
 def _worse_than_linear(table: Any) -> list[str]:
-    """A line where the mean is worse than the best linear denoiser's, by more than a tenth; a guided one is, rightly."""
+    """A line where the mean is worse than the best linear denoiser's, by more than a tenth; a guided one may be."""
     if table.guided_by is not None:
         return []
     linear = {int(n): table.interpolation.linear("isotropic", table.schedule.level(int(n))) for n in table.indices}
