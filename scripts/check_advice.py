@@ -7,8 +7,8 @@ For each model: `dv.advise`; then, for every number of steps, samples of all cho
 advice are others), their Fréchet distances, and a paired t-test over seeds. The advice is wrong where another choice is
 told apart as better than the one advised (5 %). results/advise.md has the outcome.
 
-gaussian: 8×8 data with a 1/f² spectrum, exact mean. mixture: six Gaussians fitted to 16×16 RGB patches of the two
-photographs, exact mean. shrunk: the same, its mean 10 % too near to the data's. digits: the bundled network.
+gaussian: 8×8 data with a 1/f² spectrum, exact mean. mixture: six Gaussians fitted to 8×8 RGB patches of the two
+photographs, exact mean. shrunk: the gaussian, its mean 10 % too near to the data's. digits: the bundled network.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def gaussian() -> Case:
 
 
 def mixture() -> Case:
-    patches = dv.data.photographs_part("fit", count=5000).images
+    patches = dv.data.photographs_part("fit", 8, 6000).images
     exact = dv.oracles.fit_mixture(patches, 6)
     return Case(exact, exact.sample(600, seed=1), exact.sample(2000, seed=2))
 
 
 def shrunk() -> Case:
-    case = mixture()
+    case = gaussian()
     exact, centre = case.denoiser, case.images.mean(0)
 
     def network(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
