@@ -44,7 +44,6 @@ GROUPS: dict[str, tuple[str, str, list[str]]] = {
             "Head",
             "HeadSpec",
             "EpsSquare",
-            "ExactCovariance",
             "Averaged",
             "Scaled",
             "ExactCovariance",
