@@ -85,6 +85,8 @@ def residuals(
     held_out = to_float(photographs_part("score", size, count).images)
     seen = to_float(photographs_part("fit", size, count).images)
     own = mixture.sample(count, seed=5)
+    # A Gaussian's samples leave the range of images.
+    unclipped = dv.Denoiser(network.network, network.schedule, network.prediction, network.shape, clip=None)
     found = []
     header(
         "n",
@@ -100,7 +102,7 @@ def residuals(
     for n in (n for n in LEVELS if n <= mixture.schedule.num_steps):
         exact = float(mixture.mean_posterior_covariance(n, min(count, 512)).trace()) / held_out[0].numel()
         values = [residual(network, held_out, n), residual(mixture, held_out, n), residual(network, seen, n)]
-        values += [residual(network, own, n), exact]
+        values += [residual(unclipped, own, n), exact]
         noise = float(mixture.schedule.sigma[n] / mixture.schedule.alpha[n])
         found.append((noise, *values))
         shown = [f"{value:.3g}" for value in values]

@@ -43,6 +43,8 @@ def test_wheel_builds_and_is_complete(built: Path) -> None:
         "assets/digits/unet/diffusion_pytorch_model.safetensors",
         "assets/digits/scheduler/scheduler_config.json",
         "assets/digits_features.safetensors",
+        "assets/photographs/unet/diffusion_pytorch_model.safetensors",
+        "assets/photographs/scheduler/scheduler_config.json",
         "app/compare/templates/report.html.j2",
     ):
         assert f"diffusion_var/{needed}" in names
