@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,9 @@ def given(options: argparse.Namespace) -> Case:
     images = torch.stack([images[i] for i in range(len(images))])
     model = dv.Denoiser.from_pretrained(options.model, device="cpu")
     return Case(model, images[: options.count], images[options.count :], options.features)
+
+
+KNOWN: dict[str, Callable[[], Case]] = {"gaussian": gaussian, "mixture": mixture, "shrunk": shrunk, "digits": digits}
 
 
 def distance(case: Case, samples: torch.Tensor) -> float:
@@ -133,7 +137,7 @@ def compare(case: Case, advice: dv.Advice, steps: int, count: int) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=["gaussian", "mixture", "shrunk", "digits"])
+    parser.add_argument("names", nargs="*", help=", ".join(KNOWN))
     parser.add_argument("--model", type=Path)
     parser.add_argument("--images", help="the first of them for the advice, the others to compare with")
     parser.add_argument("--name", default="model")
@@ -145,7 +149,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     steps = [int(k) for k in options.steps.split(",")]
-    cases = {name: globals()[name] for name in options.names}
+    if unknown := {*options.names} - {*KNOWN}:
+        parser.error(f"{', '.join(unknown)}: not known; use {', '.join(KNOWN)}")
+    cases = {name: KNOWN[name] for name in options.names}
     if options.model is not None:
         cases[options.name] = lambda: given(options)
     for name, make in cases.items():

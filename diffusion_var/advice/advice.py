@@ -183,6 +183,7 @@ def _sample_lines(found: Samples) -> list[str]:
     for tested in found.tested:
         gain = tested.gain
         apart = "" if tested.verdict != "not told apart" else ", which is not told apart from chance"
+        apart += " (taken all the same: at another number of steps it is)" if tested.leaning else ""
         lines.append(
             f"  {tested.steps} steps: {tested.advised.name}; {tested.best.name} is {gain.value:+.3g} ± "
             f"{gain.error:.2g} better than {tested.rival.name}{apart}"

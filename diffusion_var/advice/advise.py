@@ -43,7 +43,7 @@ from .doctor import diagnose
 from .kept import Kept
 from .likelihoods import evaluations_of, shared_bits
 from .mean import imperfection
-from .samples import GROUPS, Features, Samples, SampleTrial, choices, conditions_of, drawn_images
+from .samples import GROUPS, Features, Samples, SampleTrial, choices, conditions_of, drawn_images, leaning
 
 LEAST_IMAGES = 100
 BUDGET = 60_000
@@ -353,7 +353,7 @@ class _Run:
                 kept,
                 bar.update,
             )
-            tested = tuple(trial.test(k, spacings) for k in steps)
+            tested = leaning([trial.test(k, spacings) for k in steps])
         return Samples(tested, judge.name, count, len(reference), frechet(real, reference))
 
 

@@ -8,7 +8,7 @@ jackknife over ten groups of images, at 5 % shared by all choices with a table.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -104,6 +104,8 @@ class Tested:
         comparisons: how many choices with a table were compared, which share the 5 %.
         spacing: of what is advised: even steps, unless others were told apart as better.
         spacing_gain: what these gain; None where they were not tried.
+        leaning: whether the measured variance is taken though it is not told apart, for it is at another number of
+            steps, and has the lower distance here, too.
     """
 
     steps: int
@@ -115,6 +117,7 @@ class Tested:
     comparisons: int
     spacing: Spacing = "linspace"
     spacing_gain: Difference | None = None
+    leaning: bool = False
 
     @property
     def verdict(self) -> Literal["yes", "no", "not told apart"]:
@@ -125,8 +128,8 @@ class Tested:
 
     @property
     def advised(self) -> Choice:
-        """The best choice with a table where it is better beyond doubt, else the best without."""
-        chosen = self.best if self.verdict == "yes" else self.rival
+        """The best choice with a table where it is better beyond doubt (or leaning), else the best without."""
+        chosen = self.best if self.verdict == "yes" or self.leaning else self.rival
         return replace(chosen, spacing=self.spacing)
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,6 +138,7 @@ class Tested:
         return {
             "steps": self.steps,
             "verdict": self.verdict,
+            "leaning": self.leaning,
             "advised": self.advised.name,
             "code": self.advised.code(self.steps),
             "rival": self.rival.name,
@@ -177,6 +181,17 @@ class Samples:
         """Plain data."""
         named = {"features": self.features, "count": self.count, "reference": self.reference, "floor": self.floor}
         return {"worth_it": self.worth_it, **named, "tested": [tested.to_dict() for tested in self.tested]}
+
+
+def leaning(tested: Sequence[Tested]) -> tuple[Tested, ...]:
+    """With what is told apart at one number of steps taken at others, too, where its distance is lower."""
+    if not any(t.verdict == "yes" for t in tested):
+        return tuple(tested)
+    doubtful = [t.verdict == "not told apart" and t.gain.value > 0 for t in tested]
+    return tuple(
+        replace(t, leaning=True, spacing="linspace", spacing_gain=None) if doubt else t
+        for t, doubt in zip(tested, doubtful, strict=True)
+    )
 
 
 class Features:

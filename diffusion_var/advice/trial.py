@@ -92,6 +92,11 @@ def _shared(first: Tried, second: Tried) -> tuple[Float64Array, Float64Array]:
     return tuple(np.maximum(t.residual[both], 1e-30) for t in (first, second))  # type: ignore[return-value]
 
 
+def has_embedding(network: Any) -> bool:
+    """Whether a network looks something up in a table: its timestep, perhaps."""
+    return isinstance(network, torch.nn.Module) and any(isinstance(m, torch.nn.Embedding) for m in network.modules())
+
+
 class Trial:
     """Evaluates conventions, and counts evaluations.
 
@@ -162,7 +167,7 @@ class Trial:
         """(readings, B) residuals and (B,) errors of the linear denoiser at one place; nan where there is none."""
         count = min(count, len(self.images))
         lacking = np.full((len(readings), count), np.nan), np.full(count, np.nan)
-        if place is None:
+        if place is None or not self._may_ask(convention, place.n):
             return lacking
         noise = generator(self.seed, "doctor noise", place.noise).standard_normal((count, *self.denoiser.shape))
         eps = torch.from_numpy(noise.astype(np.float32))
@@ -174,6 +179,15 @@ class Trial:
                 raise
             return lacking  # the network takes no such timestep, or gives no numbers there
         return tuple(np.concatenate([f[i] for f in found], axis=-1) for i in range(2))  # type: ignore[return-value]
+
+    def _may_ask(self, convention: Convention, n: int) -> bool:
+        """Whether a timestep can do no harm. On a GPU a place that an embedding table lacks is an error that no later
+        call survives: then only whole timesteps up to the declared ones are asked."""
+        network = self.denoiser.network
+        if self.denoiser.device.type == "cpu" or not has_embedding(network):
+            return True
+        told, known = convention.timestep(n), self.denoiser.schedule.timestep[1:]
+        return bool(told == round(told) and known.min() <= told <= known.max())
 
     @torch.no_grad()
     def _batch(

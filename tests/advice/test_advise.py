@@ -12,7 +12,8 @@ import torch
 
 import diffusion_var as dv
 from diffusion_var.advice.advise import least_budget
-from diffusion_var.advice.samples import Choice, choices
+from diffusion_var.advice.distances import Difference
+from diffusion_var.advice.samples import Choice, Tested, choices, leaning
 
 SHAPE = (1, 8, 8)
 SCHEDULE = dv.NoiseSchedule.linear(100, 1e-3, 0.2)
@@ -177,6 +178,24 @@ def test_refusals() -> None:
     table = dv.estimate(other, IMAGES, 9.0, indices=[1, 100], progress=False)
     with pytest.raises(dv.InputError, match="network"):
         dv.advise(EXACT, IMAGES, 12_000, table=table, **HOW)
+
+
+def test_what_is_told_apart_at_one_number_of_steps_is_taken_at_others() -> None:
+    def tested(steps: int, value: float, p: float) -> Tested:
+        rows = (("DDIM", 2.0, 0.1),)
+        return Tested(steps, rows, rows, Choice(), Choice("dct"), Difference(value, 0.1, p), 5, "quadratic")
+
+    alone = leaning([tested(5, 1.0, 0.2), tested(10, 1.0, 0.02)])  # 5 % shared by five
+    assert [t.advised.name for t in alone] == ["DDIM, quadratic steps"] * 2
+    lean = leaning([tested(5, 1.0, 1e-4), tested(10, 0.1, 0.2), tested(20, -0.1, 0.2), tested(50, -1.0, 1e-4)])
+    assert [t.verdict for t in lean] == ["yes", "not told apart", "not told apart", "no"]
+    named = [
+        "Analytic-DDIM dct, quadratic steps",
+        "Analytic-DDIM dct",
+        "DDIM, quadratic steps",
+        "DDIM, quadratic steps",
+    ]
+    assert [t.advised.name for t in lean] == named
 
 
 def test_choices_have_names_and_a_cap_needs_a_range() -> None:

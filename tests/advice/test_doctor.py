@@ -3,6 +3,7 @@ poor. The networks are exact models in other clothes, and the bundled one."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from typing import Any
@@ -194,6 +195,25 @@ def test_a_network_that_knows_few_timesteps_is_tried_where_it_can_be() -> None:
     with pytest.warns(dv.DiffusionVarWarning, match="cosine"):
         dv.diagnose(dv.Denoiser(embedded, LINEAR, shape=SHAPE, clip=None), DATA)
     assert any(t != round(t) for t in asked)
+
+
+def test_on_a_gpu_an_embedding_is_asked_only_for_what_it_has() -> None:
+    """There a place too far ends the process: only whole timesteps up to the declared ones are asked."""
+    from diffusion_var.advice import trial
+    from diffusion_var.advice.conventions import declared_convention
+
+    table = torch.nn.Embedding(1000, 4)
+    assert trial.has_embedding(torch.nn.Sequential(table))
+    assert not trial.has_embedding(torch.nn.Conv2d(1, 1, 3))
+    denoiser = dv.Denoiser(table, LINEAR, shape=SHAPE, clip=None)
+    tried = trial.Trial(denoiser, DATA[:20], None, 0, 64)
+    own = declared_convention(denoiser)
+    asked = {told: tried._may_ask(dataclasses.replace(own, told=told), 1000) for told in ("declared", "n", "n/N")}
+    assert asked == {"declared": True, "n": True, "n/N": True}
+    denoiser.device = torch.device("cuda")
+    asked = {told: tried._may_ask(dataclasses.replace(own, told=told), 1000) for told in ("declared", "n", "N - n")}
+    assert asked == {"declared": True, "n": False, "N - n": True}
+    assert not tried._may_ask(dataclasses.replace(own, told="n/N"), 500)
 
 
 def test_guidance_is_left_out() -> None:
