@@ -18,40 +18,34 @@ from diffusion_var.app.compare.options import CompareOptions
 from diffusion_var.app.config import load_options
 
 #: What a reader fills in, block by block, and what is filled in here. Each must occur: no block changes unnoticed.
-README: list[dict[str, str]] = [
-    {
-        '"path/to/ddpm-pipeline"': '"digits"',
-        "dv.estimate(denoiser, images,": "dv.estimate(denoiser, images, 9.0, indices=[1, 30, 100, 300, 500, 1000],",
-        "range(50_000)": "range(20)",
-        'features="inception"': 'features="digits"',
-    },
-    {
-        "12)": "4)",
-        "steps=50, levels": "steps=3, levels",
-        "50, eta=0.0).invert": "4, eta=0.0).invert",
-        "steps=100)": "steps=4)",
-    },
-    {"StableDiffusionPipeline.from_pretrained(...)": "digits_pipeline()"},
-    {
-        "steps=10_000": "steps=3, batch_size=8, likelihood_images=0",
-        "pipe.scheduler = ": "pipe = digits_pipeline(); pipe.scheduler = ",
-    },
-    {},
-    {
-        '"path/to/stable-diffusion"': "stable_diffusion",
-        ', dtype=torch.float16, variant="fp16"': "",
-        'dusk", ...])': 'dusk", "cat"] * 4)',
-        "dv.encode_latents(denoiser, images,": "dv.encode_latents(denoiser, pictures,",
-        "dv.estimate(denoiser, latents,": "dv.estimate(denoiser, latents, 9.0,",
-        "sampler.sample(8": "dv.Sampler(denoiser, dv.Analytic(table), 3).sample(8",
-        "table.push_to_hub(": "(lambda *_, **__: None)(",
-    },
-]
-
-
-#: The same for the pages of docs/; None stands for blocks that other tests run (named there).
+#: None stands for blocks that other tests run (named there).
 PAGES: dict[str, list[dict[str, str]] | None] = {
-    "tour": README[:2],
+    "../README": [
+        {
+            '"path/to/ddpm-pipeline"': '"digits"',
+            "dv.estimate(denoiser, images,": "dv.estimate(denoiser, images, 9.0, indices=[1, 30, 100, 300, 500, 1000],",
+            "steps=10, eta": "steps=3, eta",
+            'features="inception"': 'features="digits"',
+            "(denoiser, images, table)": "(denoiser, images[:9], table, [1, 100, 1000])",
+            "table, 10, structure": "table, 3, structure",
+            "held_out, steps": "others[:9], steps",
+            "pipe.scheduler = ": "pipe = digits_pipeline(); pipe.scheduler = ",
+        }
+    ],
+    "tour": [
+        {
+            '"path/to/ddpm-pipeline"': '"digits"',
+            "dv.estimate(denoiser, images,": "dv.estimate(denoiser, images, 9.0, indices=[1, 30, 100, 300, 500, 1000],",
+            "range(50_000)": "range(20)",
+            'features="inception"': 'features="digits"',
+        },
+        {
+            "12)": "4)",
+            "steps=50, levels": "steps=3, levels",
+            "50, eta=0.0).invert": "4, eta=0.0).invert",
+            "steps=100)": "steps=4)",
+        },
+    ],
     "table": [
         {"tolerance=0.02": "tolerance=0.5", "images, tolerance": "images, indices=[1, 100, 500, 1000], tolerance"}
     ],
@@ -68,9 +62,25 @@ PAGES: dict[str, list[dict[str, str]] | None] = {
             "denoiser, images, budget=60_000)": "denoiser, reference_images, 4_000, steps=[2], table=table)",
         }
     ],
-    "diffusers": [README[2], README[5]],
-    "heads": [README[3]],
-    "likelihoods": [README[4]],
+    "diffusers": [
+        {"StableDiffusionPipeline.from_pretrained(...)": "digits_pipeline()"},
+        {
+            '"path/to/stable-diffusion"': "stable_diffusion",
+            ', dtype=torch.float16, variant="fp16"': "",
+            'dusk", ...])': 'dusk", "cat"] * 4)',
+            "dv.encode_latents(denoiser, images,": "dv.encode_latents(denoiser, pictures,",
+            "dv.estimate(denoiser, latents,": "dv.estimate(denoiser, latents, 9.0,",
+            "sampler.sample(8": "dv.Sampler(denoiser, dv.Analytic(table), 3).sample(8",
+            "table.push_to_hub(": "(lambda *_, **__: None)(",
+        },
+    ],
+    "heads": [
+        {
+            "steps=10_000": "steps=3, batch_size=8, likelihood_images=0",
+            "pipe.scheduler = ": "pipe = digits_pipeline(); pipe.scheduler = ",
+        }
+    ],
+    "likelihoods": [{}],
     "your_network": None,  # tests/test_recipes.py
     "extending": None,  # below
     "equations": None,  # tests/test_house.py
@@ -95,33 +105,6 @@ def digits_pipeline() -> Any:
     return DDPMPipeline(dv.Denoiser.from_pretrained("digits").network, DDPMScheduler())
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::diffusion_var.errors.DiffusionVarWarning")  # of so few images and draws
-def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = blocks(ROOT / "README.md")
-    assert len(found) == len(README)
-    monkeypatch.chdir(tmp_path)
-    splits = dv.data.digits_splits()
-    names: dict[str, Any] = {
-        "images": splits.table.images[:60],
-        "others": splits.score.images[:20],
-        "reference_images": splits.score.images[:100],
-        "latents": torch.tanh(torch.randn(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))),
-        "pictures": np.random.default_rng(0).integers(0, 256, (8, 3, 16, 16), dtype=np.uint8),
-        "of_image": np.arange(8),
-        "stable_diffusion": save_stable_diffusion(tmp_path / "sd"),
-        "digits_pipeline": digits_pipeline,
-        "torch": torch,
-        "dv": dv,
-    }
-    for block, replacements in zip(found, README, strict=True):
-        exec(compile(filled_in(block, replacements), "README.md", "exec"), names)
-    assert names["samples"].shape[1:] == (1, 8, 8)
-    assert names["score"].value > 0
-    assert names["pictures"].shape == (8, 3, 16, 16)
-    assert (tmp_path / "head.safetensors").is_file()
-
-
 @pytest.mark.filterwarnings("ignore::diffusion_var.errors.DiffusionVarWarning")
 def test_the_page_on_extending_runs_and_keeps_its_contracts() -> None:
     found = blocks(ROOT / "docs" / "extending.md")
@@ -137,7 +120,7 @@ def test_the_page_on_extending_runs_and_keeps_its_contracts() -> None:
     assert names["sampler"].sample(2).shape == (2, 1, 8, 8)
 
 
-def test_a_dit_loads_as_the_readme_says(tmp_path: Path) -> None:
+def test_a_dit_loads_as_the_page_on_diffusers_says(tmp_path: Path) -> None:
     """DiT's learned range, latents, classes and guidance, from the table of models."""
     denoiser = dv.Denoiser.from_pretrained(save_dit(tmp_path / "dit"), guidance_scale=2.0)
     images = dv.Sampler(denoiser, dv.LearnedRange([1, 4, 8]), [1, 4, 8]).sample(2, conditions=[0, 2])
@@ -145,16 +128,25 @@ def test_a_dit_loads_as_the_readme_says(tmp_path: Path) -> None:
     assert denoiser.codec.decode(images).shape == (2, 3, 16, 16)
 
 
-def test_the_readmes_comparison_is_a_config(tmp_path: Path) -> None:
-    (config,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_the_comparison_that_is_shown_is_a_config(tmp_path: Path) -> None:
+    (config,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "comparing.md").read_text(), re.DOTALL)
     (tmp_path / "c.yaml").write_text(config)
     options = load_options(CompareOptions, {}, tmp_path / "c.yaml")
     assert [method.label for method in options.methods][1] == "DDIM"
 
 
 def test_every_page_with_python_is_run_somewhere() -> None:
-    found = {path.stem for path in (ROOT / "docs").glob("*.md") if blocks(path)}
-    assert found <= {*PAGES}
+    found = {path.stem for path in (ROOT / "docs").glob("*.md") if blocks(path)} | {"../README"}
+    assert found == {*PAGES}
+
+
+def test_the_readme_is_short_and_runs_what_is_run_here() -> None:
+    """One screen or two, with the commands that continuous integration runs, and nothing left to fill in."""
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 135
+    assert any(line.startswith("make test ") for line in lines)
+    assert "make test" in (ROOT / ".ci" / "run").read_text().splitlines()
+    assert not [line for line in lines if re.search(r"[A-Z]{3,}_[A-Z]{3,}|TODO", line)]
 
 
 @pytest.fixture(scope="module")
