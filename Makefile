@@ -26,7 +26,7 @@ test-minimums: $(INSTALLED)
 
 # Warnings are errors: a link that leads nowhere, a public name without a page, a docstring that does not render.
 docs: $(INSTALLED)
-	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs build/site
+	$(BIN)/sphinx-build --fresh-env --fail-on-warning --keep-going --quiet -b html docs build/site
 
 notebooks: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/run_notebooks.py

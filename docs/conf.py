@@ -76,10 +76,9 @@ def plain_types(signature: str | None) -> str | None:
     """A signature in which NumPy's types are called what the code calls them."""
     if signature is None:
         return None
-    signature = re.sub(
-        r"_Buffer \| _SupportsArray.*?_NestedSequence\[complex \| bytes \| str\]", "ArrayLike", signature
-    )
-    return re.sub(r"ndarray\[tuple\[Any, \.\.\.\], dtype\[(\w+)\]\]", r"ndarray[\1]", signature)
+    signature = re.sub(r"[~\w.]*_Buffer \| .*?\[complex \| bytes \| str\]", "ArrayLike", signature)
+    array = r"[~\w.]*ndarray\[[~\w.]*tuple\[[~\w.]*Any, \.\.\.\], [~\w.]*dtype\[[~\w.]*?(\w+)\]\]"
+    return re.sub(array, r"ndarray[\1]", signature)
 
 
 def process_docstring(app, what, name, obj, options, lines):

@@ -32,6 +32,14 @@ PAGES: dict[str, list[dict[str, str]] | None] = {
             "pipe.scheduler = ": "pipe = digits_pipeline(); pipe.scheduler = ",
         }
     ],
+    "index": [
+        {
+            '"path/to/pipeline"': '"digits"',
+            "dv.estimate(denoiser, images)": "dv.estimate(denoiser, images, 9.0, indices=[1, 30, 100, 300, 1000])",
+            "steps=10, eta=0.0).sample(64)": "steps=3, eta=0.0).sample(4)",
+            "held_out, steps=10": "others[:9], steps=3",
+        }
+    ],
     "tour": [
         {
             '"path/to/ddpm-pipeline"': '"digits"',
