@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from .sampling.check import check as check
     from .sampling.euler_maruyama import EulerMaruyama as EulerMaruyama
     from .sampling.sampler import Sampler as Sampler
+    from .sampling.solvers import SolverSampler as SolverSampler
     from .variance.estimate import estimate as estimate
     from .variance.table import VarianceTable as VarianceTable
 
@@ -97,6 +98,7 @@ _HOMES = {
     "ReverseKernel": ".process.kernel",
     "Sampler": ".sampling.sampler",
     "Scaled": ".covariance.scaled",
+    "SolverSampler": ".sampling.solvers",
     "StepCosts": ".likelihood.step_costs",
     "Structure": ".process.structure",
     "StructuredCovariance": ".covariance.reverse",

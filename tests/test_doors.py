@@ -156,6 +156,18 @@ DOORS: dict[str, Door] = {
             "capped_steps": (*NO_COUNT, 2),
         },
     ),
+    "SolverSampler": (
+        call(dv.SolverSampler, denoiser=DENOISER, steps=4),
+        {
+            **{name: run[name] for name in ("denoiser", "steps")},
+            "solver": ("ddim", None, 5),
+            "order": (0, 4, "2", 1.5, True),
+        },
+    ),
+    "SolverSampler.sample": (
+        call(dv.SolverSampler(DENOISER, "heun", 4).sample, count=3),
+        {"count": NO_COUNT, "seed": NO_SEED, "batch_size": NO_COUNT, "conditions": NO_CONDITIONS},
+    ),
     "bits_per_dim": (
         call(dv.bits_per_dim, images=IMAGES[:4], **bound),
         {**run, "levels": (None, 1, "256", 1.5), "data_range": (5, (1, 0), "a")},

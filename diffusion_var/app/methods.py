@@ -21,6 +21,7 @@ from ..process import steps as step_lists
 from ..process.schedule import NoiseSchedule
 from ..process.steps import StepList
 from ..sampling.sampler import Sampler
+from ..sampling.solvers import SolverSampler, steps_within
 from ..variance.table import VarianceTable
 from .compare.options import Method
 from .options import NllOptions, SampleOptions
@@ -89,10 +90,12 @@ def make_steps(
     Args:
         options: whose spacing, sigmas, structure and estimator are read, and for the spacing optimal what they say of
             the first index and the decoder.
-        steps: K, or indices.
+        steps: K, or indices. Of a method that is a solver, K are its evaluations: of its steps, as many as fit.
         table, decoders, levels: for the spacing optimal; what was measured of decoders, unless the options name one.
     """
     spacing = options.spacing
+    if isinstance(options, Method) and options.sampler is not None and isinstance(steps, int):
+        steps = steps_within(options.sampler, steps)
     if spacing != "optimal" and getattr(options, "first_index", None) is not None:
         raise InputError(f"first_index={options.first_index} is for the spacing optimal, but it is {spacing}.")
     for name, only, default in (("rho", "karras", 7.0), ("power", "power", 2.0)):
@@ -154,6 +157,8 @@ def make_sampler(
     denoiser: Denoiser, options: Method | SampleOptions, steps: StepList | Trajectory, table: VarianceTable | None
 ) -> Sampler:
     """The sampler that the options name."""
+    if isinstance(options, Method) and options.sampler is not None:
+        return SolverSampler(denoiser, options.sampler, steps, options.order)
     covariance = make_covariance(options, table)
     if isinstance(options, Method) and options.factor != 1:
         covariance = Scaled(covariance, options.factor)

@@ -14,6 +14,7 @@ Structures = Literal["isotropic", "channel", "pixel", "dct"]
 Estimators = Literal["residual", "score_norm", "data_variance"]
 Covariances = Literal["beta", "beta_tilde", "analytic", "learned_range", "head", "eps_square"]
 Averages = Literal["image", "batch"]
+Solvers = Literal["dpm_solver_pp", "sde_dpm_solver_pp", "unipc", "heun", "euler", "euler_ancestral"]
 Spacings = Literal["linspace", "leading", "trailing", "respaced", "ddim", "quadratic", "power", "log_snr", "karras"]
 LikelihoodSpacings = Literal[
     "linspace", "leading", "trailing", "respaced", "ddim", "quadratic", "power", "log_snr", "karras", "optimal"

@@ -57,7 +57,8 @@ class Sampler:
         low_start: whether it is meant that the noisiest step still holds much of the signal, which pure noise lacks;
             otherwise sampling from there is warned of.
 
-    Attributes: `steps`, as they were resolved, and `kernels`, the steps themselves.
+    Attributes: `steps`, as they were resolved, `kernels`, the steps themselves, and `evaluations` of the network for an
+    image.
     Raises InputError for unusable steps, η, τ or cap, and for a covariance that does not fit the model or the steps.
     """
 
@@ -84,6 +85,11 @@ class Sampler:
         covariance.check(self.denoiser, self.kernels)
         capped = [kernel.level_t for kernel in self.kernels[-self.capped_steps :]]
         self._covariances = StepCovariances(covariance, self.cap_variance, capped)
+
+    @property
+    def evaluations(self) -> int:
+        """How often the network is evaluated for an image: once a step."""
+        return len(self.kernels)
 
     # ---- images -----------------------------------------------------------------------------------------------
 
@@ -138,7 +144,7 @@ class Sampler:
         visit: Callable[[ReverseKernel, torch.Tensor], None] | None,
     ) -> Iterator[torch.Tensor]:
         run = NetworkRun(self.denoiser)
-        with progress_bar(len(images) * len(self.steps), "sample", "eval", progress) as bar:
+        with progress_bar(len(images) * self.evaluations, "sample", "eval", progress) as bar:
             for start in range(0, len(images), batch_size):
                 part = [checks.index("image index", i) for i in images[start : start + batch_size]]
                 condition = self._condition(conditions, slice(start, start + batch_size))
@@ -171,8 +177,7 @@ class Sampler:
     ) -> torch.Tensor:
         denoiser = self.denoiser
         noise = ImageNoise(seed, images, denoiser.shape, denoiser.device)
-        if x is None:
-            x = denoiser.schedule.prior_std_at(self.kernels[0].level_t) * noise.prior()
+        x = self._prior(noise) if x is None else x
         sums = []
         for kernel in self.kernels:
             posterior = run(x, kernel.level_t, condition)
@@ -184,9 +189,25 @@ class Sampler:
             if visit is not None:
                 visit(kernel, x)
             bar.update(len(images))
-        self._refuse_nan(torch.stack(sums), images)
-        if denoiser.data_range is not None:
-            x = x.clamp(*denoiser.data_range)
+        return self._finished(x, sums, [kernel.level_t for kernel in self.kernels], images)
+
+    def _prior(self, noise: ImageNoise) -> torch.Tensor:
+        """What a run begins with, (B, C, *spatial) on the device."""
+        return self.denoiser.schedule.prior_std_at(self.kernels[0].level_t) * noise.prior()
+
+    def _finished(
+        self, x: torch.Tensor, sums: list[torch.Tensor], levels: Sequence[NoiseLevel], images: Sequence[int]
+    ) -> torch.Tensor:
+        """The images of a batch, in the data range and on the CPU; `sums` of what the network gave at `levels`."""
+        bad = (~torch.isfinite(torch.stack(sums))).nonzero()
+        if len(bad):
+            level = levels[int(bad[0])]
+            raise NumericalError(
+                f"the network gave NaN or infinite values at {_where(level)}, in the batch of images {images[0]} to "
+                f"{images[-1]}; {not_finite(level)}."
+            )
+        if self.denoiser.data_range is not None:
+            x = x.clamp(*self.denoiser.data_range)
         return x.float().cpu()
 
     # ---- from given noise, and back ---------------------------------------------------------------------------
@@ -267,15 +288,6 @@ class Sampler:
         self.covariance.report()
         return torch.cat(out)
 
-    def _refuse_nan(self, sums: torch.Tensor, images: Sequence[int]) -> None:
-        bad = (~torch.isfinite(sums)).nonzero()
-        if len(bad):
-            kernel = self.kernels[int(bad[0])]
-            raise NumericalError(
-                f"the network gave NaN or infinite values at {_where(kernel)}, in the batch of images {images[0]} to "
-                f"{images[-1]}; {not_finite(kernel.level_t)}."
-            )
-
 
 def _check_images(images: Any) -> None:
     """Refuse what has no order or no length: the indices of images are taken in slices."""
@@ -295,8 +307,8 @@ def _warn_of_low_start(schedule: NoiseSchedule, start: NoiseLevel) -> None:
         )
 
 
-def _where(kernel: ReverseKernel) -> str:
-    return str(kernel.level_t) if kernel.t is None else f"index n={kernel.t}"
+def _where(level: NoiseLevel) -> str:
+    return str(level) if level.index is None else f"index n={level.index}"
 
 
 class _Rows:

@@ -10,7 +10,7 @@ import torch
 import diffusion_var as dv
 from diffusion_var.app.commands.sample import run as sample
 from diffusion_var.app.compare.options import CompareOptions, Method
-from diffusion_var.app.compare.run import _OPTIONAL
+from diffusion_var.app.compare.run import _OPTIONAL, compare, identity_of
 from diffusion_var.app.config import load_options
 from diffusion_var.app.methods import make_covariance, make_sampler, make_steps
 from diffusion_var.app.options import SampleOptions
@@ -93,7 +93,7 @@ def test_labels_say_what_differs() -> None:
 
 def test_what_was_drawn_before_these_options_is_still_found() -> None:
     """Their defaults are in no cell's name and in no folder's settings."""
-    for option in ("capped_steps", "rho", "power", "average"):
+    for option in ("capped_steps", "rho", "power", "average", "sampler", "order"):
         assert option in _OPTIONAL
     assert replace(CompareOptions().methods[0], capped_steps=1) == CompareOptions().methods[0]
 
@@ -107,3 +107,70 @@ def test_a_folder_of_samples_goes_on_and_tells_caps_apart(tmp_path: Path) -> Non
     assert len(list((tmp_path / "x").glob("*.png"))) == 3
     with pytest.raises(dv.InputError, match="not empty"):
         sample(replace(first, capped_steps=3))
+
+
+# ---- rivals ---------------------------------------------------------------------------------------------------------
+
+
+def rivals(*methods: dict[str, Any]) -> list[Method]:
+    return load_options(CompareOptions, {"methods": list(methods)}).methods
+
+
+def test_a_rival_is_a_solver_with_its_usual_steps() -> None:
+    plus, uni, heun, euler, own = rivals(
+        {"sampler": "dpm_solver_pp", "order": 2},
+        {"sampler": "unipc"},
+        {"sampler": "heun", "spacing": "log_snr"},
+        {"sampler": "euler_ancestral", "rho": 5.0},
+        {"sampler": "dpm_solver_pp", "order": 3, "sigmas": [9.0, 1.0]},
+    )
+    assert (plus.label, plus.spacing) == ("DPM-Solver++(2M)", "log_snr")
+    assert (uni.label, uni.spacing) == ("UniPC-2", "log_snr")
+    assert (heun.label, heun.spacing) == ("Heun, log_snr", "log_snr")
+    assert (euler.label, euler.spacing) == ("Euler ancestral ρ=5", "karras")
+    assert own.label == "DPM-Solver++(3M), own levels"
+    made = make_sampler(NETWORK, plus, make_steps(SCHEDULE, plus, 7), None)
+    expected = dv.SolverSampler(NETWORK, "dpm_solver_pp", dv.steps.log_snr(SCHEDULE, 7), 2)
+    assert torch.equal(made.sample(3), expected.sample(3))
+    assert make_sampler(NETWORK, heun, make_steps(SCHEDULE, heun, 10), None).evaluations == 9
+    assert make_sampler(NETWORK, own, make_steps(SCHEDULE, own, 2), None).evaluations == 2
+    assert not any(method.is_noisy for method in (plus, uni, heun, euler))
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"sampler": "heun", "eta": 1.0}, "eta of the method heun has no meaning for a solver"),
+        ({"sampler": "heun", "covariance": "beta"}, "covariance of the method heun has no meaning"),
+        ({"sampler": "unipc", "structure": "dct", "tau": 1}, "structure and tau of the method unipc have no meaning"),
+        ({"sampler": "unipc", "final_noise_cap": 1}, "final_noise_cap of the method unipc has no meaning"),
+        ({"sampler": "unipc", "spacing": "optimal"}, "spacing=optimal is for likelihoods, and the solver unipc"),
+        ({"covariance": "beta", "order": 2}, "order=2 is for a sampler"),
+        ({"eta": 1}, "a method has neither a covariance nor a sampler"),
+        ({"sampler": "heun", "order": 2}, "order=2 has no meaning for the solver heun"),
+        ({"sampler": "unipc", "order": 9}, "order=9 must be a whole number from 1 to 3; the solver unipc has no other"),
+        ({"sampler": "ddpm"}, "methods.0.sampler: input should be"),
+        ({"sampler": "unipc", "oder": 3}, "methods.0.oder: unknown option"),
+    ],
+)
+def test_what_makes_no_sense_of_a_rival_is_refused(method: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(dv.InputError) as error:
+        compare(load_options(CompareOptions, {"methods": [method], "steps": [3], "out": tmp_path / "x"}), tmp_path)
+    assert message in str(error.value) + " ".join(getattr(error.value, "problems", ()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cells_of_methods_that_are_no_rivals_are_called_as_they_were() -> None:
+    """To the letter, for a file's name is the hash of these."""
+    assert identity_of(Method("analytic", structure="dct", final_noise_cap=1.0, name="mine", steps=[5])) == {
+        "covariance": "analytic",
+        "eta": 1.0,
+        "estimator": "residual",
+        "structure": "dct",
+        "final_noise_cap": 1.0,
+        "clipped_eps": None,
+        "spacing": "linspace",
+        "steps": None,
+        "name": None,
+    }
+    assert identity_of(Method(sampler="unipc"))["sampler"] == "unipc"

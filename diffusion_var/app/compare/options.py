@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
+from ... import checks
 from ...errors import printable
 from ..options import (
     BITS,
@@ -24,6 +25,7 @@ from ..options import (
     ModelHelp,
     ModelOptions,
     Options,
+    Solvers,
     Structures,
 )
 
@@ -32,9 +34,12 @@ _LONGEST_NAME = 100  # of a method; more has no place in a legend
 
 @dataclass
 class Method(Options):
-    """One row of a comparison: a way to sample and to bound likelihoods, as data."""
+    """One row of a comparison: a way to sample and to bound likelihoods, as data.
 
-    covariance: Covariances
+    A reverse covariance; or, as a rival, one of diffusers' solvers (`sampler`), which has neither covariance nor η.
+    """
+
+    covariance: Covariances | None = None
     eta: float = 1.0
     estimator: Estimators = "residual"
     structure: Structures = "isotropic"
@@ -53,17 +58,23 @@ class Method(Options):
     rho: float = 7.0  # of the spacing karras
     power: float = 2.0  # k of the spacing power
     average: Averages | None = None  # of a state-dependent covariance: over each image, or over a batch
+    sampler: Solvers | None = None  # a solver of diffusers, instead of a covariance
+    order: int | None = None  # of the solver
 
     @property
     def family(self) -> str:
         """What the field calls the samplers of this η or τ."""
+        if self.sampler is not None:
+            return "solvers"
         if self.tau is not None:
             return f"τ={self.tau:g}"
         return "DDPM" if self.eta == 1 else "DDIM" if self.eta == 0 else f"η={self.eta:g}"
 
     @property
     def is_noisy(self) -> bool:
-        """Whether its steps have noise of their own; without, it has no likelihood."""
+        """Whether its steps have noise of their own; without, it has no likelihood. (A solver has none here.)"""
+        if self.sampler is not None:
+            return False
         return self.eta > 0 if self.tau is None else self.tau > 0
 
     @property
@@ -75,7 +86,8 @@ class Method(Options):
         cap += "" if self.capped_steps == 1 else f" of {self.capped_steps} steps"
         rest = cap + ("" if self.clipped_eps is None else f", {self.clipped_eps} ε̂")
         spread = {"karras": (self.rho, 7.0, "ρ"), "power": (self.power, 0.0, "k")}.get(self.spacing, (0, 0, ""))
-        rest += "" if self.spacing == "linspace" else f", {self.spacing}"
+        usual = "linspace" if self.sampler is None else usual_spacing(self.sampler)
+        rest += "" if self.spacing == usual or self.sigmas is not None else f", {self.spacing}"
         rest += "" if spread[0] == spread[1] else f" {spread[2]}={spread[0]:g}"
         rest += "" if self.first_index is None else f" from {self.first_index}"
         rest += "" if self.decoder_variance is None else f", decoder {self.decoder_variance}"
@@ -88,9 +100,62 @@ class Method(Options):
             file = Path(self.head or "head")
             name = printable(file.parent.name if file.stem == "head" else file.stem, _LONGEST_NAME)
             return f"{self.family} head {name}{rest}"
+        if self.sampler is not None:
+            return solver_label(self.sampler, self.order) + rest
         names = {"beta": "β", "beta_tilde": "β̃", "learned_range": "learned range", "eps_square": "1 − ε̂²"}
         own = self.is_noisy or self.covariance == "eps_square"
-        return f"{self.family} {names[self.covariance]}{rest}" if own else f"{self.family}{rest}"
+        return f"{self.family} {names[str(self.covariance)]}{rest}" if own else f"{self.family}{rest}"
+
+
+#: What a rival may be told.
+OF_SOLVERS = ("sampler", "order", "spacing", "rho", "power", "sigmas", "steps", "name")
+
+
+def usual_spacing(sampler: str) -> Any:
+    """The steps that a solver is usually given."""
+    from ...sampling.solvers import SOLVERS
+
+    return SOLVERS[sampler].spacing
+
+
+def solver_label(sampler: str, order: int | None) -> str:
+    """A solver as reports call it."""
+    from ...sampling.solvers import SOLVERS
+
+    return SOLVERS[sampler].label.format(order=SOLVERS[sampler].usual_order if order is None else order)
+
+
+def check_rival(method: Method, given: set[str]) -> None:
+    """Refuse what makes no sense of a method; `given` are the options that it was given."""
+    none = method.sampler is None
+    checks.refuse(
+        none and method.covariance is None,
+        "a method has neither a covariance nor a sampler; give one, e.g. {covariance: analytic} or "
+        "{sampler: dpm_solver_pp}.",
+    )
+    checks.refuse(none and method.order is not None, f"order={method.order} is for a sampler; leave it out.")
+    wrong = [] if none else sorted(given - {*OF_SOLVERS})
+    checks.refuse(
+        bool(wrong),
+        f"{' and '.join(wrong)} of the method {method.sampler} {'has' if len(wrong) == 1 else 'have'} no meaning for a "
+        "solver, which has no covariance and no noise of ours; leave that out.",
+    )
+    checks.refuse(
+        not none and method.spacing == "optimal",
+        f"spacing=optimal is for likelihoods, and the solver {method.sampler} has none; choose log_snr or karras.",
+    )
+
+
+def rival_as_given(values: Any) -> Any:
+    """A method of a config, a rival's with the steps that it is usually given; what makes no sense is refused."""
+    if not isinstance(values, dict) or not isinstance(values.get("sampler"), str):
+        return values
+    known = {f.name for f in fields(Method)}
+    if values["sampler"] not in get_args(Solvers) or not set(values) <= known:
+        return values  # what is not known is told along with all other problems
+    check_rival(Method(sampler=values["sampler"], spacing=values.get("spacing", "log_snr")), set(values))
+    usual = "linspace" if "sigmas" in values else usual_spacing(values["sampler"])
+    return {"spacing": usual, **values}
 
 
 def _demo_methods() -> list[Method]:
@@ -135,7 +200,9 @@ class CompareOptions(ModelOptions, ImageOptions):
     ] = None
     tolerance: Annotated[float, "tolerance of the variance table"] = 0.02
     max_evaluations: Annotated[int | None, "bound on the network evaluations of the variance table"] = None
-    steps: Annotated[list[int], "numbers of steps, comma-separated"] = field(default_factory=lambda: [5, 10, 25])
+    steps: Annotated[list[int], "numbers of steps, or, where a step takes two, of network evaluations"] = field(
+        default_factory=lambda: [5, 10, 25]
+    )
     seeds: Annotated[list[int], "seeds, comma-separated"] = field(default_factory=lambda: [0, 1, 2])
     count: Annotated[int, "images per method, number of steps and seed"] = 400
     batch_size: Annotated[int, "images at once"] = 200
@@ -146,7 +213,10 @@ class CompareOptions(ModelOptions, ImageOptions):
     def prepared(cls, values: dict[str, Any], config: Path | None) -> dict[str, Any]:
         """The values, with an output that is called after the config: two experiments get two folders."""
         named = {} if config is None else {"out": Path("runs") / config.stem}
-        return named | super().prepared(values, config)
+        found = named | super().prepared(values, config)
+        if isinstance(found.get("methods"), list):
+            found["methods"] = [rival_as_given(method) for method in found["methods"]]
+        return found
 
     @property
     def image_metrics(self) -> list[Metrics]:
@@ -154,9 +224,10 @@ class CompareOptions(ModelOptions, ImageOptions):
         return [metric for metric in self.metrics if metric != BITS]
 
     def method_steps(self, method: Method) -> list[int]:
-        """The numbers of steps that a method is run at."""
+        """The numbers of evaluations that a method is run at: of steps, each of which takes one (Heun's take two)."""
         if method.sigmas is not None:
-            return [sum(sigma > 0 for sigma in method.sigmas)]
+            steps = sum(sigma > 0 for sigma in method.sigmas)
+            return [2 * steps - 1 if method.sampler == "heun" else steps]
         return self.steps if method.steps is None else method.steps
 
     @property
@@ -175,5 +246,5 @@ class CompareOptions(ModelOptions, ImageOptions):
 
     @property
     def all_steps(self) -> list[int]:
-        """Every number of steps of the comparison, ascending."""
+        """Every number of evaluations of the comparison, ascending."""
         return sorted({k for method in self.methods for k in self.method_steps(method)})

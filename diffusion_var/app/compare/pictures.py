@@ -64,7 +64,7 @@ def _colour(method: Method, methods: Sequence[Method]) -> str:
     if method.covariance == "head":  # each head one of its own, the same in every panel
         heads = list(dict.fromkeys(m.head for m in methods if m.covariance == "head"))
         return _HEAD_COLOURS[heads.index(method.head) % len(_HEAD_COLOURS)]
-    return COLOURS[method.structure if method.covariance == "analytic" else method.covariance]
+    return COLOURS[method.structure if method.covariance == "analytic" else str(method.covariance)]
 
 
 def _score_axes(panel: Any, result: Comparison, metric: str) -> None:

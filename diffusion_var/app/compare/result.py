@@ -16,12 +16,14 @@ from .options import CompareOptions, Method
 
 @dataclass
 class Cell:
-    """One method at one number of steps: its scores for every seed, and a few of its images.
+    """One method at one number of evaluations: its scores for every seed, and a few of its images.
 
     Attributes:
+        steps: K, the column: evaluations of the network for an image.
         scores: metric -> one score per seed; a metric that the method does not have (likelihoods at η = 0) is absent.
         grid: (G, C, H, W) uint8, the first images of the first seed; none where no samples were asked for.
         path: the optimal path that its steps are, with the decoder; None for other steps.
+        evaluations: that it spends; fewer than K for a solver whose steps do not make up K. None: K.
     """
 
     method: Method
@@ -29,6 +31,12 @@ class Cell:
     scores: dict[str, list[Score]] = field(default_factory=dict)
     grid: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 1, 1, 1, dtype=torch.uint8))
     path: Trajectory | None = None
+    evaluations: int | None = None
+
+    @property
+    def spent(self) -> int:
+        """The evaluations of the network that an image takes."""
+        return self.steps if self.evaluations is None else self.evaluations
 
     def values(self, metric: str) -> list[float]:
         """One number per seed."""

@@ -31,6 +31,7 @@ from ...process.schedule import NoiseSchedule
 from ...process.steps import StepList, describe
 from ...progress import progress_bar
 from ...sampling.sampler import Sampler
+from ...sampling.solvers import check_order
 from ...unwrapping import unwrapped
 from ...variance.allocation import check_budget, default_indices
 from ...variance.estimate import estimate
@@ -45,7 +46,7 @@ from ..terminal import say, say_lines
 from .cells import FOLDER, CellStore, Measured
 from .folder import TABLE, ComparisonFolder
 from .likelihood_scores import LEVELS, LikelihoodScoring
-from .options import CompareOptions, Method
+from .options import CompareOptions, Method, check_rival
 from .result import Cell, Comparison
 from .sample_scores import Scoring, baseline_groups, open_features
 
@@ -62,6 +63,8 @@ _OPTIONAL = (
     "average",
     "decoder_variance",
     "first_index",
+    "sampler",
+    "order",
 )
 
 
@@ -147,6 +150,8 @@ def _check(options: CompareOptions) -> None:
     for name, values in lists:
         wrong = not values or len({*values}) != len(values)
         checks.refuse(wrong, f"{name} must hold at least one value and none twice, but it is {values}.")
+    for method in options.methods:
+        check_rival(method, {f.name for f in fields(method) if getattr(method, f.name) != f.default})
     labels = [method.label.strip() for method in options.methods]
     wrong = not labels or "" in labels
     checks.refuse(wrong, "methods must hold at least one method, and none with an empty name.")
@@ -170,7 +175,10 @@ def _trials(options: CompareOptions) -> Iterator[tuple[Method, int]]:
 
 def _try_methods(options: CompareOptions, schedule: NoiseSchedule) -> None:
     for trial, k in _trials(options):
-        make_covariance(trial, None)
+        if trial.sampler is None:
+            make_covariance(trial, None)
+        else:
+            check_order(trial.sampler, trial.order)
         make_noise(trial)
         make_steps(schedule, trial, k)
 
@@ -275,6 +283,13 @@ def _common(options: CompareOptions, model: Model, scoring: Scoring | None) -> d
     }
 
 
+def identity_of(method: Method) -> dict[str, Any]:
+    """What of a method decides a cell: all of it but its name and its steps, which are told as they were resolved."""
+    defaults = {f.name: f.default for f in fields(method)}
+    own = {k: v for k, v in asdict(method).items() if k not in _OPTIONAL or v != defaults[k]}
+    return own | {"name": None, "steps": None}
+
+
 class _Run:
     """The loop over cells. `by_metric`: metric -> name of the cell -> its score."""
 
@@ -305,7 +320,7 @@ class _Run:
         images = self.options.count if self.options.image_metrics else 0
         with_bits = [k for method, k, *_ in plan if self.likelihoods is not None and method.is_noisy]
         bound_size = 0 if self.likelihoods is None else len(self.likelihoods.images)
-        evaluations = sum(k for _, k, *_ in plan) * images + sum(with_bits) * bound_size
+        evaluations = sum(sampler.evaluations for *_, sampler in plan) * images + sum(with_bits) * bound_size
         total = evaluations * len(self.options.seeds)
         with progress_bar(total, "compare", "eval", unit_scale=True) as bar:
             for method, k, steps, sampler in plan:
@@ -314,7 +329,8 @@ class _Run:
 
     def _measure(self, method: Method, k: int, steps: StepList | Trajectory, sampler: Sampler, bar: Any) -> Cell:
         """All seeds of one method at one number of steps."""
-        cell = Cell(method, k, path=steps if isinstance(steps, Trajectory) else None)
+        path = steps if isinstance(steps, Trajectory) else None
+        cell = Cell(method, k, path=path, evaluations=sampler.evaluations)
         if self.options.image_metrics:
             measured = [self._cell(method, sampler, seed, bar) for seed in self.options.seeds]
             cell.grid = torch.from_numpy(measured[0].grid)
@@ -327,7 +343,7 @@ class _Run:
     def _cell(self, method: Method, sampler: Sampler, seed: int, bar: Any) -> Measured:
         """The samples of one seed of one method at one number of steps, from their file or computed."""
         assert self.scoring is not None
-        label = f"{method.label} K={len(sampler.steps)} seed={seed}"
+        label = f"{method.label} K={sampler.evaluations} seed={seed}"
         own = self._own(method, sampler, seed) | {"count": self.options.count}
         measured = self.store.load(label, own)
         if measured is None:
@@ -336,15 +352,13 @@ class _Run:
             measured = Measured(self.scoring.scores(sample), torch.cat(grid)[:GRID_IMAGES].numpy())
             self.store.save(label, own, measured)
         else:
-            bar.update(len(sampler.steps) * self.options.count)
+            bar.update(sampler.evaluations * self.options.count)
         self._remember(label, measured)
         return measured
 
     def _own(self, method: Method, sampler: Sampler, seed: int) -> dict[str, Any]:
         """What a cell has for itself."""
-        defaults = {f.name: f.default for f in fields(method)}
-        own = {k: v for k, v in asdict(method).items() if k not in _OPTIONAL or v != defaults[k]}
-        own |= {"name": None, "steps": describe(sampler.steps), "seed": seed}
+        own = identity_of(method) | {"steps": describe(sampler.steps), "seed": seed}
         if method.head is not None:
             own["head"] = sampler.covariance.identity()
         return own | {"table": self._table_hash if method.covariance == "analytic" else None}
@@ -377,7 +391,7 @@ class _Run:
             if sum(map(len, grid)) < GRID_IMAGES:
                 grid.append(images)
             yield images
-            bar.update(len(sampler.steps) * len(images))
+            bar.update(sampler.evaluations * len(images))
 
     def measure_baseline(self, groups: list[Any]) -> None:
         """Score each group of real images."""
