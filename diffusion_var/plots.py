@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 #: What spacings are called in text.
 SPACING_NAMES = {"optimal": "optimal", "even": "even", "log_snr": "even in log-SNR"}
 _BAND = 1.96
+DPI = 110  # of every picture
+#: Bits/dim of a step below which nothing is to be seen.
+_LEAST_COST = 1e-4
 _RUN = "diffusion-var run "
 COLOURS = {
     "beta": "#d55e00",
@@ -50,7 +53,7 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
     """A figure and its axes, without pyplot (no global state, no display)."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI)
     return figure, figure.subplots(rows, columns)
 
 
@@ -83,8 +86,8 @@ def run_of_picture(path: Path) -> str | None:
 
 
 def variance_curves(table: VarianceTable, num_steps: int = 25) -> Figure:
-    """β, β̃ and the optimal isotropic variance (η = 1) with its 95 % band, as they are and divided by β̃; and what the
-    steps cost.
+    """β, β̃ and the optimal isotropic variance (η = 1) with its 95 % band; where the optimum lies between the two; and
+    what the steps cost.
 
     Args:
         num_steps: K of the even trajectory from 1 to N whose steps are shown (those within the measured indices).
@@ -98,22 +101,29 @@ def variance_curves(table: VarianceTable, num_steps: int = 25) -> Figure:
     optimal = np.array([float(Analytic(table, estimator).variance(k)) for k in kernels])
     large = np.array([k.beta for k in kernels])
     small = np.array([k.beta_tilde for k in kernels])
-    error = np.array([k.gain**2 * table.standard_error(k.level_t, estimator) for k in kernels])
+    error = _BAND * np.array([k.gain**2 * table.standard_error(k.level_t, estimator) for k in kernels])
     figure, (left, right, last) = new_figure(16, 4.2, columns=3)
-    for axes, scale in ((left, np.ones_like(small)), (right, small)):
-        axes.plot(t, large / scale, ".-", label="β (upper choice)", color="#d55e00", linewidth=1.2)
-        axes.plot(t, small / scale, ".-", label="β̃ (lower choice)", color="#0072b2", linewidth=1.2)
-        axes.plot(t, optimal / scale, ".-", label="optimal, measured", color="black", linewidth=1.2)
-        low, high = (optimal - _BAND * error) / scale, (optimal + _BAND * error) / scale
-        axes.fill_between(t, low, high, color="black", alpha=0.25, label="its 95 % band")
+    left.plot(t, large, ".-", label="β (upper choice)", color=COLOURS["beta"], linewidth=1.2)
+    left.plot(t, small, ".-", label="β̃ (lower choice)", color=COLOURS["beta_tilde"], linewidth=1.2)
+    left.plot(t, optimal, ".-", label="optimal, measured", color="black", linewidth=1.2)
+    left.set_title(f"reverse variance at η = 1, K = {num_steps} even steps")
+    left.set_yscale("log")
+    left.set_ylabel("variance")
+    left.legend(frameon=False)
+    # On a linear axis, for on a logarithmic one of many decades an error of per cents is not to be seen.
+    share, band = (optimal - small) / (large - small), error / (large - small)
+    right.axhline(1.0, color=COLOURS["beta"], linewidth=1.2, label="β")
+    right.axhline(0.0, color=COLOURS["beta_tilde"], linewidth=1.2, label="β̃")
+    right.fill_between(t, share - band, share + band, color="#e69f00", alpha=0.45, label="95 % band of the optimum")
+    right.plot(t, share, ".-", label="optimal, measured", color="black", linewidth=1.2)
+    right.set_ylim(-0.25, 1.25)
+    right.set_title("where it lies between β̃ and β")
+    right.set_ylabel("(variance − β̃) / (β − β̃)")
+    right.legend(frameon=False)
+    for axes in (left, right):
         axes.set_xlabel("index t of the step t → s")
         axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.grid(alpha=0.3, which="both")
-    left.set_title(f"reverse variance at η = 1, K = {num_steps} even steps")
-    right.set_title("the same, divided by β̃")
-    left.set_ylabel("variance")
-    right.legend(frameon=False)
+        axes.grid(alpha=0.3)
     if all(table.covers(n) for n in inside):
         _kl_panel(last, diagnose(table, inside))
     else:  # the costs need the variance at both ends
@@ -156,10 +166,12 @@ def _kl_panel(axes: Any, steps: Sequence[StepDiagnosis]) -> None:
             axes.plot(t, values, ".", color=colour, linestyle=line, linewidth=1.2, label=name)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    most = max((v for values, *_ in curves.values() for v in values if np.isfinite(v)), default=1.0)
+    axes.set_ylim(bottom=min(_LEAST_COST, 1e-3 * most), top=2.0 * most)  # less costs nothing that counts
     axes.set_xlabel("index t of the step t → s")
     axes.set_ylabel("bits/dim")
     axes.set_title("expected KL of the steps")
-    axes.grid(alpha=0.3, which="both")
+    axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
 
 

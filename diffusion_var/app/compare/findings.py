@@ -17,6 +17,9 @@ from ..options import BITS
 from .options import Method
 from .result import Cell, Comparison
 
+TITLES = {"fid": "Fréchet distance", "kid": "kernel distance", BITS: "bits/dim"}
+_MOST_NAMES = 3  # in one sentence
+
 
 def findings(result: Comparison) -> list[str]:
     """Who wins at each number of steps by the first metric, and where the analytic variance does not help."""
@@ -48,6 +51,13 @@ def verdict(a: Cell, b: Cell, metric: str) -> int:
     return 0 if abs(difference.mean()) <= least else sign * int(np.sign(difference.mean()))
 
 
+def equals(result: Comparison, steps: int, metric: str) -> list[Cell]:
+    """The best cell of a column and those that the seeds do not tell apart from it; with one seed the best alone."""
+    ranked = result.column(steps, metric)
+    told = len(result.options.seeds) > 1
+    return [cell for cell in ranked if cell is ranked[0] or (told and verdict(cell, ranked[0], metric) == 0)]
+
+
 def score_text(value: float, spread: float, metric: str) -> str:
     """A score ± its spread (nan: none); a KID's size depends on the network's features, so it gets three digits."""
     parts = [value, *([] if math.isnan(spread) else [spread])]
@@ -65,9 +75,12 @@ def baseline_text(scores: list[float], metric: str) -> str:
 
 
 def score_rows(result: Comparison, metric: str) -> list[tuple[str, list[tuple[str, bool]]]]:
-    """Rows (label, [(score text, best of its column), …]) for the table; "–" where a method was not run."""
+    """Rows (label, [(score text, whether no other is told apart from it as better), …]); "–" where there is none.
+
+    A † marks a cell that spends fewer evaluations than its column has, see `short_of`.
+    """
     steps = result.options.all_steps
-    best = {k: column[0].mean(metric) for k in steps if (column := result.column(k, metric))}
+    best = {k: equals(result, k, metric) for k in steps}
     rows = []
     for method in result.options.methods:
         cells = [(k, result.cell(method, k)) for k in steps]
@@ -77,12 +90,23 @@ def score_rows(result: Comparison, metric: str) -> list[tuple[str, list[tuple[st
                 [
                     ("–", False)
                     if c is None or metric not in c.scores
-                    else (_text(c, metric), c.mean(metric) == best[k])
+                    else (_text(c, metric) + ("" if c.spent == k else " †"), any(c is one for one in best[k]))
                     for k, c in cells
                 ],
             )
         )
     return rows
+
+
+def short_of(result: Comparison) -> list[str]:
+    """Methods whose steps do not make up the evaluations of a column, and what they spend."""
+    out = []
+    for method in result.options.methods:
+        cells = [c for c in result.cells if c.method == method and c.spent != c.steps]
+        if cells:
+            spent = ", ".join(f"{c.spent} of {c.steps}" for c in cells)
+            out.append(f"† {method.label} spends {spent} evaluations: no more of its steps fit.")
+    return out
 
 
 def _fixed_and_measured(cells: list[Cell]) -> tuple[list[Cell], list[Cell]]:
@@ -98,7 +122,10 @@ def _winner(result: Comparison, steps: int, metric: str) -> str:
     near = [c.method.label for c in ranked[1:] if verdict(c, first, metric) == 0]
     who = ""
     if len(ranked) > 1 and len(first.scores[metric]) > 1:
-        tie = f"not told apart from it: {', '.join(near)}" if near else "every other method is worse"
+        more = f" and {len(near) - _MOST_NAMES} others" if len(near) > _MOST_NAMES else ""
+        tie = (
+            f"not told apart from it: {', '.join(near[:_MOST_NAMES])}{more}" if near else "every other method is worse"
+        )
         who = f"; {'no other method is told apart from it' if len(near) == len(ranked) - 1 else tie}"
     fixed, measured = _fixed_and_measured(ranked)
     who += "."
@@ -120,6 +147,8 @@ def _family_findings(result: Comparison, metric: str) -> list[str]:
                 continue
             signs = [verdict(c, fixed[0], metric) for c in measured]
             worse = [f"{c.method.label} ({_text(c, metric)})" for c, s in zip(measured, signs, strict=True) if s == 1]
+            if len(worse) > _MOST_NAMES:
+                worse = [*worse[:_MOST_NAMES], f"and {len(worse) - _MOST_NAMES} others"]
             rows = (
                 "analytic rows and heads" if any(c.method.covariance == "head" for c in measured) else "analytic rows"
             )

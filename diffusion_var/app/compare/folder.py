@@ -24,7 +24,7 @@ TABLE = "table.safetensors"
 # What a report may have more of, and what decides no number.
 _GROWS = ("methods", "steps", "seeds", "metrics")
 _IDLE = ("out", "overwrite", "device", "batch_size", "download", "latents", "skip_corrupt")
-_REPORT = ("results.*", "report.*", "variance.png", "scores_*.png", "samples_*.png", MANIFEST)
+_REPORT = ("results.*", "report.*", "figure.png", "variance*.png", "scores_*.png", "samples_*.png", MANIFEST)
 
 
 class ComparisonFolder:

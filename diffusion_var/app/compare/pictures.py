@@ -1,74 +1,131 @@
-"""Pictures of a comparison: scores against steps, and sample grids. All are returned as matplotlib figures."""
+"""Pictures of comparisons: scores against evaluations, and sheets of samples. All are matplotlib figures.
+
+What needs no table (fixed variances, DDIM, solvers) is grey; measured variances and heads have colours, by structure.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...metrics.score import HIGHER_IS_BETTER
-from ...plots import COLOURS, new_figure, plain
+from ...plots import COLOURS, DPI, new_figure, plain
 from ..options import BITS
+from .decisions import needs_measuring
+from .findings import TITLES, short_of
 from .options import Method
-from .result import Cell, Comparison
+from .result import Comparison
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TITLES = {"fid": "Fréchet distance", "kid": "kernel distance", BITS: "bits/dim"}
-_HEAD_COLOURS = ("#8c564b", "#9467bd", "#e377c2", "#17becf", "#bcbd22", "#7f7f7f", "#d62728", "#aec7e8")
-_MARKERS = "osD^v"  # for methods that would look the same otherwise
+_HEAD_COLOURS = ("#8c564b", "#9467bd", "#e377c2", "#17becf", "#bcbd22", "#d62728", "#aec7e8")
+_ISOTROPIC = "#7b3294"  # black is the floor's here
+_GREYS = ("#555555", "#888888", "#aaaaaa")
+_MARKERS = "osD^v<>pX"  # for methods that would look the same otherwise
+#: More lines than these in one panel are told apart by nobody: they get a panel for each η.
+_MOST_LINES = 10
+#: Pixels that an image of a sheet is enlarged to, at least, each of its own becoming a whole number of them.
+_SIDE = 64
+_LABEL = 230  # pixels of a sheet's labels
 
 
-def score_curves(result: Comparison, metric: str) -> Figure:
-    """Score against number of steps, one line a method, with the spread over seeds; a panel for each η."""
-    families = list(dict.fromkeys(c.method.family for c in _by_eta(result.cells) if metric in c.scores))
-    figure, axes = new_figure(6.2 * len(families), 4.9, columns=len(families))
-    panels = np.atleast_1d(axes)
-    for panel in panels[1:]:
-        panel.sharey(panels[0])
-    for family, panel in zip(families, panels, strict=True):
-        methods = [m for m in result.options.methods if m.family == family]
-        drawn: list[tuple[str, str]] = []
-        # Side by side, so that error bars do not hide each other.
-        for shift, method in zip(np.geomspace(0.97, 1.03, max(len(methods), 2)), methods, strict=False):
-            cells = [c for c in result.cells if c.method == method and metric in c.scores]
-            drawn.append((_colour(method, result.options.methods), "-" if method.final_noise_cap is None else "--"))
-            panel.errorbar(
-                [c.steps * shift for c in cells],
-                [c.mean(metric) for c in cells],
-                yerr=None if len(result.options.seeds) < 2 else [c.spread(metric) for c in cells],
-                label=plain(method.label),
-                color=drawn[-1][0],
-                linestyle=drawn[-1][1],
-                marker=_MARKERS[(drawn.count(drawn[-1]) - 1) % len(_MARKERS)],
-                markersize=4,
-                capsize=2,
-            )
-        if metric in result.baseline:
-            panel.axhline(np.mean(result.baseline[metric]), color="grey", linestyle=":", label="real images")
-        panel.set_title({"DDPM": "DDPM (η = 1)", "DDIM": "DDIM (η = 0)"}.get(family, family.replace("=", " = ")))
-        _score_axes(panel, result, metric)
-    direction = "higher" if metric in HIGHER_IS_BETTER else "lower"
-    panels[0].set_ylabel(f"{TITLES.get(metric, metric)} ({direction} is better)")
+@dataclass(frozen=True)
+class Panel:
+    """One panel of a figure: a metric of a comparison, of all methods or some."""
+
+    result: Comparison
+    metric: str
+    title: str
+    methods: Sequence[Method]
+    floor: str = "real images"
+
+
+def score_curves(result: Comparison, metric: str, floor: str = "real images") -> Figure:
+    """Score against evaluations, one line a method, with the spread over seeds; many methods in a panel for each η."""
+    methods = [m for m in result.options.methods if any(c.method == m and metric in c.scores for c in result.cells)]
+    if len(methods) <= _MOST_LINES:
+        return part_panels([Panel(result, metric, TITLES.get(metric, metric), methods, floor)])
+    families = list(dict.fromkeys(m.family for m in sorted(methods, key=_by_eta)))
+    names = {"DDPM": "DDPM (η = 1)", "DDIM": "DDIM (η = 0)"}
+    return part_panels(
+        [
+            Panel(result, metric, names.get(f, f.replace("=", " = ")), [m for m in methods if m.family == f], floor)
+            for f in families
+        ],
+        share=True,
+    )
+
+
+def part_panels(panels: Sequence[Panel], share: bool = False) -> Figure:
+    """One figure of several panels; `share`: one axis of scores for all of them."""
+    figure, axes = new_figure(5.6 * len(panels), 5.2, columns=len(panels))
+    every = np.atleast_1d(axes)
+    for k, (panel, axis) in enumerate(zip(panels, every, strict=True)):
+        if share and k:
+            axis.sharey(every[0])
+        _draw(axis, panel)
     return figure
 
 
-def _by_eta(cells: Sequence[Cell]) -> list[Cell]:
-    """DDPM first, then falling η, then τ."""
-    return sorted(cells, key=lambda cell: (cell.method.tau is not None, -cell.method.eta, cell.method.tau or 0.0))
+def _draw(axis: Any, panel: Panel) -> None:
+    result, metric = panel.result, panel.metric
+    drawn: list[tuple[str, str]] = []
+    # Side by side, so that error bars do not hide each other.
+    for shift, method in zip(np.geomspace(0.97, 1.03, max(len(panel.methods), 2)), panel.methods, strict=False):
+        cells = [c for c in result.cells if c.method == method and metric in c.scores]
+        ours = needs_measuring(method)
+        drawn.append((_colour(method, result.options.methods), _line(method)))
+        axis.errorbar(
+            [c.spent * shift for c in cells],
+            [c.mean(metric) for c in cells],
+            yerr=None if len(result.options.seeds) < 2 else [c.spread(metric) for c in cells],
+            label=plain(method.label),
+            color=drawn[-1][0],
+            linestyle=drawn[-1][1],
+            linewidth=2.2 if ours else 1.3,
+            marker=_MARKERS[(drawn.count(drawn[-1]) - 1) % len(_MARKERS)],
+            markersize=5,
+            capsize=2,
+            zorder=3 if ours else 2,
+        )
+    if metric in result.baseline:
+        floor = float(np.mean(result.baseline[metric]))
+        axis.axhline(floor, color="black", linestyle=(0, (5, 3)), linewidth=1.2, label=plain(panel.floor))
+    axis.set_title(panel.title, fontsize=11)
+    _score_axes(axis, result, metric)
+    direction = "higher" if metric in HIGHER_IS_BETTER else "lower"
+    axis.set_ylabel(f"{TITLES.get(metric, metric)} ({direction} is better)")
+
+
+def _by_eta(method: Method) -> tuple[bool, bool, float, float]:
+    """DDPM first, then falling η, then τ, then solvers."""
+    return method.sampler is not None, method.tau is not None, -method.eta, method.tau or 0.0
+
+
+def _line(method: Method) -> str:
+    """By what the samplers are: DDIM and solvers are drawn through; where noise is new it is dashed."""
+    if method.final_noise_cap is not None:
+        return ":"
+    return "-." if method.sampler is not None else "-" if method.eta == 0 or method.spacing == "optimal" else "--"
 
 
 def _colour(method: Method, methods: Sequence[Method]) -> str:
     if method.covariance == "head":  # each head one of its own, the same in every panel
         heads = list(dict.fromkeys(m.head for m in methods if m.covariance == "head"))
         return _HEAD_COLOURS[heads.index(method.head) % len(_HEAD_COLOURS)]
-    return COLOURS[method.structure if method.covariance == "analytic" else str(method.covariance)]
+    if not needs_measuring(method):
+        free = [m for m in methods if not needs_measuring(m)]
+        return _GREYS[free.index(method) % len(_GREYS)]
+    name = method.structure if method.covariance == "analytic" else str(method.covariance)
+    return _ISOTROPIC if name == "isotropic" else COLOURS[name]
 
 
 def _score_axes(panel: Any, result: Comparison, metric: str) -> None:
-    """Logarithmic axes, the numbers of steps as ticks; scores that are shares, or not positive, on a linear one."""
+    """Logarithmic axes, the evaluations as ticks; scores that are shares, or not positive, on a linear one."""
     from matplotlib.ticker import NullFormatter
 
     steps = result.options.all_steps
@@ -76,8 +133,8 @@ def _score_axes(panel: Any, result: Comparison, metric: str) -> None:
     panel.set_xscale("log")
     panel.set_xticks(steps, [str(k) for k in steps])
     panel.xaxis.set_minor_formatter(NullFormatter())
-    panel.set_xlabel("steps K")
-    panel.grid(alpha=0.3, which="both")
+    panel.set_xlabel("network evaluations an image" if short_of(result) else "network evaluations an image, K")
+    panel.grid(alpha=0.3, which="major")
     if metric == BITS:
         # β̃ is so far off at few steps that no other two could be told apart.
         high = min(max(values), 2.0 * float(np.median(values)))
@@ -100,17 +157,41 @@ def _score_axes(panel: Any, result: Comparison, metric: str) -> None:
     panel.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
 
 
-def sample_grid(result: Comparison, num_steps: int) -> Figure:
-    """One row of images per method at one number of steps, all from the same first noise."""
-    rows = [c for c in result.cells if c.steps == num_steps]
-    columns = min(len(rows[0].grid), 12)
-    channels, height = rows[0].grid.shape[1:3]
-    figure, axes = new_figure(3.4 + columns * 0.52, 0.3 + len(rows) * 0.58, rows=len(rows))
-    for cell, axis in zip(rows, np.atleast_1d(axes), strict=True):
-        gap = np.full((channels, height, max(1, height // 16)), 255, dtype=np.uint8)
-        strip = np.concatenate([part for image in cell.grid[:columns].numpy() for part in (image, gap)], axis=2)
-        axis.imshow(strip.transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axis.set_axis_off()
-        axis.text(-0.01, 0.5, plain(cell.method.label), transform=axis.transAxes, ha="right", va="center", fontsize=9)
-    figure.suptitle(f"K = {num_steps}, the same noise in every row", fontsize=10)
+def sample_sheet(result: Comparison, num_steps: int, real: str = "real images") -> Figure:
+    """One row of images per method at one number of evaluations, all from the same first noise, below one of real ones.
+
+    Each pixel of an image is a square of whole pixels here.
+    """
+    from matplotlib.figure import Figure
+
+    cells = [c for c in result.cells if c.steps == num_steps and len(c.grid)]
+    rows = [(c.method.label, c.grid.numpy()) for c in cells]
+    if len(result.real):
+        rows = [(real, result.real.numpy()), *rows]
+    columns = min(min(len(images) for _, images in rows), 10)
+    height, width = rows[0][1].shape[2:]
+    factor, gap = max(1, -(-_SIDE // max(height, width))), 4
+    across, down = width * factor + gap, height * factor + gap
+    figure = Figure(figsize=((_LABEL + columns * across) / DPI, len(rows) * down / DPI), dpi=DPI)
+    for r, (label, images) in enumerate(rows):
+        bottom = (len(rows) - 1 - r) * down
+        figure.text(
+            (_LABEL - 8) / (_LABEL + columns * across),
+            (bottom + down / 2) / (len(rows) * down),
+            _wrapped(plain(label)),
+            ha="right",
+            va="center",
+            fontsize=8,
+            style="italic" if r == 0 and len(result.real) else "normal",
+        )
+        for column, image in enumerate(images[:columns]):
+            shown = image.repeat(factor, axis=1).repeat(factor, axis=2).transpose(1, 2, 0)
+            shown = shown[..., 0] if shown.shape[2] == 1 else shown[..., :3]
+            figure.figimage(shown, _LABEL + column * across, bottom + gap, cmap="gray", vmin=0, vmax=255)
     return figure
+
+
+def _wrapped(label: str) -> str:
+    from textwrap import wrap
+
+    return "\n".join(wrap(label, 34)[:3])

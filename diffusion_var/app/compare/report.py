@@ -1,6 +1,7 @@
-"""The report of a comparison: results.json, results.csv, report.md and a self-contained report.html.
+"""The report of one comparison or of several: results.json, results.csv, report.md and a self-contained report.html.
 
-Every number and every sentence about who wins is made from this run's scores.
+It opens with a few sentences and one figure, goes on with what to take, and has the details folded. Every number
+and every sentence about who wins is made from this run's scores.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import csv
 import io
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,44 +22,64 @@ from ...manifest import Manifest
 from ...metrics.score import HIGHER_IS_BETTER
 from ...plots import variance_curves
 from ..options import BITS
-from .findings import baseline_text, findings, score_rows
+from .decisions import decisions, headline, solver_findings
+from .findings import TITLES, baseline_text, findings, score_rows, short_of
 from .folder import remove_report
 from .markdown import code_block, code_span, markdown, strong
-from .pictures import TITLES, sample_grid, score_curves
+from .pictures import Panel, part_panels, sample_sheet, score_curves
 from .result import Comparison
+from .words import words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def write_report(result: Comparison, folder: Path, run: str) -> None:
+@dataclass
+class Part:
+    """One comparison of a report.
+
+    Attributes:
+        name: of its files, where there are several parts.
+        title, text: what it is, for people; empty for a report of one comparison.
+        remarks: what has to be known of its numbers.
+        floor: what its baseline is.
+    """
+
+    result: Comparison
+    name: str = ""
+    title: str = ""
+    text: str = ""
+    remarks: list[str] = field(default_factory=list)
+    floor: str = "real images"
+
+    @property
+    def suffix(self) -> str:
+        """Of the names of its pictures."""
+        return f"_{self.name}" if self.name else ""
+
+
+def write_report(
+    parts: Comparison | Sequence[Part], folder: Path, run: str, title: str = "Which reverse variance?"
+) -> None:
     """Write all files of the report into `folder`, and then the manifest that names the run and holds their hashes."""
-    pictures = {name: _png(figure) for name, figure in _figures(result).items()}
+    held = [Part(parts)] if isinstance(parts, Comparison) else list(parts)
+    pictures = _pictures(held)
+    shown: dict[str, Any] = as_json(held[0].result)
+    if len(held) > 1:
+        shown = {"parts": {part.name: as_json(part.result) for part in held}}
     files = {
-        "results.json": (json.dumps(as_json(result), indent=2, ensure_ascii=False) + "\n").encode(),
-        "results.csv": _csv(result).encode(),
+        "results.json": (json.dumps(shown, indent=2, ensure_ascii=False) + "\n").encode(),
+        "results.csv": _csv(held).encode(),
         **{f"{name}.png": picture for name, picture in pictures.items()},
     }
     content = {
-        "options": result.options,
-        "metrics": [
-            {
-                "name": metric,
-                "of_images": metric != BITS,
-                "title": TITLES.get(metric, metric),
-                "best": "higher" if metric in HIGHER_IS_BETTER else "lower",
-                "rows": score_rows(result, metric),
-                "baseline": baseline_text(result.baseline.get(metric, []), metric),
-                "picture": f"scores_{metric}",
-                "protocol": _flat(result.protocols[metric]),
-            }
-            for metric in result.options.metrics
-        ],
-        "steps": result.options.all_steps,
-        "images": result.options.count * len(result.options.seeds),
-        "findings": findings(result),
-        "table": result.table,
-        "summary": None if result.table is None else result.table.summary(),
+        "title": title,
+        "model": held[0].result.options.model if len(held) == 1 else "",
+        "sentences": [sentence for part in held for sentence in opening(part)],
+        "figure": "figure" if len(held) > 1 else f"scores_{held[0].result.options.metrics[0]}",
+        "advice": [(part.title, advice(part)) for part in held],
+        "words": words([part.result for part in held]),
+        "parts": [_content(part) for part in held],
         "pictures": {name: base64.b64encode(picture).decode() for name, picture in pictures.items()},
     }
     files |= {name: _render(name, content).encode() for name in ("report.md", "report.html")}
@@ -67,13 +90,82 @@ def write_report(result: Comparison, folder: Path, run: str) -> None:
     manifest.end(list(files))
 
 
-def _figures(result: Comparison) -> dict[str, Figure]:
-    figures = {f"scores_{metric}": score_curves(result, metric) for metric in result.options.metrics}
+def opening(part: Part) -> list[str]:
+    """The first sentences: who is best, by each kind of metric; of a report of its own also what it cost."""
+    result = part.result
+    first = result.options.metrics[0]
+    if part.name:
+        return [f"{part.title}. {headline(result, first)}"]
+    kinds = dict.fromkeys((first, *(m for m in result.options.metrics if m == BITS)))
+    sentences = [headline(result, metric) for metric in kinds]
     if result.table is not None:
-        figures["variance"] = variance_curves(result.table, max(result.options.all_steps))
-    if result.options.image_metrics:
-        figures |= {f"samples_{k}": sample_grid(result, k) for k in result.options.all_steps}
-    return figures
+        sentences.append(f"The variances come from one table, of {result.table.evaluations:,} network evaluations.")
+    return sentences
+
+
+def advice(part: Part) -> list[str]:
+    """What to take, by each kind of metric, where solvers win, and what has to be known of the numbers."""
+    result = part.result
+    kinds = [m for m in result.options.metrics if m in (result.options.metrics[0], BITS)]
+    out = [line for metric in kinds for line in decisions(result, metric)]
+    out += [line for metric in kinds if metric != BITS for line in solver_findings(result, metric)]
+    if len(result.options.seeds) < 2:
+        out.append("With one seed no two methods can be told apart; give more seeds.")
+    return out + part.remarks
+
+
+def _content(part: Part) -> dict[str, Any]:
+    """What the details of a part are made of."""
+    result = part.result
+    return {
+        "title": part.title or "Scores",
+        "text": part.text,
+        "floor": part.floor,
+        "single": not part.name,
+        "suffix": part.suffix,
+        "options": result.options,
+        "metrics": [
+            {
+                "name": metric,
+                "of_images": metric != BITS,
+                "title": TITLES.get(metric, metric),
+                "best": "higher" if metric in HIGHER_IS_BETTER else "lower",
+                "rows": score_rows(result, metric),
+                "baseline": baseline_text(result.baseline.get(metric, []), metric),
+                "picture": f"scores{part.suffix}_{metric}",
+                "protocol": _flat(result.protocols[metric]),
+            }
+            for metric in result.options.metrics
+        ],
+        "steps": result.options.all_steps,
+        "short": short_of(result),
+        "images": result.options.count * len(result.options.seeds),
+        "findings": findings(result),
+        "table": result.table,
+        "summary": None if result.table is None else result.table.summary(),
+    }
+
+
+def _pictures(parts: Sequence[Part]) -> dict[str, bytes]:
+    """All pictures, by name."""
+    out: dict[str, bytes] = {}
+    if len(parts) > 1:
+        panels = [
+            Panel(part.result, part.result.options.metrics[0], part.title, part.result.options.methods, part.floor)
+            for part in parts
+        ]
+        out["figure"] = _png(part_panels(panels))
+    for part in parts:
+        result, options = part.result, part.result.options
+        if not part.name:
+            out |= {f"scores_{metric}": _png(score_curves(result, metric)) for metric in options.metrics}
+        if result.table is not None:
+            out[f"variance{part.suffix}"] = _png(variance_curves(result.table, max(options.all_steps)))
+        if options.image_metrics:
+            for k in options.all_steps:
+                real = part.floor if part.name else "real images"
+                out[f"samples{part.suffix}_{k}"] = _png(sample_sheet(result, k, real), tight=False)
+    return out
 
 
 def as_json(result: Comparison) -> dict[str, Any]:
@@ -82,6 +174,7 @@ def as_json(result: Comparison) -> dict[str, Any]:
         "cells": [
             {
                 "method": c.method.label,
+                "sampler": c.method.sampler,
                 "covariance": c.method.covariance,
                 "estimator": c.method.estimator if c.method.covariance == "analytic" else None,
                 "structure": c.method.structure if c.method.covariance == "analytic" else None,
@@ -89,6 +182,7 @@ def as_json(result: Comparison) -> dict[str, Any]:
                 "final_noise_cap": c.method.final_noise_cap,
                 "spacing": c.method.spacing,
                 "steps": c.steps,
+                "evaluations": c.spent,
                 **({} if c.path is None else {"path": list(c.path), "decoder": c.path.decoder}),
                 "images": result.options.count * len(result.options.seeds),
                 "scores": {
@@ -111,7 +205,7 @@ def as_json(result: Comparison) -> dict[str, Any]:
 
 
 def text_table(result: Comparison, metric: str) -> str:
-    """The scores as text for a terminal, the best of each column starred."""
+    """The scores as text for a terminal, the best of each column and all that are not told apart from it starred."""
     better = "higher" if metric in HIGHER_IS_BETTER else "lower"
     head = f"{TITLES.get(metric, metric)} ({better} is better)"
     rows = [
@@ -136,16 +230,21 @@ def _flat(protocol: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _csv(result: Comparison) -> str:
+def _csv(parts: Sequence[Part]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["method", "steps", "seed", "images", *result.options.metrics])
-    for cell in result.cells:
-        for i, seed in enumerate(result.options.seeds):
-            scores = [
-                repr(cell.values(metric)[i]) if metric in cell.scores else "" for metric in result.options.metrics
-            ]
-            writer.writerow([_cell(cell.method.label), cell.steps, seed, result.options.count, *scores])
+    metrics = list(dict.fromkeys(metric for part in parts for metric in part.result.options.metrics))
+    several = len(parts) > 1
+    writer.writerow([*(["part"] if several else []), "method", "steps", "seed", "images", *metrics])
+    for part in parts:
+        options = part.result.options
+        for cell in part.result.cells:
+            for i, seed in enumerate(options.seeds):
+                scores = [repr(cell.values(metric)[i]) if metric in cell.scores else "" for metric in metrics]
+                images = options.count if options.image_metrics else ""
+                images = images if several else options.count
+                row = [_cell(cell.method.label), cell.steps, seed, images, *scores]
+                writer.writerow([*([part.name] if several else []), *row])
     return out.getvalue()
 
 
@@ -154,9 +253,9 @@ def _cell(name: str) -> str:
     return f"'{name}" if name.lstrip().startswith(("=", "+", "-", "@")) else name
 
 
-def _png(figure: Figure) -> bytes:
+def _png(figure: Figure, tight: bool = True) -> bytes:
     out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None}, bbox_inches="tight")
+    figure.savefig(out, format="png", metadata={"Software": None}, bbox_inches="tight" if tight else None)
     return out.getvalue()
 
 

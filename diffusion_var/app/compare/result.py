@@ -63,6 +63,7 @@ class Comparison:
         cells: in the order of methods, then steps.
         baseline: metric -> scores of real images, in groups as large as a cell's of one seed; empty without a baseline.
         protocols: metric -> how its scores were taken.
+        real: (G, C, H, W) uint8, a few real images to look at beside the samples; none where none are known.
     """
 
     options: CompareOptions
@@ -70,13 +71,14 @@ class Comparison:
     cells: list[Cell] = field(default_factory=list)
     baseline: dict[str, list[float]] = field(default_factory=dict)
     protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
+    real: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 1, 1, 1, dtype=torch.uint8))
 
     def cell(self, method: Method, steps: int) -> Cell | None:
-        """The cell of a method and a number of steps, if there is one."""
+        """The cell of a method and a number of evaluations, if there is one."""
         return next((c for c in self.cells if c.method == method and c.steps == steps), None)
 
     def column(self, steps: int, metric: str) -> list[Cell]:
-        """The cells at a number of steps that have the metric, best first."""
+        """The cells at a number of evaluations that have the metric, best first."""
         sign = -1 if metric in HIGHER_IS_BETTER else 1
         having = (c for c in self.cells if c.steps == steps and metric in c.scores)
         return sorted(having, key=lambda c: sign * c.mean(metric))

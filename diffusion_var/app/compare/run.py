@@ -121,10 +121,13 @@ def compare(
     scoring = None if features is None else Scoring(options, features, images, denoiser.device, model.image_shape)
     likelihoods = LikelihoodScoring(options, model, images) if BITS in options.metrics else None
     groups = baseline_groups(options, images, model.image_shape) if pictures else []
+    real = groups[0] if groups else images.get(options.reference)
     begin(denoiser.fingerprint)
     table, table_file = _table(options, model, sources, folder, announce)
     store = CellStore(folder, _common(options, model, scoring))
     result = Comparison(options, table)
+    if pictures and real is not None:
+        result.real = torch.stack([torch.as_tensor(real[i]) for i in range(min(GRID_IMAGES, len(real)))])
     decoders = None if decoders_from is None else _decoders(options, model, decoders_from, table, folder, announce)
     run = _Run(result, model, scoring, likelihoods, store, table_file, decoders)
     announce("2/3 sampling and scoring" if pictures else "2/3 bounding likelihoods")
