@@ -15,7 +15,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test test-minimums docs notebooks dist install lint clean
 
 demo: $(INSTALLED)
-	$(BIN)/diffusion-var demo --config configs/digits.yaml --overwrite
+	$(BIN)/diffusion-var demo --overwrite
 
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest --numprocesses=auto

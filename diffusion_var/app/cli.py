@@ -16,6 +16,7 @@ from ..progress import quiet
 from .commands.train_features import TrainFeaturesOptions
 from .commands.train_unet import TrainUNetOptions
 from .compare.options import CompareOptions
+from .demo.options import DemoOptions
 from .flags import command, new_app, run_app
 from .options import (
     AdviseOptions,
@@ -33,7 +34,7 @@ app = new_app("diffusion-var", "The reverse covariance of diffusion models: meas
 
 #: Name: its options, whose docstring is its help, and the module whose function `run` carries it out.
 COMMANDS: dict[str, tuple[type[Any], str]] = {
-    "demo": (CompareOptions, "compare.run"),
+    "demo": (DemoOptions, "demo.run"),
     "compare": (CompareOptions, "compare.run"),
     "advise": (AdviseOptions, "commands.advise"),
     "estimate": (EstimateOptions, "commands.estimate"),
@@ -49,7 +50,7 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
 }
 #: What the list of commands says of those whose first sentence does not fit into a line.
 IN_SHORT = {
-    "demo": "Compare methods on the bundled digits; takes minutes.",
+    "demo": "See what a measured variance does, in three parts; takes minutes.",
     "compare": "Compare methods, numbers of steps and seeds by scores.",
     "advise": "Advise on a model of one's own, from held-out images.",
     "nll": "Bound the likelihood of images, in bits/dim.",

@@ -60,14 +60,12 @@ def _at_home(options: K) -> K:
 def _section(content: dict[str, Any], section: str | None, config: Path) -> dict[str, Any]:
     if not content or section is None or not set(content) <= SECTIONS:
         return content
-    # The demo is a comparison whose options have defaults.
-    wanted = "compare" if section == "demo" else section
-    if not isinstance(content.get(wanted), dict):
+    if not isinstance(content.get(section), dict):
         raise InputError(
-            f"the config {config} has the sections {', '.join(content)}, but none called {wanted} that holds options; "
+            f"the config {config} has the sections {', '.join(content)}, but none called {section} that holds options; "
             "add it or choose another file."
         )
-    return dict(content[wanted])
+    return dict(content[section])
 
 
 def _readable(error: Any, flags: Mapping[str, Any], config: Path | None) -> list[str]:

@@ -17,10 +17,12 @@ import torch
 from .. import checks
 from ..data.labels import open_labels
 from ..data.names import open_images, parse_name
+from ..data.photographs import photographs_part
 from ..errors import InputError
 from ..files import regular_file
 from ..models.conditions import Conditions
 from ..models.denoiser import Denoiser
+from ..models.mixture_fit import fit_mixture
 from ..models.pretrained.folder import open_folder
 from ..models.pretrained.latents import IMAGE_RANGE
 from ..models.pretrained.openai import OpenAIFlags
@@ -29,6 +31,8 @@ from ..process.schedule import NoiseSchedule
 from .options import ImageOptions, ModelOptions
 from .yaml_text import read_yaml
 
+#: Patches of photographs under a mixture of Gaussians fitted to them; of its components, and to how many patches.
+_MIXTURE, _COMPONENTS, _MIXTURE_IMAGES = "photographs:mixture", 6, 10_000
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # How many there are of each.
 _DEVICES: dict[str, Callable[[], int]] = {
@@ -55,7 +59,8 @@ class Model:
     @property
     def image_range(self) -> tuple[float, float]:
         """The range of its pictures as floats."""
-        found = self.denoiser.data_range if self.denoiser.codec is None else IMAGE_RANGE
+        known = self.denoiser.codec is not None or self.denoiser.exact
+        found = IMAGE_RANGE if known else self.denoiser.data_range
         if found is None:
             raise InputError(
                 "the model has no data range, so its samples are no pictures that could be written or scored; use the "
@@ -141,6 +146,8 @@ class Model:
 def open_model(name: str, options: ModelOptions) -> Model:
     """A model by name: "digits", "photographs", a diffusers model's folder or hub id, or a checkpoint of OpenAI's."""
     check_model_options(options)
+    if (size := mixture_size(name)) is not None:
+        return Model(_fitted(size, options), options)
     _check_kind(name, options)
     own = options.unconditional
     denoiser = (
@@ -162,6 +169,26 @@ def open_model(name: str, options: ModelOptions) -> Model:
         checks.refuse(denoiser.codec is not None, "this model works on latents, so --data-range has no meaning.")
         denoiser.data_range = checks.bounds("data_range", options.data_range)
     return Model(denoiser, options)
+
+
+def mixture_size(name: str) -> int | None:
+    """The side of the patches of the model photographs:mixture[:SIZE]; None for any other model."""
+    if name != _MIXTURE and not name.startswith(f"{_MIXTURE}:"):
+        return None
+    size = name.removeprefix(_MIXTURE).removeprefix(":") or "16"
+    wrong = not size.isdecimal() or not 1 <= int(size) <= 32
+    checks.refuse(wrong, f"the model {checks.brief(name)} must be {_MIXTURE} or {_MIXTURE}:SIZE, a side of 1 to 32.")
+    return int(size)
+
+
+def _fitted(size: int, options: ModelOptions) -> Denoiser:
+    """The mixture of Gaussians that is fitted to patches of the photographs: a model whose mean is exact."""
+    wrong = options.openai is not None or options.guidance_scale != 1 or options.data_range is not None
+    checks.refuse(
+        wrong, f"the model {_MIXTURE} is no network: openai=, guidance_scale= and data_range= have no meaning."
+    )
+    device = open_device(options.device)
+    return fit_mixture(photographs_part("fit", size, _MIXTURE_IMAGES).images, _COMPONENTS, device=device)
 
 
 def _open_openai(name: str, options: ModelOptions) -> Denoiser:
@@ -188,6 +215,8 @@ def _hyperparameters(options: ModelOptions) -> dict[str, Any]:
 
 def open_schedule(name: str, options: ModelOptions) -> NoiseSchedule:
     """The noise schedule of a model, without its weights: what does not fit it is refused before they are read."""
+    if mixture_size(name) is not None:
+        return NoiseSchedule.linear(1000)
     if options.openai is not None:
         regular_file(name, "checkpoint")
         return OpenAIFlags.of(_hyperparameters(options)).schedule()

@@ -158,7 +158,7 @@ def rival_as_given(values: Any) -> Any:
     return {"spacing": usual, **values}
 
 
-def _demo_methods() -> list[Method]:
+def _usual_methods() -> list[Method]:
     fixed = [Method("beta"), Method("beta_tilde"), Method("beta_tilde", eta=0.0)]
     analytic = [
         Method("analytic", eta=eta, structure=structure, final_noise_cap=cap)
@@ -171,7 +171,7 @@ def _demo_methods() -> list[Method]:
 
 @dataclass
 class CompareOptions(ModelOptions, ImageOptions):
-    """Compare methods × numbers of steps × seeds by their scores; the defaults are the bundled digits (the demo).
+    """Compare methods × numbers of steps × seeds by their scores; the defaults are the bundled digits.
 
     The methods are listed in a --config, under `methods`; by default all that need no training.
     """
@@ -180,7 +180,7 @@ class CompareOptions(ModelOptions, ImageOptions):
         Path,
         "folder for the report, and for the cells that an interrupted run continues from; by default runs/NAME of a "
         "config NAME.yaml",
-    ] = Path("runs/demo")
+    ] = Path("runs/digits")
     model: Annotated[str, ModelHelp] = "digits"
     table: Annotated[Path | None, "variance table; by default one is measured on --table-images"] = None
     table_images: Annotated[str, "images that the variance table is measured on: " + ImagesHelp] = "digits:table"
@@ -206,7 +206,7 @@ class CompareOptions(ModelOptions, ImageOptions):
     seeds: Annotated[list[int], "seeds, comma-separated"] = field(default_factory=lambda: [0, 1, 2])
     count: Annotated[int, "images per method, number of steps and seed"] = 400
     batch_size: Annotated[int, "images at once"] = 200
-    methods: list[Method] = field(default_factory=_demo_methods)
+    methods: list[Method] = field(default_factory=_usual_methods)
     overwrite: Annotated[bool, "replace another comparison's report, or write beside other files"] = False
 
     @classmethod

@@ -44,6 +44,7 @@ from ..options import BITS
 from ..outputs import require_writable
 from ..terminal import say, say_lines
 from .cells import FOLDER, CellStore, Measured
+from .exact import EXACT, floor_images, moments, table_images
 from .folder import TABLE, ComparisonFolder
 from .likelihood_scores import LEVELS, LikelihoodScoring
 from .options import CompareOptions, Method, check_rival
@@ -114,11 +115,18 @@ def compare(
     features = open_features(options) if pictures else None
     model = open_model(options.model, options)
     denoiser = model.denoiser
+    if isinstance(sources, str):
+        sources = table_images(denoiser)
+    if pictures and options.baseline == EXACT:
+        images[EXACT] = floor_images(denoiser, options)
     if pictures:
         writable_shape(f"the samples of {options.model}", model.image_shape)
         model.sample_conditions([0])  # refuses what is missing before the work
     _try_samplers(options, denoiser)
-    scoring = None if features is None else Scoring(options, features, images, denoiser.device, model.image_shape)
+    scoring = None
+    if features is not None:
+        own = moments(denoiser, features) if options.reference == EXACT else None
+        scoring = Scoring(options, features, images, denoiser.device, model.image_shape, own)
     likelihoods = LikelihoodScoring(options, model, images) if BITS in options.metrics else None
     groups = baseline_groups(options, images, model.image_shape) if pictures else []
     real = groups[0] if groups else images.get(options.reference)
@@ -127,7 +135,8 @@ def compare(
     store = CellStore(folder, _common(options, model, scoring))
     result = Comparison(options, table)
     if pictures and real is not None:
-        result.real = torch.stack([torch.as_tensor(real[i]) for i in range(min(GRID_IMAGES, len(real)))])
+        some = torch.stack([torch.as_tensor(real[i]) for i in range(min(GRID_IMAGES, len(real)))])
+        result.real = to_uint8(some if some.dtype == torch.uint8 else some.clamp(*model.image_range), model.image_range)
     decoders = None if decoders_from is None else _decoders(options, model, decoders_from, table, folder, announce)
     run = _Run(result, model, scoring, likelihoods, store, table_file, decoders)
     announce("2/3 sampling and scoring" if pictures else "2/3 bounding likelihoods")
@@ -197,14 +206,16 @@ def _open_sources(options: CompareOptions) -> Any:
         return None
     if options.table is not None:
         return VarianceTable.load(options.table)
+    if options.table_images == EXACT:
+        return EXACT  # the model's own, once it is there
     return read(options.table_images, options)
 
 
 def _open_images(options: CompareOptions) -> dict[str, Any]:
     """The images that scores and likelihoods need, by name; an npz of the reference may hold statistics instead."""
-    names = [options.baseline] if options.image_metrics else []
+    names = [options.baseline] if options.image_metrics and options.baseline != EXACT else []
     names += [options.likelihood_images] if BITS in options.metrics else []
-    if options.image_metrics:
+    if options.image_metrics and options.reference != EXACT:
         if options.reference.lower().endswith(".npz"):
             regular_file(options.reference, "reference")
         else:
@@ -390,10 +401,13 @@ class _Run:
         wanted = range(self.options.count)
         conditions = self.model.sample_conditions(wanted)
         for batch in sampler.stream(wanted, seed, self.options.batch_size, conditions):
-            images = to_uint8(self.model.pictures(batch), self.model.image_range)
+            floats = self.model.pictures(batch)
+            limits = self.model.image_range
+            images = to_uint8(floats.clamp(*limits) if self.denoiser.exact else floats, limits)
             if sum(map(len, grid)) < GRID_IMAGES:
                 grid.append(images)
-            yield images
+            # Of known data the moments are known of what is neither rounded nor clamped.
+            yield floats if self.denoiser.exact and self.options.features == "pixels" else images
             bar.update(sampler.evaluations * len(images))
 
     def measure_baseline(self, groups: list[Any]) -> None:
