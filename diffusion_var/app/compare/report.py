@@ -65,7 +65,7 @@ def write_report(
     held = [Part(parts)] if isinstance(parts, Comparison) else list(parts)
     pictures = _pictures(held)
     shown: dict[str, Any] = as_json(held[0].result)
-    if len(held) > 1:
+    if held[0].name:
         shown = {"parts": {part.name: as_json(part.result) for part in held}}
     files = {
         "results.json": (json.dumps(shown, indent=2, ensure_ascii=False) + "\n").encode(),
@@ -74,9 +74,9 @@ def write_report(
     }
     content = {
         "title": title,
-        "model": held[0].result.options.model if len(held) == 1 else "",
+        "model": "" if held[0].name else held[0].result.options.model,
         "sentences": [sentence for part in held for sentence in opening(part)],
-        "figure": "figure" if len(held) > 1 else f"scores_{held[0].result.options.metrics[0]}",
+        "figure": "figure" if held[0].name else f"scores_{held[0].result.options.metrics[0]}",
         "advice": [(part.title, advice(part)) for part in held],
         "words": words([part.result for part in held]),
         "parts": [_content(part) for part in held],
@@ -149,7 +149,7 @@ def _content(part: Part) -> dict[str, Any]:
 def _pictures(parts: Sequence[Part]) -> dict[str, bytes]:
     """All pictures, by name."""
     out: dict[str, bytes] = {}
-    if len(parts) > 1:
+    if parts[0].name:
         panels = [
             Panel(part.result, part.result.options.metrics[0], part.title, part.result.options.methods, part.floor)
             for part in parts
@@ -234,7 +234,7 @@ def _csv(parts: Sequence[Part]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     metrics = list(dict.fromkeys(metric for part in parts for metric in part.result.options.metrics))
-    several = len(parts) > 1
+    several = bool(parts[0].name)
     writer.writerow([*(["part"] if several else []), "method", "steps", "seed", "images", *metrics])
     for part in parts:
         options = part.result.options
