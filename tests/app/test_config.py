@@ -9,6 +9,7 @@ from diffusion_var.app.commands.train_features import TrainFeaturesOptions
 from diffusion_var.app.commands.train_unet import TrainUNetOptions
 from diffusion_var.app.compare.options import CompareOptions
 from diffusion_var.app.config import SECTIONS, load_options
+from diffusion_var.app.demo.options import DemoOptions
 from diffusion_var.app.options import EstimateOptions, NllOptions, SampleOptions, StepsOptions, TrainHeadOptions
 from diffusion_var.app.yaml_text import read_yaml
 from diffusion_var.errors import InputError
@@ -43,8 +44,10 @@ def test_each_command_takes_its_own_section(config):
     assert load_options(CompareOptions, {}, path, "compare").steps == [2, 3]
 
 
-def test_the_demo_is_a_comparison(config):
-    assert load_options(CompareOptions, {}, config(BOTH), "demo").steps == [2, 3]
+def test_the_demo_has_options_of_its_own(config):
+    with pytest.raises(InputError, match="none called demo that holds options"):
+        load_options(DemoOptions, {}, config(BOTH), "demo")
+    assert load_options(DemoOptions, {"steps": "2,3"}, None, "demo").parts is None
 
 
 def test_flags_win_over_a_section(config):

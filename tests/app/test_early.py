@@ -126,7 +126,7 @@ def filled(line: str, places: dict[str, Path]) -> list[str]:
 
 def test_every_command_with_a_model_is_looked_at() -> None:
     with_model = {name for name, (kind, _) in cli.COMMANDS.items() if "guidance_scale" in kind.__dataclass_fields__}
-    assert with_model == {*COMMANDS, "demo"}
+    assert with_model == {*COMMANDS}
 
 
 @pytest.mark.parametrize(("command", "flags", "said"), CASES, ids=[f"{c} {f}" for c, f, _ in CASES])

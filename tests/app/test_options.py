@@ -1,4 +1,4 @@
-"""Options: validation of flags and YAML, all problems at once, and the bundled config equal to the demo's defaults."""
+"""Options: validation of flags and YAML, all problems at once, and the bundled config equal to the defaults."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from diffusion_var.app.options import EstimateOptions, SampleOptions
 from diffusion_var.errors import InputError
 
 
-def test_bundled_config_is_the_demos_defaults() -> None:
+def test_bundled_config_is_the_defaults_of_compare() -> None:
     assert load_options(CompareOptions, {}, ROOT / "configs" / "digits.yaml") == CompareOptions()
 
 

@@ -191,7 +191,6 @@ def test_loose_words_get_a_hint(line: str, said: str) -> None:
         "train-unet --images FILES -o u",
         "train-features --images FILES -o f.safetensors",
         "compare --reference FILES",
-        "demo --baseline FILES",
     ],
 )
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ def as_json(result: Comparison) -> dict[str, Any]:
     }
 
 
-def text_table(result: Comparison, metric: str) -> str:
+def text_table(result: Comparison, metric: str, floor: str = "real images") -> str:
     """The scores as text for a terminal, the best of each column and all that are not told apart from it starred."""
     better = "higher" if metric in HIGHER_IS_BETTER else "lower"
     head = f"{TITLES.get(metric, metric)} ({better} is better)"
@@ -212,7 +212,7 @@ def text_table(result: Comparison, metric: str) -> str:
         (label, [("* " if best else "") + text for text, best in cells]) for label, cells in score_rows(result, metric)
     ]
     if metric in result.baseline:
-        rows.append(("real images", [baseline_text(result.baseline[metric], metric)]))
+        rows.append((floor, [baseline_text(result.baseline[metric], metric)]))
     width = max(len(head), *(len(label) for label, _ in rows)) + 2
     lines = [head.ljust(width) + "".join(f"{f'K = {k}':>20s}" for k in result.options.all_steps)]
     lines += [label.ljust(width) + "".join(f"{text:>20s}" for text in texts) for label, texts in rows]

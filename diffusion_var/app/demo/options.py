@@ -11,8 +11,8 @@ from ...checks import refuse
 from ..compare.options import CompareOptions
 from ..options import DeviceHelp, Options
 
-#: Where the parts have the side of the photographs' patches.
-_SIZE = "SIZE"
+#: Where the parts have the side of the photographs' patches, and how many images likelihoods are of, by default.
+_SIZE, _IMAGES, _MOST_IMAGES = "SIZE", "IMAGES", 300
 
 
 @dataclass
@@ -50,7 +50,9 @@ def demo_parts(options: DemoOptions) -> list[PartOptions]:
     from ..yaml_text import parse_yaml
 
     text = (resources.files("diffusion_var.app.demo") / "demo.yaml").read_text(encoding="utf-8")
-    content = parse_yaml(text.replace(_SIZE, str(options.size)), "demo.yaml")
+    images = _MOST_IMAGES if options.count is None else min(options.count, _MOST_IMAGES)
+    text = text.replace(_SIZE, str(options.size)).replace(_IMAGES, str(images))
+    content = parse_yaml(text, "demo.yaml")
     every: list[PartOptions] = [load_options(PartOptions, part) for part in content["parts"]]
     names = [part.part for part in every]
     wanted = names if options.parts is None else options.parts

@@ -44,7 +44,7 @@ def _run(options: DemoOptions) -> None:
         measured.append(_measured(part, folder))
     write_report(measured, options.out, run_identity("demo", options), TITLE)
     for held in measured:
-        say_lines("", held.title, text_table(held.result, held.result.options.metrics[0]))
+        say_lines("", held.title, text_table(held.result, held.result.options.metrics[0], held.floor))
     say_lines("", *(line for one in measured for line in opening(one)))
     for held in measured:
         say_lines("", f"{held.title}: which variance?", *(f"- {line}" for line in advice(held)))

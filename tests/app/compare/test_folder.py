@@ -36,7 +36,7 @@ def test_the_default_folder_is_called_after_the_config(tmp_path: Path) -> None:
     assert load_options(CompareOptions, {"out": "x"}, tmp_path / "faces.yaml", "compare").out == Path("x")
     (tmp_path / "faces.yaml").write_text("compare: {model: faces, out: y}\n")
     assert load_options(CompareOptions, {}, tmp_path / "faces.yaml", "compare").out == Path("y")
-    assert load_options(CompareOptions, {}, None, "demo").out == Path("runs/demo")
+    assert load_options(CompareOptions, {}, None, "compare").out == Path("runs/digits")
 
 
 def test_a_folder_grows_and_is_replaced_only_when_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
