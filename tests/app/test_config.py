@@ -47,7 +47,7 @@ def test_each_command_takes_its_own_section(config):
 def test_the_demo_has_options_of_its_own(config):
     with pytest.raises(InputError, match="none called demo that holds options"):
         load_options(DemoOptions, {}, config(BOTH), "demo")
-    assert load_options(DemoOptions, {"steps": "2,3"}, None, "demo").parts is None
+    assert load_options(DemoOptions, {"steps": ["2", "3"]}, None, "demo").steps == [2, 3]
 
 
 def test_flags_win_over_a_section(config):

@@ -22,6 +22,7 @@ COMMANDS = {
     "nll": "nll --model digits --images digits:score --covariance beta -o OUT/n.json",
     "steps": "steps --objective bound --model digits --images digits:score --covariance beta",
     "train-head": "train-head --model digits --table TABLE --images digits:train -o OUT/h",
+    "advise": "advise --model digits --images digits:score",
     "compare": "compare --model digits --steps 2 --seeds 0 --count 2 -o OUT/c",
 }
 EVERY = tuple(COMMANDS)

@@ -94,6 +94,7 @@ ELSEWHERE = {
     "levels": "of a bound",
     "respaced": "of a covariance that is made in Python",
     "trace": "of the likelihood of a flow, which is Python's",
+    "order": "of a method in a config, and of a sampler that is made in Python",
     "most": "of a covariance that commands name without it",
 }
 CONFIG_ENTRIES = {

@@ -67,6 +67,7 @@ def choose(result: Comparison, steps: int, metric: str) -> Choice | None:
 def headline(result: Comparison, metric: str) -> str:
     """One sentence: who is best by a metric, with numbers, and what the best of the other kind has."""
     title = TITLES.get(metric, metric)
+    title = title[0].upper() + title[1:]
     parts = []
     for choices in _runs(result, metric):
         one = choices[0]

@@ -62,7 +62,7 @@ def score_curves(result: Comparison, metric: str, floor: str = "real images") ->
 
 def part_panels(panels: Sequence[Panel], share: bool = False) -> Figure:
     """One figure of several panels; `share`: one axis of scores for all of them."""
-    figure, axes = new_figure(5.6 * len(panels), 5.2, columns=len(panels))
+    figure, axes = new_figure(5.6 if len(panels) == 1 else 4.7 * len(panels), 5.2, columns=len(panels))
     every = np.atleast_1d(axes)
     for k, (panel, axis) in enumerate(zip(panels, every, strict=True)):
         if share and k:
