@@ -3,10 +3,11 @@
 import mpmath
 import numpy as np
 import pytest
+import torch
 from places import golden
 from scipy.integrate import quad
 
-from diffusion_var import InputError, NoiseSchedule
+from diffusion_var import InputError, NoiseLevel, NoiseSchedule
 
 GOLDEN = golden()
 EPS = np.finfo(np.float64).eps
@@ -240,3 +241,40 @@ def test_matching_forgives_rounding_and_nothing_else() -> None:
     assert not NoiseSchedule.linear(50, beta_end=0.02 * (1 + 1e-6)).matches(schedule)
     assert not NoiseSchedule.linear(49).matches(schedule)
     assert not NoiseSchedule(schedule.alpha, schedule.sigma, schedule.timestep + 1).matches(schedule)
+
+
+# ---- what other codes list -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor", "list"])
+@pytest.mark.parametrize("falling", [False, True])
+def test_levels_in_either_order_are_one_schedule(kind: str, falling: bool) -> None:
+    """As DDPM's own, whichever end comes first; the clean index is put before them."""
+    ours = NoiseSchedule.linear(20)
+    listed = [array[1:][:: -1 if falling else 1].copy() for array in (ours.alpha, ours.sigma, ours.timestep)]
+    made = {"array": lambda a: a, "tensor": torch.from_numpy, "list": list}[kind]
+    found = NoiseSchedule.from_levels(*(made(array) for array in listed))
+    assert found == ours
+    assert (found.alpha[0], found.sigma[0]) == (1.0, 0.0)
+    assert np.isnan(found.timestep[0])
+
+
+def test_one_level_is_a_schedule() -> None:
+    assert NoiseSchedule.from_levels([0.5], [0.8], [3]).num_steps == 1
+    zero = NoiseSchedule.from_levels([0.0, 0.5], [1.0, 0.5], [9, 3])
+    assert zero.zero_terminal_snr
+    assert zero.timestep[1:].tolist() == [3, 9]
+
+
+def test_networks_that_take_sigma_are_told_sigma_everywhere() -> None:
+    """On the grid, between two of its levels, and at a level by itself; the levels are those of EDM's bare networks."""
+    bare, wrapped = NoiseSchedule.edm(50), NoiseSchedule.edm(50, told="sigma")
+    assert np.array_equal(bare.sigma, wrapped.sigma)
+    assert bare.prior_std == wrapped.prior_std == 80.0
+    assert np.array_equal(wrapped.timestep[1:], wrapped.sigma[1:])
+    assert np.allclose(bare.timestep[1:], np.log(bare.sigma[1:]) / 4, rtol=1e-15)
+    between = wrapped.level_at(0.5 * (wrapped.log_snr[20] + wrapped.log_snr[21]))
+    assert between.timestep == pytest.approx(between.sigma, rel=1e-12)
+    assert NoiseLevel.edm(3.5, told="sigma").timestep == 3.5
+    assert NoiseLevel.edm(3.5).timestep == pytest.approx(np.log(3.5) / 4, rel=1e-15)
+    assert bare != wrapped
