@@ -53,7 +53,7 @@ GROUPS: dict[str, tuple[str, str, list[str]]] = {
             "testing",
         ],
     ),
-    "sampling": ("Sampling", "", ["Sampler", "EulerMaruyama", "AnalyticScheduler"]),
+    "sampling": ("Sampling", "", ["Sampler", "EulerMaruyama", "SolverSampler", "AnalyticScheduler"]),
     "likelihood": (
         "Likelihoods",
         "Bounds, densities and optimal steps; see [Likelihoods](../likelihoods.md).",
