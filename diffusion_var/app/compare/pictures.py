@@ -62,7 +62,7 @@ def score_curves(result: Comparison, metric: str, floor: str = "real images") ->
 
 def part_panels(panels: Sequence[Panel], share: bool = False) -> Figure:
     """One figure of several panels; `share`: one axis of scores for all of them."""
-    figure, axes = new_figure(5.6 if len(panels) == 1 else 4.7 * len(panels), 5.2, columns=len(panels))
+    figure, axes = new_figure(5.6 if len(panels) == 1 else 4.2 * len(panels), 5.2, columns=len(panels))
     every = np.atleast_1d(axes)
     for k, (panel, axis) in enumerate(zip(panels, every, strict=True)):
         if share and k:
@@ -154,7 +154,7 @@ def _score_axes(panel: Any, result: Comparison, metric: str) -> None:
         panel.yaxis.set_minor_formatter(NullFormatter())
         panel.set_ylim(low, high)
     # Below the axes, where it hides no line.
-    panel.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    panel.legend(frameon=False, fontsize=8.5, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
 
 
 def sample_sheet(result: Comparison, num_steps: int, real: str = "real images") -> Figure:
