@@ -86,3 +86,5 @@ def process_docstring(app, what, name, obj, options, lines):
     if what == "data":
         lines.clear()
     lines[:] = as_rst("\n".join(lines), set(diffusion_var.__all__)).split("\n")
+    if what in ("property", "attribute"):  # napoleon would take what stands before a colon for its type
+        lines.insert(0, "")
