@@ -50,20 +50,25 @@ napoleon_use_rtype = False
 copybutton_prompt_text = "$ "
 
 
+#: Docstrings of properties, while napoleon is at work.
+held: dict[str, list[str]] = {}
+
+
 def setup(app):
     """Make the pages that are not kept, and read docstrings and links as they are written in this repository."""
     write_api_pages(HERE / "api")
-    for name, pattern in (("results", "*.md"), ("notebooks", "*.ipynb")):
-        copied(ROOT / name, HERE / name, pattern)
+    for name in ("results", "notebooks"):
+        copied(ROOT / name, HERE / name)
     app.connect("source-read", lambda _, docname, source: source.__setitem__(0, linked(source[0], docname)))
     app.connect("autodoc-process-docstring", process_docstring, priority=100)
+    app.connect("autodoc-process-docstring", give_back, priority=900)
     app.connect("autodoc-process-signature", lambda *given: tuple(map(plain_types, given[-2:])))
 
 
-def copied(source: Path, target: Path, pattern: str) -> None:
+def copied(source: Path, target: Path) -> None:
     """Copy files that are new or have changed, and remove those that are gone, so that a site is made anew quickly."""
     target.mkdir(exist_ok=True)
-    wanted = {path.name: path for path in source.glob(pattern)}
+    wanted = {path.name: path for path in source.iterdir() if path.suffix in (".md", ".ipynb", ".png")}
     for path in target.iterdir():
         if path.name not in wanted:
             path.unlink()
@@ -87,4 +92,10 @@ def process_docstring(app, what, name, obj, options, lines):
         lines.clear()
     lines[:] = as_rst("\n".join(lines), set(diffusion_var.__all__)).split("\n")
     if what in ("property", "attribute"):  # napoleon would take what stands before a colon for its type
-        lines.insert(0, "")
+        held[name] = [*lines]
+        lines.clear()
+
+
+def give_back(app, what, name, obj, options, lines):
+    """After napoleon: what was kept from it."""
+    lines[:] = held.pop(name, lines)
