@@ -20,14 +20,11 @@ import numpy as np
 import torch
 
 from .. import checks
-from ..covariance.analytic import Analytic
-from ..covariance.fixed import FixedLarge, FixedSmall
 from ..data.fixed_images import FixedImages
 from ..errors import DiffusionVarWarning, InputError
 from ..files import expanded
 from ..likelihood.bound import Bound
 from ..likelihood.decoder_costs import DecoderCosts, decoder_costs
-from ..likelihood.trajectories import optimal
 from ..metrics.networks import FeatureNetwork
 from ..models.conditions import as_conditions
 from ..models.denoiser import Denoiser, check_denoiser
@@ -37,11 +34,11 @@ from ..progress import progress_bar
 from ..randomness import generator
 from ..variance.estimate import estimate
 from ..variance.table import VarianceTable
-from .advice import Advice, Bits, Likelihood
-from .distances import Difference, difference, frechet
+from .advice import Advice, Likelihood
+from .distances import frechet
 from .doctor import diagnose
 from .kept import Kept
-from .likelihoods import evaluations_of, shared_bits
+from .likelihoods import STRUCTURES, compared_bounds, evaluations_of, likelihood_of, shared_bits
 from .mean import imperfection
 from .samples import GROUPS, Features, Samples, SampleTrial, choices, conditions_of, drawn_images, leaning
 
@@ -55,11 +52,6 @@ _LEAST_DECODED, _MOST_DECODED, _DECODER_INDICES = 32, 200, 24
 _LEAST_SCORED, _LEAST_SAMPLES, _MOST_SAMPLES = 40, 60, 400
 _TABLE, _DECODERS, _BOUNDS = 0.25, 0.05, 0.15  # shares of the budget; samples get the rest
 _TOLERANCE = 0.02
-_STRUCTURES = ("isotropic", "pixel", "dct")  # simple ones first
-_FIXED = {"β̃": FixedSmall, "β": FixedLarge}
-#: What needs no table, and what has its path alone.
-_WITHOUT = tuple(f"{sign}, {steps} steps" for sign in _FIXED for steps in ("even", "log-SNR"))
-_ON_PATH = tuple(f"{sign}, optimal steps" for sign in _FIXED)
 _LISTS = 5  # step lists of a number of steps: even, log-SNR, and an optimal one for each structure
 
 
@@ -247,7 +239,7 @@ class _Run:
             _TOLERANCE,
             self.seed,
             step_lists.log_snr(schedule, count),
-            _STRUCTURES,
+            STRUCTURES,
             self.conditions[0],
             max(share, count * _DRAWS),
             self.batch_size,
@@ -281,7 +273,8 @@ class _Run:
     def _likelihood(
         self, table: VarianceTable, decoders: DecoderCosts, steps: tuple[int, ...], kept: Kept
     ) -> Likelihood:
-        named = [row for k in steps for row in self._bounds(table, decoders, k)]
+        levels = 256 if self.quantised else None
+        named = [row for k in steps for row in compared_bounds(self.denoiser, table, decoders, k, levels)]
         bounds = [bound for _, _, bound in named]
         share = int(_BOUNDS * self.budget) // evaluations_of(bounds)
         images = self.held_out[: max(share, _LEAST_SCORED)]
@@ -291,7 +284,7 @@ class _Run:
         with progress_bar(total, "likelihood", "eval", self.progress) as bar:
             name = f"likelihood_{len(images)}_{'_'.join(map(str, steps))}"
             values = kept.get(name, lambda: self._shared(bounds, images, groups, bar.update))
-        return _likelihood_of(named, values, steps, len(images), self.quantised)
+        return likelihood_of(named, values, steps, len(images), self.quantised)
 
     def _shared(
         self, bounds: Sequence[Bound], images: torch.Tensor, groups: int, told: Callable[[int], object]
@@ -300,28 +293,6 @@ class _Run:
         part = None if conditions is None else conditions.part(np.arange(len(images)))
         data_range = self.denoiser.data_range
         return shared_bits(self.denoiser, bounds, images, part, groups, self.seed, self.batch_size, data_range, told)
-
-    def _bounds(self, table: VarianceTable, decoders: DecoderCosts, k: int) -> list[tuple[str, int, Bound]]:
-        """What is compared at one number of steps: (name, K, bound); those that need no table first."""
-        denoiser, levels = self.denoiser, 256 if self.quantised else None
-        snr = step_lists.log_snr(denoiser.schedule, k)
-        paths = {s: optimal(table, k, structure=s, decoder_variance=decoders, levels=levels) for s in _STRUCTURES}
-        out = []
-        for sign, fixed in _FIXED.items():
-            out += [
-                (f"{sign}, even steps", Bound(denoiser, fixed(), k, levels=levels)),
-                (
-                    f"{sign}, log-SNR steps",
-                    Bound(denoiser, fixed(), snr, None, decoders.variance(snr[0]), levels=levels),
-                ),
-                (f"{sign}, optimal steps", Bound(denoiser, fixed(), paths["isotropic"], levels=levels)),
-            ]
-        for structure in _STRUCTURES:
-            covariance = Analytic(table, structure=structure)
-            out.append(
-                (f"analytic {structure}, optimal steps", Bound(denoiser, covariance, paths[structure], levels=levels))
-            )
-        return [(name, k, bound) for name, bound in out]
 
     # ---- samples ----------------------------------------------------------------------------------------------
 
@@ -355,51 +326,3 @@ class _Run:
             )
             tested = leaning([trial.test(k, spacings) for k in steps])
         return Samples(tested, judge.name, count, len(reference), frechet(real, reference))
-
-
-def _likelihood_of(
-    named: Sequence[tuple[str, int, Bound]], values: Float64Array, steps: Sequence[int], images: int, quantised: bool
-) -> Likelihood:
-    """What (groups, bounds) bits/dim say."""
-    groups, freedom = len(values), len(values) - 1
-    rows = tuple(
-        Bits(name, k, _first_of(bound), float(column.mean()), float(column.std(ddof=1) / np.sqrt(groups)))
-        for (name, k, bound), column in zip(named, values.T, strict=True)
-    )
-    place = {(row.name, row.steps): i for i, row in enumerate(rows)}
-
-    def gain(without: str, with_it: str, k: int) -> Difference:
-        paired = values[:, place[without, k]] - values[:, place[with_it, k]]
-        return difference(float(paired.mean()), float(paired.std(ddof=1) / np.sqrt(groups)), freedom)
-
-    structure = _structure(values, place, steps)
-    chosen = f"analytic {structure}, optimal steps"
-
-    def least(names: Sequence[str], k: int) -> str:
-        return min((rows[place[name, k]] for name in names), key=lambda row: row.value).name
-
-    gains = {k: gain(least(_WITHOUT, k), chosen, k) for k in steps}
-    alone = {k: gain(least(_ON_PATH, k), chosen, k) for k in steps}
-    paths = {k: tuple(kernel.t or 0 for kernel in reversed(named[place[chosen, k]][2].kernels)) for k in steps}
-    unit = "bits/dim" if quantised else "bits/dim of density"
-    return Likelihood(unit, structure, rows, gains, alone, paths, images)
-
-
-def _structure(values: Float64Array, place: dict[tuple[str, int], int], steps: Sequence[int]) -> str:
-    """The structure with the best bounds, summed over the numbers of steps; a simpler one where that is not told apart
-    from it."""
-    totals = {
-        s: np.sum([values[:, place[f"analytic {s}, optimal steps", k]] for k in steps], axis=0) for s in _STRUCTURES
-    }
-    best = min(totals, key=lambda s: totals[s].mean())
-    for structure in _STRUCTURES:
-        gap = totals[structure] - totals[best]
-        error = float(gap.std(ddof=1) / np.sqrt(len(gap)))
-        if not difference(float(gap.mean()), error, len(gap) - 1).told_apart(len(_STRUCTURES) - 1):
-            return structure
-    return best
-
-
-def _first_of(bound: Bound) -> int:
-    index = bound.kernels[-1].t
-    return 0 if index is None else index

@@ -101,6 +101,11 @@ class _Doctor:
         self.trial, self.bar = trial, bar
         self.convention = declared_convention(trial.denoiser)
         self.places = trial.places(self.convention, LEVELS)
+        checks.refuse(
+            not any(self.places),
+            "the schedule has no noise level between those where nothing is known of such images and where all is; "
+            "check it, and the scale of the images.",
+        )
         self.tried = 0
         #: What an index more or less gains near the data, and its error; None where it was not told apart.
         self.at_low: tuple[float, float] | None = None

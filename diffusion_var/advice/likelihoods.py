@@ -1,7 +1,8 @@
 """Bounds of several covariances and step lists on the same images and noise, from shared network evaluations.
 
 A bound's terms at a level need the posterior there and nothing else, and all methods have the same noise at the same
-index. So the union of their indices is evaluated once, and every method's terms are taken from it.
+index. So the union of their indices is evaluated once, and every method's terms are taken from it. What follows of them
+is `Likelihood`.
 """
 
 from __future__ import annotations
@@ -14,15 +15,29 @@ import numpy as np
 import torch
 
 from ..checks import Range
+from ..covariance.analytic import Analytic
+from ..covariance.fixed import FixedLarge, FixedSmall
 from ..data.fixed_images import FixedImages
 from ..likelihood.bound import Bound
+from ..likelihood.decoder_costs import DecoderCosts
 from ..likelihood.run import FORM, BoundRun
 from ..likelihood.terms import BoundTerms, Evaluation
+from ..likelihood.trajectories import optimal
 from ..models.conditions import Conditions
 from ..models.denoiser import Denoiser
 from ..models.posterior import Posterior
+from ..process import steps as step_lists
 from ..process.schedule import Float64Array
 from ..resume import Checkpoint
+from ..variance.table import VarianceTable
+from .advice import Bits, Likelihood
+from .distances import Difference, difference
+
+STRUCTURES = ("isotropic", "pixel", "dct")  # simple ones first
+_FIXED = {"β̃": FixedSmall, "β": FixedLarge}
+#: What needs no table, and what has its path alone.
+_WITHOUT = tuple(f"{sign}, {steps} steps" for sign in _FIXED for steps in ("even", "log-SNR"))
+_ON_PATH = tuple(f"{sign}, optimal steps" for sign in _FIXED)
 
 
 class SharedTerms(BoundTerms):
@@ -103,3 +118,74 @@ def shared_bits(
 def evaluations_of(bounds: Sequence[Bound]) -> int:
     """Network evaluations of one image for all of these."""
     return len({evaluation.level.log_snr for bound in bounds for evaluation in bound.terms.evaluations})
+
+
+# ---- what is compared -----------------------------------------------------------------------------------------------
+
+
+def compared_bounds(
+    denoiser: Denoiser, table: VarianceTable, decoders: DecoderCosts, k: int, levels: int | None
+) -> list[tuple[str, int, Bound]]:
+    """What is compared at one number of steps: (name, K, bound); those that need no table first."""
+    snr = step_lists.log_snr(denoiser.schedule, k)
+    paths = {s: optimal(table, k, structure=s, decoder_variance=decoders, levels=levels) for s in STRUCTURES}
+    out = []
+    for sign, fixed in _FIXED.items():
+        out += [
+            (f"{sign}, even steps", Bound(denoiser, fixed(), k, levels=levels)),
+            (f"{sign}, log-SNR steps", Bound(denoiser, fixed(), snr, None, decoders.variance(snr[0]), levels=levels)),
+            (f"{sign}, optimal steps", Bound(denoiser, fixed(), paths["isotropic"], levels=levels)),
+        ]
+    for structure in STRUCTURES:
+        covariance = Analytic(table, structure=structure)
+        name = f"analytic {structure}, optimal steps"
+        out.append((name, Bound(denoiser, covariance, paths[structure], levels=levels)))
+    return [(name, k, bound) for name, bound in out]
+
+
+def likelihood_of(
+    named: Sequence[tuple[str, int, Bound]], values: Float64Array, steps: Sequence[int], images: int, quantised: bool
+) -> Likelihood:
+    """What (groups, bounds) bits/dim say."""
+    groups, freedom = len(values), len(values) - 1
+    rows = tuple(
+        Bits(name, k, _first_of(bound), float(column.mean()), float(column.std(ddof=1) / np.sqrt(groups)))
+        for (name, k, bound), column in zip(named, values.T, strict=True)
+    )
+    place = {(row.name, row.steps): i for i, row in enumerate(rows)}
+
+    def gain(without: str, with_it: str, k: int) -> Difference:
+        paired = values[:, place[without, k]] - values[:, place[with_it, k]]
+        return difference(float(paired.mean()), float(paired.std(ddof=1) / np.sqrt(groups)), freedom)
+
+    structure = _structure(values, place, steps)
+    chosen = f"analytic {structure}, optimal steps"
+
+    def least(names: Sequence[str], k: int) -> str:
+        return min((rows[place[name, k]] for name in names), key=lambda row: row.value).name
+
+    gains = {k: gain(least(_WITHOUT, k), chosen, k) for k in steps}
+    alone = {k: gain(least(_ON_PATH, k), chosen, k) for k in steps}
+    paths = {k: tuple(kernel.t or 0 for kernel in reversed(named[place[chosen, k]][2].kernels)) for k in steps}
+    unit = "bits/dim" if quantised else "bits/dim of density"
+    return Likelihood(unit, structure, rows, gains, alone, paths, images)
+
+
+def _structure(values: Float64Array, place: dict[tuple[str, int], int], steps: Sequence[int]) -> str:
+    """The structure with the best bounds, summed over the numbers of steps; a simpler one where that is not told apart
+    from it."""
+    totals = {
+        s: np.sum([values[:, place[f"analytic {s}, optimal steps", k]] for k in steps], axis=0) for s in STRUCTURES
+    }
+    best = min(totals, key=lambda s: totals[s].mean())
+    for structure in STRUCTURES:
+        gap = totals[structure] - totals[best]
+        error = float(gap.std(ddof=1) / np.sqrt(len(gap)))
+        if not difference(float(gap.mean()), error, len(gap) - 1).told_apart(len(STRUCTURES) - 1):
+            return structure
+    return best
+
+
+def _first_of(bound: Bound) -> int:
+    index = bound.kernels[-1].t
+    return 0 if index is None else index

@@ -2,7 +2,7 @@
 
 What a table says does not decide it (docs/advise.md), so images are drawn with each choice, from the same noise, and
 compared with the held-out ones by the Fréchet distance in some features: a quarter of them with every choice, all of
-them with the best choice without a table and the best two with one. A choice is told apart from another by the
+them with DDIM, DDPM, and the best choice with a table at η = 0 and at η = 1. A choice is told apart from another by the
 jackknife over ten groups of images, at 5 % shared by all choices with a table.
 """
 
@@ -32,6 +32,7 @@ from .distances import Difference, Distances, distances, paired
 from .kept import Kept
 
 GROUPS = 10
+_IN_FULL = 4  # choices: two without a table, two with
 Spacing = Literal["linspace", "quadratic", "log_snr"]
 SPACINGS: tuple[Spacing, ...] = ("linspace", "quadratic", "log_snr")
 
@@ -249,19 +250,21 @@ class SampleTrial:
         """A look at all choices in even steps, the best of them in full, then other steps for what is advised."""
         tried = choices(self.denoiser.data_range is not None)
         look = {choice: self._distances(choice, steps, first_look(self.count)) for choice in tried}
-        by_look = sorted(tried, key=lambda choice: look[choice].value)
-        rival, measured = (
-            [choice for choice in by_look if choice.measured == table][:most] for table, most in ((False, 1), (True, 2))
-        )
-        found = {choice: self._distances(choice, steps, self.count) for choice in (*rival, *measured)}
+        measured = [
+            min((c for c in tried if c.measured and c.eta == eta), key=lambda choice: look[choice].value)
+            for eta in (0.0, 1.0)
+        ]
+        fixed = [choice for choice in tried if not choice.measured]
+        found = {choice: self._distances(choice, steps, self.count) for choice in (*fixed, *measured)}
+        rival = min(fixed, key=lambda choice: found[choice].value)
         best = min(measured, key=lambda choice: found[choice].value)
         tested = Tested(
             steps,
             tuple((choice.name, d.value, d.error) for choice, d in found.items()),
             tuple((choice.name, d.value, d.error) for choice, d in look.items()),
-            rival[0],
+            rival,
             best,
-            paired(found[rival[0]], found[best]),
+            paired(found[rival], found[best]),
             sum(choice.measured for choice in tried),
         )
         return self._spaced(tested, found[tested.advised]) if spacings else tested
@@ -302,7 +305,7 @@ def first_look(count: int) -> int:
 
 def drawn_images(count: int, tried: int, spacings: bool) -> int:
     """How many images are drawn for one number of steps, so many choices being tried."""
-    return tried * first_look(count) + 3 * (count - first_look(count)) + (len(SPACINGS) - 1) * count * spacings
+    return tried * first_look(count) + _IN_FULL * (count - first_look(count)) + (len(SPACINGS) - 1) * count * spacings
 
 
 def conditions_of(given: Any, count: int, seed: int) -> Any:

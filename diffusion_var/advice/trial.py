@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import checks
 from ..data.fixed_images import FixedImages
 from ..errors import NumericalError
 from ..models.conditions import Conditions, as_conditions, rows_of
@@ -124,6 +125,9 @@ class Trial:
         self._basis = make_structure("dct", denoiser.shape, data.rotation)
         self._mean, self._spectrum = torch.from_numpy(data.mean).float(), torch.from_numpy(data.spectrum).float()
         self.variance = float(data.pixel_variance.mean())
+        checks.refuse(
+            self.variance == 0.0, "images are all the same, of which nothing can be told; give different ones."
+        )
         self.centre = float(data.mean.mean())
         #: Of all values together: the scale that a network's data may have been brought to.
         self.deviation = float(self.images.double().std(correction=0))

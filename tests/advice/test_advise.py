@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import diffusion_var as dv
+from diffusion_var.advice import samples
 from diffusion_var.advice.advise import least_budget
 from diffusion_var.advice.distances import Difference
-from diffusion_var.advice.samples import Choice, Tested, choices, leaning
+from diffusion_var.advice.samples import Choice, choices, leaning
 
 SHAPE = (1, 8, 8)
 SCHEDULE = dv.NoiseSchedule.linear(100, 1e-3, 0.2)
@@ -181,9 +182,9 @@ def test_refusals() -> None:
 
 
 def test_what_is_told_apart_at_one_number_of_steps_is_taken_at_others() -> None:
-    def tested(steps: int, value: float, p: float) -> Tested:
+    def tested(steps: int, value: float, p: float) -> samples.Tested:
         rows = (("DDIM", 2.0, 0.1),)
-        return Tested(steps, rows, rows, Choice(), Choice("dct"), Difference(value, 0.1, p), 5, "quadratic")
+        return samples.Tested(steps, rows, rows, Choice(), Choice("dct"), Difference(value, 0.1, p), 5, "quadratic")
 
     alone = leaning([tested(5, 1.0, 0.2), tested(10, 1.0, 0.02)])  # 5 % shared by five
     assert [t.advised.name for t in alone] == ["DDIM, quadratic steps"] * 2

@@ -256,6 +256,14 @@ def test_too_few_images_are_refused() -> None:
         dv.diagnose(dv.Denoiser(lambda x, t: x, LINEAR, shape=SHAPE, clip=None), DATA[:15])
 
 
+def test_images_and_schedules_of_which_nothing_can_be_told_are_refused() -> None:
+    with pytest.raises(dv.InputError, match="images are all the same"):
+        dv.diagnose(dv.Denoiser(lambda x, t: x, LINEAR, shape=SHAPE, clip=None), DATA[:1].expand(20, -1, -1, -1))
+    quiet = S([1.0, 1.0], [0.0, 1e-6], [0.0, 0.0])
+    with pytest.raises(dv.InputError, match="no noise level between"):
+        dv.diagnose(dv.Denoiser(lambda x, t: x, quiet, shape=SHAPE, clip=None), DATA)
+
+
 def test_what_the_network_raises_as_declared_is_its_own_error() -> None:
     def broken(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         raise ValueError("no")
