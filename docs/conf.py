@@ -59,10 +59,16 @@ def setup(app):
     write_api_pages(HERE / "api")
     for name in ("results", "notebooks"):
         copied(ROOT / name, HERE / name)
-    app.connect("source-read", lambda _, docname, source: source.__setitem__(0, linked(source[0], docname)))
+    app.connect("source-read", read_page)
     app.connect("autodoc-process-docstring", process_docstring, priority=100)
     app.connect("autodoc-process-docstring", give_back, priority=900)
     app.connect("autodoc-process-signature", lambda *given: tuple(map(plain_types, given[-2:])))
+
+
+def read_page(app, docname, source):
+    """A page's text, with the links of the site; the changelog is the repository's."""
+    text = (ROOT / "CHANGELOG.md").read_text() if docname == "changelog" else source[0]
+    source[0] = linked(text, docname)
 
 
 def copied(source: Path, target: Path) -> None:

@@ -21,6 +21,8 @@ def linked(text: str, docname: str) -> str:
         return f"]({HOME}{path}{anchor})"
 
     text = re.sub(r"\]\(\.\./([\w./-]+)(#[\w-]+)?\)", replaced, text) if folder != "api" else text
+    if docname == "changelog":  # written in the folder above
+        text = text.replace("](docs/", "](")
     if docname == "equations":
         text = re.sub(r"^(## (E\d+)\.)", lambda match: f"({match[2].lower()})=\n{match[1]}", text, flags=re.MULTILINE)
     return text

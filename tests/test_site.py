@@ -93,15 +93,24 @@ def test_links_of_the_repository_are_links_of_the_site() -> None:
         f"[a](results/parity.md), [b]({LINKS.HOME}configs/digits.yaml#L3), [c](equations.md), [d](notebooks/x.ipynb)"
     )
     assert LINKS.linked("[e](../docs/equations.md)", "results/x") == "[e](../equations.md)"
+    assert LINKS.linked("[f](docs/advise.md), [g](results/parity.md)", "changelog") == (
+        "[f](advise.md), [g](results/parity.md)"
+    )
     assert "(e2)=\n## E2. The" in LINKS.linked((DOCS / "equations.md").read_text(), "equations")
 
 
 def test_every_link_between_files_of_the_repository_leads_somewhere() -> None:
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("*.md"), *(ROOT / "results").glob("*.md")]:
+    for path in [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
+        *DOCS.glob("*.md"),
+        *(ROOT / "results").glob("*.md"),
+    ]:
         for target in re.findall(r"\]\(([^)#:\s]+)(?:#[\w-]+)?\)", path.read_text()):
             if target.startswith("api/"):
                 continue
-            assert (path.parent / target).exists() or path.name == "changelog.md", f"{path.name}: {target}"
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
 def test_every_page_is_in_the_table_of_contents() -> None:
