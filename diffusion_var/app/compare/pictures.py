@@ -141,7 +141,7 @@ def _score_axes(panel: Any, result: Comparison, metric: str) -> None:
         margin = 0.05 * max(high - min(values), 0.01)
         panel.set_ylim(min(values) - margin, high + margin)
         if max(values) > high:
-            panel.set_title(f"{panel.get_title()}, cut at twice the median")
+            panel.set_title(f"{panel.get_title()}\n(cut at twice the median)", fontsize=11)
     elif metric not in HIGHER_IS_BETTER and min(values) > 0:
         panel.set_yscale("log")
         low, high = min(values) * 0.85, max(values) * 1.15
