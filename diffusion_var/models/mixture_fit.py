@@ -46,7 +46,7 @@ def fit_mixture(
         device: of the denoiser.
         data_range: of the denoiser; see `MixtureDenoiser`.
 
-    Costs about 2·rounds·J·M·d² multiplications: for 10,000 images of d = 768, J = 6 and 8 rounds under a minute on one
+    Costs about 2·rounds·J·M·d² multiplications: for 10,000 images of d = 768, J = 6 and 8 rounds 30 s on one
     core. The same on one machine; between machines and numbers of threads equal up to rounding, which may move an image
     from one component to another. Raises InputError for fewer images than components, or a regularisation that is not
     positive.
