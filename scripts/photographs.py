@@ -18,7 +18,8 @@ frechet    Fréchet distances of pixels at few steps: of the exact mean to the m
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -125,10 +126,10 @@ def draw(found: np.ndarray, path: str) -> None:
     left.loglog(noise, seen, color="tab:blue", ls=":", label="network, patches it was trained on")
     left.set(xlabel="relative noise σ/α", ylabel="mean squared error of x̂₀, per dimension", ylim=(exact.min() / 3, 3))
     left.legend(fontsize=7)
-    right.semilogx(noise, held_out / mixture, color="tab:blue", marker=".", label="held-out patches: network / mixture")
-    right.semilogx(noise, own / exact, color="tab:orange", marker=".", label="mixture's samples: network / exact")
+    right.loglog(noise, held_out / mixture, color="tab:blue", marker=".", label="held-out patches: network / mixture")
+    right.loglog(noise, own / exact, color="tab:orange", marker=".", label="mixture's samples: network / exact")
     right.axhline(1.0, color="0.45", lw=0.8)
-    right.set(xlabel="relative noise σ/α", ylabel="ratio of mean squared errors", ylim=(0, None))
+    right.set(xlabel="relative noise σ/α", ylabel="ratio of mean squared errors")
     right.legend(fontsize=7)
     figure.savefig(path, dpi=110)
 
@@ -149,14 +150,31 @@ def frechet(denoiser: dv.Denoiser, table: dv.VarianceTable, reference: Any, step
         ("Analytic-DDIM dct", dct, 0.0),
     ]
     header("", *(f"{k} evaluations" for k in steps))
-    for name, covariance, eta in methods:
+    samplers: dict[str, Callable[[int], dv.Sampler]] = {
+        name: partial(plain, denoiser, covariance, eta) for name, covariance, eta in methods
+    }
+    samplers |= {
+        "DPM-Solver++(2M)": partial(solver, denoiser, "dpm_solver_pp"),
+        "UniPC, order 2": partial(solver, denoiser, "unipc"),
+    }
+    for name, made in samplers.items():
         cells = []
         for k in steps:
-            sampler = dv.Sampler(denoiser, covariance, k, eta)
+            sampler = made(k)
             samples = [sampler.sample(count, seed, batch_size=250) for seed in (0, 1)]
             a, b = (frechet_distance(statistics(part), reference) for part in samples)
             cells.append(f"{(a + b) / 2:.1f} ± {abs(a - b) / 2:.1f}")
         row(name, *cells)
+
+
+def plain(denoiser: dv.Denoiser, covariance: dv.ReverseCovariance, eta: float, steps: int) -> dv.Sampler:
+    """A sampler on even steps."""
+    return dv.Sampler(denoiser, covariance, steps, eta)
+
+
+def solver(denoiser: dv.Denoiser, name: str, steps: int) -> dv.Sampler:
+    """One of diffusers' solvers, on the steps in log-SNR that it is usually given; one evaluation a step."""
+    return dv.SolverSampler(denoiser, name, dv.steps.log_snr_levels(denoiser.schedule, steps))
 
 
 def statistics(images: torch.Tensor) -> FeatureStatistics:
