@@ -50,7 +50,7 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
 }
 #: What the list of commands says of those whose first sentence does not fit into a line.
 IN_SHORT = {
-    "demo": "See what a measured variance does, in three parts; takes minutes.",
+    "demo": "See what a measured variance does; takes some minutes.",
     "compare": "Compare methods, numbers of steps and seeds by scores.",
     "advise": "Advise on a model of one's own, from held-out images.",
     "nll": "Bound the likelihood of images, in bits/dim.",
