@@ -308,4 +308,5 @@ if __name__ == "__main__":
     mine = [name for name in sys.modules if name.startswith("diffusion_var.")]
     assert mine == ["diffusion_var.lazy"], mine
     for folder in sys.argv[1:]:
-        print(json.dumps(read_all(Path(folder))))
+        # At once: the next folder's forks must not inherit a line that is still to be written.
+        print(json.dumps(read_all(Path(folder))), flush=True)
