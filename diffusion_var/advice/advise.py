@@ -25,6 +25,7 @@ from ..errors import DiffusionVarWarning, InputError
 from ..files import expanded
 from ..likelihood.bound import Bound
 from ..likelihood.decoder_costs import DecoderCosts, decoder_costs
+from ..metrics.frechet import frechet_of_rows
 from ..metrics.networks import FeatureNetwork
 from ..models.conditions import as_conditions
 from ..models.denoiser import Denoiser, check_denoiser
@@ -35,9 +36,8 @@ from ..randomness import generator
 from ..variance.estimate import estimate
 from ..variance.table import VarianceTable
 from .advice import Advice, Likelihood
-from .distances import frechet
 from .doctor import diagnose
-from .kept import Kept
+from .kept import Kept, beside
 from .likelihoods import STRUCTURES, compared_bounds, evaluations_of, likelihood_of, shared_bits
 from .mean import imperfection
 from .samples import GROUPS, Features, Samples, SampleTrial, choices, conditions_of, drawn_images, leaning
@@ -189,7 +189,6 @@ class _Run:
         #: For the table, and held out; in the data range.
         self.measured, self.held_out = (whole.take(half) for half in halves)
         given = as_conditions(conditions, len(whole))
-        self.all_conditions = conditions
         self.conditions = [None if given is None else given.part(half) for half in halves]
         self.whole = torch.cat([self.measured, self.held_out])
         self.order = np.concatenate(halves)
@@ -218,14 +217,11 @@ class _Run:
         decoders = self._decoders(table)
         identity = {**self.denoiser.identity().plain(), "table": table.digest, "seed": self.seed}
         identity |= {"held_out": hashlib.sha256(self.held_out.numpy().tobytes()).hexdigest()}
-        kept = Kept(self._beside(".parts"), identity)
+        kept = Kept(None if self.checkpoint is None else beside(self.checkpoint, "parts"), identity)
         likelihood = self._likelihood(table, decoders, steps, kept)
         samples = self._samples(table, steps, judge, kept)
         mean = imperfection(table) if table.data is not None and table.guided_by is None else ()
         return Advice(diagnosis, mean, likelihood, samples, table, counts, self.budget, self.spent)
-
-    def _beside(self, end: str) -> Path | None:
-        return None if self.checkpoint is None else self.checkpoint.with_name(self.checkpoint.name + end)
 
     # ---- the table and the decoders ---------------------------------------------------------------------------
 
@@ -264,7 +260,7 @@ class _Run:
             levels=256 if self.quantised else None,
             conditions=None if conditions is None else conditions.part(np.arange(len(images))),
             batch_size=self.batch_size,
-            checkpoint=self._beside(".decoders"),
+            checkpoint=None if self.checkpoint is None else beside(self.checkpoint, "decoders"),
             progress=self.progress,
         )
 
@@ -325,4 +321,4 @@ class _Run:
                 bar.update,
             )
             tested = leaning([trial.test(k, spacings) for k in steps])
-        return Samples(tested, judge.name, count, len(reference), frechet(real, reference))
+        return Samples(tested, judge.name, count, len(reference), frechet_of_rows(real, reference))

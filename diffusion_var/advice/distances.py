@@ -1,32 +1,18 @@
-"""The Fréchet distance between two small samples, and whether two samples' distances differ.
+"""Fréchet distances of small samples, and whether two of them differ.
 
-With centred rows A = (X − X̄)/√(M − 1) and B, Σ_a = Aᵀ A and the singular values of A Bᵀ (M × R) are those that
-tr (Σ_a Σ_b)^{1/2} sums (see `metrics.frechet`), so that it costs M R D, whatever the dimension D. From few images it is
-biased upwards, alike for all; what is asked for is a difference, whose standard error is the jackknife's over groups
-of images: both samples without group g, for every g.
+From few images the distance is biased upwards, alike for all; what is asked for is a difference, whose standard error
+is the jackknife's over groups of images: both samples without group g, for every g.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from ..metrics.frechet import frechet_of_rows
 from ..process.schedule import Float64Array
-
-
-def frechet(first: Float64Array, second: Float64Array) -> float:
-    """The squared Fréchet distance between the Gaussians of two samples (M, D) and (R, D)."""
-    (mean_a, a), (mean_b, b) = _centred(first), _centred(second)
-    overlap = float(np.linalg.svd(a @ b.T, compute_uv=False).sum())
-    return max(0.0, float(np.square(mean_a - mean_b).sum() + np.square(a).sum() + np.square(b).sum()) - 2 * overlap)
-
-
-def _centred(sample: Float64Array) -> tuple[Float64Array, Float64Array]:
-    mean = sample.mean(0)
-    return mean, (sample - mean) / math.sqrt(len(sample) - 1)
 
 
 @dataclass(frozen=True)
@@ -48,8 +34,8 @@ class Distances:
 def distances(sample: Float64Array, reference: Float64Array, groups: int) -> Distances:
     """Of a sample (M, D) from a reference; group g are the images g, g + groups, …."""
     group = np.arange(len(sample)) % groups
-    without = [frechet(sample[group != g], reference) for g in range(groups)]
-    return Distances(frechet(sample, reference), np.array(without))
+    without = [frechet_of_rows(sample[group != g], reference) for g in range(groups)]
+    return Distances(frechet_of_rows(sample, reference), np.array(without))
 
 
 def jackknife_error(without: Sequence[float] | Float64Array) -> float:

@@ -1,10 +1,11 @@
-"""Results of single experiments, kept in a folder, so that an interrupted advice goes on."""
+"""What an advice keeps, so that an interrupted one goes on: the table's checkpoint, and beside it the decoders' and a
+folder of the results of single experiments."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -47,9 +48,17 @@ class Kept:
         return values
 
 
-def forget(folder: Path) -> None:
-    """Remove a folder of parts, if it is there and holds nothing else."""
-    folder = expanded(folder)
+def beside(checkpoint: Path, what: Literal["decoders", "parts"]) -> Path:
+    """Where something else is kept, beside the table's checkpoint."""
+    return checkpoint.with_name(f"{checkpoint.name}.{what}")
+
+
+def forget(checkpoint: Path) -> None:
+    """Remove all that is kept for an advice, and nothing else."""
+    checkpoint = expanded(checkpoint)
+    checkpoint.unlink(missing_ok=True)
+    beside(checkpoint, "decoders").unlink(missing_ok=True)
+    folder = beside(checkpoint, "parts")
     for part in folder.glob("*.safetensors"):
         part.unlink()
     if folder.is_dir() and not any(folder.iterdir()):

@@ -1,14 +1,55 @@
 """JSON that a command writes, with the identity of its run and a digest: so it is known whether a file is as it was
-written, and by which request."""
+written, and by which request. And such a command as a whole: what it finds is printed, and written if asked."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..files import write_atomic
+from .claims import claimed_file, run_identity
+from .outputs import checkpoint_beside, usable_checkpoint
+from .terminal import say, say_lines
+
+
+def find_and_tell(
+    command: str,
+    options: Any,
+    find: Callable[[Path | None], tuple[dict[str, Any], object]],
+    forget: Callable[[Path], None] = lambda checkpoint: checkpoint.unlink(missing_ok=True),
+) -> None:
+    """Print what a command finds, as text or with `json` as JSON, and write it to `out` if there is one.
+
+    Args:
+        command: its name.
+        options: with out, checkpoint, overwrite and json.
+        find: what is found, as plain data and as what prints as text, from a checkpoint if one is given.
+        forget: removes what was kept at a checkpoint, once the result is written.
+    """
+    checkpoint = None if options.checkpoint is None else usable_checkpoint(options.checkpoint)
+    if options.out is None:
+        _tell(options, *find(checkpoint))
+        return
+    checkpoint, this = checkpoint_beside(options.out, checkpoint), run_identity(command, options)
+    aloud = not options.json
+    with claimed_file(options.out, this, run_of_signed, options.overwrite, checkpoint, aloud) as finished:
+        if finished:
+            if options.json:
+                print(json.dumps(content_of_signed(options.out)))
+            return
+        content, result = find(checkpoint)
+        write_signed(options.out, content, this)
+        forget(checkpoint)
+        _tell(options, content, result)
+        if aloud:
+            say(f"written: {options.out}")
+
+
+def _tell(options: Any, content: dict[str, Any], result: object) -> None:
+    print(json.dumps(content)) if options.json else say_lines(str(result))
 
 
 def write_signed(path: Path, content: dict[str, Any], run: str) -> None:

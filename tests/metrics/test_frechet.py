@@ -7,7 +7,7 @@ import torch
 from scipy.linalg import sqrtm, svdvals
 
 from diffusion_var.errors import InputError
-from diffusion_var.metrics.frechet import SMALL, factor, frechet_distance
+from diffusion_var.metrics.frechet import SMALL, factor, frechet_distance, frechet_of_rows
 from diffusion_var.metrics.statistics import FeatureStatistics
 
 
@@ -90,6 +90,15 @@ def test_constant_and_repeated_features():
     still = (np.zeros(7), np.zeros((7, 7)))
     assert frechet_distance(still, a) == pytest.approx(np.square(a[0]).sum() + np.trace(a[1]), rel=1e-12)
     assert frechet_distance(still, (np.full(7, 3.0), np.zeros((7, 7)))) == 63.0
+
+
+@pytest.mark.parametrize(("count", "others", "d"), [(100, 80, 7), (20, 30, 50), (5, 40, 12)])
+def test_of_rows_it_is_the_distance_of_their_moments(count, others, d):
+    a = 1.3 * np.random.default_rng(0).standard_normal((count, d)) + 0.2
+    b = np.random.default_rng(1).standard_normal((others, d))
+    moments = [(x.mean(0), np.cov(x, rowvar=False)) for x in (a, b)]
+    assert frechet_of_rows(a, b) == pytest.approx(frechet_distance(*moments), rel=1e-9)
+    assert frechet_of_rows(a, a) == pytest.approx(0.0, abs=1e-9)
 
 
 def test_factors_have_the_numerical_rank():

@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
 from ...variance.table import VarianceTable
-from ..claims import claimed_file, run_identity
 from ..model import Model, check_model_options, open_model, read
 from ..options import AdviseOptions
-from ..outputs import checkpoint_beside, usable_checkpoint
-from ..signed import content_of_signed, run_of_signed, write_signed
-from ..terminal import say, say_lines
+from ..signed import find_and_tell
 
 if TYPE_CHECKING:
     from ...advice.advice import Advice
@@ -24,23 +21,14 @@ _MOST = 200_000  # images of a training set that are looked through unasked
 
 def run(options: AdviseOptions) -> None:
     """Print what is advised, and write it if asked."""
-    checkpoint = None if options.checkpoint is None else usable_checkpoint(options.checkpoint)
-    if options.out is None:
-        _tell(options, _advise(options, checkpoint))
-        return
-    checkpoint, this = checkpoint_beside(options.out, checkpoint), run_identity("advise", options)
-    aloud = not options.json
-    with claimed_file(options.out, this, run_of_signed, options.overwrite, checkpoint, aloud) as finished:
-        if finished:
-            if options.json:
-                print(json.dumps(content_of_signed(options.out)))
-            return
-        advice = _advise(options, checkpoint)
-        write_signed(options.out, _content(options, advice), this)
-        _clean(checkpoint)
-        _tell(options, advice)
-        if not options.json:
-            say(f"written: {options.out}")
+    from ...advice.kept import forget
+
+    find_and_tell("advise", options, lambda checkpoint: _found(options, checkpoint), forget)
+
+
+def _found(options: AdviseOptions, checkpoint: Path | None) -> tuple[dict[str, Any], Advice]:
+    advice = _advise(options, checkpoint)
+    return {"model": options.model, "images_name": options.images, **advice.to_dict()}, advice
 
 
 def _advise(options: AdviseOptions, checkpoint: Path | None) -> Advice:
@@ -108,20 +96,3 @@ def _recorded(path: Path) -> str | None:
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return name if isinstance(name, str) else None
-
-
-def _content(options: AdviseOptions, advice: Advice) -> dict[str, Any]:
-    return {"model": options.model, "images_name": options.images, **advice.to_dict()}
-
-
-def _tell(options: AdviseOptions, advice: Advice) -> None:
-    print(json.dumps(_content(options, advice))) if options.json else say_lines(str(advice))
-
-
-def _clean(checkpoint: Path) -> None:
-    """Remove what was kept for a run to go on."""
-    from ...advice.kept import forget
-
-    checkpoint.unlink(missing_ok=True)
-    checkpoint.with_name(checkpoint.name + ".decoders").unlink(missing_ok=True)
-    forget(checkpoint.with_name(checkpoint.name + ".parts"))

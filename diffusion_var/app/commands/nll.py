@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
 from ...variance.table import VarianceTable
-from ..claims import claimed_file, run_identity
 from ..decoders import measure_decoders
 from ..methods import make_covariance, make_noise, make_steps, refuse_set
 from ..model import Model, check_model_options, open_model, open_schedule, read
 from ..options import NllOptions
-from ..outputs import checkpoint_beside, usable_checkpoint
-from ..signed import content_of_signed, run_of_signed, write_signed
-from ..terminal import say, say_lines
+from ..signed import find_and_tell
 
 if TYPE_CHECKING:
     from ...likelihood.decoder_costs import DecoderCosts
@@ -27,32 +23,12 @@ def run(options: NllOptions) -> None:
     """Print a bound on the negative log-likelihood of images, and write its parts if asked."""
     if options.head is not None and options.covariance == "analytic" and options.table is None:
         options = replace(options, covariance="head")
-    checkpoint = None if options.checkpoint is None else usable_checkpoint(options.checkpoint)
-    if options.out is None:
-        _tell(options, *_measure(options, checkpoint))
-        return
-    checkpoint, this = checkpoint_beside(options.out, checkpoint), run_identity("nll", options)
-    aloud = not options.json
-    with claimed_file(options.out, this, run_of_signed, options.overwrite, checkpoint, aloud) as finished:
-        if finished:
-            if options.json:
-                print(json.dumps(content_of_signed(options.out)))
-            return
-        content, result = _measure(options, checkpoint)
-        write_signed(options.out, content, this)
-        checkpoint.unlink(missing_ok=True)
-        _tell(options, content, result)
-        if not options.json:
-            say(f"written: {options.out}")
+    find_and_tell("nll", options, lambda checkpoint: _measure(options, checkpoint))
 
 
 def _measure(options: NllOptions, checkpoint: Path | None) -> tuple[dict[str, Any], LikelihoodBound]:
     result = _bound(options, _table_of(options), checkpoint)
     return {"model": options.model, "images_name": options.images, **result.to_dict()}, result
-
-
-def _tell(options: NllOptions, content: dict[str, Any], result: LikelihoodBound) -> None:
-    print(json.dumps(content)) if options.json else say_lines(str(result))
 
 
 def _table_of(options: NllOptions) -> VarianceTable | None:
