@@ -62,7 +62,8 @@ class SharedTerms(BoundTerms):
                 merged[key] = Evaluation(
                     own.level,
                     before.steps + tuple((int(start) + column, kernel) for column, kernel in own.steps),
-                    before.decoders + tuple((int(start) + column, *rest) for column, *rest in own.decoders),  # type: ignore[misc]
+                    before.decoders
+                    + tuple((int(start) + column, kernel, decoder) for column, kernel, decoder in own.decoders),
                 )
         noisiest_first = [merged[key] for key in sorted(merged)]
         super().__init__(bounds[0].denoiser, noisiest_first, bounds[0].terms.covariances)

@@ -90,7 +90,7 @@ def least_gain(other: Tried, declared: Tried) -> float:
 def _shared(first: Tried, second: Tried) -> tuple[Float64Array, Float64Array]:
     """The residuals of two at the places that both have, none of them 0."""
     both = ~(np.isnan(first.residual).any(1) | np.isnan(second.residual).any(1))
-    return tuple(np.maximum(t.residual[both], 1e-30) for t in (first, second))  # type: ignore[return-value]
+    return np.maximum(first.residual[both], 1e-30), np.maximum(second.residual[both], 1e-30)
 
 
 def has_embedding(network: Any) -> bool:
@@ -178,11 +178,12 @@ class Trial:
         parts = [slice(k, min(k + self.batch_size, count)) for k in range(0, count, self.batch_size)]
         try:
             found = [self._batch(convention, place.n, part, eps[part], readings, as_it_is) for part in parts]
-        except Exception:
+        except Exception:  # a network that is asked in another convention raises what it likes
             if as_it_is:
                 raise
             return lacking  # the network takes no such timestep, or gives no numbers there
-        return tuple(np.concatenate([f[i] for f in found], axis=-1) for i in range(2))  # type: ignore[return-value]
+        residuals, errors = zip(*found, strict=True)
+        return np.concatenate(residuals, axis=-1), np.concatenate(errors)
 
     def _may_ask(self, convention: Convention, n: int) -> bool:
         """Whether a timestep can do no harm. On a GPU a place that an embedding table lacks is an error that no later
