@@ -22,7 +22,7 @@ _NOTEWORTHY = 1.5
 
 
 @dataclass(frozen=True)
-class Choice:
+class Decision:
     """What to take at one number of evaluations.
 
     Attributes:
@@ -48,7 +48,7 @@ def needs_measuring(method: Method) -> bool:
     return method.covariance in ("analytic", "head") or method.spacing == "optimal"
 
 
-def choose(result: Comparison, steps: int, metric: str) -> Choice | None:
+def choose(result: Comparison, steps: int, metric: str) -> Decision | None:
     """What to take at one number of evaluations; None where no cell has the metric."""
     ranked = result.column(steps, metric)
     if not ranked:
@@ -57,11 +57,11 @@ def choose(result: Comparison, steps: int, metric: str) -> Choice | None:
     free = next((cell for cell in ranked if not needs_measuring(cell.method)), None)
     measured = next((cell for cell in ranked if needs_measuring(cell.method)), None)
     if free is None or measured is None:
-        return Choice(ranked[0], free, measured, "alone")
+        return Decision(ranked[0], free, measured, "alone")
     if free not in best:
-        return Choice(measured, free, measured, "measured")
+        return Decision(measured, free, measured, "measured")
     told = not any(needs_measuring(cell.method) for cell in best)
-    return Choice(free, free, measured, "free" if told else "tie")
+    return Decision(free, free, measured, "free" if told else "tie")
 
 
 def headline(result: Comparison, metric: str) -> str:
@@ -133,13 +133,13 @@ def listed(numbers: Sequence[object]) -> str:
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
 
 
-def _runs(result: Comparison, metric: str) -> list[list[Choice]]:
+def _runs(result: Comparison, metric: str) -> list[list[Decision]]:
     """The choices, in runs of the same answer of the same kind."""
     found = [choice for k in result.options.all_steps if (choice := choose(result, k, metric)) is not None]
     return [list(run) for _, run in groupby(found, key=lambda c: (c.taken.method.label, c.kind))]
 
 
-def _at(choices: Sequence[Choice]) -> str:
+def _at(choices: Sequence[Decision]) -> str:
     ks = [c.taken.steps for c in choices]
     return f"at {listed(ks)} evaluation{'s' if ks != [1] else ''}"
 
@@ -152,7 +152,7 @@ def _labels(cells: Sequence[Cell]) -> str:
     return listed(list(dict.fromkeys(c.method.label for c in cells)))
 
 
-def _margin(result: Comparison, choices: Sequence[Choice], metric: str) -> str:
+def _margin(result: Comparison, choices: Sequence[Decision], metric: str) -> str:
     """How far the next other variance is, where it is far; solvers and other steps of one variance are no variances."""
     if choices[0].kind != "measured" or metric == BITS or metric in HIGHER_IS_BETTER:
         return ""
