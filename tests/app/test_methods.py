@@ -9,8 +9,9 @@ import torch
 
 import diffusion_var as dv
 from diffusion_var.app.commands.sample import run as sample
+from diffusion_var.app.compare.loop import _OPTIONAL, identity_of
 from diffusion_var.app.compare.options import CompareOptions, Method
-from diffusion_var.app.compare.run import _OPTIONAL, compare, identity_of
+from diffusion_var.app.compare.run import compare
 from diffusion_var.app.config import load_options
 from diffusion_var.app.methods import make_covariance, make_sampler, make_steps
 from diffusion_var.app.options import SampleOptions
