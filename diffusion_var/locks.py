@@ -20,6 +20,7 @@ from .files import beginning, lock_handle, remove_if_nobodys, sweep
 from .stopping import leaving
 
 NAME = ".lock"  # of a folder's
+_MOST_GONE = 1000  # times that a folder is found removed before it counts as one that cannot be made
 _held: list[ExitStack] = []
 
 
@@ -63,15 +64,17 @@ leaving.append(_release_all)
 
 
 def _acquire(file: Path, output: Path, folder: bool, wait: bool) -> int:
-    told = False
+    told, gone = False, 0
     while True:
         try:
             if folder:
                 file.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            if folder and error.errno == errno.ENOENT:
-                continue  # another run has just removed the folder that it had made
+            if folder and error.errno == errno.ENOENT and gone < _MOST_GONE:
+                gone += 1  # another run has just removed the folder that it had made
+                continue
+            # Or no folder can be made there, and the system says it so (in /proc, on some mounts).
             raise InputError(f"could not write {output}: {error.strerror}; nothing was changed there.") from error
         mine = lock_handle(handle)
         holder = _holder(handle)

@@ -90,6 +90,30 @@ def test_refusals(tmp_path: Path) -> None:
             pass
 
 
+def test_where_no_folder_can_be_made_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the system says it by "no such file", as of /proc; what is removed meanwhile is made again."""
+    make, times = Path.mkdir, []
+
+    def removed_twice(self: Path, *rest: object, **options: object) -> None:
+        times.append(self)
+        if len(times) > 2:
+            make(self, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "mkdir", removed_twice)
+    with locked(tmp_path / "new", folder=True):
+        assert len(times) == 3
+
+    def never(self: Path, *_: object, **__: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(Path, "mkdir", never)
+    with (
+        pytest.raises(InputError, match=r"could not write .*other: No such file or directory"),
+        locked(tmp_path / "other", folder=True),
+    ):
+        pass
+
+
 @pytest.mark.parametrize(
     ("machine", "process", "free"), [("own", "dead", True), ("own", "alive", False), ("other", "dead", False)]
 )
