@@ -1,6 +1,7 @@
 """One network in its many clothes: the module beneath its wrappers, and its weights wherever they lie.
 
     torch.compile, DataParallel, DistributedDataParallel, FSDP, AveragedModel    a module around the module
+    a pipeline's loop (`models.pretrained.loop`)                                 a module that names what it is around
     accelerate's offload                                                         weights on the meta device, the true
                                                                                  ones in a hook's map
     FSDP2                                                                        weights in shards (DTensor)
@@ -47,7 +48,8 @@ def _wrapped_name(network: Any) -> str | None:
         return None
     if isinstance(network, _PARALLEL):
         return "module"
-    return next((name for name in _OWN_NAMES if name in network._modules), None)
+    around: str | None = getattr(type(network), "wraps", None)
+    return around or next((name for name in _OWN_NAMES if name in network._modules), None)
 
 
 def state_of(network: torch.nn.Module) -> dict[str, Callable[[], torch.Tensor]]:

@@ -20,7 +20,7 @@ from ..data.names import open_images, parse_name
 from ..data.photographs import photographs_part
 from ..errors import InputError
 from ..files import regular_file
-from ..models.conditions import Conditions
+from ..models.conditions import Conditions, batch_of, map_leaves
 from ..models.denoiser import Denoiser
 from ..models.mixture_fit import fit_mixture
 from ..models.pretrained.folder import open_folder
@@ -125,7 +125,7 @@ class Model:
         return self.denoiser.prompts is not None
 
     @cached_property
-    def _listed(self) -> torch.Tensor | None:
+    def _listed(self) -> Any:
         """The prompts' embeddings or the classes that the options name."""
         options, denoiser = self.options, self.denoiser
         if options.prompts is None and options.classes is None:
@@ -254,11 +254,10 @@ def check_model_options(options: ModelOptions) -> None:
         raise InputError(f"--latents {options.latents} is a file, but a folder is needed; choose another path.")
 
 
-def _null_condition(denoiser: Denoiser, text: str) -> torch.Tensor:
+def _null_condition(denoiser: Denoiser, text: str) -> Any:
     """The condition that stands for none, of its text on the command line."""
     if denoiser.prompts is not None:
-        found: torch.Tensor = denoiser.prompts.encode([text])[0]
-        return found
+        return map_leaves(lambda leaf: leaf[0], denoiser.prompts.encode([text]))
     checks.refuse(not denoiser.conditional, "this model takes no condition, so --unconditional has no meaning.")
     checks.refuse(not text.isdecimal(), f"--unconditional {checks.brief(text)} must be a class label of this model.")
     return torch.tensor(int(text))
@@ -283,14 +282,15 @@ def open_device(name: str | None) -> torch.device:
 class _Cycled:
     """Conditions of a list of images, made when they are sliced: embeddings of many images would fill the memory."""
 
-    def __init__(self, values: torch.Tensor, images: Sequence[int]) -> None:
-        self._values, self._images = values, images
+    def __init__(self, values: Any, images: Sequence[int]) -> None:
+        self._values, self._images, self._count = values, images, batch_of(values)
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, part: slice) -> torch.Tensor:
-        return self._values[[i % len(self._values) for i in self._images[part]]]
+    def __getitem__(self, part: slice) -> Any:
+        rows = [i % self._count for i in self._images[part]]
+        return map_leaves(lambda leaf: leaf[rows], self._values)
 
 
 def _distinct(labels: torch.Tensor) -> tuple[torch.Tensor, Any]:

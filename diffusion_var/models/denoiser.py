@@ -43,6 +43,7 @@ from .prediction import Prediction, check_levels, check_prediction, mean_and_eps
 
 if TYPE_CHECKING:
     from .pretrained.latents import LatentCodec
+    from .pretrained.pipeline import PipelinePrompts
     from .pretrained.prompts import PromptEncoder
 
 Range = checks.Range
@@ -119,7 +120,7 @@ class Denoiser:
         self.guidance = self._guidance(guidance_scale, unconditional)
         self.classifier: ClassifierGuidance | None = None
         self.codec: LatentCodec | None = None
-        self.prompts: PromptEncoder | None = None
+        self.prompts: PromptEncoder | PipelinePrompts | None = None
         self._tap: FeatureTap | None = None
         self.use = NetworkUse()
         self._precision = InputPrecision()
@@ -163,6 +164,38 @@ class Denoiser:
         return load(path, device, dtype, variant, revision, autocast, guidance_scale, unconditional, allow_pickle)
 
     @classmethod
+    def from_pipeline(
+        cls,
+        pipe: Any,
+        *,
+        guidance_scale: float | None = None,
+        device: torch.device | str | None = None,
+        autocast: torch.dtype | None = None,
+        layout: Any = None,
+        **call: Any,
+    ) -> Denoiser:
+        """A loaded diffusers pipeline, run by its own code: its prompts, its packing of latents, its guidance, what it
+        tells its network. Its model output is what its loop computes, also of pipelines that are not known here.
+
+        Args:
+            pipe: the pipeline, with its scheduler. It is not changed, but its network goes to `device`, and its text
+                encoders to the CPU once prompts are encoded (not where accelerate's hooks place them).
+            guidance_scale: of classifier-free guidance, by the pipeline's own convention; of a network that is told a
+                guidance scale (FLUX.1-dev), that one, which is no such guidance. None: the pipeline's default.
+            device: where to run; None: where the network is.
+            autocast: see `Denoiser`.
+            layout: how samples become images (C, *spatial), e.g. "tokens_2x2"; None: known by the pipeline's class.
+            call: others of the pipeline's call: height=, width=, num_frames=, negative_prompt=, true_cfg_scale=, …
+
+        `denoiser.prompts.encode([…])` makes the conditions; of UNets that take an image beside the noisy one
+        (inpainting) they are {"prompt": …, "concatenated": (B, c, h, w)}. Raises InputError, with what is missing, for
+        a pipeline that cannot be run so.
+        """
+        from .pretrained.pipeline import from_pipeline  # which makes denoisers
+
+        return from_pipeline(pipe, guidance_scale, device, autocast, layout, call)
+
+    @classmethod
     def from_openai(
         cls,
         path: str | Path,
@@ -198,9 +231,13 @@ class Denoiser:
     def with_guidance(self, scale: float, unconditional: Any = None) -> Denoiser:
         """The same denoiser with another guidance scale; `unconditional` None keeps the present one."""
         other = copy.copy(self)
+        if hasattr(self.network, "encoded"):  # a pipeline's loop, which guides itself
+            from .pretrained.pipeline import with_other_guidance  # which makes denoisers
+
+            return with_other_guidance(other, scale)
         other.unconditional = self.unconditional if unconditional is None else unconditional
         if other.unconditional is None and scale != 1 and self.prompts is not None:
-            other.unconditional = self.prompts.encode([""])[0]
+            other.unconditional = map_leaves(lambda leaf: leaf[0], self.prompts.encode([""]))
         other.guidance = self._guidance(scale, other.unconditional)
         return other
 
@@ -391,6 +428,7 @@ class Denoiser:
         }
         if self.codec is not None and self.codec.common_scaling is not None:
             facts["latent_scaling"] = list(self.codec.common_scaling)
+        facts |= getattr(self.network, "facts", {})
         of_network = self._network_facts(beside, keep)
         facts |= of_network if self.classifier is None else self.classifier.facts(of_network)
         return ModelIdentity(self.schedule, facts)

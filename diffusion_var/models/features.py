@@ -57,7 +57,8 @@ class FeatureTap:
             )
         self.name = found
         self._module = modules[found]
-        self.network: torch.nn.Module = bare
+        #: A pipeline's loop is around its network, and runs it.
+        self.network: torch.nn.Module = network if hasattr(type(network), "wraps") else bare
         parts = found.split(".")
         #: All that the module is a part of, whose compiled code would not call its hooks.
         self._around = [*wrappings(network), *(modules[".".join(parts[:k])] for k in range(1, len(parts) + 1))]

@@ -40,7 +40,16 @@ class Guidance:
         return torch.cat([guided, given[:, channels:]], dim=1)
 
     def _null_for(self, condition: Any) -> Any:
-        """The unconditional condition for every image of a batch."""
+        """The unconditional condition for every image of a batch. What a condition by name has more (an image beside
+        the noisy one) stays."""
+        if isinstance(condition, dict) and isinstance(self.unconditional, dict):
+            beside = {name: part for name, part in condition.items() if name not in self.unconditional}
+            rest = {name: part for name, part in condition.items() if name in self.unconditional}
+            null = self._spread(rest) | beside
+            return {name: null.get(name) for name in condition}  # in the condition's own order
+        return self._spread(condition)
+
+    def _spread(self, condition: Any) -> Any:
         mine, theirs = leaves(self.unconditional), leaves(condition)
         same = [name for name, _ in mine] == [name for name, _ in theirs]
         checks.refuse(not same, "unconditional is another nest than the conditions; give one of the same kind.")
@@ -55,6 +64,15 @@ class Guidance:
             return null.to(leaf.device, leaf.dtype).expand_as(leaf)
 
         return pytree.tree_map(spread, self.unconditional, condition)
+
+
+@dataclass(frozen=True)
+class OwnGuidance(Guidance):
+    """Guidance that the network applies itself, as a pipeline's loop does."""
+
+    def predict(self, network: Callable[..., Any], x: torch.Tensor, timestep: torch.Tensor, condition: Any) -> Any:
+        """What the network gives."""
+        return network(x, timestep, condition)
 
 
 def network_output(out: Any, x: torch.Tensor) -> torch.Tensor:

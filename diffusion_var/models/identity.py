@@ -34,10 +34,11 @@ _COMPARED: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "clip": ("clipping", lambda clip: None if clip is None else tuple(clip)),
     "guidance_scale": ("guidance scale", float),
     "classifier_scale": ("classifier scale", float),
+    "embedded_guidance": ("guidance that the network is told", float),
     "latent_scaling": ("latent scaling", tuple),
 }
 #: What tells a network besides the digest of its weights, by the names that a table's file has.
-NETWORK_FACTS = ("precision", "rounded", "probe", "classifier_scale")
+NETWORK_FACTS = ("precision", "rounded", "probe", "classifier_scale", "embedded_guidance")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class ModelIdentity:
     Attributes:
         schedule: its noise schedule.
         facts: plain data by name: shape, prediction, clip, data_range, guidance_scale, unconditional, latent_scaling,
-            autocast, sigma_data, classifier_scale, and of the network those of `network_facts` (its digests are of
+            autocast, sigma_data, classifier_scale, embedded_guidance (a guidance scale that is an argument of the
+            network), and of the network those of `network_facts` (its digests are of
             network, classifier and scale together where a classifier guides it). A name that is absent is not known.
     """
 

@@ -28,8 +28,8 @@ class InputPrecision:
         self, network: Any, run: Callable[..., Any], x: torch.Tensor, timestep: torch.Tensor, condition: Any
     ) -> Any:
         """run(x, timestep, condition) on copies, of x and the condition's floats as the network takes them; as they are
-        where it has no precision of its own."""
-        lead = leading_dtype(network)
+        where it has no precision of its own, or casts them itself."""
+        lead = None if getattr(network, "casts_inputs", False) else leading_dtype(network)
         if lead is None:
             return run(*_copies(None, x, timestep, condition))
         first = self._found.get(lead, lead if lead in _OTHER_THAN_FLOAT32 else x.dtype)

@@ -58,6 +58,7 @@ class NetworkFacts(TypedDict, total=False):
 
     precision: Text
     classifier_scale: float
+    embedded_guidance: float
     rounded: dict[Text, Text]
     probe: Annotated[dict[str, JsonValue], AfterValidator(_measured)]
 

@@ -82,6 +82,7 @@ ELSEWHERE = {
     "sigma_min": "of steps that commands name by their spacing",
     "sigma_max": "of steps that commands name by their spacing",
     "prompts": "a list of texts, which commands read from a file",
+    "layout": "of loaded pipelines, which commands know by their class",
     "bounded": "of a table's method",
     "eps_square": "a published array's, of which a table is made in Python",
     "conditional": "of a network that is wrapped in Python",

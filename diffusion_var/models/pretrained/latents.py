@@ -20,6 +20,7 @@ import torch
 from ...errors import InputError
 from ...process.diffusers_configs import number
 from ...randomness import generator, normal
+from ...unwrapping import unwrapped
 from ..fingerprint import precision_of, weights_fingerprint
 from ..network_use import NetworkUse, failing
 from ..probe import probed
@@ -62,6 +63,12 @@ class LatentCodec:
         self.factor = 2 ** (len(levels) - 1)
         if not (math.isfinite(self.scale) and self.scale != 0):
             raise InputError(f"the autoencoder's scaling_factor is {self.scale}, but it must be finite and not 0.")
+
+    @classmethod
+    def of(cls, network: Any, device: torch.device) -> LatentCodec:
+        """The codec of a loaded autoencoder."""
+        bare = unwrapped(network)
+        return cls(lambda: network, {**bare.config, "_class_name": type(bare).__name__}, device)
 
     @cached_property
     def network(self) -> Any:

@@ -6,7 +6,8 @@ last hidden states (L, D) are what the network attends to. Needs the package tra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +18,52 @@ from ...errors import InputError
 
 
 class PromptEncoder:
-    """The tokenizer and text encoder of a pipeline folder; loaded for a call of `encode` and let go after it."""
+    """The tokenizer and text encoder of a pipeline: of a folder, loaded for a call of `encode` and let go after it; or
+    those of a loaded one.
 
-    def __init__(self, folder: Path, device: torch.device, variant: str | None = None) -> None:
-        self.folder, self.device, self.variant = folder, device, variant
+    Args:
+        folder: of the pipeline.
+        variant: of the weight files.
+        held: the tokenizer and text encoder of a loaded pipeline, instead of a folder's.
+        placed: what puts those on the device while they are used.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device,
+        variant: str | None = None,
+        held: tuple[Any, Any] | None = None,
+        placed: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self.folder, self.device, self.variant, self._held, self._placed = folder, device, variant, held, placed
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], batch_size: int = 32) -> torch.Tensor:
         """(P, L, D) float32 on the CPU, one embedding for each prompt; the empty prompt "" is a prompt."""
         if isinstance(prompts, str) or len(prompts) == 0 or not all(isinstance(p, str) for p in prompts):
             raise InputError(f"prompts={prompts!r} must be a list of at least one text.")
-        tokenizer, encoder = self._load()
-        out = []
-        for start in range(0, len(prompts), batch_size):
-            tokens = tokenizer(
-                list(prompts[start : start + batch_size]),
-                padding="max_length",
-                max_length=tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
+        tokenizer, encoder = self._load() if self._held is None else self._held
+        with self._placed():
+            return torch.cat(
+                [
+                    self._embedded(tokenizer, encoder, list(prompts[start : start + batch_size]))
+                    for start in range(0, len(prompts), batch_size)
+                ]
             )
-            masked = getattr(encoder.config, "use_attention_mask", False)
-            mask = tokens.attention_mask.to(self.device) if masked else None
-            out.append(encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0].float().cpu())
-        return torch.cat(out)
+
+    def _embedded(self, tokenizer: Any, encoder: Any, prompts: list[str]) -> torch.Tensor:
+        tokens = tokenizer(
+            prompts,
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        masked = getattr(encoder.config, "use_attention_mask", False)
+        mask = tokens.attention_mask.to(self.device) if masked else None
+        found: torch.Tensor = encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0]
+        return found.float().cpu()
 
     def _load(self) -> tuple[Any, Any]:
         try:

@@ -223,12 +223,12 @@ def test_two_c_channels_with_a_scheduler_that_does_not_say(tmp_path: Path) -> No
     assert Denoiser.from_pretrained(tmp_path, device="cpu")(x_t, 10).range is not None
 
 
-def test_inpainting_unet(tmp_path: Path) -> None:
-    make_prompted_unet(in_channels=9, out_channels=4).save_pretrained(tmp_path / "unet")
+def test_a_network_that_returns_more_channels_than_it_takes(tmp_path: Path) -> None:
+    make_prompted_unet(in_channels=4, out_channels=9).save_pretrained(tmp_path / "unet")
     DDPMScheduler().save_pretrained(tmp_path / "scheduler")
     message = one_sentence(tmp_path)
-    assert "takes 9 channels and returns 4" in message
-    assert "inpainting" in message
+    assert "takes 4 channels and returns 9" in message
+    assert "fewer (beside an image)" in message
 
 
 @pytest.mark.parametrize(

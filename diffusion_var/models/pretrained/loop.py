@@ -1,0 +1,442 @@
+"""Any diffusers pipeline as a network: its own loop, stopped at its first step.
+
+Pipelines differ in how they pack latents, mask and order prompts, tell their network the timestep (t, t/1000,
+(1000 − t)/1000 with the output negated), guide, and renormalise what they guided. None of that is written again here.
+One evaluation runs the pipeline's own `__call__` on a copy of the pipeline, whose
+
+    scheduler         offers one timestep, the level's; its `step` takes the model output, and ends the run
+    encode_prompt     hands back what the text encoders said of the prompts, which they were asked once
+    prepare_latents   hands back x_t, in the pipeline's own order and precision
+
+so that a model output is what the pipeline's loop computes, by construction, of pipelines that nobody here knows too.
+The pipeline itself is never changed; it and its copy share their networks.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ... import checks
+from ...errors import InputError
+from ...unwrapping import unwrapped
+from ..conditions import rows_of
+from .layout import Layout, layout_named, layout_of
+from .prompt_record import LENGTHS, PromptRecord
+
+#: Where a pipeline keeps its network, and what of it the loop does not run.
+NETWORKS = ("transformer", "unet", "prior", "decoder")
+_NOT_IN_THE_LOOP = ("text_encoder", "vae", "vqvae", "image_encoder", "safety_checker", "vocoder")
+_OURS = (
+    *("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds", "latents"),
+    *("prompt", "timesteps", "sigmas", "output_type", "return_dict", "generator", "callback", "callback_on_step_end"),
+    *("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "batch_size"),
+)
+_DIRECT = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+_ANY = "a"  # a prompt to look at what prompts become
+_WRAP = "wrap its network by hand (dv.Denoiser(callable, schedule, …))"
+
+
+class PipelineLoop(torch.nn.Module):
+    """A pipeline's loop as a network: (x_t (B, C, *spatial), timestep (B,), condition) -> model output, like x_t.
+
+    Args:
+        pipe: the pipeline.
+        call: what its `__call__` is given beside prompts: sizes, guidance, negative prompts.
+        layout: how its samples become images; None: by its class.
+
+    Attributes:
+        shape: (C, *spatial) of one sample at the call's size.
+        guidance_scale: of classifier-free guidance, by the pipeline's own convention; 1 where its network is evaluated
+            once an image.
+        embedded_guidance: the guidance scale that the network is told as an argument; None where it takes none.
+
+    Raises InputError, with what is missing, for pipelines that cannot be run so.
+    """
+
+    #: The name of the module that this one is around, for whoever asks what the network is (`unwrapping`).
+    wraps = "network"
+    #: The pipeline's code brings x_t to the precision that its network takes.
+    casts_inputs = True
+
+    def __init__(
+        self, pipe: Any, call: Mapping[str, Any], device: torch.device, layout: Layout | str | None = None
+    ) -> None:
+        super().__init__()
+        self.pipe, self.call, self._layout = pipe, dict(call), layout
+        name = network_name(pipe)
+        self._parameters_of_call = dict(inspect.signature(type(pipe).__call__).parameters)
+        _check_pipeline(pipe, self._parameters_of_call)
+        _check_call(pipe, self.call, self._parameters_of_call)
+        self.network = getattr(pipe, name)
+        others = {k: m for k, m in _modules(pipe).items() if k != name and not k.startswith(_NOT_IN_THE_LOOP)}
+        self.beside = torch.nn.ModuleDict(others)
+        self._copied = _copy_class(type(pipe))
+        self._stand_in = _stand_in(pipe.scheduler)
+        self.record: PromptRecord | None = None
+        self._look(device)
+
+    # ---- what it is ---------------------------------------------------------------------------------------------
+
+    def _look(self, device: torch.device) -> None:
+        """One evaluation, which tells the shape, the guidance and what the text encoders give."""
+        said = None
+        if self.takes_prompts:
+            with text_encoders_on(self.pipe, device):
+                one, two = self._said_of([_ANY], device), self._said_of([_ANY, _ANY], device)
+            self.record = PromptRecord.of(one, two, self._name)
+            said = self.record.flat(one)
+        with torch.no_grad(), self._counting() as rows:
+            task = self._run(1, _Task(device, timestep=self._timestep()), said)
+        layout = layout_of(self.pipe) if self._layout is None else layout_named(self._layout)
+        self.shape = _image_shape(task, layout, self._name)
+        self.layout = layout.of(self.shape)
+        value, told = self._value, bool(dict(getattr(unwrapped(self.network), "config", {})).get("guidance_embeds"))
+        self.guidance_scale = float(value(self.scale_name, sum(rows))) if sum(rows) > 1 else 1.0
+        self.embedded_guidance = float(value("guidance_scale", 1.0)) if told else None
+
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether a prompt goes with every image."""
+        return self.takes("prompt")
+
+    @property
+    def scale_name(self) -> str:
+        """The argument of the pipeline that is the scale of classifier-free guidance."""
+        return "true_cfg_scale" if self.takes("true_cfg_scale") else "guidance_scale"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a table remembers of it beside its weights."""
+        return {} if self.embedded_guidance is None else {"embedded_guidance": self.embedded_guidance}
+
+    @property
+    def _name(self) -> str:
+        return type(self.pipe).__name__
+
+    def _value(self, name: str, default: Any) -> Any:
+        parameter = self._parameters_of_call.get(name)
+        found = self.call.get(name, None if parameter is None else parameter.default)
+        return found if checks.is_number(found) else default
+
+    def _timestep(self) -> float:
+        times = self.pipe.scheduler.timesteps
+        return float(times[len(times) // 2])
+
+    @contextmanager
+    def _counting(self) -> Iterator[list[int]]:
+        """How many images the network is given in each of its evaluations inside."""
+        rows: list[int] = []
+
+        def count(_: Any, __: Any, out: Any) -> None:
+            first: Any = out[0] if isinstance(out, tuple) else getattr(out, "sample", out)
+            rows.append(len(first))
+
+        hook = unwrapped(self.network).register_forward_hook(count)
+        try:
+            yield rows
+        finally:
+            hook.remove()
+
+    def takes(self, name: str) -> bool:
+        """Whether the pipeline's `__call__` has an argument of this name."""
+        return name in self._parameters_of_call
+
+    def encoded(self, prompts: Sequence[str], device: torch.device) -> dict[str, torch.Tensor]:
+        """The conditions of prompts, each encoded alone."""
+        assert self.record is not None
+        with text_encoders_on(self.pipe, device):
+            return self.record.conditions([self.record.flat(self._said_of([p], device)) for p in prompts])
+
+    # ---- one evaluation -----------------------------------------------------------------------------------------
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor, condition: Any = None) -> torch.Tensor:
+        """The model output of the pipeline's loop, images of one level and one length of prompt at a time."""
+        if self.record is not None:
+            self.record.check(condition, self._name)
+        groups = _groups(timestep, None if self.record is None else condition[LENGTHS])
+        parts = [self._evaluate(x, timestep, condition, rows) for rows in groups]
+        if len(parts) == 1:
+            return parts[0]
+        order = torch.tensor([row for rows in groups for row in rows]).argsort()
+        return torch.cat(parts)[order.to(x.device)]
+
+    def _evaluate(self, x: torch.Tensor, timestep: torch.Tensor, condition: Any, rows: list[int]) -> torch.Tensor:
+        part: Any = slice(None) if len(rows) == len(x) else torch.tensor(rows, device=x.device)
+        said = None if self.record is None else self.record.leaves(rows_of(condition, part))
+        given = self.layout.samples(x[part])
+        task = self._run(len(rows), _Task(x.device, given, float(timestep[rows[0]])), said)
+        assert task.output is not None
+        out = _as_latents(task.output, given.shape)
+        return self.layout.images(out)
+
+    def _run(self, batch: int, task: _Task, said: Sequence[torch.Tensor] | None) -> _Task:
+        """The pipeline's own `__call__` up to its first step."""
+        task.said = None if said is None or self.record is None else self.record.calls(said, task.device)
+        whole = self._called(task)
+        run = inspect.unwrap(type(self.pipe).__call__)  # without the no_grad around it: gradients may pass
+        try:
+            run(whole, **self._arguments(batch, task.device))
+        except _Stop:
+            return task
+        raise InputError(f"{self._name} ended without a step of its scheduler; {_WRAP}.")
+
+    def _said_of(self, prompts: list[str], device: torch.device) -> list[Any]:
+        """What the text encoders say of prompts: the results of the calls of `encode_prompt`, in their order."""
+        task = _Task(device, encodes=[])
+        whole = self._called(task)
+        try:
+            with torch.no_grad():
+                inspect.unwrap(type(self.pipe).__call__)(whole, **self._arguments(len(prompts), device, prompts))
+        except _Stop:
+            pass
+        assert task.encodes is not None
+        checks.refuse(not task.encodes, f"{self._name} does not call encode_prompt before its loop; {_WRAP}.")
+        return task.encodes
+
+    def _called(self, task: _Task) -> Any:
+        """The copy that runs one task."""
+        whole, scheduler = copy.copy(self.pipe), copy.copy(self.pipe.scheduler)
+        whole.__class__, scheduler.__class__ = self._copied, self._stand_in
+        scheduler.__dict__["task"] = task
+        bare = {k: unwrapped(m) for k, m in _modules(self.pipe).items() if isinstance(m, _DIRECT)}
+        whole.__dict__.update(bare, scheduler=scheduler, task=task, _progress_bar_config={"disable": True})
+        return whole
+
+    def _arguments(self, batch: int, device: torch.device, prompts: list[str] | None = None) -> dict[str, Any]:
+        """Those of the pipeline's `__call__`; texts are for every image."""
+        found: dict[str, Any] = {}
+        for name, value in self.call.items():
+            of_images = name.startswith(("prompt", "negative_prompt")) and isinstance(value, str)
+            found[name] = [value] * batch if of_images else value
+        if self.takes_prompts:
+            found["prompt"] = prompts or [""] * batch
+        elif self.takes("batch_size"):
+            found["batch_size"] = batch
+        if self.takes("generator"):  # what it draws is not used, and nobody else's numbers are
+            found["generator"] = torch.Generator(device).manual_seed(0)
+        if self.takes("output_type"):
+            found["output_type"] = "latent"
+        return found
+
+
+# ---- the copy -------------------------------------------------------------------------------------------------------
+
+
+class _Stop(Exception):
+    """The run has come to where it should end."""
+
+
+@dataclass
+class _Task:
+    """What one run is given, and what it found: the step's model output and sample, the latents that were prepared, and
+    the shape that they had before they were packed."""
+
+    device: torch.device
+    latents: torch.Tensor | None = None
+    timestep: float | None = None
+    said: Iterator[Any] | None = None
+    encodes: list[Any] | None = None
+    output: torch.Tensor | None = None
+    sample: torch.Tensor | None = None
+    unpacked: list[tuple[int, ...]] = field(default_factory=list)
+
+    def stop_if_encoded(self) -> None:
+        if self.encodes is not None:
+            raise _Stop
+
+
+class _Scheduler:
+    """A scheduler with one timestep, whose step is the end."""
+
+    task: _Task
+    timesteps: torch.Tensor
+    sigmas: torch.Tensor
+    config: Any
+    num_inference_steps: int
+    order = property(lambda self: 1)
+    init_noise_sigma = property(lambda self: 1.0)  # x_t comes as the network sees it
+
+    def set_timesteps(
+        self,
+        num_inference_steps: Any = None,
+        device: Any = None,
+        timesteps: Any = None,
+        sigmas: Any = None,
+        mu: Any = None,
+        **_: Any,
+    ) -> None:
+        self.task.stop_if_encoded()
+        told, now = self.timesteps, self.task.timestep
+        assert now is not None
+        whole = not told.is_floating_point() and now == int(now)
+        self.timesteps = torch.tensor([now], dtype=told.dtype if whole else torch.float32, device=self.task.device)
+        # Of flow models, whose pipelines may ask for them.
+        self.sigmas = torch.tensor([now / self.config.get("num_train_timesteps", 1000), 0.0])
+        self.num_inference_steps = 1
+
+    def scale_model_input(self, sample: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return sample
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(super().step).bind(*args, **kwargs).arguments  # type: ignore[misc]
+        self.task.output, self.task.sample = given["model_output"], given["sample"]
+        raise _Stop
+
+
+class _Pipeline:
+    """A pipeline that is handed its latents and what its text encoders said."""
+
+    task: _Task
+    _execution_device = property(lambda self: self.task.device)
+    device = property(lambda self: self.task.device)
+
+    def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
+        if self.task.said is not None:
+            return next(self.task.said)
+        said = super().encode_prompt(*args, **kwargs)  # type: ignore[misc]
+        assert self.task.encodes is not None
+        self.task.encodes.append(said)
+        return said
+
+    def prepare_latents(self, *args: Any, **kwargs: Any) -> Any:
+        self.task.stop_if_encoded()
+        made = super().prepare_latents(*args, **kwargs)  # type: ignore[misc]
+        first = made[0] if isinstance(made, tuple) else made
+        if self.task.latents is None:
+            self.task.latents = first
+            return made
+        checks.refuse(
+            first.shape != self.task.latents.shape,
+            f"the pipeline prepares latents of shape {tuple(first.shape)} now, but they were "
+            f"{tuple(self.task.latents.shape)} when the denoiser was made; make it again.",
+        )
+        mine = self.task.latents.to(first.device, first.dtype)
+        return (mine, *made[1:]) if isinstance(made, tuple) else mine
+
+    def _pack_latents(self, latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.task.unpacked.append(tuple(latents.shape))
+        return super()._pack_latents(latents, *args, **kwargs)  # type: ignore[misc]
+
+
+def _copy_class(kind: type) -> type:
+    return type(kind.__name__, (_Pipeline, kind), {"__module__": kind.__module__})
+
+
+def _stand_in(scheduler: Any) -> type:
+    kind = type(scheduler)
+    return type(kind.__name__, (_Scheduler, kind), {"__module__": kind.__module__})
+
+
+# ---- its parts ------------------------------------------------------------------------------------------------------
+
+
+def network_name(pipe: Any) -> str:
+    """The attribute that is a pipeline's denoising network; InputError for a pipeline without one."""
+    found = next((name for name in NETWORKS if isinstance(getattr(pipe, name, None), torch.nn.Module)), None)
+    return checks.given(
+        found,
+        f"the pipeline, a {type(pipe).__name__}, has no network: none of {', '.join(NETWORKS)} is one; load it with "
+        f"its network, or {_WRAP}.",
+    )
+
+
+def _modules(pipe: Any) -> dict[str, torch.nn.Module]:
+    return {name: part for name, part in vars(pipe).items() if isinstance(part, torch.nn.Module)}
+
+
+@contextmanager
+def text_encoders_on(pipe: Any, device: torch.device) -> Iterator[None]:
+    """The text encoders on a device inside, and on the CPU afterwards, so that their memory is the network's; where
+    accelerate's hooks place them, they are left to those."""
+    found = [m for k, m in _modules(pipe).items() if k.startswith("text_encoder") and not hasattr(m, "_hf_hook")]
+    if device.type == "cpu":
+        yield
+        return
+    for module in found:
+        module.to(device)
+    try:
+        yield
+    finally:
+        for module in found:
+            module.to("cpu")
+
+
+def _groups(timestep: torch.Tensor, lengths: torch.Tensor | None) -> list[list[int]]:
+    """The rows of a batch that share a level, and prompts of one length."""
+    keys: list[Any] = timestep.tolist()
+    if lengths is not None:
+        keys = list(zip(keys, map(tuple, lengths.tolist()), strict=True))
+    found: dict[Any, list[int]] = {}
+    for row, key in enumerate(keys):
+        found.setdefault(key, []).append(row)
+    return list(found.values())
+
+
+def _as_latents(output: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """A model output like the latents (B, …); pipelines that step a video's frames one by one have (B·F, C, H, W)."""
+    if output.shape == shape or len(shape) != 5 or output.ndim != 4:
+        return output
+    return output.reshape(shape[0], shape[2], -1, *shape[3:]).movedim(2, 1)
+
+
+def _image_shape(task: _Task, layout: Layout, name: str) -> tuple[int, ...]:
+    """(C, *spatial) of one sample. Of packed ones it is what they were before, without axes of one place (frames of
+    images) that the layout does not know."""
+    assert task.latents is not None
+    sample = tuple(task.latents.shape[1:])
+    if layout.is_plain:
+        return sample
+    for shape in (tuple(shape[1:]) for shape in task.unpacked):
+        for found in (shape, *(shape[:k] + shape[k + 1 :] for k, size in enumerate(shape) if size == 1)):
+            if _fits(layout, found, sample):
+                return found
+    raise InputError(
+        f"the samples of {name}, {sample}, do not come from images {task.unpacked} in layout {layout.name}; give "
+        "another layout=."
+    )
+
+
+def _fits(layout: Layout, shape: tuple[int, ...], sample: tuple[int, ...]) -> bool:
+    try:
+        return layout.sample_shape(shape) == sample
+    except InputError:
+        return False
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------------
+
+
+def _check_pipeline(pipe: Any, parameters: Mapping[str, Any]) -> None:
+    missing = [name for name in ("prepare_latents",) if not hasattr(type(pipe), name)]
+    if "prompt" in parameters and not hasattr(type(pipe), "encode_prompt"):
+        missing.append("encode_prompt")
+    if not hasattr(pipe.scheduler, "step"):
+        missing.append("scheduler.step")
+    if "prompt" not in parameters and "batch_size" not in parameters:
+        missing.append("an argument prompt or batch_size")
+    checks.refuse(
+        bool(missing),
+        f"the pipeline {type(pipe).__name__} has no {' and no '.join(missing)}, which its loop is run by; {_WRAP}.",
+    )
+
+
+def _check_call(pipe: Any, call: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    unknown = [name for name in call if name not in parameters]
+    checks.refuse(
+        bool(unknown),
+        f"{type(pipe).__name__} takes no {', '.join(unknown)}; give arguments of its __call__, such as "
+        f"{checks.listing([name for name in parameters if name not in ('self', *_OURS)], 8)}.",
+    )
+    ours = [name for name in call if name in _OURS]
+    checks.refuse(
+        bool(ours),
+        f"{', '.join(ours)} cannot be given here, where every image has its own; leave it out, and give prompts as "
+        "conditions (denoiser.prompts.encode).",
+    )
