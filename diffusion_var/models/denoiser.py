@@ -138,9 +138,10 @@ class Denoiser:
         variant: str | None = None,
         revision: str | None = None,
         autocast: torch.dtype | None = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
         unconditional: Any = None,
         allow_pickle: bool = False,
+        call: Mapping[str, Any] | None = None,
     ) -> Denoiser:
         """A diffusers pipeline, or a network with its scheduler, in a folder or on the hub.
 
@@ -151,17 +152,22 @@ class Denoiser:
             dtype: of the weights, e.g. torch.float16; None: as saved. Results have the dtype of x_t.
             variant: of the weight files, e.g. "fp16".
             revision: branch, tag or commit of a hub repository.
-            autocast, guidance_scale: see `Denoiser`.
+            autocast: see `Denoiser`.
+            guidance_scale: see `Denoiser`; None: no classifier-free guidance, and of a network that is told a scale
+                (FLUX.1-dev) its pipeline's own.
             unconditional: the condition that stands for none; by default the empty prompt's embedding, or DiT's null
                 label.
             allow_pickle: read .bin weights where there are no safetensors (with torch's weights_only=True).
+            call: arguments of the pipeline's call, such as height, width, num_frames and negative_prompt; see
+                `from_pipeline`, which whole pipelines are loaded through.
 
         Raises InputError for a missing folder or file, an unsupported network or scheduler, and configs that contradict
         each other.
         """
         from .pretrained.load import load  # which makes denoisers: one of the two circles that stay
 
-        return load(path, device, dtype, variant, revision, autocast, guidance_scale, unconditional, allow_pickle)
+        options = (device, dtype, variant, revision, autocast, guidance_scale, unconditional, allow_pickle, call)
+        return load(path, *options)
 
     @classmethod
     def from_pipeline(

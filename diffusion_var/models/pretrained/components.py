@@ -47,9 +47,16 @@ def load_component(
             "wrap it with Denoiser(callable, schedule, …)."
         )
     module, name = classes[kind].split(":")
+    return load_module(folder, part, getattr(import_module(module), name), dtype, allow_pickle)
+
+
+def load_module(
+    folder: ModelFolder, part: str, kind: Any, dtype: torch.dtype | None = None, allow_pickle: bool = False
+) -> Any:
+    """`load_component` of a class of diffusers."""
     options: dict[str, Any] = {} if dtype is None else {"torch_dtype": dtype}
     try:
-        network, info = getattr(import_module(module), name).from_pretrained(
+        network, info = kind.from_pretrained(
             folder.path / part,
             # None lets diffusers fall back to the pickled .bin, which it reads with weights_only=True.
             use_safetensors=None if allow_pickle else True,
@@ -59,18 +66,19 @@ def load_component(
             **options,
         )
     except Exception as error:  # what a class of diffusers makes of a config that makes no sense is not to be foreseen
-        raise InputError(_unloadable(folder, part, error, allow_pickle)) from error
+        raise InputError(unloadable(folder, part, error, allow_pickle)) from error
     # diffusers only warns of these, and leaves the missing weights random.
     unlike = sorted({*info["missing_keys"], *info["unexpected_keys"]})
     if unlike:
         raise InputError(
-            f"the weights of the {kind} in {folder.name} do not fit its config ({len(unlike)} are missing or unknown, "
-            f"{unlike[0]} among them); save the model again."
+            f"the weights of the {kind.__name__} in {folder.name} do not fit its config ({len(unlike)} are missing or "
+            f"unknown, {unlike[0]} among them); save the model again."
         )
     return network.eval().requires_grad_(False)
 
 
-def _unloadable(folder: ModelFolder, part: str, error: Exception, allow_pickle: bool) -> str:
+def unloadable(folder: ModelFolder, part: str, error: Exception, allow_pickle: bool) -> str:
+    """Why a part could not be loaded, in a sentence."""
     reason = printable((str(error).strip() or type(error).__name__).splitlines()[0], 200)
     path = folder.path / part
     if not allow_pickle and any(path.glob("*.bin")) and not any(path.glob("*.safetensors")):

@@ -138,6 +138,22 @@ def assemble(
     return denoiser
 
 
+def size_of_call(name: str, call: Mapping[str, Any], factor: int) -> tuple[int, int] | None:
+    """H and W of what a network works on, of the pictures' height and width; None where they are not given. InputError
+    for other arguments of a pipeline's call, which has no part in it."""
+    if not call:
+        return None
+    checks.refuse(
+        call.keys() != {"height", "width"},
+        f"of {name}, whose network is called without its pipeline's loop, height and width (both) can be given, but "
+        f"got {checks.listing(list(call))}; leave it out.",
+    )
+    sides = [checks.whole(side, call[side], least=1) for side in ("height", "width")]
+    wrong = any(side % factor for side in sides)
+    checks.refuse(wrong, f"height and width are {sides[0]} and {sides[1]}, but multiples of {factor} are expected.")
+    return sides[0] // factor, sides[1] // factor
+
+
 def _channels(name: str, config: Any, scheduler: Mapping[str, Any]) -> tuple[int, int]:
     """(C of the images, channels of an image beside them); refused are a learned range that only one of network and
     scheduler knows of, and networks that return more than that."""

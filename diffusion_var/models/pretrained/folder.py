@@ -40,6 +40,10 @@ class ModelFolder:
         path = self.path / part / file
         return read_json(path) if path.is_file() else None
 
+    def index(self) -> dict[str, Any]:
+        """What a pipeline folder says of its parts; empty where it is none."""
+        return self.config("", "model_index.json") or {}
+
     def network(self) -> tuple[str, dict[str, Any]]:
         """(sub-folder, config) of the network."""
         index = self.config("", "model_index.json")
@@ -89,6 +93,21 @@ def open_folder(
             f"there is no model folder at {path}; expected one that diffusers' save_pretrained wrote, or a hub id."
         )
     return ModelFolder(_fetch(str(path), revision, _patterns(variant, allow_pickle)), str(path), variant)
+
+
+def whole(folder: ModelFolder, path: str | Path, revision: str | None, allow_pickle: bool) -> ModelFolder:
+    """The folder with all parts of its pipeline: of a hub repository the rest is fetched."""
+    if expanded(path).is_dir() or str(path) in BUNDLED:
+        return folder
+    middle = f".{folder.variant}" if folder.variant else ""
+    files = ["model_index.json"]
+    for part in (name for name in folder.index() if not name.startswith("_")):
+        files += [f"{part}/*.{kind}" for kind in ("json", "txt", "model", "jinja")]
+        for stem in (_WEIGHTS, "model"):
+            files += [f"{part}/{stem}{middle}.safetensors", f"{part}/{stem}{middle}-0*.safetensors"]
+        if allow_pickle:
+            files += [f"{part}/{stem}{middle}*.bin" for stem in (_WEIGHTS, "pytorch_model")]
+    return ModelFolder(_fetch(str(path), revision, files), folder.name, folder.variant)
 
 
 def _patterns(variant: str | None, allow_pickle: bool) -> list[str]:

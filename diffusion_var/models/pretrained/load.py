@@ -8,18 +8,22 @@ condition) (see `direct`) are read one by one; of other networks the whole pipel
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ... import checks
 from ...errors import InputError
 from ..denoiser import Denoiser
 from .components import CODECS, NETWORKS, load_component
-from .direct import Told, assemble
-from .folder import ModelFolder, open_folder
+from .direct import Told, assemble, is_direct, size_of_call
+from .folder import ModelFolder, open_folder, whole
 from .latents import LatentCodec
+from .pipeline import from_pipeline, unguided
 from .prompts import PromptEncoder
+from .whole import load_pipeline
 
 
 def load(
@@ -29,18 +33,30 @@ def load(
     variant: str | None,
     revision: str | None,
     autocast: torch.dtype | None,
-    guidance_scale: float,
+    guidance_scale: float | None,
     unconditional: Any,
     allow_pickle: bool,
+    call: Mapping[str, Any] | None = None,
 ) -> Denoiser:
     """See `Denoiser.from_pretrained`."""
     folder = open_folder(path, revision, variant, allow_pickle)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     part, config = folder.network()
     told = Told.by(folder.scheduler(), folder.name)
+    if folder.index() and isinstance(config.get("_class_name"), str) and not is_direct(config):
+        checks.refuse(
+            unconditional is not None,
+            f"{folder.name} is run by its pipeline's own loop, which makes what stands for none of a negative prompt; "
+            "leave unconditional out, and give negative_prompt in the pipeline's call.",
+        )
+        pipe = load_pipeline(whole(folder, path, revision, allow_pickle), dtype, allow_pickle)
+        scale = unguided(pipe) if guidance_scale is None else guidance_scale
+        return from_pipeline(pipe, scale, device, autocast, None, call or {})
     network = load_component(folder, part, config, NETWORKS, dtype, allow_pickle).to(device)
     codec, prompts = _codec(folder, device, dtype, allow_pickle), _prompts(folder, device)
-    return assemble(network, told, codec, prompts, folder.name, device, autocast, guidance_scale, unconditional)
+    scale = 1.0 if guidance_scale is None else guidance_scale
+    size = size_of_call(folder.name, call or {}, 1 if codec is None else codec.factor)
+    return assemble(network, told, codec, prompts, folder.name, device, autocast, scale, unconditional, size)
 
 
 # ---- what comes along -----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from ...errors import InputError
 from ...unwrapping import device_of, unwrapped
 from ..denoiser import Denoiser
 from ..guidance import OwnGuidance
-from .direct import Told, assemble, is_direct
+from .direct import Told, assemble, is_direct, size_of_call
 from .latents import LatentCodec
 from .layout import Layout
 from .loop import PipelineLoop, network_name, text_encoders_on
@@ -57,9 +57,9 @@ def from_pipeline(
     chosen = device_of(network) if device is None else torch.device(device)
     codec = codec_of(pipe, chosen)
     if is_direct(network):
-        _check_direct_call(name, call, layout)
+        checks.refuse(layout is not None, f"the samples of {name} are images as they are; leave layout out.")
         scale = _default_scale(pipe) if guidance_scale is None else guidance_scale
-        prompts, size = _prompts(pipe, chosen), _size(pipe, call)
+        prompts, size = _prompts(pipe, chosen), size_of_call(name, call, 1 if codec is None else codec.factor)
         return assemble(network, told, codec, prompts, name, chosen, autocast, scale, size=size)
     loop = PipelineLoop(pipe, _with_guidance(pipe, guidance_scale, call), chosen, layout)
     denoiser = Denoiser(
@@ -124,6 +124,15 @@ def _with_scale(call: dict[str, Any], name: str, scale: float, negative: bool) -
     return call
 
 
+def unguided(pipe: Any) -> float | None:
+    """The guidance_scale that means no classifier-free guidance: 1, and the pipeline's default (None) where its network
+    is told the scale, or it takes none."""
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    config = dict(getattr(unwrapped(getattr(pipe, network_name(pipe))), "config", {}))
+    told = bool(config.get("guidance_embeds")) or not {"guidance_scale", "true_cfg_scale"} & {*parameters}
+    return None if told else 1.0
+
+
 def _default_scale(pipe: Any) -> float:
     found = inspect.signature(type(pipe).__call__).parameters.get("guidance_scale")
     return float(found.default) if found is not None and checks.is_number(found.default) else 1.0
@@ -137,16 +146,6 @@ def _prompts(pipe: Any, device: torch.device) -> PromptEncoder | None:
     if tokenizer is None or encoder is None:
         return None
     return PromptEncoder(Path(), device, held=(tokenizer, encoder), placed=lambda: text_encoders_on(pipe, device))
-
-
-def _size(pipe: Any, call: Mapping[str, Any]) -> tuple[int, int] | None:
-    if not call:
-        return None
-    factor = getattr(pipe, "vae_scale_factor", 1)
-    sides = [checks.whole(name, call.get(name), least=1) for name in ("height", "width")]
-    wrong = any(side % factor for side in sides)
-    checks.refuse(wrong, f"height and width are {sides}, but multiples of {factor} are expected.")
-    return sides[0] // factor, sides[1] // factor
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------
@@ -169,13 +168,3 @@ def _check_is_pipeline(pipe: Any) -> None:
         f"the pipeline {type(pipe).__name__} cannot be called, or its scheduler ({type(pipe.scheduler).__name__}) has "
         "no config; wrap its network by hand (dv.Denoiser(callable, schedule, …)).",
     )
-
-
-def _check_direct_call(name: str, call: Mapping[str, Any], layout: Any) -> None:
-    unknown = [key for key in call if key not in ("height", "width")]
-    checks.refuse(
-        bool(unknown) or len(call) == 1,
-        f"of {name}, whose network is called without its loop, only height and width (both) can be given, but got "
-        f"{checks.listing(list(call))}; leave them out.",
-    )
-    checks.refuse(layout is not None, f"the samples of {name} are images as they are; leave layout out.")
