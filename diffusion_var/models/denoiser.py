@@ -433,7 +433,8 @@ class Denoiser:
             "sigma_data": self.sigma_data if self.prediction in ("edm", "edm_v") else None,
         }
         if self.codec is not None and self.codec.common_scaling is not None:
-            facts["latent_scaling"] = list(self.codec.common_scaling)
+            scaling = self.codec.common_scaling
+            facts["latent_scaling"] = [list(part) if isinstance(part, tuple) else part for part in scaling]
         facts |= getattr(self.network, "facts", {})
         of_network = self._network_facts(beside, keep)
         facts |= of_network if self.classifier is None else self.classifier.facts(of_network)

@@ -10,6 +10,8 @@ asked for: weights are changed in ways that leave no trace (`.data`, moving aver
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,7 +37,7 @@ _COMPARED: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "guidance_scale": ("guidance scale", float),
     "classifier_scale": ("classifier scale", float),
     "embedded_guidance": ("guidance that the network is told", float),
-    "latent_scaling": ("latent scaling", tuple),
+    "latent_scaling": ("latent scaling", lambda scaling: shown_scaling(scaling)),
 }
 #: What tells a network besides the digest of its weights, by the names that a table's file has.
 NETWORK_FACTS = ("precision", "rounded", "probe", "classifier_scale", "embedded_guidance")
@@ -85,6 +87,15 @@ class ModelIdentity:
         names = {"settings": "settings of the network's modules", "probe": "output of the network"}
         told = {names.get(k, k): fact for k, fact in self.facts.items() if k not in ("precision", "rounded")}
         return {"network": None, **told, "schedule": self.schedule.digest}
+
+
+def shown_scaling(scaling: Any) -> Any:
+    """The scaling of latents, (scale, shift), as messages have it; of scales by channel a digest."""
+    if not any(isinstance(part, list | tuple) for part in scaling):
+        return tuple(scaling)
+    numbers = [[float(x) for x in part] for part in scaling]
+    digest = hashlib.sha256(json.dumps(numbers).encode()).hexdigest()[:12]
+    return f"{len(numbers[0])} by channel (digest {digest}, the first {numbers[0][0]:.4g})"
 
 
 def network_facts(

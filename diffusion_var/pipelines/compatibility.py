@@ -14,7 +14,7 @@ from ..files import expanded
 from ..hub import fetch_file
 from ..models.identity import ModelIdentity, network_facts
 from ..models.pretrained.conventions import clip_of, prediction_of
-from ..models.pretrained.latents import common_scaling
+from ..models.pretrained.latent_form import LatentForm
 from ..process.diffusers_configs import SUPPORTED, config_of, family_of, schedule_of
 from ..unwrapping import unwrapped
 from ..variance.table import VarianceTable
@@ -59,8 +59,7 @@ def check_pipeline(table: VarianceTable, pipe: Any, network: torch.nn.Module | N
         facts = network_facts(network, table.schedule, table.shape or (), beside=mine)
     codecs = (getattr(pipe, name, None) for name in ("vae", "vqvae"))
     if (codec := next((codec for codec in codecs if codec is not None), None)) is not None:
-        bare = unwrapped(codec)
-        scaling = common_scaling(bare.config, type(bare).__name__)
+        scaling = LatentForm.of(codec).common_scaling
         facts |= {} if scaling is None else {"latent_scaling": scaling}
     if unlike := mine.mismatch(ModelIdentity(table.schedule, facts), "the table", "the pipeline"):
         raise InputError(

@@ -12,6 +12,7 @@ from typing import Any
 from ..cards import CARD, card_text, facts_table
 from ..files import expanded, make_folder, write_atomic
 from ..hub import fetch_file, push_folder
+from .summary import scale_text
 
 FILE = "variance_table.safetensors"
 
@@ -31,7 +32,7 @@ def model_card(table: Any, model: str | None = None, data: str | None = None, li
         "shape, prediction, clipping": f"{table.shape}, {table.prediction}, {table.clip}",
         "schedule": f"N = {schedule.num_steps}, log-SNR {schedule.log_snr[1]:.4g} to {schedule.log_snr[-1]:.4g}",
         "guidance scale": f"{table.guidance_scale:g}" if table.guidance_scale != 1.0 else "none",
-        "latents": "none" if table.latent_scaling is None else f"scaled by {table.latent_scaling[0]:g}",
+        "latents": "none" if table.latent_scaling is None else f"scaled by {scale_text(table.latent_scaling)}",
         "data": _data(table, data),
         "conditions": _conditions(table),
         "network evaluations": f"{table.evaluations:,} at {len(table.indices)} indices, seed {table.seed}",

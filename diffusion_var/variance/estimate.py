@@ -396,7 +396,8 @@ class _Run:
 
 
 def _pair(values: Any) -> Any:
-    return None if values is None else tuple(values)
+    """(scale, shift), each a number or a tuple of them by channel."""
+    return None if values is None else tuple(tuple(x) if isinstance(x, list) else x for x in values)
 
 
 def _versions() -> dict[str, str]:

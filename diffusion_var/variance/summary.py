@@ -13,6 +13,12 @@ _SHORTFALLS = 5
 _OTHERS: tuple[Estimator, ...] = ("score_norm", "data_variance")
 
 
+def scale_text(scaling: Any) -> str:
+    """The scale of latents, in short."""
+    scale = scaling[0]
+    return f"{min(scale):g} to {max(scale):g} by channel" if isinstance(scale, tuple) else f"{scale:g}"
+
+
 def summarise(table: Any, lines: int = 12) -> str:
     """Where the table comes from, and the posterior standard deviation at about `lines` of its indices."""
     network = (table.network or "unknown")[:12]
@@ -23,7 +29,7 @@ def summarise(table: Any, lines: int = 12) -> str:
         f"model: shape {table.shape}, prediction {table.prediction}, clip {table.clip}, network {network}"
         + (f", guidance scale {table.guidance_scale:g}" if table.guidance_scale != 1.0 else "")
         + (f", classifier scale {classifier:g}" if classifier is not None else "")
-        + (f", latents scaled by {table.latent_scaling[0]:g}" if table.latent_scaling is not None else ""),
+        + (f", latents scaled by {scale_text(table.latent_scaling)}" if table.latent_scaling is not None else ""),
     ]
     if table.data is None:
         return "\n".join([*head, "made from published moments: score_norm only, no errors known"])

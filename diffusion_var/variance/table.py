@@ -42,7 +42,7 @@ class VarianceTable:
         network: digest of the weights, or None.
         network_facts: what else tells the network, see `models.identity.network_facts`; None in files made before.
         guidance_scale: w of classifier-free guidance that the mean had; 1 without.
-        latent_scaling: (scale, shift) of the autoencoder, for latents.
+        latent_scaling: (scale, shift) of the autoencoder, for latents; numbers, or tuples of them by channel.
         indices, counts: measured indices (ascending) and Monte Carlo draws at each.
         moments: by structure name; "isotropic" is always there.
         data: statistics of the data, or None.
@@ -63,7 +63,7 @@ class VarianceTable:
     data_range: tuple[float, float] | None = None
     network: str | None = None
     guidance_scale: float = 1.0
-    latent_scaling: tuple[float, float] | None = None
+    latent_scaling: tuple[Any, Any] | None = None
     data: DataStatistics | None = None
     seed: int | None = None
     tolerance: float | None = None

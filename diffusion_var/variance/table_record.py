@@ -31,6 +31,7 @@ Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1, max_length=256)]
 Pair = tuple[float, float]
+Numbers = Annotated[tuple[float, ...], Field(min_length=1)]
 
 
 class ScheduleRecord(Record):
@@ -74,7 +75,7 @@ class TableRecord(Record):
     data_range: Pair | None
     network: Text | None
     guidance_scale: float = 1.0
-    latent_scaling: Pair | None = None
+    latent_scaling: Pair | tuple[Numbers, Numbers] | None = None
     data: DataRecord | None
     seed: int | None
     tolerance: Annotated[float, Field(gt=0)] | None
@@ -89,8 +90,10 @@ class TableRecord(Record):
             raise ValueError(f"structures are isotropic and others of {', '.join(STRUCTURE_NAMES)}, each once")
         if any(pair is not None and not pair[0] < pair[1] for pair in (self.clip, self.data_range)):
             raise ValueError("a range has its lower end first")
-        if self.latent_scaling is not None and self.latent_scaling[0] == 0.0:
-            raise ValueError("the scale of latents is not 0")
+        scale, shift = self.latent_scaling or (1.0, 0.0)
+        scales, shifts = (part if isinstance(part, tuple) else (part,) for part in (scale, shift))
+        if 0.0 in scales or len(scales) != len(shifts):
+            raise ValueError("the scale of latents is not 0, and by channel where the shift is")
         if (self.data is None) != (self.shape is None):
             raise ValueError("data and shape are known together, or neither is")
         return self

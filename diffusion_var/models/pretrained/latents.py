@@ -2,14 +2,14 @@
 
     z = (encoder mean − shift) · scale        image = decoder(z/scale + shift)
 
-`scale` and `shift` are the autoencoder's scaling_factor and shift_factor. The encoder's mean (not a random draw from
+`scale` and `shift` are numbers, or one for each channel (see `latent_form`). The encoder's mean (not a random draw from
 its posterior) is used, so that an image has one latent. VQ models encode to their unquantised latents and quantise
-when decoding (latent diffusion, arXiv:2112.10752).
+when decoding (latent diffusion, arXiv:2112.10752). Autoencoders of videos see an image as a video of one frame, those
+of images a video as its frames.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
@@ -18,28 +18,15 @@ from typing import Any
 import torch
 
 from ...errors import InputError
-from ...process.diffusers_configs import number
 from ...randomness import generator, normal
-from ...unwrapping import unwrapped
 from ..fingerprint import precision_of, weights_fingerprint
 from ..network_use import NetworkUse, failing
 from ..probe import probed
+from .latent_form import ByChannel, LatentForm, common_scaling
 
-_SCALED_ALREADY = ("AutoencoderTiny",)
+__all__ = ["IMAGE_RANGE", "LatentCodec", "common_scaling"]
 #: The range of the images that autoencoders take and give.
 IMAGE_RANGE = (-1.0, 1.0)
-
-
-def latent_scaling(config: Mapping[str, Any], kind: str | None = None) -> tuple[float, float]:
-    """(scale, shift) of the config of an autoencoder of class `kind`; where it does not say, the class's default."""
-    shift = number(config, "shift_factor", 0.0) if config.get("shift_factor") is not None else 0.0
-    return number(config, "scaling_factor", 1.0 if kind in _SCALED_ALREADY else 0.18215), shift
-
-
-def common_scaling(config: Mapping[str, Any], kind: str | None) -> tuple[float, float] | None:
-    """`latent_scaling`, where it tells latents from others: None for AutoencoderTiny, which is distilled to give the
-    latents of an AutoencoderKL as they are after its scaling."""
-    return None if kind in _SCALED_ALREADY else latent_scaling(config, kind)
 
 
 class LatentCodec:
@@ -49,26 +36,26 @@ class LatentCodec:
         load: makes the autoencoder (AutoencoderKL, AutoencoderTiny or VQModel), on the CPU.
         config: its config.
         device: where it runs.
+        form: what its latents are like; None: as its config says.
 
     What it raises is a `NetworkError`.
     """
 
-    def __init__(self, load: Callable[[], Any], config: dict[str, Any], device: torch.device) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Any],
+        config: Mapping[str, Any],
+        device: torch.device,
+        form: LatentForm | None = None,
+    ) -> None:
         self._load, self.device, self._use = load, device, NetworkUse()
-        kind = config.get("_class_name")
-        self.scale, self.shift = latent_scaling(config, kind)
-        self.common_scaling = common_scaling(config, kind)
-        self.image_channels = int(config.get("in_channels", 3))
-        levels = config.get("encoder_block_out_channels" if kind in _SCALED_ALREADY else "block_out_channels", (64,))
-        self.factor = 2 ** (len(levels) - 1)
-        if not (math.isfinite(self.scale) and self.scale != 0):
-            raise InputError(f"the autoencoder's scaling_factor is {self.scale}, but it must be finite and not 0.")
+        self.form = LatentForm.of_config(config) if form is None else form
+        self.factor = self.form.factor * self.form.patch
 
     @classmethod
     def of(cls, network: Any, device: torch.device) -> LatentCodec:
-        """The codec of a loaded autoencoder."""
-        bare = unwrapped(network)
-        return cls(lambda: network, {**bare.config, "_class_name": type(bare).__name__}, device)
+        """The codec of a loaded autoencoder, of any kind."""
+        return cls(lambda: network, {}, device, LatentForm.of(network))
 
     @cached_property
     def network(self) -> Any:
@@ -82,7 +69,8 @@ class LatentCodec:
 
     def probe(self) -> dict[str, Any] | None:
         """What its encoder does, as `measured` numbers; None where it cannot be told."""
-        shape = (1, self.image_channels, 8 * self.factor, 8 * self.factor)
+        small = {1: (1, 8), 2: (1, 8, 8), 3: (1, 1, 8, 8)}[self.form.axes]
+        shape = (1, *self.image_shape(small))
 
         def latents(images: Sequence[int]) -> torch.Tensor:
             noise = [normal(generator(0, "probe of an encoder", k), *shape) for k in images]
@@ -91,13 +79,18 @@ class LatentCodec:
         return probed(self.network, latents, [0], list(shape), precision_of(self.network), hooks=False)
 
     @property
-    def scaling(self) -> tuple[float, float]:
+    def scaling(self) -> tuple[ByChannel, ByChannel]:
         """(scale, shift) of its latents."""
-        return self.scale, self.shift
+        return self.form.scale, self.form.shift
+
+    @property
+    def common_scaling(self) -> tuple[ByChannel, ByChannel] | None:
+        """See `LatentForm`."""
+        return self.form.common_scaling
 
     def image_shape(self, latent_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """(C, H, W) of the images that have latents of this shape."""
-        return self.image_channels, latent_shape[1] * self.factor, latent_shape[2] * self.factor
+        """(C, *spatial) of the images, videos or sounds that have latents of this shape."""
+        return self.form.image_shape(latent_shape)
 
     def evaluating(self) -> AbstractContextManager[None]:
         """The autoencoder in evaluation mode, for a run of many batches."""
@@ -105,7 +98,7 @@ class LatentCodec:
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) in [-1, 1] to latents (B, c, h, w), float32 on the CPU."""
+        """(B, C, *spatial) in [-1, 1] to latents (B, c, *spatial), float32 on the CPU."""
         with self._called(f"to encode a batch of {len(images)}", images):
             return self._latents(images)
 
@@ -115,23 +108,72 @@ class LatentCodec:
             yield
 
     def _latents(self, images: torch.Tensor) -> torch.Tensor:
-        found = self.network.encode(images.to(self.device, self.network.dtype, copy=True))  # it may write into them
-        raw: torch.Tensor = found.latents if hasattr(found, "latents") else found.latent_dist.mode()
-        return ((raw.float() - self.shift) * self.scale).cpu()
+        given = images.to(self.device, self.network.dtype, copy=True)  # it may write into them
+        found = self.network.encode(self._shown(given))
+        name = next((name for name in ("latents", "latent") if hasattr(found, name)), None)
+        raw = self._seen(found.latent_dist.mode() if name is None else getattr(found, name), images)
+        if self.form.patch > 1:
+            raw = torch.nn.functional.pixel_unshuffle(raw, self.form.patch)
+        scale, shift = (_by_channel(value, raw) for value in self.scaling)
+        latents: torch.Tensor = (raw.float() - shift) * scale
+        return latents.cpu()
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, batch_size: int = 8) -> torch.Tensor:
-        """Latents (B, c, h, w) to images (B, C, H, W) in [-1, 1], float32 on the CPU."""
-        if not isinstance(latents, torch.Tensor) or latents.ndim != 4 or len(latents) == 0 or batch_size < 1:
+        """Latents (B, c, *spatial) to images (B, C, *spatial), float32 on the CPU; pictures are cut to [-1, 1]."""
+        if not isinstance(latents, torch.Tensor) or not self._fits(latents) or len(latents) == 0 or batch_size < 1:
             found = tuple(latents.shape) if hasattr(latents, "shape") else type(latents).__name__
             raise InputError(
-                f"latents are {found} and batch_size={batch_size}, but a tensor (B, c, h, w) of at least one latent, "
+                f"latents are {found} and batch_size={batch_size}, but a tensor {self._form} of at least one latent, "
                 "and at least 1, are expected."
             )
         parts = []
         for start in range(0, len(latents), batch_size):
-            z = latents[start : start + batch_size].to(self.device).float() / self.scale + self.shift
+            z = latents[start : start + batch_size].to(self.device).float()
+            scale, shift = (_by_channel(value, z) for value in self.scaling)
+            z = z / scale + shift
             with self._called(f"to decode a batch of {len(z)}", z):
-                images = self.network.decode(z.to(self.network.dtype)).sample
-            parts.append(images.float().clamp(*IMAGE_RANGE).cpu())
+                images = self._decoded(z)
+            cut = images.float() if self.form.axes == 1 else images.float().clamp(*IMAGE_RANGE)
+            parts.append(cut.cpu())
         return torch.cat(parts)
+
+    def _decoded(self, z: torch.Tensor) -> torch.Tensor:
+        if self.form.patch > 1:
+            z = torch.nn.functional.pixel_shuffle(z, self.form.patch)
+        given = self._shown(z.to(self.network.dtype))
+        levels = (torch.zeros(len(given), device=given.device, dtype=given.dtype),) if self.form.told_timestep else ()
+        return self._seen(self.network.decode(given, *levels).sample, z)
+
+    # ---- images and videos --------------------------------------------------------------------------------------
+
+    def _fits(self, latents: torch.Tensor) -> bool:
+        axes, of = latents.ndim - 2, self.form.axes
+        return axes == of or {axes, of} == {2, 3}
+
+    @property
+    def _form(self) -> str:
+        return {1: "(B, c, l)", 2: "(B, c, h, w)", 3: "(B, c, f, h, w)"}[self.form.axes]
+
+    def _shown(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, *spatial) with as many axes as the autoencoder works on."""
+        if self.form.axes == 3 and x.ndim == 4:
+            return x.unsqueeze(2)
+        if self.form.axes == 2 and x.ndim == 5:
+            return x.movedim(2, 1).flatten(0, 1)
+        return x
+
+    def _seen(self, out: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """What it returned, with as many axes as it was given."""
+        if self.form.axes == 3 and like.ndim == 4:
+            return out.squeeze(2)
+        if self.form.axes == 2 and like.ndim == 5:
+            return out.reshape(len(like), like.shape[2], *out.shape[1:]).movedim(1, 2)
+        return out
+
+
+def _by_channel(value: ByChannel, like: torch.Tensor) -> Any:
+    """A number, or numbers of channels that broadcast to latents."""
+    if not isinstance(value, tuple):
+        return value
+    return torch.tensor(value, dtype=torch.float32, device=like.device).view(-1, *(1,) * (like.ndim - 2))

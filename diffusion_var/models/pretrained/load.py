@@ -43,7 +43,8 @@ def load(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     part, config = folder.network()
     told = Told.by(folder.scheduler(), folder.name)
-    if folder.index() and isinstance(config.get("_class_name"), str) and not is_direct(config):
+    listed = folder.index().get(part)
+    if isinstance(listed, list) and config.get("_class_name") in listed[1:] and not is_direct(config):
         checks.refuse(
             unconditional is not None,
             f"{folder.name} is run by its pipeline's own loop, which makes what stands for none of a negative prompt; "

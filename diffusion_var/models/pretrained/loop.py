@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -181,10 +182,15 @@ class PipelineLoop(torch.nn.Module):
         task.said = None if said is None or self.record is None else self.record.calls(said, task.device)
         whole = self._called(task)
         run = inspect.unwrap(type(self.pipe).__call__)  # without the no_grad around it: gradients may pass
+        log = logging.getLogger(type(self.pipe).__module__)
+        level = log.level
+        log.setLevel(logging.ERROR)  # of its warnings of the call, one at the first run is enough
         try:
             run(whole, **self._arguments(batch, task.device))
         except _Stop:
             return task
+        finally:
+            log.setLevel(level)
         raise InputError(f"{self._name} ended without a step of its scheduler; {_WRAP}.")
 
     def _said_of(self, prompts: list[str], device: torch.device) -> list[Any]:

@@ -25,7 +25,8 @@ _LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 def load_pipeline(folder: ModelFolder, dtype: torch.dtype | None, allow_pickle: bool) -> Any:
     """The pipeline of a folder with a model_index.json, on the CPU.
 
-    Raises InputError for a class that is not diffusers', and parts that are missing, damaged or do not fit their config.
+    Raises InputError for a class that is not diffusers', and parts that are missing or damaged, or do not fit their
+    config.
     """
     import diffusers
 
