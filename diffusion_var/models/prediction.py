@@ -35,6 +35,8 @@ from ..process.level import NoiseLevel
 from ..process.schedule import NoiseSchedule
 
 Prediction = Literal["epsilon", "sample", "v_prediction", "flow", "score", "edm", "edm_v", "previous_x"]
+#: Those that networks are trained in here.
+TrainedPrediction = Literal["epsilon", "v_prediction", "flow"]
 #: Those that say nothing of x_0 where α = 0.
 _NEED_SIGNAL: tuple[Prediction, ...] = ("epsilon", "score", "edm", "edm_v")
 
@@ -71,6 +73,13 @@ def network_input(prediction: Prediction, x_t: torch.Tensor, alpha: Any, sigma: 
         return x_t
     scaled: torch.Tensor = x_t * (sigma * sigma + (alpha * sigma_data) ** 2) ** -0.5
     return scaled
+
+
+def network_target(prediction: TrainedPrediction, x_0: torch.Tensor, eps: torch.Tensor, alpha: Any, sigma: Any) -> Any:
+    """F, what a network of this prediction type should return: the image and the noise as one. See the module."""
+    if prediction == "epsilon":
+        return eps
+    return eps - x_0 if prediction == "flow" else alpha * eps - sigma * x_0
 
 
 def eps_of_mean(x_t: torch.Tensor, mean: torch.Tensor, alpha: Any, sigma: Any) -> torch.Tensor:

@@ -15,6 +15,8 @@ denoiser = dv.Denoiser.from_pretrained("THIS_FOLDER")                   # or dif
 table = dv.estimate(denoiser, images)                                   # of images that it was not trained on
 samples = dv.Sampler(denoiser, dv.Analytic(table, structure="dct"), steps=10, eta=0.0).sample(16)
 ```"""
+#: What the network returns.
+_PREDICTS = {"epsilon": "ε", "v_prediction": "F = α ε − σ x_0", "flow": "F = ε − x_0"}
 _USE_HEAD = """```python
 import diffusion_var as dv
 
@@ -26,9 +28,10 @@ samples = dv.Sampler(denoiser, head, steps=10).sample(16)
 
 def network_card(record: Mapping[str, Any], license: str | None = None) -> str:
     """Of a folder of train-unet: a `DDPMPipeline`, and a head where one was trained with it."""
-    head = record.get("head")
+    head, prediction = record.get("head"), record.get("prediction", "epsilon")
+    loss = "ε̂ − ε" if prediction == "epsilon" else "F̂ − F"
     facts = {
-        "network": f"UNet2DModel, {record['parameters']:,} parameters, predicts ε",
+        "network": f"UNet2DModel, {record['parameters']:,} parameters, predicts {_PREDICTS[prediction]}",
         **({"variances": "learned range (2C channels)"} if record.get("learned_range") else {}),
         **({"head": f"{head}, trained with it (head.safetensors, table.safetensors)"} if head else {}),
         **_data(record),
@@ -39,7 +42,7 @@ def network_card(record: Mapping[str, Any], license: str | None = None) -> str:
         "licence": license or "not stated",
     }
     body = (
-        "An unconditional diffusion model, its weights averaged over training. Losses are E‖ε̂ − ε‖² per dimension, "
+        f"An unconditional diffusion model, its weights averaged over training. Losses are E‖{loss}‖² per dimension, "
         "averaged over the noise levels; loss.csv has their curve, training.json every setting.\n\n"
         f"{facts_table(facts)}\n\n{_USE_NETWORK}"
     )

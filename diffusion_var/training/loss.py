@@ -1,4 +1,5 @@
-"""The simple loss E‖ε̂ − ε‖² over n ~ U{1…N} (DDPM, arXiv:2006.11239, eq. 14), for training and for measuring."""
+"""The simple loss E‖ε̂ − ε‖² over n ~ U{1…N} (DDPM, arXiv:2006.11239, eq. 14), for training and for measuring; of
+networks that predict another F than ε, E‖F̂ − F‖² (velocities: arXiv:2202.00512, rectified flow: arXiv:2209.03003)."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import torch
 from ..data.containers import item_at, stacked
 from ..data.images import to_float
 from ..errors import InputError
+from ..models.prediction import TrainedPrediction, network_target
 from ..process.schedule import NoiseSchedule
 from ..randomness import generator, normal
 
@@ -21,20 +23,23 @@ class NoisyBatch:
     """What a loss is computed from.
 
     Attributes:
-        x_0, eps: images and noise, (B, C, H, W) float32 on the CPU.
+        x_0: images, (B, C, H, W) float32 on the CPU.
+        eps: the noise in x_t, likewise.
+        target: what the network should return, likewise: ε itself, or another F of `models.prediction`.
         n: (B,) their indices.
         output: the network's at x_t, (B, C or 2C, H, W) float32, on its device.
     """
 
     x_0: torch.Tensor
     eps: torch.Tensor
+    target: torch.Tensor
     n: torch.Tensor
     output: torch.Tensor
 
     def simple_loss(self) -> torch.Tensor:
-        """‖ε̂ − ε‖² averaged over the batch; ε̂ is the first half of 2C channels."""
-        eps = self.eps.to(self.output.device)
-        return torch.nn.functional.mse_loss(self.output[:, : eps.shape[1]], eps)
+        """‖F̂ − F‖² averaged over the batch; F̂ is the first half of 2C channels."""
+        target = self.target.to(self.output.device)
+        return torch.nn.functional.mse_loss(self.output[:, : target.shape[1]], target)
 
 
 def simple_loss(
@@ -44,9 +49,11 @@ def simple_loss(
     stream: np.random.Generator,
     n: torch.Tensor | None = None,
     share: slice = slice(None),
+    *,
+    prediction: TrainedPrediction = "epsilon",
 ) -> torch.Tensor:
-    """‖ε̂ − ε‖² averaged over a `noisy_batch`."""
-    return noisy_batch(network, x_0, schedule, stream, n, share).simple_loss()
+    """‖F̂ − F‖² averaged over a `noisy_batch`; F is ε by default."""
+    return noisy_batch(network, x_0, schedule, stream, n, share, prediction).simple_loss()
 
 
 def noisy_batch(
@@ -56,6 +63,7 @@ def noisy_batch(
     stream: np.random.Generator,
     n: torch.Tensor | None = None,
     share: slice = slice(None),
+    prediction: TrainedPrediction = "epsilon",
 ) -> NoisyBatch:
     """The network's output for a batch (B, C, H, W) at random indices, or at the given n (B,).
 
@@ -66,7 +74,8 @@ def noisy_batch(
     timestep = schedule.timesteps(n, len(n)).float()
     device = next(network.parameters()).device
     out = network((alpha * x_0 + sigma * eps).to(device), timestep.to(device)).sample
-    return NoisyBatch(x_0, eps, n, out.float())
+    target = network_target(prediction, x_0, eps, alpha, sigma)
+    return NoisyBatch(x_0, eps, target, n, out.float())
 
 
 def drawn_noise(

@@ -1,5 +1,5 @@
-"""Training an ε-predicting UNet by the simple loss (see `loss`), with a learned range by the hybrid one
-(`hybrid_loss`), or together with a head (`joint`).
+"""Training a UNet of ε, of velocities or of a flow by the simple loss (see `loss`), one of ε also with a learned range
+by the hybrid loss (`hybrid_loss`), or together with a head (`joint`).
 
 The weights that are returned are the exponential moving average of those that were trained. Every random number comes
 from (seed, purpose, step), so that a run can be repeated, and continued exactly from a checkpoint; dropout's come from
@@ -27,6 +27,7 @@ from ..data.containers import by_position
 from ..errors import NumericalError
 from ..models.heads import HeadKind, HeadNetwork
 from ..models.network_use import keeping_modes
+from ..models.prediction import TrainedPrediction, check_prediction
 from ..process.schedule import NoiseSchedule
 from ..randomness import generator
 from .hybrid_loss import hybrid_loss, levels_held, step_coefficients
@@ -52,6 +53,7 @@ class UNetTraining:
         mixed_precision: dtype of the forward pass.
         flip: mirror half of the images left to right.
         evaluate_every: steps between entries of the loss curve, which is of the simple loss.
+        prediction: what the network learns to return, "epsilon", "v_prediction" or "flow"; see `models.prediction`.
         learned_range: the network has 2C channels and learns the range of its variances too.
         head: target of a head that is trained together with the network, "npr", "sn" or "ocm" (see `joint`), or None.
         head_kind: its size, see `HeadNetwork`.
@@ -70,6 +72,7 @@ class UNetTraining:
     flip: bool = False
     evaluate_every: int = 500
     seed: int = 0
+    prediction: TrainedPrediction = "epsilon"
     learned_range: bool = False
     head: str | None = None
     head_kind: HeadKind = "simple"
@@ -86,6 +89,11 @@ class UNetTraining:
         checks.number("ema_decay", self.ema_decay, "at least 0 and below 1", least=0.0, most=below_1)
         wrong = self.mixed_precision not in ("no", "bf16")
         checks.refuse(wrong, f'mixed_precision is {self.mixed_precision!r}; expected "no" or "bf16".')
+        checks.one_of("prediction", self.prediction, get_args(TrainedPrediction))
+        if self.prediction != "epsilon":
+            extra = "learned_range" if self.learned_range else "head" if self.head is not None else None
+            only = f"{extra} is trained with epsilon only, but prediction is {self.prediction}; leave one of them out."
+            checks.refuse(extra is not None, only)
         checks.positive("head_weight", self.head_weight)
         if self.head is not None:
             checks.one_of("head", self.head, tuple(PUBLISHED_TARGETS))
@@ -132,7 +140,7 @@ def train_unet(
     report_to: Any = None,
     logs: str | Path | None = None,
 ) -> TrainingResult:
-    """Train an ε-predicting diffusers UNet, on the device and in as many processes as Accelerate finds.
+    """Train a diffusers UNet, on the device and in as many processes as Accelerate finds.
 
     Args:
         network: called as network(x_t, timestep).sample, C channels, or 2C for a learned range; trained in place.
@@ -148,6 +156,7 @@ def train_unet(
     finite.
     """
     trackers = Trackers(report_to, logs, vars(settings))
+    check_prediction(settings.prediction, schedule)
     images = by_position(images)
     held_out = None if held_out is None else by_position(held_out, "held_out")
     checks.refuse(len(images) == 0, "there are no images to train on; pass at least one.")
@@ -182,7 +191,8 @@ class _Run:
         pixels = float_images(images, spread(len(images), FINGERPRINT_IMAGES))
         wrong = pixels.ndim != 4
         checks.refuse(wrong, f"an image has shape {tuple(pixels.shape[1:])}; expected (C, H, W): reshape the images.")
-        self.loss: Callable[..., torch.Tensor] = simple_loss
+        self.simple_loss: Callable[..., torch.Tensor] = partial(simple_loss, prediction=settings.prediction)
+        self.loss = self.simple_loss
         if settings.learned_range:
             self.loss = partial(hybrid_loss, coefficients=step_coefficients(schedule), levels=levels_held(pixels))
         network.to(self.device)
@@ -204,7 +214,8 @@ class _Run:
         self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
         self.identity = {
             **{k: v for k, v in vars(settings).items() if settings.head is not None or not k.startswith("head")},
-            "schedule": schedule.digest,
+            # The checkpoints of before there was a prediction have no entry of it, and are of ε.
+            "schedule": schedule.digest + ("" if settings.prediction == "epsilon" else f" ({settings.prediction})"),
             "images": len(images),
             "fingerprint of the images": _fingerprint(pixels),
             **({} if groups is None else {"groups of the head": groups}),
@@ -266,7 +277,7 @@ class _Run:
         if not self.accelerator.is_main_process:
             return ""
         network, losses = self.averaged(), []
-        measured: list[Callable[..., torch.Tensor]] = [simple_loss]
+        measured: list[Callable[..., torch.Tensor]] = [self.simple_loss]
         if isinstance(network, JointNetwork):
             measured.append(partial(_of_head, target=network.target))
         for loss in measured:

@@ -11,6 +11,7 @@ import diffusion_var as dv
 from diffusion_var.data.images import to_float
 from diffusion_var.errors import InputError, NumericalError
 from diffusion_var.randomness import generator
+from diffusion_var.resume import Checkpoint
 from diffusion_var.training.loop import share_of
 from diffusion_var.training.loss import evaluation_loss, float_images, simple_loss, spread
 from diffusion_var.training.unet import UNetTraining, train_unet
@@ -52,6 +53,54 @@ def test_trained_weights_approach_the_closed_form() -> None:
     assert evaluation_loss(result.network, images, SCHEDULE) == pytest.approx(
         evaluation_loss(oracle, images, SCHEDULE), rel=5e-3
     )
+
+
+@pytest.mark.parametrize("prediction", ["flow", "v_prediction"])
+def test_networks_of_flows_and_velocities_approach_theirs(prediction: str) -> None:
+    """For x_0 ~ N(0, v), with w = x_t/(α² v + σ²): E[ε − x_0|x_t] = (σ − α v) w, E[α ε − σ x_0|x_t] = ασ(1 − v) w.
+    A grid of 100 even levels has timesteps that are indices, 100 t = n: they are moved by one for the weights."""
+    variance = 0.25
+    images = 0.5 * torch.from_numpy(generator(1, "data").standard_normal((4000, 1, 4, 4))).float()
+    flow = dv.NoiseSchedule.flow(100, timestep_scale=100.0)
+    schedule = dv.NoiseSchedule(flow.alpha, flow.sigma, flow.timestep - 1) if prediction == "flow" else SCHEDULE
+    settings = UNetTraining(1000, learning_rate=5e-2, weight_decay=0.0, warmup_steps=10, prediction=prediction)  # type: ignore[arg-type]
+    result = train_unet(Linear(), images, schedule, settings, progress=False)
+    alpha, sigma = schedule.alpha[1:], schedule.sigma[1:]
+    says = sigma - alpha * variance if prediction == "flow" else alpha * sigma * (1 - variance)
+    expected = says / (alpha**2 * variance + sigma**2)
+    weight = result.network.weight.detach().numpy()  # type: ignore[union-attr]
+    assert np.abs(weight - expected).max() < 0.1
+    # The loss is that of F, and the mean that a denoiser makes of it is E[x_0|x_t].
+    network = Linear()
+    network.weight.data = torch.from_numpy(expected).float()
+    mean = alpha * variance / (alpha**2 * variance + sigma**2)
+    denoiser = dv.Denoiser(network, schedule, prediction, (1, 4, 4), clip=None, data_range=None)
+    for n in (1, 40, 100):
+        torch.testing.assert_close(denoiser(images[:2], n).mean, mean[n - 1] * images[:2], rtol=1e-5, atol=1e-6)
+
+
+def test_a_flow_has_no_learned_range_and_no_head_and_needs_no_signal() -> None:
+    for extra in ({"learned_range": True}, {"head": "npr"}):
+        with pytest.raises(InputError, match="is trained with epsilon only, but prediction is flow"):
+            UNetTraining(1, prediction="flow", **extra)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="prediction"):
+        UNetTraining(1, prediction="sample")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="zero terminal SNR"):
+        train(schedule=dv.NoiseSchedule.flow(100))
+
+
+def test_a_checkpoint_without_a_prediction_is_of_epsilon(tmp_path, monkeypatch) -> None:
+    """Those of before there were others."""
+    init = Checkpoint.__init__
+    old = lambda self, path, form, identity, seconds: init(  # noqa: E731
+        self, path, form, {k: v for k, v in identity.items() if k != "prediction"}, seconds
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "__init__", old)
+        made = weights(train(checkpoint=tmp_path / "c", steps=4))
+    assert torch.equal(weights(train(checkpoint=tmp_path / "c", steps=4)), made)
+    with pytest.raises(InputError, match=r"its schedule is .* but this run's is '.* \(v_prediction\)'"):
+        train(checkpoint=tmp_path / "c", steps=4, prediction="v_prediction")
 
 
 def test_two_runs_with_one_seed_are_equal_and_leave_the_global_generator_alone() -> None:

@@ -32,9 +32,13 @@ class TrainUNetOptions(ImageOptions):
     unet: Annotated[str | dict[str, Any], "YAML mapping of UNet2DModel's arguments; sizes default to the images'"] = (
         field(default_factory=dict)
     )
-    scheduler: Annotated[str | dict[str, Any], "YAML mapping of DDPMScheduler's arguments"] = field(
-        default_factory=dict
-    )
+    scheduler: Annotated[
+        str | dict[str, Any],
+        "YAML mapping of DDPMScheduler's arguments, of a flow FlowMatchEulerDiscreteScheduler's",
+    ] = field(default_factory=dict)
+    prediction: Annotated[
+        Literal["epsilon", "v_prediction", "flow"], "what the network learns to return: ε, v, or the flow ε − x_0"
+    ] = "epsilon"
     learned_range: Annotated[bool, "learn too where between β̃ and β variances lie (2C channels, hybrid loss)"] = False
     head: Annotated[
         Literal["npr", "sn", "ocm"] | None,
@@ -78,7 +82,7 @@ def _train(options: TrainUNetOptions, this: str) -> None:
     main = processes().is_main_process
     unet, scheduler = (
         _mapping("unet", options.unet),
-        make_scheduler(_mapping("scheduler", options.scheduler), options.learned_range),
+        make_scheduler(_mapping("scheduler", options.scheduler), options.learned_range, options.prediction),
     )
     images = read(options.images, options)
     held_out = None if options.held_out is None else read(options.held_out, options)
@@ -148,14 +152,20 @@ def make_unet(arguments: dict[str, Any], shape: tuple[int, ...], seed: int, lear
     return network
 
 
-def make_scheduler(arguments: dict[str, Any], learned_range: bool = False) -> Any:
-    """A DDPMScheduler, which holds the noise schedule and, for samplers, whether the network has a learned range."""
+def make_scheduler(arguments: dict[str, Any], learned_range: bool = False, prediction: str = "epsilon") -> Any:
+    """A scheduler, which holds the noise schedule and, for samplers, what the network predicts and whether it has a
+    learned range: a DDPMScheduler, of a flow a FlowMatchEulerDiscreteScheduler."""
+    if prediction == "flow":
+        return _flow_scheduler(arguments)
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-    if arguments.get("prediction_type", "epsilon") != "epsilon":
+    if arguments.get("prediction_type", prediction) != prediction:
         raise InputError(
-            f"scheduler.prediction_type is {arguments['prediction_type']!r}; only 'epsilon' is trained: leave it out."
+            f"scheduler.prediction_type is {arguments['prediction_type']!r}; only {prediction!r} is trained: leave it "
+            "out, or set prediction."
         )
+    if prediction != "epsilon":
+        arguments = {**arguments, "prediction_type": prediction}
     if arguments.get("thresholding"):
         raise InputError("scheduler.thresholding is true, which no command supports; leave it out.")
     kind = arguments.get("variance_type", "learned_range" if learned_range else "fixed_small")
@@ -171,6 +181,17 @@ def make_scheduler(arguments: dict[str, Any], learned_range: bool = False) -> An
         return DDPMScheduler(**({**arguments, "variance_type": kind} if learned_range else arguments))
     except (TypeError, ValueError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
         raise InputError(f"the scheduler's arguments do not make a DDPMScheduler: {_first_line(error)}.") from error
+
+
+def _flow_scheduler(arguments: dict[str, Any]) -> Any:
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+    try:
+        return FlowMatchEulerDiscreteScheduler(**arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the scheduler's arguments do not make a FlowMatchEulerDiscreteScheduler: {_first_line(error)}."
+        ) from error
 
 
 def _mapping(name: str, given: str | dict[str, Any]) -> dict[str, Any]:

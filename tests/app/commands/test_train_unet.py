@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from PIL import Image
 from places import SCRIPTS
 
@@ -125,6 +126,33 @@ def test_saved_weights_are_the_average_that_was_trained(options, tmp_path):
     ).network
     for (name, mine), theirs in zip(loaded.state_dict().items(), expected.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs), name
+
+
+def test_a_flow_model_opens_as_one(options, tmp_path):
+    """As what it is for the package and for diffusers' pipeline."""
+    run(options(prediction="flow", scheduler={"num_train_timesteps": 50, "shift": 3.0}))
+    out = tmp_path / "model"
+    denoiser = dv.Denoiser.from_pretrained(out)
+    assert (denoiser.prediction, denoiser.clip) == ("flow", None)
+    assert denoiser.schedule.matches(dv.NoiseSchedule.flow(50, 3.0, timestep_scale=50))
+    x = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
+    velocity = denoiser.network(x, denoiser.schedule.timesteps(20, 1)).sample
+    torch.testing.assert_close(denoiser(x, 20).mean, x - float(denoiser.schedule.sigma[20]) * velocity)
+    assert "predicts F = ε − x_0" in (out / "README.md").read_text()
+    pipe = DDPMPipeline.from_pretrained(out)
+    assert type(pipe.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
+    made = pipe(2, torch.Generator().manual_seed(0), num_inference_steps=3, output_type="np").images
+    assert made.shape == (2, 8, 8, 1)
+    assert made.std() > 0.05
+
+
+def test_velocities_are_named_in_the_scheduler(options, tmp_path):
+    run(options(prediction="v_prediction"))
+    assert dv.Denoiser.from_pretrained(tmp_path / "model").prediction == "v_prediction"
+    with pytest.raises(InputError, match="only 'v_prediction' is trained"):
+        make_scheduler({"prediction_type": "epsilon"}, prediction="v_prediction")
+    with pytest.raises(InputError, match=r"do not make a FlowMatchEulerDiscreteScheduler: .*beta_schedule"):
+        make_scheduler({"beta_schedule": "linear"}, prediction="flow")
 
 
 def test_an_interrupted_command_goes_on(options, tmp_path, monkeypatch):
