@@ -185,7 +185,7 @@ def _stable_audio() -> Any:
     parts = {
         "vae": seeded(
             diffusers.AutoencoderOobleck,
-            encoder_hidden_size=4,
+            encoder_hidden_size=8,
             downsampling_ratios=[2, 2],
             channel_multiples=[1, 2],
             decoder_channels=4,

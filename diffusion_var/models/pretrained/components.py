@@ -61,7 +61,7 @@ def load_module(
             # None lets diffusers fall back to the pickled .bin, which it reads with weights_only=True.
             use_safetensors=None if allow_pickle else True,
             variant=folder.variant,
-            low_cpu_mem_usage=False,
+            low_cpu_mem_usage=bool(getattr(kind, "_keep_in_fp32_modules", None)),  # diffusers demands it of these
             output_loading_info=True,
             **options,
         )
