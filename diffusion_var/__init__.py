@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from .models.identity import ModelIdentity as ModelIdentity
     from .models.posterior import Posterior as Posterior
     from .models.pretrained.encode import encode_latents as encode_latents
+    from .pipelines.choose import analytic_scheduler as analytic_scheduler
+    from .pipelines.flow_scheduler import AnalyticFlowScheduler as AnalyticFlowScheduler
     from .pipelines.scheduler import AnalyticScheduler as AnalyticScheduler
     from .process.kernel import ReverseKernel as ReverseKernel
     from .process.level import NoiseLevel as NoiseLevel
@@ -68,6 +70,7 @@ _HOMES = {
     "Adapted": ".models.adapted",
     "Advice": ".advice.advice",
     "Analytic": ".covariance.analytic",
+    "AnalyticFlowScheduler": ".pipelines.flow_scheduler",
     "AnalyticScheduler": ".pipelines.scheduler",
     "Averaged": ".covariance.averaged",
     "Bound": ".likelihood.bound",
@@ -104,6 +107,7 @@ _HOMES = {
     "StructuredCovariance": ".covariance.reverse",
     "VarianceTable": ".variance.table",
     "advise": ".advice.advise",
+    "analytic_scheduler": ".pipelines.choose",
     "bits_per_dim": ".likelihood.bound",
     "check": ".sampling.check",
     "decoder_costs": ".likelihood.decoder_costs",

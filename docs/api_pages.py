@@ -53,7 +53,18 @@ GROUPS: dict[str, tuple[str, str, list[str]]] = {
             "testing",
         ],
     ),
-    "sampling": ("Sampling", "", ["Sampler", "EulerMaruyama", "SolverSampler", "AnalyticScheduler"]),
+    "sampling": (
+        "Sampling",
+        "",
+        [
+            "Sampler",
+            "EulerMaruyama",
+            "SolverSampler",
+            "AnalyticScheduler",
+            "AnalyticFlowScheduler",
+            "analytic_scheduler",
+        ],
+    ),
     "likelihood": (
         "Likelihoods",
         "Bounds, densities and optimal steps; see [Likelihoods](../likelihoods.md).",

@@ -16,6 +16,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 import diffusion_var as dv
@@ -44,6 +45,12 @@ PIPE = DDPMPipeline(UNET, DDPM)
 SAMPLER = dv.Sampler(DENOISER, dv.FixedLarge(), 4)
 ANALYTIC = dv.AnalyticScheduler.from_table(TABLE, DDPM)
 ANALYTIC.set_timesteps(4)
+FLOW = FlowMatchEulerDiscreteScheduler(100)
+FLOW_DENOISER = dv.Denoiser(half, dv.NoiseSchedule.flow(100), "flow", SHAPE, clip=None, data_range=(-1, 1))
+FLOW_TABLE = dv.estimate(FLOW_DENOISER, IMAGES, 1e3, indices=[1, 50, 100], progress=False)
+ANALYTIC_FLOW = dv.AnalyticFlowScheduler.from_table(FLOW_TABLE, FLOW)
+ANALYTIC_FLOW.set_timesteps(4)
+FLOW_TIME = ANALYTIC_FLOW.timesteps[1]
 
 
 def generators(count: int) -> list[torch.Generator]:
@@ -118,7 +125,64 @@ DOORS: dict[str, Door] = {
             "variance_noise": (5, X[0], X.numpy(), X[:2]),
             "eta": NO_ETA,
             "tau": ("1", -1),
+            "prev_sample": (5, X[0], X.numpy(), X[:2], X.long()),
+            "log_prob_reduction": ("x", 5, None),
         },
+    ),
+    "AnalyticFlowScheduler": (
+        call(dv.AnalyticFlowScheduler, num_train_timesteps=100),
+        {
+            "num_train_timesteps": (0, -1, "x"),
+            "variance_type": ("x", 5, "analytic", "head", "fixed_large"),
+            "eta": NO_ETA,
+            "tau": ("1", -1),
+            "layout": ("x", 5, "tokens_0"),
+            "variance": ({}, {"ratio": 5}),
+        },
+    ),
+    "AnalyticFlowScheduler.from_table": (
+        call(dv.AnalyticFlowScheduler.from_table, table=FLOW_TABLE, pipe=FLOW),
+        {
+            "table": (*NO_TABLE, TABLE),
+            "pipe": (None, 5, "folder", FLOW_TABLE, UNET, {}, DDPM, PIPE),
+            "structure": ("x",),
+            "estimator": ("x",),
+            "eta": NO_ETA,
+            "tau": ("1", -1),
+            "layout": ("x", 5),
+        },
+    ),
+    "AnalyticFlowScheduler.from_head": (
+        call(dv.AnalyticFlowScheduler.from_head, pipe=PIPE),
+        {"head": (None, "head.safetensors", FLOW_TABLE, dv.Head)},
+    ),
+    "AnalyticFlowScheduler.set_timesteps": (
+        ANALYTIC_FLOW.set_timesteps,
+        {
+            "num_inference_steps": (0, -1, 1.5, "4", True),
+            "sigmas": (5, "abc", ["a"], []),
+            "timesteps": (5, "abc", ["a"]),
+        },
+    ),
+    "AnalyticFlowScheduler.step": (
+        call(ANALYTIC_FLOW.step, model_output=0.1 * X, timestep=FLOW_TIME, sample=X, prev_sample=X),
+        {
+            "timestep": (5, True, "74", None, 12.5, -1.0, torch.tensor([]), torch.tensor(5), ANALYTIC_FLOW.timesteps),
+            "sample": (None, X.numpy(), X[0], 5, X.long(), X[:2]),
+            "model_output": (None, X.numpy(), X[0], 5, X.repeat(1, 2, 1, 1), X.long(), X[:2]),
+            "variance_noise": (5, X[0], X.numpy(), X[:2]),
+            "prev_sample": (5, X[0], X.numpy(), X[:2], X.long()),
+            "log_prob_reduction": ("x", 5, None),
+            "eta": NO_ETA,
+            "tau": ("1", -1),
+            "s_churn": (0.1,),
+            "s_noise": (1.1,),
+            "per_token_timesteps": (X,),
+        },
+    ),
+    "analytic_scheduler": (
+        call(dv.analytic_scheduler, table=FLOW_TABLE, pipe=FLOW),
+        {"table": NO_TABLE, "pipe": (None, 5, "folder", FLOW_TABLE, UNET, {}, DDPM, PIPE), "eta": NO_ETA},
     ),
     "AnalyticScheduler.add_noise": (
         call(ANALYTIC.add_noise, original_samples=X, noise=X, timesteps=torch.tensor([1, 2, 3])),

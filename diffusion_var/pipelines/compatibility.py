@@ -19,6 +19,11 @@ from ..process.diffusers_configs import SUPPORTED, config_of, family_of, schedul
 from ..unwrapping import unwrapped
 from ..variance.table import VarianceTable
 
+# What solvers by betas and flow-matching schedulers have in common, apart from the shift's name.
+_FLOW_OPTIONS = (
+    *("num_train_timesteps", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"),
+    *("use_dynamic_shifting", "time_shift_type", "shift_terminal"),
+)
 _HUB_OPTIONS = ("cache_dir", "force_download", "token", "local_files_only", "revision")
 
 
@@ -37,6 +42,17 @@ def check_table(table: VarianceTable, config: Mapping[str, Any]) -> None:
         raise InputError(
             f"this variance table does not fit the scheduler ({unlike}); give the config of the scheduler that the "
             "model was measured with."
+        )
+
+
+def check_flow_table(table: VarianceTable, config: Mapping[str, Any]) -> None:
+    """Refuse a table of another prediction type than a flow's, or with clipping; its levels are compared when they are
+    visited, by log SNR [E14]."""
+    found = ModelIdentity(table.schedule, {"prediction": prediction_of(config), "clip": clip_of(config)})
+    if unlike := table.identity().mismatch(found, "the table", "the scheduler"):
+        raise InputError(
+            f"this variance table does not fit the scheduler ({unlike}); give a table of this flow model, or, for "
+            "networks of other predictions and for clipped ones, use AnalyticScheduler or dv.Sampler."
         )
 
 
@@ -71,10 +87,40 @@ def check_pipeline(table: VarianceTable, pipe: Any, network: torch.nn.Module | N
 def config_to_fit(table: VarianceTable, config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """A scheduler's config (with options in its place) without what it had of another table; see `check_table`."""
     given = {**config_of(config), **options}
+    require_betas(given)
     check_table(table, given)
     # The given class's defaults need not be AnalyticScheduler's, so they count as given; None is no value.
     kept = {k: v for k, v in given.items() if v is not None and k not in ("_use_default_values", "variance")}
     return {**kept, "clip_sample": clip_of(given) is not None}
+
+
+def flow_config_to_fit(table: VarianceTable, config: Any) -> dict[str, Any]:
+    """The config of a flow's scheduler, as FlowMatchEulerDiscreteScheduler has it, without what it had of another
+    table; see `check_flow_table`."""
+    given = config_of(config)
+    require_flow(given)
+    check_flow_table(table, given)
+    if given.get("flow_shift") is not None:  # of a solver by betas that is told to take a flow's
+        given = {**{name: given[name] for name in _FLOW_OPTIONS if name in given}, "shift": given["flow_shift"]}
+    own = ("_use_default_values", "_class_name", "variance", "variance_type", "eta", "tau", "layout")
+    return {name: value for name, value in given.items() if value is not None and name not in own}
+
+
+def require_flow(config: Mapping[str, Any]) -> None:
+    """Refuse configs of schedulers whose noise levels are not a flow's: their keys would be left out in silence."""
+    if "num_train_timesteps" not in config:
+        return
+    named = config.get("_class_name")
+    known = {**config, "_class_name": named if named in SUPPORTED else None}
+    checks.refuse(
+        family_of(known) != "flow",
+        f"AnalyticFlowScheduler knows the schedules of flow matching, but the config is {_article(named)}'s; use "
+        "dv.analytic_scheduler(table, pipe), which takes the one that fits the pipeline, or AnalyticScheduler.",
+    )
+
+
+def _article(name: Any) -> str:
+    return f"{'an' if str(name)[:1] in 'AEIOU' else 'a'} {name}" if name else "another kind of scheduler"
 
 
 def require_betas(config: Mapping[str, Any]) -> None:
@@ -85,9 +131,10 @@ def require_betas(config: Mapping[str, Any]) -> None:
     named = config.get("_class_name")
     known = {**config, "_class_name": named if named in SUPPORTED else None}
     checks.refuse(
-        continuous or ("beta_schedule" not in config and family_of(known) != "betas"),
+        continuous or family_of(known) == "flow" or ("beta_schedule" not in config and family_of(known) != "betas"),
         "AnalyticScheduler knows schedules that are given by betas, with timesteps 0 to N - 1, but the config's is "
-        "another (flow, EDM, VE or continuous timesteps); use dv.Sampler for them.",
+        "another (flow, EDM, VE or continuous timesteps); use AnalyticFlowScheduler for flows (or "
+        "dv.analytic_scheduler(table, pipe), which takes the one that fits), and dv.Sampler for the others.",
     )
 
 

@@ -28,6 +28,10 @@ class VarianceRecord(Record):
     estimator: Estimator | None = None
     shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1, max_length=4)] | None = None
     posterior_variance: Numbers | None = None
+    log_snr: list[float] | None = None
+    ratio: Numbers | None = None
+    data_variance: float | list[float] | None = None
+    without_signal: float | list[float] | None = None
     clipping_cross: Numbers | None = None
     clipping_shift: Numbers | None = None
     file: Text | None = None
@@ -35,7 +39,8 @@ class VarianceRecord(Record):
 
     @model_validator(mode="after")
     def _either(self) -> VarianceRecord:
-        if (self.posterior_variance is None) == (self.file is None):
+        kept = (self.posterior_variance, self.ratio, self.file)
+        if sum(one is not None for one in kept) != 1:
             raise ValueError("either numbers or the name of a file are kept, and one of them is")
         return self
 
@@ -53,8 +58,8 @@ def check_settings(config: Mapping[str, Any]) -> None:
         checks.number(name, config[name])
 
 
-def check_entry(entry: Any) -> None:
-    """Refuse what is no entry of a config, in one sentence."""
+def check_entry(entry: Any, scheduler: str) -> None:
+    """Refuse what is no entry of the config of the scheduler of this name, in one sentence."""
     try:
         text = json.dumps(dict(entry) if isinstance(entry, Mapping) else entry)
         VarianceRecord.model_validate_json(text)
@@ -63,10 +68,10 @@ def check_entry(entry: Any) -> None:
         where = ".".join(str(part) for part in ("variance", *first["loc"]))
         raise InputError(
             f"the scheduler's config has {where}={checks.brief(first['input'])} ({first['msg'][:200]}); make the "
-            "scheduler with AnalyticScheduler.from_table or from_head."
+            f"scheduler with {scheduler}.from_table or from_head."
         ) from error
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f"the scheduler's config has variance={checks.brief(entry)}, which is no plain data; make the "
-            "scheduler with AnalyticScheduler.from_table or from_head."
+            f"scheduler with {scheduler}.from_table or from_head."
         ) from error

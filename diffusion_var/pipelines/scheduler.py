@@ -18,11 +18,7 @@ makes a DDIMScheduler of the one it is constructed with: use DDPMPipeline, or as
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
@@ -30,15 +26,12 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
-from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from .. import checks
 from ..covariance.analytic import Analytic
 from ..covariance.head import Head
 from ..covariance.reverse import StepCovariances, cap_variance, check_capped_steps
-from ..errors import InputError, printable
-from ..files import expanded
 from ..models.posterior import Posterior
 from ..models.prediction import check_prediction, eps_of_mean, mean_and_eps
 from ..models.pretrained.conventions import prediction_of
@@ -47,22 +40,16 @@ from ..process.kernel import ClippedEps, ReverseKernel, check_clipped_eps, check
 from ..process.steps import check_spacing
 from ..variance.estimators import Estimator
 from ..variance.table import VarianceTable
-from .compatibility import check_pipeline, config_to_fit, find_beside, require_betas, require_schedule
+from .compatibility import check_pipeline, config_to_fit, require_betas, require_schedule
 from .config_checks import check_settings
+from .holder import VarianceHolder, replacing
+from .output import AnalyticSchedulerOutput, Reduction, check_previous, check_reduction, deviation, log_probability
 from .plan import StepPlan, indices_of, spaced_indices, timestep_of
 from .source import ConfigEntry, VarianceSource, network_of
 from .step_checks import check_alike, check_generator, check_step, timesteps_of
 
 
-@dataclass
-class AnalyticSchedulerOutput(BaseOutput):
-    """x_s, and x̂_0 as it was used (clipped), both like the sample."""
-
-    prev_sample: torch.Tensor
-    pred_original_sample: torch.Tensor
-
-
-class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+class AnalyticScheduler(VarianceHolder, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """DDPM and DDIM steps (any 0 ≤ η ≤ 1, or τ) with a fixed, learned-range, analytic or head's reverse variance.
 
     Its arguments are those of DDPMScheduler and DDIMScheduler, which mean the same, and these.
@@ -90,6 +77,7 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     _compatibles = [kind.name for kind in KarrasDiffusionSchedulers]  # noqa: RUF012 (diffusers' own convention)
     order = 1
     init_noise_sigma = 1.0
+    source_kind = VarianceSource
     # What a pipeline's model_index.json names, and diffusers looks up among the modules that are imported: the package,
     # whose names are lazy, so that `import diffusion_var` is enough to load one in a new process.
     __module__ = "diffusion_var"
@@ -133,7 +121,7 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         check_prediction(self.prediction, self.schedule)
         check_clipped_eps(clipped_eps)
         check_spacing(timestep_spacing)
-        self.generator: torch.Generator | None = None
+        self.generator = None
         self._cap = cap_variance(final_noise_cap, checks.bounds("data_range", data_range))
         check_capped_steps(capped_steps, self._cap, self.schedule.num_steps)
         self._source = VarianceSource(self._known_config)
@@ -190,14 +178,9 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             "thresholding": thresholding,
             "clip_sample": clip_sample,
         }
-        given = cls._config_for(table, config, options, eta, tau)
-        plain = cls.from_config({**given, "variance_type": "fixed_small", "variance": None})
-        entry, beside = VarianceSource.entry_of_table(table, estimator, structure, plain.config)
-        made = cls.from_config({**given, "variance_type": "analytic", "variance": entry})
-        if beside is not None:
-            made.attach(beside)
+        made = cls._with_table(table, estimator, structure, cls._config_for(table, config, options, eta, tau))
         require_schedule(made, table)
-        return cast(Self, made)
+        return made
 
     @classmethod
     def from_head(
@@ -242,13 +225,10 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             "timestep_spacing": timestep_spacing,
             "steps_offset": steps_offset,
         }
-        given = cls._config_for(head.table, pipe.scheduler, options, eta, tau)
-        entry = VarianceSource.entry_of_head(head)
-        made = cls.from_config({**given, "variance_type": "head", "variance": entry})
-        made.attach_head(head)
+        made = cls._with_head(head, cls._config_for(head.table, pipe.scheduler, options, eta, tau))
         require_schedule(made, head.table)
         made.watch(pipe)
-        return cast(Self, made)
+        return made
 
     @classmethod
     def _config_for(
@@ -262,31 +242,7 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         eta, tau = check_noise(eta, tau)
         return {**given, "eta": eta, "tau": tau}
 
-    @property
-    def table(self) -> VarianceTable | None:
-        """The table that lies beside the config (pixel and dct structures), once it is attached."""
-        return self._source.held if isinstance(self._source.held, VarianceTable) else None
-
-    @property
-    def head(self) -> Head | None:
-        """The head that lies beside the config, once it is attached."""
-        return self._source.held if isinstance(self._source.held, Head) else None
-
-    def attach(self, table: VarianceTable) -> None:
-        """Give the scheduler the table that its config names (pixel and dct structures)."""
-        self._source.attach(table)
-        self._forget()
-
-    def attach_head(self, head: Head) -> None:
-        """Give the scheduler the head that its config names."""
-        self._source.attach(head)
-        self._forget()
-
-    def watch(self, source: Any) -> None:
-        """Read the features of a pipeline's (or a bare) network at every evaluation, for `step` to use."""
-        self._source.watch(source)
-
-    # ---- files ------------------------------------------------------------------------------------------------
+    # ---- configs ----------------------------------------------------------------------------------------------
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **options: Any) -> Any:
@@ -295,56 +251,10 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             require_betas({**config, **options})
             if config.get("variance_type", "") is None:  # how solvers without a variance save theirs
                 options.setdefault("variance_type", "fixed_small")
-            if {"eta", "tau"} & {*options}:  # one in the other's place
-                config = {**config, "eta": None, "tau": None}
-            if options.get("variance_type") not in (None, "analytic", "head"):  # not those that the config keeps
-                config = {**config, "variance": None}
+            config = replacing(config, options)
             if "set_alpha_to_one" in options:  # no option of this class's own
                 config = {**config, "set_alpha_to_one": options.pop("set_alpha_to_one")}
         return super().from_config(config, return_unused_kwargs, **options)
-
-    def save_config(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **options: Any) -> None:
-        """Write the config, and beside it the table or head where there is one; `save_pretrained` calls this."""
-        folder = Path(save_directory)
-        if not folder.parent.is_dir():  # diffusers' pipelines know no home folder: they may have made one called ~
-            folder = expanded(folder)
-        self._source.save(folder)
-        super().save_config(folder, push_to_hub, **options)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str] | None = None,
-        subfolder: str | None = None,
-        return_unused_kwargs: bool = False,
-        **options: Any,
-    ) -> Any:
-        """Load from a folder or the hub; a table or head that the config names is found beside it."""
-        if (where := str(pretrained_model_name_or_path)).startswith("~") and not Path(where).exists():
-            pretrained_model_name_or_path = where = str(expanded(where))
-        try:
-            loaded = super().from_pretrained(pretrained_model_name_or_path, subfolder, return_unused_kwargs, **options)
-            scheduler: Any = loaded[0] if isinstance(loaded, tuple) else loaded
-            scheduler._source.load(partial(find_beside, where=where, subfolder=subfolder, options=options))
-        except InputError as error:
-            raise InputError(f"the scheduler in {where} cannot be used: {error}") from error
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-            raise InputError(
-                f"the scheduler in {where} cannot be read ({printable(str(error), 200)}); check the path, or save it "
-                "again."
-            ) from error
-        return loaded
-
-    @classmethod
-    def load_config(cls, *where: Any, **options: Any) -> Any:
-        """As diffusers' own, but refuse JSON that is text, which diffusers takes for the name of a model on the hub."""
-        loaded = super().load_config(*where, **options)
-        config = loaded[0] if isinstance(loaded, tuple) else loaded
-        checks.refuse(
-            not isinstance(config, Mapping),
-            f"its config is a {type(config).__name__}, but names and values are needed; save the scheduler again.",
-        )
-        return loaded
 
     # ---- the timesteps ----------------------------------------------------------------------------------------
 
@@ -371,10 +281,6 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.timesteps = self._plan.timesteps(device)
         self._forget()
 
-    def _forget(self) -> None:
-        """Covariances kept so far were of other steps, or of another table."""
-        self._covariances: StepCovariances | None = None
-
     def previous_timestep(self, timestep: int | torch.Tensor) -> int:
         """The timestep that `step` goes to from this one; −1 for clean data."""
         return self._plan.index_after(timestep_of(timestep) + 1) - 1
@@ -400,9 +306,13 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return_dict: bool = True,
         variance_noise: torch.Tensor | None = None,
         features: torch.Tensor | None = None,
+        *,
+        prev_sample: torch.Tensor | None = None,
+        log_prob_reduction: Reduction = "mean",
+        noise: bool = True,
         **overrides: Any,
     ) -> AnalyticSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-        """x_s from x_t.
+        """x_s from x_t, and the log-probability of the step.
 
         Args:
             model_output: (B, C, …), with learned_range (B, 2C, …).
@@ -412,33 +322,45 @@ class AnalyticScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             return_dict: False: a tuple (x_s, x̂_0).
             variance_noise: the noise to use instead of drawing it.
             features: the trunk's, of these images, for variance_type "head"; None: those that were watched.
+            prev_sample: an x_s that was drawn before: nothing is drawn, and its log-probability is given.
+            log_prob_reduction: "mean" over the d dimensions, or their "sum".
+            noise: False: the ODE's step (η = 0 and no γ² v), which has no log-probability.
             overrides: `eta` or `tau`, and `use_clipped_model_output` as in DDIMScheduler, for this step.
 
-        Returns: x_s and the (clipped) x̂_0, in the sample's dtype.
+        Returns: x_s and the (clipped) x̂_0, in the sample's dtype, and what else `AnalyticSchedulerOutput` holds.
         """
         check_step(model_output, sample, variance_noise)
-        kernel = self._kernel(timestep, **overrides)
+        check_reduction(log_prob_reduction)
+        kernel = self._kernel(timestep, **({**overrides, "eta": 0.0, "tau": None} if not noise else overrides))
         output, raw = self._source.split(model_output, sample.shape[1])
         x = sample if sample.dtype == torch.float64 else sample.float()
         mean, eps = mean_and_eps(self.prediction, output.to(x.dtype), x, kernel.alpha_t, kernel.sigma_t)
         posterior = self._source.posterior(self._bounded(mean), eps, raw, features)
-        previous = self._to_timestep_0(x, posterior, kernel) if self._ends_there(kernel) else kernel.mean(x, posterior)
+        centre = self._to_timestep_0(x, posterior, kernel) if self._ends_there(kernel) else kernel.mean(x, posterior)
         covariance = None
-        if not kernel.last:
+        if noise and not kernel.last:
             self._source.check_sample(tuple(sample.shape[1:]))
             covariance = self._step_covariances().at(posterior, kernel)
-        if covariance is not None:
+        if prev_sample is not None:
+            check_previous(prev_sample, sample)
+            previous = prev_sample
+        elif covariance is not None:
             if variance_noise is None:
                 # In the network's dtype, as diffusers draws it: the same generator gives the same noise.
                 how: dict[str, Any] = {"device": model_output.device, "dtype": model_output.dtype}
                 generator = self.generator if generator is None else generator
                 check_generator(generator, len(sample), model_output.device)
                 variance_noise = randn_tensor(sample.shape, generator=generator, **how)
-            previous = previous + covariance.colour(variance_noise.to(x.dtype))
+            previous = (centre + covariance.colour(variance_noise.to(x.dtype))).to(sample.dtype)
+        else:
+            previous = centre.to(sample.dtype)
         if kernel.last and self._source.covariance is not None:
             self._source.covariance.report()
-        previous, mean = previous.to(sample.dtype), posterior.mean.to(sample.dtype)
-        return AnalyticSchedulerOutput(previous, mean) if return_dict else (previous, mean)
+        mean = posterior.mean.to(sample.dtype)
+        if not return_dict:
+            return previous, mean
+        log_prob = log_probability(covariance, previous, centre, log_prob_reduction)
+        return AnalyticSchedulerOutput(previous, centre, deviation(covariance, centre), log_prob, mean)
 
     def _kernel(
         self,

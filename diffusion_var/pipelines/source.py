@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -39,12 +39,7 @@ from .config_checks import check_entry
 SUFFIX = ".safetensors"
 TABLE_FILE = "variance_table.safetensors"
 HEAD_FILE = "variance_head.safetensors"
-_UNMEASURED: dict[str, Callable[[], ReverseCovariance]] = {
-    "fixed_small": FixedSmall,
-    "fixed_large": FixedLarge,
-    "learned_range": LearnedRange,
-}
-VARIANCE_TYPES = (*_UNMEASURED, "analytic", "head")
+_MEASURED = ("analytic", "head")
 _LISTS = ("posterior_variance", "clipping_cross", "clipping_shift")
 _BELONG_TO = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr"),
@@ -75,25 +70,40 @@ class VarianceSource:
     Raises InputError for an unknown variance_type, one that needs what is not there, and lists of another config.
     """
 
+    #: The scheduler's name, as messages say it, and its variances of which nothing is kept.
+    scheduler: ClassVar[str] = "AnalyticScheduler"
+    unmeasured: ClassVar[dict[str, Callable[[], ReverseCovariance]]] = {
+        "fixed_small": FixedSmall,
+        "fixed_large": FixedLarge,
+        "learned_range": LearnedRange,
+    }
+
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = config
-        self.kind: str = _checked_kind(config["variance_type"])
-        self.entry: dict[str, Any] | None = config["variance"] if self.kind in ("analytic", "head") else None
+        self.kind: str = self._checked_kind(config["variance_type"])
+        self.entry: dict[str, Any] | None = config["variance"] if self.kind in _MEASURED else None
         self.held: VarianceTable | Head | None = None
         self.covariance: ReverseCovariance | None = None
         self._watch: Watch | None = None
-        if self.kind in _UNMEASURED:
+        if self.kind in self.unmeasured:
             checks.refuse(
                 config.get("variance") is not None,
                 f"the config keeps variances of a table or head, but its variance_type is {self.kind!r}; restore "
                 "variance_type='analytic' or 'head', or leave variance out.",
             )
-            self.covariance = _UNMEASURED[self.kind]()
+            self.covariance = self.unmeasured[self.kind]()
         elif self.entry is None:
-            raise InputError(_NEEDS[self.kind])
+            raise InputError(_NEEDS[self.kind].replace("AnalyticScheduler", self.scheduler))
         else:
-            check_entry(self.entry)
+            check_entry(self.entry, self.scheduler)
             self._read(self.entry)
+
+    def _checked_kind(self, kind: Any) -> str:
+        types = (*self.unmeasured, *_MEASURED)
+        plain = kind.removesuffix("_log") if isinstance(kind, str) else ""
+        hint = f" ({plain!r} is the variance of which it names the logarithm)" if plain in types else ""
+        checks.refuse(kind not in types, f"variance_type={kind!r} is not known; use one of {', '.join(types)}{hint}.")
+        return str(kind)
 
     def _read(self, entry: Mapping[str, Any]) -> None:
         if self.file is not None and (Path(self.file).name != self.file or not self.file.endswith(SUFFIX)):
@@ -101,7 +111,7 @@ class VarianceSource:
                 f"the scheduler's config names the file {self.file!r}, but a plain file name beside the config is "
                 f"expected, which ends in {SUFFIX}."
             )
-        if entry.get("posterior_variance") is not None:
+        if self.file is None:
             self.covariance = self._listed(entry)
 
     # ---- what is kept -----------------------------------------------------------------------------------------
@@ -114,8 +124,8 @@ class VarianceSource:
         entry: dict[str, Any] = {"structure": structure, "estimator": estimator}
         entry["shape"] = None if table.shape is None else list(table.shape)
         if structure in LISTED:
-            lists = VarianceLists.from_table(table, estimator, structure).lists()
-            return {**entry, **lists, "digest": _settings_digest(config, {**entry, **lists})}, None
+            entry |= cls.lists_of(table, estimator, structure)
+            return {**entry, "digest": cls.settings_digest(config, entry)}, None
         kept = table.subset([structure])
         return {**entry, "file": TABLE_FILE, "digest": kept.digest}, kept
 
@@ -125,8 +135,23 @@ class VarianceSource:
         shape = list(head.prior.shape)
         return {"structure": head.spec.structure, "shape": shape, "file": HEAD_FILE, "digest": head.digest}
 
-    def _listed(self, entry: Mapping[str, Any]) -> VarianceLists:
-        lists = VarianceLists(entry["posterior_variance"], entry.get("clipping_cross"), entry.get("clipping_shift"))
+    @classmethod
+    def lists_of(cls, table: VarianceTable, estimator: Estimator, structure: str) -> dict[str, Any]:
+        """The numbers that a table comes down to, which fit into a config."""
+        return VarianceLists.from_table(table, estimator, structure).lists()
+
+    @classmethod
+    def settings_digest(cls, config: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+        """The digest of those numbers and of what they belong to."""
+        return _settings_digest(config, entry)
+
+    def check_table(self, table: VarianceTable) -> None:
+        """Refuse a table that was measured for another config."""
+        check_table(table, self._config)
+
+    def _listed(self, entry: Mapping[str, Any]) -> ReverseCovariance:
+        variances = checks.given(entry.get("posterior_variance"), "the config's variance has no posterior_variance.")
+        lists = VarianceLists(variances, entry.get("clipping_cross"), entry.get("clipping_shift"))
         count, N = len(lists.variances), self._config["num_train_timesteps"]
         checks.refuse(
             count != N,
@@ -134,7 +159,7 @@ class VarianceSource:
             "AnalyticScheduler.from_table.",
         )
         checks.refuse(
-            entry.get("digest") not in (None, _settings_digest(self._config, entry)),
+            entry.get("digest") not in (None, self.settings_digest(self._config, entry)),
             "posterior_variance was measured under another schedule, prediction type, clipping, estimator or structure "
             "than the config has now, or holds other numbers than were written; make the scheduler with "
             "AnalyticScheduler.from_table.",
@@ -154,16 +179,16 @@ class VarianceSource:
         if not isinstance(held, kind) or self.entry is None or self.file is None:
             asked = "head" if isinstance(held, Head) else "table"
             raise InputError(
-                f"the scheduler's config names no {asked}; use AnalyticScheduler.from_{asked} to give it one."
+                f"the scheduler's config names no {asked}; use {self.scheduler}.from_{asked} to give it one."
             )
         wanted = self.entry.get("digest")
         if wanted not in (None, held.digest):
             raise InputError(
                 f"this {noun} (digest {held.digest[:12]}) is not the one that the scheduler was made with "
-                f"({wanted[:12]}); use AnalyticScheduler.{call} for another."
+                f"({wanted[:12]}); use {self.scheduler}.{call} for another."
             )
         table = held.table if isinstance(held, Head) else held
-        check_table(table, self._config)
+        self.check_table(table)
         self.held = held
         self.covariance = (
             held if isinstance(held, Head) else Analytic(held, self.entry["estimator"], self.entry["structure"])
@@ -196,7 +221,7 @@ class VarianceSource:
         noun, call = ("head", "attach_head(head)") if self.kind == "head" else ("table", "attach(table)")
         sentence = (
             f"the scheduler's {noun} ({self.file}) is not attached; load the scheduler with "
-            f"AnalyticScheduler.from_pretrained, or call scheduler.{call}."
+            f"{self.scheduler}.from_pretrained, or call scheduler.{call}."
         )
         return checks.given(self.covariance, sentence)
 
@@ -235,7 +260,7 @@ class VarianceSource:
         """Read the features of a pipeline's (or a bare) network at every evaluation, for `features`."""
         if not isinstance(self.held, Head):
             raise InputError(
-                "the scheduler has no head, so that it needs no features; use AnalyticScheduler.from_head."
+                f"the scheduler has no head, so that it needs no features; use {self.scheduler}.from_head."
             )
         network = network_of(source)
         network = source if network is None else network
@@ -289,14 +314,6 @@ def _settings_digest(config: Mapping[str, Any], entry: Mapping[str, Any]) -> str
     if facts["trained_betas"] is not None:
         facts["trained_betas"] = [float(beta) for beta in facts["trained_betas"]]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _checked_kind(kind: Any) -> str:
-    plain = kind.removesuffix("_log") if isinstance(kind, str) else ""
-    hint = f" ({plain!r} is the variance of which it names the logarithm)" if plain in VARIANCE_TYPES else ""
-    wrong = kind not in VARIANCE_TYPES
-    checks.refuse(wrong, f"variance_type={kind!r} is not known; use one of {', '.join(VARIANCE_TYPES)}{hint}.")
-    return str(kind)
 
 
 _NEEDS = {

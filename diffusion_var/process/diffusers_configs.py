@@ -30,7 +30,7 @@ _BETA_CLASSES = (
     *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler"),
     *("LCMScheduler", "TCDScheduler"),
 )
-_FLOW_CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+_FLOW_CLASSES = (*("AnalyticFlowScheduler", "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),)
 _EDM_CLASSES = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 _VE_CLASSES = ("ScoreSdeVeScheduler",)
 # Their β go from one to the other where the config does not say; those of the others from 1e-4 to 0.02.

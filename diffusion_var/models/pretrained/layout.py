@@ -66,6 +66,15 @@ class Layout:
         """The layout for images of this shape (C, *spatial)."""
         return replace(self, shape=tuple(shape))
 
+    def by_channel(self, channels: int, sample: Sequence[int]) -> Layout:
+        """A layout that keeps channels alone apart, for one sample of this shape (without the batch): tokens become
+        signals (C, L·p²), whatever H and W they are of."""
+        if not self.name.startswith("tokens"):
+            return self
+        patch = math.prod(self.patch)
+        places = sample[0] if len(sample) == 2 else 1
+        return Layout("tokens" if patch == 1 else f"tokens_{patch}", (channels, places * patch))
+
     def sample_shape(self, shape: Sequence[int]) -> Shape:
         """The shape of one sample, without the batch, that stands for an image of this shape."""
         C, *spatial = self.of(shape).shape or ()

@@ -1,0 +1,421 @@
+"""A drop-in scheduler for the flow-matching pipelines of diffusers, with any reverse covariance of this package.
+
+    pipe.scheduler = AnalyticFlowScheduler.from_table(table, pipe)
+
+A flow's level is t = σ, x_t = (1 − σ) x_0 + σ ε, and the network says F ≈ ε − x_0. A step goes from one σ of the list
+to the next: mean [E1] plus Σ^{1/2} noise [E2], with as much noise as η or τ say [E12]; η = 0 without a variance is
+Euler's step. All that concerns the list (shifts, Karras, exponential and beta σ, where a run begins) is
+FlowMatchEulerDiscreteScheduler's own.
+
+What a table says of x_0 is a function of log SNR alone [E14], so that one serves every shift and every list. Variances
+by channel, place or frequency, and heads, need to know where a number of a sample stands: its `layout`.
+
+A step is affine in x_t and F, with two numbers for coefficients, which are [E1] itself at (1, 0) and (0, 1).
+
+Most flow pipelines hand no generator to `step`: `scheduler.generator` draws then. `step` takes `eta=` and `tau=` by
+keyword, but does not name them: some pipelines hand an η of their own to every scheduler that names it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any, Self, cast
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.utils.torch_utils import randn_tensor
+
+from .. import checks
+from ..covariance.analytic import Analytic
+from ..covariance.head import Head
+from ..covariance.reverse import StepCovariances, StructuredCovariance
+from ..errors import InputError, printable
+from ..models.posterior import Posterior
+from ..models.prediction import mean_and_eps
+from ..models.pretrained.layout import Layout, layout_of
+from ..process.kernel import ReverseKernel, check_noise
+from ..variance.estimators import Estimator
+from ..variance.table import VarianceTable
+from .compatibility import check_pipeline, flow_config_to_fit, require_flow
+from .flow_source import FlowSource
+from .holder import VarianceHolder, replacing
+from .output import AnalyticSchedulerOutput, Reduction, check_previous, check_reduction, deviation, log_probability
+from .source import ConfigEntry, network_of
+from .step_checks import check_alike, check_generator, check_step
+
+
+class AnalyticFlowScheduler(VarianceHolder, FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
+    """Steps of a flow (any 0 ≤ η ≤ 1, or τ ≥ 0) with λ², an analytic or a head's reverse variance.
+
+    Its arguments are those of FlowMatchEulerDiscreteScheduler, which mean the same, and these.
+
+    Args:
+        variance_type: "fixed_small" (λ² alone), "analytic" (needs a table: use `from_table`) or "head" (`from_head`).
+        eta: 1 (the default) is the noise of DDPM, 0 the ODE's step.
+        tau: instead of η [E12].
+        variance: what is kept of a table or head, see `flow_source`; filled in by `from_table` and `from_head`.
+        layout: in which order a sample's numbers stand, see `models.pretrained.layout`; None: plain.
+
+    `stochastic_sampling` is τ = ∞, which is the default where it is set.
+
+    Attribute `generator` (None: the global one): draws the noise where a pipeline hands none to `step`.
+    Raises InputError for unknown or contradicting values.
+    """
+
+    # What a pipeline's model_index.json names: see AnalyticScheduler.
+    __module__ = "diffusion_var"
+    source_kind = FlowSource
+    _source: FlowSource
+    _step_index: Any
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        shift: float = 1.0,
+        use_dynamic_shifting: bool = False,
+        base_shift: float | None = 0.5,
+        max_shift: float | None = 1.15,
+        base_image_seq_len: int = 256,
+        max_image_seq_len: int = 4096,
+        invert_sigmas: bool = False,
+        shift_terminal: float | None = None,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        time_shift_type: str = "exponential",
+        stochastic_sampling: bool = False,
+        variance_type: str = "fixed_small",
+        eta: float | None = None,
+        tau: float | None = None,
+        variance: dict[str, Any] | None = None,
+        layout: str | None = None,
+    ) -> None:
+        checks.whole("num_train_timesteps", num_train_timesteps, least=1)
+        own = inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters
+        super().__init__(**{name: self.config[name] for name in own if name != "self"})
+        eta, tau = _noise_of(self.config, eta, tau)
+        plain: dict[str, Any] = {"eta": eta, "tau": tau}
+        if variance is not None:
+            plain["variance"] = ConfigEntry(variance)
+        self.register_to_config(**plain)  # type: ignore[no-untyped-call]
+        self._noise = check_noise(eta, math.inf if eta is None and tau is None else tau)
+        self._layout = Layout(layout or "plain")
+        self.generator: torch.Generator | None = None
+        self._source = FlowSource({**self.config, "_class_name": "AnalyticFlowScheduler"})
+        self._steps: dict[Any, tuple[ReverseKernel, float, float]] = {}
+        self._read: tuple[Any, int, list[float]] = (None, -1, [])
+        self._forget()
+
+    # ---- from tables and heads --------------------------------------------------------------------------------
+
+    @classmethod
+    def from_table(
+        cls,
+        table: VarianceTable,
+        pipe: Any,
+        *,
+        structure: str = "isotropic",
+        estimator: Estimator = "residual",
+        eta: float | None = None,
+        tau: float | None = None,
+        layout: str | None = None,
+    ) -> Self:
+        """A scheduler with a table's variances.
+
+        Args:
+            table: measured for the pipeline's network, on any grid of levels.
+            pipe: the pipeline, whose network and latent scaling are checked; or its scheduler, or that one's config.
+            structure, estimator: as in `Analytic`.
+            eta: 1 (the default) is the noise of DDPM, 0 the ODE's.
+            tau: instead of η.
+            layout: of the pipeline's samples; None: by the pipeline's class, and plain without a pipeline.
+
+        Raises InputError where table and pipeline disagree, and for what the table does not hold.
+        """
+        Analytic(table, estimator, structure)  # refuses what the table cannot give
+        config = pipe
+        if hasattr(pipe, "scheduler"):
+            config = pipe.scheduler
+            flow_config_to_fit(table, config)
+            check_pipeline(table, pipe, network_of(pipe))
+            layout = layout if structure == "isotropic" or layout is not None else layout_of(pipe).name
+        given = flow_config_to_fit(table, config)
+        eta, tau = _noise_of(given, eta, tau)
+        return cls._with_table(table, estimator, structure, {**given, "eta": eta, "tau": tau, "layout": layout})
+
+    @classmethod
+    def from_head(
+        cls, head: Head, pipe: Any, *, eta: float | None = None, tau: float | None = None, layout: str | None = None
+    ) -> Self:
+        """A scheduler with a head's state-dependent variances; it watches the pipeline's network for its features.
+
+        Args:
+            head: trained on the pipeline's network.
+            pipe: the pipeline.
+            eta, tau, layout: as in `from_table`.
+
+        A pipeline that is loaded from disk has to be watched again: `pipe.scheduler.watch(pipe)`.
+        Raises InputError where head and pipeline disagree.
+        """
+        checks.instance("head", head, Head, "a dv.Head (dv.Head.load(path) reads one)")
+        checks.refuse(
+            not hasattr(pipe, "scheduler"),
+            f"a head needs the pipeline, whose network it reads, but got {type(pipe).__name__}; use "
+            "AnalyticFlowScheduler.from_head(head, pipe).",
+        )
+        given = flow_config_to_fit(head.table, pipe.scheduler)
+        check_pipeline(head.table, pipe, network_of(pipe))
+        eta, tau = _noise_of(given, eta, tau)
+        layout = layout_of(pipe).name if layout is None else layout
+        made = cls._with_head(head, {**given, "eta": eta, "tau": tau, "layout": layout})
+        made.watch(pipe)
+        return made
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **options: Any) -> Any:
+        """As diffusers' own, but a config of noise levels that are not a flow's is refused."""
+        if isinstance(config, Mapping):
+            require_flow({**config, **options})
+            config = replacing(config, options)
+        return super().from_config(config, return_unused_kwargs, **options)
+
+    # ---- one step ---------------------------------------------------------------------------------------------
+
+    def step(  # type: ignore[override]
+        self,
+        model_output: torch.Tensor,
+        timestep: float | torch.Tensor,
+        sample: torch.Tensor,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = float("inf"),
+        s_noise: float = 1.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        per_token_timesteps: torch.Tensor | None = None,
+        return_dict: bool = True,
+        *,
+        prev_sample: torch.Tensor | None = None,
+        log_prob_reduction: Reduction = "mean",
+        noise: bool = True,
+        variance_noise: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
+        **overrides: Any,
+    ) -> AnalyticSchedulerOutput | tuple[torch.Tensor]:
+        """x_s from x_t, and the log-probability of the step.
+
+        Args:
+            model_output: F, (B, …).
+            timestep: of `sample`, one of `timesteps`.
+            sample: x_t, like F.
+            s_churn, s_tmin, s_tmax, s_noise: Euler's, of which nothing but the defaults is known here.
+            generator: one, or one for each image.
+            per_token_timesteps: Euler's, for η = 0 without a variance alone.
+            return_dict: False: a tuple (x_s,).
+            prev_sample: an x_s that was drawn before: nothing is drawn, its log-probability is given, and the run's
+                `step_index` stays where it is.
+            log_prob_reduction: "mean" over the d dimensions, or their "sum".
+            noise: False: the ODE's step (η = 0 and no γ² v), which has no log-probability.
+            variance_noise: the noise to use instead of drawing it.
+            features: the trunk's, of these images, for variance_type "head"; None: those that were watched.
+            overrides: `eta` or `tau`, for this step.
+
+        Returns: x_s and x̂_0 in the network's dtype, and what else `AnalyticSchedulerOutput` holds.
+        """
+        _check_unused(s_churn, s_tmin, s_tmax, s_noise)
+        if per_token_timesteps is not None:
+            return self._per_token(model_output, timestep, sample, per_token_timesteps, return_dict)
+        check_step(model_output, sample, variance_noise)
+        check_alike("model_output", model_output, "sample", sample)
+        check_reduction(log_prob_reduction)
+        place = self._place(timestep, stays=prev_sample is not None)
+        kernel, a, b = self._step_at(place, noise, **overrides)
+        x = sample if sample.dtype == torch.float64 else sample.float()
+        output = model_output.to(x.dtype)
+        centre = torch.add(a * x, output, alpha=b)
+        layout, covariance = self._layout, None
+        if noise and not kernel.last:
+            layout, covariance = self._covariance(kernel, x, output, features)
+        if prev_sample is not None:
+            check_previous(prev_sample, sample)
+            previous = prev_sample
+        elif covariance is not None:
+            if variance_noise is None:
+                generator = self.generator if generator is None else generator
+                check_generator(generator, len(x), x.device)
+                variance_noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            drawn = layout.samples(covariance.colour(layout.images(variance_noise.to(x.dtype))))
+            previous = (centre + drawn).to(model_output.dtype)
+        else:
+            previous = centre.to(model_output.dtype)
+        if kernel.last and self._source.covariance is not None:
+            self._source.covariance.report()
+        if prev_sample is None:
+            self._step_index = place + 1
+        if not return_dict:
+            return (previous,)
+        log_prob = None
+        if covariance is not None:
+            log_prob = log_probability(covariance, layout.images(previous), layout.images(centre), log_prob_reduction)
+        mean = self._posterior(kernel, x, output).mean.to(model_output.dtype)
+        return AnalyticSchedulerOutput(previous, centre, deviation(covariance, centre), log_prob, mean)
+
+    def _place(self, timestep: float | torch.Tensor, stays: bool) -> int:
+        """The index of the step in the list of σ; `stays`: by the timestep alone, whatever step the run is at."""
+        place = self.index_for_timestep(timestep) if stays else self.step_index
+        if place is None:
+            self._init_step_index(_one(timestep))
+            place = self.step_index
+        checks.refuse(
+            not 0 <= place < len(self.sigmas) - 1,
+            f"the run has taken all of its {len(self.sigmas) - 1} steps; call set_timesteps before another one.",
+        )
+        return int(place)
+
+    def _step_at(
+        self, place: int, noise: bool, eta: float | None = None, tau: float | None = None
+    ) -> tuple[ReverseKernel, float, float]:
+        """The step from one σ of the list to the next, with what is overridden for it, and what its mean weighs x_t and
+        F by."""
+        given = eta is not None or tau is not None
+        eta, tau = (0.0, None) if not noise else check_noise(eta, tau) if given else self._noise
+        t, s = self._times()[place : place + 2]
+        key = t, s, eta, tau
+        if key not in self._steps:
+            kernel = ReverseKernel.between(self._source.level(t), self._source.level(s), eta, tau)
+            one, none = (torch.tensor(value, dtype=torch.float64) for value in (1.0, 0.0))
+            of_x, of_output = (kernel.mean(x, self._posterior(kernel, x, F)) for x, F in ((one, none), (none, one)))
+            self._steps[key] = kernel, float(of_x), float(of_output)
+        return self._steps[key]
+
+    def _times(self) -> list[float]:
+        """t of every σ of the list, from noise to data, as Python's numbers: they are read from the device once."""
+        state = self.sigmas, self.sigmas._version
+        if self._read[0] is not state[0] or self._read[1] != state[1]:
+            sigmas = [float(sigma) for sigma in self.sigmas.tolist()]
+            times = [1.0 - sigma for sigma in sigmas] if self._options.invert_sigmas else sigmas
+            self._read = (*state, times)
+            self._steps.clear()
+            self._forget()
+        found: list[float] = self._read[2]
+        return found
+
+    def _posterior(self, kernel: ReverseKernel, x: torch.Tensor, output: torch.Tensor) -> Posterior:
+        """x̂_0 and ε̂; with `invert_sigmas` the network says x_0 − ε."""
+        signed = -output if self._options.invert_sigmas else output
+        return Posterior(*mean_and_eps("flow", signed, x, kernel.alpha_t, kernel.sigma_t))
+
+    def _covariance(
+        self, kernel: ReverseKernel, x: torch.Tensor, output: torch.Tensor, features: torch.Tensor | None
+    ) -> tuple[Layout, StructuredCovariance | None]:
+        """Σ of the step, and the layout in which it finds a sample."""
+        covariance, layout = self._source.attached(), self._source.layout(self._layout.name, tuple(x.shape[1:]))
+        like = layout.images(x)
+        self._source.check_sample(tuple(like.shape[1:]))
+        if covariance.depends_on_image:
+            found = self._posterior(kernel, x, output)
+            posterior = self._source.posterior(layout.images(found.mean), layout.images(found.eps), None, features)
+        else:
+            posterior = Posterior(like, like)  # of it the shape, type and device alone are asked
+        if self._covariances is None:
+            self._covariances = StepCovariances(covariance)
+        return layout, self._covariances.at(posterior, kernel)
+
+    def _per_token(
+        self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, times: torch.Tensor, return_dict: bool
+    ) -> AnalyticSchedulerOutput | tuple[torch.Tensor]:
+        """Euler's step with a level for each token."""
+        checks.refuse(
+            self._source.kind != "fixed_small" or 0.0 not in self._noise,
+            "per_token_timesteps are known for the ODE's step alone; use eta=0 and variance_type='fixed_small', or "
+            "give all tokens one timestep.",
+        )
+        own: Any = super()
+        (previous,) = own.step(model_output, timestep, sample, per_token_timesteps=times, return_dict=False)
+        return AnalyticSchedulerOutput(previous) if return_dict else (previous,)
+
+    # ---- the list of σ ----------------------------------------------------------------------------------------
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: Any = None,
+        mu: float | None = None,
+        timesteps: Any = None,
+    ) -> None:
+        """Choose the list of σ: as FlowMatchEulerDiscreteScheduler does, which has the arguments explained."""
+        if num_inference_steps is not None:
+            num_inference_steps = checks.whole("num_inference_steps", num_inference_steps, least=1)
+        empty = any(given is not None and getattr(given, "__len__", lambda: 1)() == 0 for given in (sigmas, timesteps))
+        checks.refuse(
+            empty or (num_inference_steps is None and sigmas is None and timesteps is None),
+            "set_timesteps needs num_inference_steps, sigmas or timesteps, of one step at least.",
+        )
+        try:
+            cast(Any, super()).set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
+        except (ValueError, TypeError, IndexError) as error:
+            raise InputError(
+                f"these sigmas or timesteps make no list ({printable(str(error), 200)}); mend them."
+            ) from None
+
+    def index_for_timestep(self, timestep: float | torch.Tensor, schedule_timesteps: torch.Tensor | None = None) -> int:
+        """The index of a timestep in the list (of two that are equal, the second, as diffusers takes it)."""
+        known: Any = self.timesteps if schedule_timesteps is None else schedule_timesteps
+        one, own = _one(timestep), cast(Any, super())
+        try:
+            return int(own.index_for_timestep(one.to(known.device) if isinstance(one, torch.Tensor) else one, known))
+        except IndexError:
+            raise InputError(
+                f"timestep={checks.brief(float(one))} is none of the {len(known)} of this run; give one of "
+                "scheduler.timesteps."
+            ) from None
+
+    @property
+    def _options(self) -> Any:
+        """The config, with attributes."""
+        return self.config
+
+
+def _one(timestep: Any) -> Any:
+    """One timestep, from a number, a tensor holding one, or several that are equal."""
+    whole = checks.is_bool(timestep) or isinstance(timestep, int)
+    if isinstance(timestep, torch.Tensor):
+        whole = not timestep.is_floating_point()
+        different = timestep.numel() != 1 and (timestep.numel() == 0 or bool((timestep != timestep.flatten()[0]).any()))
+        checks.refuse(
+            different,
+            f"timestep={checks.brief(timestep.flatten().tolist())} must be one for all images; take a step for each in "
+            "turn.",
+        )
+        timestep = timestep.flatten()[0]
+    checks.refuse(
+        whole or not checks.is_number(timestep),
+        f"timestep={checks.brief(timestep)} must be one of scheduler.timesteps, not the index of a loop.",
+    )
+    return timestep
+
+
+def _noise_of(config: Mapping[str, Any], eta: float | None, tau: float | None) -> tuple[float | None, float | None]:
+    """(η, τ), checked; both None where the config's own, τ = ∞, is meant."""
+    if eta is None and tau is None and config.get("stochastic_sampling"):
+        return None, None
+    return check_noise(eta, tau)
+
+
+def _check_unused(s_churn: float, s_tmin: float, s_tmax: float, s_noise: float) -> None:
+    """Refuse Euler's options, which FlowMatchEulerDiscreteScheduler takes and does nothing with."""
+    given = {
+        "s_churn": (s_churn, 0.0),
+        "s_tmin": (s_tmin, 0.0),
+        "s_tmax": (s_tmax, math.inf),
+        "s_noise": (s_noise, 1.0),
+    }
+    wrong = [f"{name}={checks.brief(value)}" for name, (value, default) in given.items() if value != default]
+    checks.refuse(
+        bool(wrong),
+        f"{', '.join(wrong)} has no meaning for a flow's steps; leave it out, and set the noise by eta or tau.",
+    )
