@@ -61,15 +61,15 @@ class Denoiser:
             moved to `device`; it is evaluated in evaluation mode, and left in its own.
         schedule: the noise schedule that the network was trained with; a diffusers scheduler (or its config) stands for
             its own.
-        prediction: "epsilon", "sample", "v_prediction", "flow", "score", "edm", "edm_v", or "previous_x" at the indices
-            of `schedule` alone (see `models.prediction`).
+        prediction: "epsilon", "sample", "v_prediction", "flow", "flow_to_data", "score", "trigflow", "edm", "edm_v", or
+            "previous_x" at the indices of `schedule` alone (see `models.prediction`).
         shape: (C, *spatial) of one image: (C, H, W), or (C,) of vectors, (C, L) of signals, (C, F, H, W) of videos.
         clip: bounds for x̂_0, or None for no clipping.
         data_range: the range of the data: "clip" (same as `clip`), a pair, or None for unbounded data
             (no range check, no range bound on the variance, no conversion from uint8).
         device: where the network runs; None: where its parameters are, else the CPU.
         autocast: torch.bfloat16 or torch.float16 to run the network under autocast; everything else stays float32.
-        sigma_data: σ_d of EDM networks.
+        sigma_data: σ_d of EDM and TrigFlow networks.
         guidance_scale: w of classifier-free guidance; 1: the conditional prediction itself.
         unconditional: the condition that stands for none, of one image (a tensor, or a nest of them); wanted where
             guidance_scale is not 1.
@@ -430,7 +430,7 @@ class Denoiser:
             "guidance_scale": self.guidance_scale,
             "unconditional": null,
             "autocast": None if self.autocast is None else str(self.autocast),
-            "sigma_data": self.sigma_data if self.prediction in ("edm", "edm_v") else None,
+            "sigma_data": self.sigma_data if self.prediction in ("trigflow", "edm", "edm_v") else None,
         }
         if self.codec is not None and self.codec.common_scaling is not None:
             scaling = self.codec.common_scaling

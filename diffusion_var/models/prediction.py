@@ -6,7 +6,10 @@ With x_t = α x_0 + σ ε and s = σ/α the network's output F stands for
     sample         x̂_0 = F,                          ε̂ = (x_t − α F)/σ
     v_prediction   F = α ε − σ x_0:                   x̂_0 = (α x_t − σ F)/(α² + σ²),  ε̂ = (σ x_t + α F)/(α² + σ²)
     flow           F = ε − x_0:                       x̂_0 = (x_t − σ F)/(α + σ),      ε̂ = (x_t + α F)/(α + σ)
+    flow_to_data   F = x_0 − ε:                       flow with −F (Mochi)
     score          F = ∇ log q(x_t) = −ε/σ:           ε̂ = −σ F,                       x̂_0 = (x_t + σ² F)/α
+    trigflow       F = α z − (σ/σ_d) x_0 of noise z = σ_d ε, with r = σ/σ_d:
+                   x̂_0 = (α x_t − r F)/(α² + r²),     ε̂ = (r x_t + α F)/(σ_d (α² + r²))
     edm            x̂_0 = c_skip x_t/α + c_out F,      c_skip = σ_d²/(s² + σ_d²),  c_out = s σ_d/√(s² + σ_d²),
                    and the network is shown c_in x_t/α, c_in = 1/√(s² + σ_d²)
     edm_v          the same with c_out negative (diffusers' EDM schedulers with prediction_type v_prediction)
@@ -17,7 +20,8 @@ depends on the grid that the network was trained on, and is known at its indices
     previous_x     F = E[x_s|x_t] = γ x̂_0 + (c/σ_t) x_t:   x̂_0 = (F − (c/σ_t) x_t)/γ,  ε̂ = (α_s x_t − α_t F)/(σ_t γ)
 
 Sources: v-prediction arXiv:2202.00512, rectified flow arXiv:2209.03003, score SDE arXiv:2011.13456, EDM
-arXiv:2206.00364 (eq. 7 and table 1), the mean of the index before DDPM's (arXiv:2006.11239, eq. 7 and §3.2).
+arXiv:2206.00364 (eq. 7 and table 1), TrigFlow arXiv:2410.11081, the mean of the index before DDPM's (arXiv:2006.11239,
+eq. 7 and §3.2).
 """
 
 from __future__ import annotations
@@ -34,7 +38,11 @@ from ..process.kernel import ReverseKernel
 from ..process.level import NoiseLevel
 from ..process.schedule import NoiseSchedule
 
-Prediction = Literal["epsilon", "sample", "v_prediction", "flow", "score", "edm", "edm_v", "previous_x"]
+# fmt: off
+Prediction = Literal[
+    "epsilon", "sample", "v_prediction", "flow", "flow_to_data", "score", "trigflow", "edm", "edm_v", "previous_x"
+]
+# fmt: on
 #: Those that networks are trained in here.
 TrainedPrediction = Literal["epsilon", "v_prediction", "flow"]
 #: Those that say nothing of x_0 where α = 0.
@@ -112,9 +120,15 @@ def mean_and_eps(
     if prediction == "v_prediction":
         scale = 1.0 / (alpha * alpha + sigma * sigma)
         return (alpha * x_t - sigma * output) * scale, (sigma * x_t + alpha * output) * scale
+    if prediction == "flow_to_data":
+        prediction, output = "flow", -output
     if prediction == "flow":
         scale = 1.0 / (alpha + sigma)
         return (x_t - sigma * output) * scale, (x_t + alpha * output) * scale
+    if prediction == "trigflow":
+        ratio = sigma / sigma_data
+        scale = 1.0 / (alpha * alpha + ratio * ratio)
+        return (alpha * x_t - ratio * output) * scale, (ratio * x_t + alpha * output) * (scale / sigma_data)
     if prediction == "score":
         return (x_t + sigma * sigma * output) / alpha, -sigma * output
     # EDM: with α s = σ, ε̂ = (x_t − α x̂_0)/σ has no cancellation when written out.

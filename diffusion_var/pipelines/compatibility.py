@@ -15,7 +15,7 @@ from ..hub import fetch_file
 from ..models.identity import ModelIdentity, network_facts
 from ..models.pretrained.conventions import clip_of, prediction_of
 from ..models.pretrained.latent_form import LatentForm
-from ..process.diffusers_configs import SUPPORTED, config_of, family_of, schedule_of
+from ..process.diffusers_configs import SUPPORTED, config_of, family_of, number, schedule_of
 from ..unwrapping import unwrapped
 from ..variance.table import VarianceTable
 
@@ -128,12 +128,16 @@ def require_betas(config: Mapping[str, Any]) -> None:
     if "num_train_timesteps" not in config:
         return
     continuous = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
+    shifted = number(config, "snr_shift_scale", 1.0) != 1.0
     named = config.get("_class_name")
     known = {**config, "_class_name": named if named in SUPPORTED else None}
     checks.refuse(
-        continuous or family_of(known) == "flow" or ("beta_schedule" not in config and family_of(known) != "betas"),
+        continuous
+        or shifted
+        or family_of(known).endswith("flow")
+        or ("beta_schedule" not in config and family_of(known) != "betas"),
         "AnalyticScheduler knows schedules that are given by betas, with timesteps 0 to N - 1, but the config's is "
-        "another (flow, EDM, VE or continuous timesteps); use AnalyticFlowScheduler for flows (or "
+        "another (flow, EDM, VE, continuous timesteps or a shifted SNR); use AnalyticFlowScheduler for flows (or "
         "dv.analytic_scheduler(table, pipe), which takes the one that fits), and dv.Sampler for the others.",
     )
 

@@ -3,9 +3,12 @@
 What counts is which noise levels the network was trained on, not which of them a solver visits: Euler and DPM-Solver
 schedulers of a network trained by DDPM give DDPM's schedule, and options such as `use_karras_sigmas` change nothing.
 
-    betas    DDPM, DDIM, PNDM, Euler, DPM-Solver and kin: beta_schedule or trained_betas, rescale_betas_zero_snr
-    flow     FlowMatchEuler and Heun, and the kin above with use_flow_sigmas
-    EDM      EDMEuler, EDMDPMSolverMultistep: α = 1
+    betas    DDPM, DDIM, PNDM, Euler, DPM-Solver, UniPC, SA-Solver and kin: beta_schedule or trained_betas,
+             rescale_betas_zero_snr; of CogVideoX with snr_shift_scale
+    flow     FlowMatchEuler, Heun and LCM, LTXEulerAncestralRF, and the kin above with use_flow_sigmas; of Mochi
+             (invert_sigmas) the network is told N (1 − t)
+    trigflow SCM: α = cos t, σ = sin t σ_d; the network is told t
+    EDM      EDMEuler, EDMDPMSolverMultistep, CosineDPMSolverMultistep (told 2/π atan σ): α = 1
     VE       ScoreSdeVe: α = 1, σ geometric; the network is told σ itself
 """
 
@@ -23,23 +26,30 @@ from .schedule import NoiseSchedule
 
 Config = Mapping[str, Any]
 
+# Their SNR is divided by snr_shift_scale, 3 where the config does not say.
+_SHIFTED_CLASSES = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
 _BETA_CLASSES = (
     *("AnalyticScheduler", "DDPMScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler"),
     *("PNDMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
     *("LMSDiscreteScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler"),
     *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler"),
-    *("LCMScheduler", "TCDScheduler"),
+    *("LCMScheduler", "TCDScheduler", "SASolverScheduler", *_SHIFTED_CLASSES),
 )
-_FLOW_CLASSES = (*("AnalyticFlowScheduler", "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),)
-_EDM_CLASSES = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+_FLOW_CLASSES = (
+    *("AnalyticFlowScheduler", "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
+    *("FlowMatchLCMScheduler", "LTXEulerAncestralRFScheduler"),
+)
+_TRIGFLOW_CLASSES = ("SCMScheduler",)
+_COSINE_CLASS = "CosineDPMSolverMultistepScheduler"
+_EDM_CLASSES = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", _COSINE_CLASS)
 _VE_CLASSES = ("ScoreSdeVeScheduler",)
 # Their β go from one to the other where the config does not say; those of the others from 1e-4 to 0.02.
 _LATENT_CLASSES = (
     *("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler"),
-    *("LCMScheduler", "TCDScheduler"),
+    *("LCMScheduler", "TCDScheduler", *_SHIFTED_CLASSES),
 )
 _LATENT_ENDS = (0.00085, 0.012)
-SUPPORTED = (*_BETA_CLASSES, *_FLOW_CLASSES, *_EDM_CLASSES, *_VE_CLASSES)
+SUPPORTED = (*_BETA_CLASSES, *_FLOW_CLASSES, *_TRIGFLOW_CLASSES, *_EDM_CLASSES, *_VE_CLASSES)
 
 
 def config_of(scheduler: Any) -> dict[str, Any]:
@@ -59,10 +69,12 @@ def _class_name(config: Any) -> str | None:
 
 
 def family_of(config: Config) -> str:
-    """ "betas", "flow", "edm" or "ve"; by the class where the config names it, else by its keys."""
+    """ "betas", "flow", "inverted flow", "trigflow", "edm" or "ve"; by the class if it is named, else by the keys."""
     name = config.get("_class_name")
     if name in _BETA_CLASSES or (name is None and _has_betas(config)):
         return "flow" if switch(config, "use_flow_sigmas") else "betas"
+    if name in _TRIGFLOW_CLASSES:
+        return "trigflow"
     by_key = (
         ("flow", _FLOW_CLASSES, "shift"),
         ("edm", _EDM_CLASSES, "sigma_schedule"),
@@ -70,7 +82,7 @@ def family_of(config: Config) -> str:
     )
     for family, classes, key in by_key:
         if name in classes or (name is None and key in config):
-            return family
+            return "inverted flow" if family == "flow" and switch(config, "invert_sigmas") else family
     raise InputError(
         f"the scheduler {name or 'of this config (no beta_schedule, no _class_name)'} is not supported; the supported "
         f"ones are {', '.join(SUPPORTED)}; for others, build the NoiseSchedule by hand."
@@ -123,6 +135,9 @@ def schedule_of(scheduler: Any) -> NoiseSchedule:
 
 def _betas(config: Config) -> NoiseSchedule:
     schedule = _trained_betas(config)
+    shifts = config.get("_class_name") in _SHIFTED_CLASSES
+    if (scale := number(config, "snr_shift_scale", 3.0 if shifts else 1.0)) != 1.0:
+        schedule = _with_snr_over(schedule, checks.positive("snr_shift_scale", scale))
     if switch(config, "rescale_betas_zero_snr"):
         schedule = schedule.with_zero_terminal_snr()
     if config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction":
@@ -132,11 +147,15 @@ def _betas(config: Config) -> NoiseSchedule:
     return schedule
 
 
+def _with_snr_over(schedule: NoiseSchedule, scale: float) -> NoiseSchedule:
+    """A variance-preserving schedule with its SNR divided by a scale, ᾱ/(scale + (1 − scale) ᾱ), without
+    cancellation."""
+    log_snr = schedule.log_snr[1:] - math.log(scale)
+    alpha, sigma = (np.exp(-0.5 * np.logaddexp(0.0, sign * log_snr)) for sign in (-1.0, 1.0))
+    return NoiseSchedule.from_levels(alpha, sigma, schedule.timestep[1:])
+
+
 def _trained_betas(config: Config) -> NoiseSchedule:
-    if config.get("snr_shift_scale", 1.0) != 1.0:
-        raise InputError(
-            "the scheduler has a snr_shift_scale, which is not supported; build the NoiseSchedule by hand."
-        )
     if config.get("trained_betas") is not None:
         return NoiseSchedule.from_betas(_numbers(config, "trained_betas"))
     # No default for the name: a scheduler of another kind has none, and must not pass for linear.
@@ -158,20 +177,37 @@ def _trained_betas(config: Config) -> NoiseSchedule:
 
 
 def _flow(config: Config) -> NoiseSchedule:
-    if switch(config, "invert_sigmas"):
-        raise InputError(
-            "the scheduler has invert_sigmas=true, which is not supported; build the NoiseSchedule by hand."
-        )
     # A dynamic shift moves the levels that a solver visits with the image size; training's grid is even.
     shift = 1.0 if switch(config, "use_dynamic_shifting") else config.get("flow_shift", config.get("shift"))
     steps = _num_levels(config)
     return NoiseSchedule.flow(steps, float(1.0 if shift is None else shift), timestep_scale=steps)
 
 
+def _inverted_flow(config: Config) -> NoiseSchedule:
+    """The network is told what the others are told of the signal in the place of the noise: N α."""
+    flow = _flow(config)
+    return NoiseSchedule(flow.alpha, flow.sigma, _num_levels(config) * flow.alpha)
+
+
+def _trigflow(config: Config) -> NoiseSchedule:
+    """t even from 0 to π/2 (sCM, arXiv:2410.11081)."""
+    steps = _num_levels(config)
+    t = 0.5 * math.pi * np.arange(steps + 1) / steps
+    return NoiseSchedule(np.sin(t[::-1]), number(config, "sigma_data", 0.5) * np.sin(t), t)
+
+
 def _edm(config: Config) -> NoiseSchedule:
-    low, high = number(config, "sigma_min", 0.002), number(config, "sigma_max", 80.0)
-    rho = math.inf if config.get("sigma_schedule") == "exponential" else number(config, "rho", 7.0)
-    return NoiseSchedule.edm(_num_levels(config), low, high, rho)
+    cosine = config.get("_class_name") == _COSINE_CLASS
+    ends = (0.3, 500.0) if cosine else (0.002, 80.0)
+    low, high = number(config, "sigma_min", ends[0]), number(config, "sigma_max", ends[1])
+    kind = config.get("sigma_schedule", "exponential" if cosine else "karras")
+    schedule = NoiseSchedule.edm(
+        _num_levels(config), low, high, math.inf if kind == "exponential" else number(config, "rho", 7.0)
+    )
+    if not cosine:
+        return schedule
+    told = 2.0 / math.pi * np.arctan(schedule.sigma)
+    return NoiseSchedule(schedule.alpha, schedule.sigma, told, schedule.prior_std)
 
 
 def _ve(config: Config) -> NoiseSchedule:
@@ -180,4 +216,11 @@ def _ve(config: Config) -> NoiseSchedule:
     return NoiseSchedule(geometric.alpha, geometric.sigma, geometric.sigma, geometric.prior_std)
 
 
-_FAMILIES: dict[str, Callable[[Config], NoiseSchedule]] = {"betas": _betas, "flow": _flow, "edm": _edm, "ve": _ve}
+_FAMILIES: dict[str, Callable[[Config], NoiseSchedule]] = {
+    "betas": _betas,
+    "flow": _flow,
+    "inverted flow": _inverted_flow,
+    "trigflow": _trigflow,
+    "edm": _edm,
+    "ve": _ve,
+}

@@ -53,7 +53,9 @@ def output(prediction: str, x_0: torch.Tensor, eps: torch.Tensor, alpha: Any, si
         "sample": lambda: x_0,
         "v_prediction": lambda: alpha * eps - sigma * x_0,
         "flow": lambda: eps - x_0,
+        "flow_to_data": lambda: x_0 - eps,
         "score": lambda: -eps / sigma,
+        "trigflow": lambda: alpha * sd * eps - sigma / sd * x_0,
     }
     return by_hand[prediction]()
 

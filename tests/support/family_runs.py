@@ -127,7 +127,9 @@ def check_flow_steps(steps: list[Step], pipe: Any, table: dv.VarianceTable, stru
                 variance.sqrt() * z if structure == "isotropic" else table.structure(structure).colour(variance, z)
             )
             expected = expected + coloured
-        assert off(step.prev_sample.double(), layout.samples(expected)) <= (5e-5 if s > 0 and structure != "dct" else 2e-6)
+        assert off(step.prev_sample.double(), layout.samples(expected)) <= (
+            5e-5 if s > 0 and structure != "dct" else 2e-6
+        )
 
 
 def level(sigma: torch.Tensor) -> dv.NoiseLevel:

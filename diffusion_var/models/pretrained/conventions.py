@@ -12,10 +12,19 @@ from ..prediction import Prediction
 _PREDICTIONS: dict[str, dict[str, Prediction]] = {
     "betas": {"epsilon": "epsilon", "sample": "sample", "v_prediction": "v_prediction"},
     "flow": {"flow_prediction": "flow"},
+    "inverted flow": {"flow_prediction": "flow_to_data"},
+    "trigflow": {"trigflow": "trigflow"},
     "edm": {"epsilon": "edm", "v_prediction": "edm_v"},
     "ve": {"score": "score"},
 }
-_DEFAULT_PREDICTION = {"betas": "epsilon", "flow": "flow_prediction", "edm": "epsilon", "ve": "score"}
+_DEFAULT_PREDICTION = {
+    "betas": "epsilon",
+    "flow": "flow_prediction",
+    "inverted flow": "flow_prediction",
+    "trigflow": "trigflow",
+    "edm": "epsilon",
+    "ve": "score",
+}
 # A config that does not say means its class's default, which is to clip for these.
 _CLIPPING_CLASSES = ("DDPMScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler")
 
