@@ -39,7 +39,11 @@ def analytic_scheduler(
         family = family_of({**config, "_class_name": named if named in SUPPORTED else None})
     except InputError:
         family = ""
-    fitting: Any = {"betas": AnalyticScheduler, "flow": AnalyticFlowScheduler}.get(family)
+    fitting: Any = {
+        "betas": AnalyticScheduler,
+        "flow": AnalyticFlowScheduler,
+        "inverted flow": AnalyticFlowScheduler,
+    }.get(family)
     if fitting is None:
         raise InputError(
             f"no analytic scheduler fits {named or kind}: there is AnalyticScheduler for schedules that are given by "

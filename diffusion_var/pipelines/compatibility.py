@@ -48,7 +48,11 @@ def check_table(table: VarianceTable, config: Mapping[str, Any]) -> None:
 def check_flow_table(table: VarianceTable, config: Mapping[str, Any]) -> None:
     """Refuse a table of another prediction type than a flow's, or with clipping; its levels are compared when they are
     visited, by log SNR [E14]."""
-    found = ModelIdentity(table.schedule, {"prediction": prediction_of(config), "clip": clip_of(config)})
+    signs = "flow", "flow_to_data"  # one flow, whichever way it is told
+    prediction: str = prediction_of(config)
+    if prediction in signs and table.prediction in signs:
+        prediction = table.prediction
+    found = ModelIdentity(table.schedule, {"prediction": prediction, "clip": clip_of(config)})
     if unlike := table.identity().mismatch(found, "the table", "the scheduler"):
         raise InputError(
             f"this variance table does not fit the scheduler ({unlike}); give a table of this flow model, or, for "
@@ -113,7 +117,7 @@ def require_flow(config: Mapping[str, Any]) -> None:
     named = config.get("_class_name")
     known = {**config, "_class_name": named if named in SUPPORTED else None}
     checks.refuse(
-        family_of(known) != "flow",
+        family_of(known) not in ("flow", "inverted flow"),
         f"AnalyticFlowScheduler knows the schedules of flow matching, but the config is {_article(named)}'s; use "
         "dv.analytic_scheduler(table, pipe), which takes the one that fits the pipeline, or AnalyticScheduler.",
     )
@@ -134,7 +138,7 @@ def require_betas(config: Mapping[str, Any]) -> None:
     checks.refuse(
         continuous
         or shifted
-        or family_of(known).endswith("flow")
+        or family_of(known) in ("flow", "inverted flow", "trigflow")
         or ("beta_schedule" not in config and family_of(known) != "betas"),
         "AnalyticScheduler knows schedules that are given by betas, with timesteps 0 to N - 1, but the config's is "
         "another (flow, EDM, VE, continuous timesteps or a shifted SNR); use AnalyticFlowScheduler for flows (or "

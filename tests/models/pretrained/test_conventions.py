@@ -4,6 +4,7 @@ makes of it, at the levels and timesteps that it visits."""
 import importlib
 import math
 import sys
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -206,3 +207,22 @@ def test_an_analytic_scheduler_is_not_made_of_a_shifted_snr() -> None:
         dv.AnalyticScheduler.from_table(table, config, estimator="score_norm")
     with pytest.raises(InputError, match="a shifted SNR"):
         dv.AnalyticScheduler.from_config(config)
+
+
+def test_flow_solvers_and_inverted_ones_get_the_analytic_flow_scheduler() -> None:
+    """Also by a table of a network that says x_0 − ε; SCM and EDM have none."""
+    shape = (1, 4, 4)
+    gaussian = dv.oracles.GaussianDenoiser(dv.NoiseSchedule.flow(20), 0.0, 0.5 * np.ones(shape))
+    table = dv.estimate(gaussian, gaussian.sample(400, seed=1).float(), 0.1, structures=("isotropic",), progress=False)
+    for scheduler in (
+        diffusers.UniPCMultistepScheduler(**FLOW),
+        diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+        diffusers.FlowMatchLCMScheduler(),
+    ):
+        made_of = dv.analytic_scheduler(replace(table, prediction="flow"), scheduler)
+        assert type(made_of).__name__ == "AnalyticFlowScheduler"
+    other = replace(table, prediction="flow_to_data")
+    assert dv.analytic_scheduler(other, diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)) is not None
+    for scheduler in (diffusers.SCMScheduler(), diffusers.EDMEulerScheduler()):
+        with pytest.raises(InputError, match="no analytic scheduler fits"):
+            dv.analytic_scheduler(replace(table, prediction="flow"), scheduler)
