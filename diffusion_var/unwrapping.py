@@ -12,6 +12,7 @@ given.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -113,9 +114,23 @@ def device_of(network: Any) -> torch.device:
 
 def is_placed(network: torch.nn.Module) -> bool:
     """Whether accelerate's hooks bring the weights to where they are needed, so that nobody else may move them."""
+    module = unwrapped(network)
+    if any(type(hook).__name__ == "CpuOffload" for hook in _hooks(module)) or _is_group_offloaded(module):
+        return True
     if len({*(getattr(unwrapped(network), "hf_device_map", None) or {}).values()}) > 1:
         return True
     return any(parameter.device.type == "meta" for parameter in network.parameters())
+
+
+def has_hook(module: torch.nn.Module) -> bool:
+    """Whether one of accelerate's hooks is on it, which may hold its weights."""
+    return next(_hooks(module), None) is not None
+
+
+def _is_group_offloaded(module: torch.nn.Module) -> bool:
+    """Whether diffusers' hooks bring its layers to the device in turn."""
+    offloading = sys.modules.get("diffusers.hooks.group_offloading")
+    return offloading is not None and bool(offloading._is_group_offload_enabled(module))
 
 
 def _hooks(module: torch.nn.Module) -> Iterator[Any]:

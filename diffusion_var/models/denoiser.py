@@ -327,7 +327,8 @@ class Denoiser:
             else:
                 with self._tap.reading() as seen:
                     prediction, extra = self._predict(x_t, n, condition)
-                features = self._tap.features(seen, len(x_t))
+                in_order: Any = getattr(self.network, "features_in_order", None)  # of a pipeline's loop
+                features = self._tap.features(seen if in_order is None else in_order(seen), len(x_t))
         mean, eps = mean_and_eps(self.prediction, prediction, x_t, alpha, sigma, self.sigma_data, before)
         if self.classifier is not None and labels is not None:
             gradient = self.classifier.gradient(x_t, self.schedule.timesteps(n, len(x_t), x_t.device), labels, n)

@@ -25,15 +25,17 @@ from typing import Any
 import torch
 
 from ... import checks
-from ...errors import InputError
-from ...unwrapping import unwrapped
+from ...errors import InputError, printable
+from ...unwrapping import has_hook, is_placed, unwrapped
 from ..conditions import rows_of
+from ..network_checks import move
 from .layout import Layout, layout_named, layout_of
 from .prompt_record import LENGTHS, PromptRecord
 
 #: Where a pipeline keeps its network, and what of it the loop does not run.
 NETWORKS = ("transformer", "unet", "prior", "decoder")
 _NOT_IN_THE_LOOP = ("text_encoder", "vae", "vqvae", "image_encoder", "safety_checker", "vocoder")
+_PROMPT_PARTS = ("text_encoder", "tokenizer")
 _OURS = (
     *("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds", "latents"),
     *("prompt", "timesteps", "sigmas", "output_type", "return_dict", "generator", "callback", "callback_on_step_end"),
@@ -74,6 +76,7 @@ class PipelineLoop(torch.nn.Module):
         name = network_name(pipe)
         self._parameters_of_call = dict(inspect.signature(type(pipe).__call__).parameters)
         _check_pipeline(pipe, self._parameters_of_call)
+        _check_weights(pipe)
         _check_call(pipe, self.call, self._parameters_of_call)
         self.network = getattr(pipe, name)
         others = {k: m for k, m in _modules(pipe).items() if k != name and not k.startswith(_NOT_IN_THE_LOOP)}
@@ -81,7 +84,10 @@ class PipelineLoop(torch.nn.Module):
         self._copied = _copy_class(type(pipe))
         self._stand_in = _stand_in(pipe.scheduler)
         self.record: PromptRecord | None = None
-        self._look(device)
+        if not is_placed(self):
+            move(self, device)
+        with _first_time(pipe):
+            self._look(device)
 
     # ---- what it is ---------------------------------------------------------------------------------------------
 
@@ -152,7 +158,7 @@ class PipelineLoop(torch.nn.Module):
     def encoded(self, prompts: Sequence[str], device: torch.device) -> dict[str, torch.Tensor]:
         """The conditions of prompts, each encoded alone."""
         assert self.record is not None
-        with text_encoders_on(self.pipe, device):
+        with text_encoders_on(self.pipe, device), _first_time(self.pipe):
             return self.record.conditions([self.record.flat(self._said_of([p], device)) for p in prompts])
 
     # ---- one evaluation -----------------------------------------------------------------------------------------
@@ -162,11 +168,21 @@ class PipelineLoop(torch.nn.Module):
         if self.record is not None:
             self.record.check(condition, self._name)
         groups = _groups(timestep, None if self.record is None else condition[LENGTHS])
-        parts = [self._evaluate(x, timestep, condition, rows) for rows in groups]
-        if len(parts) == 1:
-            return parts[0]
-        order = torch.tensor([row for rows in groups for row in rows]).argsort()
-        return torch.cat(parts)[order.to(x.device)]
+        self._order = torch.tensor([row for rows in groups for row in rows]).argsort()
+        return self._ordered([self._evaluate(x, timestep, condition, rows) for rows in groups])
+
+    def _ordered(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        return parts[0] if len(parts) == 1 else torch.cat(parts)[self._order.to(parts[0].device)]
+
+    def features_in_order(self, seen: list[torch.Tensor]) -> list[torch.Tensor]:
+        """What a layer was given in the parts of the last evaluation, as one batch in its order. InputError with
+        guidance, where each image is evaluated twice."""
+        checks.refuse(
+            self.guidance_scale != 1,
+            f"a head reads the features of one evaluation an image, but {self._name} is guided here "
+            f"(guidance_scale={self.guidance_scale:g}); make the denoiser with guidance_scale=1.",
+        )
+        return [self._ordered(seen)] if seen else seen
 
     def _evaluate(self, x: torch.Tensor, timestep: torch.Tensor, condition: Any, rows: list[int]) -> torch.Tensor:
         part: Any = slice(None) if len(rows) == len(x) else torch.tensor(rows, device=x.device)
@@ -416,7 +432,47 @@ def _fits(layout: Layout, shape: tuple[int, ...], sample: tuple[int, ...]) -> bo
         return False
 
 
+@contextmanager
+def _first_time(pipe: Any) -> Iterator[None]:
+    """Whatever a pipeline raises where it is tried is about what it was given, or lacks."""
+    try:
+        yield
+    except InputError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"{type(pipe).__name__} does not fit into memory ({_reason(error)}); offload parts of it."
+        ) from error
+    except Exception as error:
+        parts = {name: part for name, part in vars(pipe).items() if name.startswith(_PROMPT_PARTS)}
+        absent = [name for name, part in parts.items() if part is None and name not in pipe._optional_components]
+        hint = f"; its {', '.join(absent)} is None" if absent else ""
+        raise InputError(
+            f"{type(pipe).__name__} cannot be called with these arguments ({_reason(error)}){hint}; give what its "
+            f"__call__ needs here, or {_WRAP}."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return type(error).__name__ + (f": {printable(lines[0], 200).rstrip('. ')}" if lines else "")
+
+
+def _is_empty(part: torch.nn.Module) -> bool:
+    """Whether some of its weights are on the meta device and nowhere else."""
+    return any(p.device.type == "meta" for p in part.parameters()) and not any(map(has_hook, part.modules()))
+
+
 # ---- what is refused ------------------------------------------------------------------------------------------------
+
+
+def _check_weights(pipe: Any) -> None:
+    empty = [k for k, m in _modules(pipe).items() if k in NETWORKS or k.startswith(_PROMPT_PARTS) if _is_empty(m)]
+    checks.refuse(
+        bool(empty),
+        f"the weights of the {', '.join(empty)} of {type(pipe).__name__} are on the meta device, without values, "
+        "and no hook of accelerate's holds them; load them, or offload them by pipe.enable_model_cpu_offload().",
+    )
 
 
 def _check_pipeline(pipe: Any, parameters: Mapping[str, Any]) -> None:
@@ -426,7 +482,7 @@ def _check_pipeline(pipe: Any, parameters: Mapping[str, Any]) -> None:
     if not hasattr(pipe.scheduler, "step"):
         missing.append("scheduler.step")
     if "prompt" not in parameters and "batch_size" not in parameters:
-        missing.append("an argument prompt or batch_size")
+        missing.append("argument prompt or batch_size")
     checks.refuse(
         bool(missing),
         f"the pipeline {type(pipe).__name__} has no {' and no '.join(missing)}, which its loop is run by; {_WRAP}.",

@@ -18,6 +18,7 @@ from ...errors import InputError
 from ...unwrapping import device_of, unwrapped
 from ..denoiser import Denoiser
 from ..guidance import OwnGuidance
+from ..network_checks import checked_device
 from .direct import Told, assemble, is_direct, size_of_call
 from .latents import LatentCodec
 from .layout import Layout
@@ -54,7 +55,7 @@ def from_pipeline(
     _check_is_pipeline(pipe)
     network, name = getattr(pipe, network_name(pipe)), type(pipe).__name__
     told = Told.by(pipe.scheduler, name)
-    chosen = device_of(network) if device is None else torch.device(device)
+    chosen = _device(pipe, network) if device is None else checked_device(device)
     codec = codec_of(pipe, chosen)
     if is_direct(network):
         checks.refuse(layout is not None, f"the samples of {name} are images as they are; leave layout out.")
@@ -89,6 +90,12 @@ def with_other_guidance(denoiser: Denoiser, scale: float) -> Denoiser:
     scale = checks.number("guidance_scale", scale, "a finite number; 1 means no guidance")
     call = _with_scale({**loop.call}, loop.scale_name, scale, loop.takes("negative_prompt"))
     return with_loop(denoiser, PipelineLoop(loop.pipe, call, denoiser.device, loop.layout.name))
+
+
+def _device(pipe: Any, network: Any) -> torch.device:
+    """Where the network is; of one on the CPU, where the pipeline's hooks bring it."""
+    found = device_of(network)
+    return torch.device(getattr(pipe, "_execution_device", found)) if found.type == "cpu" else found
 
 
 def codec_of(pipe: Any, device: torch.device) -> LatentCodec | None:

@@ -1,0 +1,264 @@
+"""Denoiser.from_pipeline: networks in any clothes, heads, and one sentence for everything that cannot be."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import diffusion_var as dv
+from diffusion_var import Denoiser, InputError
+
+pytest.importorskip("transformers")
+from small_families import FAMILIES
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+CALL = {"height": 16, "width": 16, "max_sequence_length": 8}
+PROMPTS = ["a cat", "a dog"]
+
+
+def flux(**parts: Any) -> Any:
+    pipe = FAMILIES["flux"]()
+    for name, part in parts.items():
+        setattr(pipe, name, part)
+    return pipe
+
+
+def transformer() -> Any:
+    return copy.deepcopy(FAMILIES["flux"]().transformer)
+
+
+@pytest.fixture(scope="module")
+def denoiser() -> Denoiser:
+    return Denoiser.from_pipeline(flux(), **CALL)
+
+
+@pytest.fixture(scope="module")
+def x_t(denoiser: Denoiser) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).standard_normal((2, *denoiser.shape), dtype=np.float32))
+
+
+def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.double() - expected.double()).abs().max() / expected.double().abs().max())
+
+
+# ---- the network in other clothes ---------------------------------------------------------------------------------
+
+
+def offloaded() -> Any:
+    from accelerate import cpu_offload
+
+    network = transformer()
+    cpu_offload(network, execution_device=torch.device("cpu"))
+    assert {parameter.device.type for parameter in network.parameters()} == {"meta"}
+    return network
+
+
+CLOTHES = {
+    "compiled": lambda: torch.compile(transformer(), backend="eager"),
+    "parallel": lambda: torch.nn.DataParallel(transformer()),
+    "offloaded": offloaded,
+}
+
+
+@pytest.mark.parametrize("clothes", CLOTHES)
+@torch.no_grad()
+def test_a_network_in_other_clothes_is_the_same(clothes: str, denoiser: Denoiser, x_t: torch.Tensor) -> None:
+    other = Denoiser.from_pipeline(flux(transformer=CLOTHES[clothes]()), **CALL)
+    conditions = denoiser.prompts.encode(PROMPTS)
+    assert difference(other(x_t, 5, conditions).mean, denoiser(x_t, 5, conditions).mean) <= 1e-6
+    assert other.fingerprint == denoiser.fingerprint
+    assert not other.identity().mismatch(denoiser.identity(), "one", "the other")
+
+
+@torch.no_grad()
+def test_a_network_with_an_adapter_is_another(denoiser: Denoiser, x_t: torch.Tensor) -> None:
+    peft = pytest.importorskip("peft")
+    network = transformer()
+    network.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+    other = Denoiser.from_pipeline(flux(transformer=network), **CALL)
+    conditions = denoiser.prompts.encode(PROMPTS)
+    assert other.fingerprint != denoiser.fingerprint
+    assert difference(other(x_t, 5, conditions).mean, denoiser(x_t, 5, conditions).mean) > 1e-6
+
+
+@torch.no_grad()
+def test_half_precision(denoiser: Denoiser, x_t: torch.Tensor) -> None:
+    """The pipeline brings its latents to the precision that its network takes; x̂_0 has that of x_t."""
+    half = Denoiser.from_pipeline(copy.deepcopy(flux()).to(torch.bfloat16), **CALL)
+    found = half(x_t, 5, half.prompts.encode(PROMPTS)).mean
+    assert found.dtype == torch.float32
+    assert half.in_half_precision
+    assert difference(found, denoiser(x_t, 5, denoiser.prompts.encode(PROMPTS)).mean) < 0.02
+
+
+def test_text_encoders_lie_on_the_cpu_once_prompts_are_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU, only where they are sent is seen."""
+    from diffusion_var.models.pretrained import loop
+
+    pipe, sent = flux(), []
+    for name in ("text_encoder", "text_encoder_2"):
+        module = copy.copy(getattr(pipe, name))
+        module.to = lambda device, name=name: sent.append((name, str(device)))
+        setattr(pipe, name, module)
+    with loop.text_encoders_on(pipe, torch.device("cuda")):
+        assert sent == [("text_encoder", "cuda"), ("text_encoder_2", "cuda")]
+    assert sent[2:] == [("text_encoder", "cpu"), ("text_encoder_2", "cpu")]
+    sent.clear()
+    pipe.text_encoder._hf_hook = object()  # accelerate places it
+    with loop.text_encoders_on(pipe, torch.device("cuda")):
+        assert sent == [("text_encoder_2", "cuda")]
+
+
+# ---- heads -----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_features_come_in_the_order_of_the_batch(denoiser: Denoiser, x_t: torch.Tensor) -> None:
+    tapped, conditions = denoiser.with_features(), denoiser.prompts.encode(PROMPTS)
+    levels = torch.tensor([7, 2])
+    whole = tapped(x_t, levels, conditions)
+    assert whole.features is not None
+    for i in range(2):
+        alone = tapped(x_t[i : i + 1], int(levels[i]), denoiser.prompts.encode([PROMPTS[i]]))
+        assert difference(whole.features[i], alone.features[0]) <= 1e-5
+        assert difference(whole.mean[i], alone.mean[0]) <= 1e-5
+
+
+def test_no_features_with_guidance(x_t: torch.Tensor) -> None:
+    guided = Denoiser.from_pipeline(FAMILIES["sd3"](), guidance_scale=3.0, **CALL)
+    x = torch.zeros(1, *guided.shape)
+    with pytest.raises(
+        InputError, match=r"is guided here \(guidance_scale=3\); make the denoiser with guidance_scale=1"
+    ):
+        guided.with_features()(x, 5, guided.prompts.encode(["a cat"]))
+
+
+# ---- what is refused ----------------------------------------------------------------------------------------------
+
+
+def empty(part: str) -> Any:
+    pipe = flux()
+    setattr(pipe, part, copy.deepcopy(getattr(pipe, part)).to("meta"))
+    return pipe
+
+
+def no_step() -> Any:
+    pipe = flux()
+    pipe.scheduler = type(
+        "FlowMatchEulerDiscreteScheduler", (), {"config": {**pipe.scheduler.config}, "timesteps": torch.arange(3)}
+    )()
+    return pipe
+
+
+class Unknown:
+    """A pipeline of an own code, with nothing that is run here."""
+
+    def __init__(self) -> None:
+        pipe = flux()
+        self.transformer, self.scheduler = pipe.transformer, pipe.scheduler
+
+    def __call__(self, text: str) -> Any:
+        return text
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: "a/b", r"got 'a/b'; for a folder or a hub id use dv\.Denoiser\.from_pretrained\(path\)\.$"),
+        (lambda: flux().transformer, r"wrap a network by hand \(dv\.Denoiser\(network, schedule, …\)\)\.$"),
+        (lambda: type(flux()), r"; give a loaded one\.$"),
+        (lambda: None, r"must be a loaded diffusers pipeline, with its scheduler, but got None\.$"),
+        (lambda: flux(transformer=None), r"has no network: none of transformer, unet, .*, or wrap its network by hand"),
+        (lambda: flux(text_encoder=None), r"cannot be called with these arguments .*; its text_encoder is None; give"),
+        (lambda: empty("transformer"), r"weights of the transformer of FluxPipeline are on the meta device.*offload"),
+        (lambda: empty("text_encoder"), r"weights of the text_encoder of FluxPipeline are on the meta device"),
+        (no_step, r"FluxPipeline has no scheduler\.step, which its loop is run by; wrap its network by hand"),
+        (
+            Unknown,
+            r"Unknown has no prepare_latents and no argument prompt or batch_size, which its loop",
+        ),
+    ],
+)
+def test_what_is_no_pipeline_that_can_be_run(make: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said) as caught:
+        Denoiser.from_pipeline(make())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ({"hight": 16}, r"FluxPipeline takes no hight; give arguments of its __call__, such as "),
+        ({"prompt": "a cat"}, r"^prompt cannot be given here, .* as conditions \(denoiser\.prompts\.encode\)\.$"),
+        ({"height": "tall", "width": 16}, r"FluxPipeline cannot be called with these arguments \(TypeError"),
+        ({"guidance_scale": "much"}, r"^guidance_scale='much' must be a finite number"),
+        ({"device": "nowhere"}, r"^device='nowhere' is not a device"),
+        ({"layout": "heaps"}, r"^layout='heaps' is not known"),
+        ({"layout": "tokens", "height": 16, "width": 16}, r"do not come from images .* in layout tokens; give another"),
+    ],
+)
+def test_arguments_that_do_not_fit(call: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Denoiser.from_pipeline(flux(), **{"max_sequence_length": 8, **call})
+
+
+def test_arguments_of_a_network_that_is_called_directly() -> None:
+    pipe = FAMILIES["sd"]()
+    assert Denoiser.from_pipeline(pipe, guidance_scale=1.0, height=24, width=16).shape == (4, 12, 8)
+    for call in ({"height": 16}, {"clip_skip": 1}, {"height": 16, "width": 16, "eta": 0.0}):
+        with pytest.raises(InputError, match=r"height and width \(both\) can be given, but got"):
+            Denoiser.from_pipeline(pipe, guidance_scale=1.0, **call)
+    with pytest.raises(InputError, match=r"height and width are 15 and 16, but multiples of 2 are expected"):
+        Denoiser.from_pipeline(pipe, guidance_scale=1.0, height=15, width=16)
+
+
+def without_lengths(conditions: dict[str, torch.Tensor]) -> Any:
+    return {name: leaf for name, leaf in conditions.items() if name != "lengths"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: None, r"^this network needs a condition, but none was given"),
+        (
+            lambda c: torch.zeros(2, 8, 16),
+            r"^conditions are a tensor of shape \(2, 8, 16\), but FluxPipeline, as it is",
+        ),
+        (without_lengths, r"^conditions are 3 tensors, but FluxPipeline"),
+        (
+            lambda c: {**c, "0": c["0"][..., :3]},
+            r"^conditions\[0\] have shape .* but FluxPipeline takes \(B, tokens, 16\)",
+        ),
+        (lambda c: {**c, "1": c["1"][:, :3]}, r"^conditions\[1\] have shape"),
+        (lambda c: {name: leaf[:1] for name, leaf in c.items()}, r"for 2 images; give one for each"),
+    ],
+)
+def test_prompts_that_do_not_fit(change: Any, said: str, denoiser: Denoiser, x_t: torch.Tensor) -> None:
+    with pytest.raises(InputError, match=said):
+        denoiser(x_t, 5, change(denoiser.prompts.encode(PROMPTS)))
+
+
+@pytest.mark.parametrize("prompts", ["a cat", "", [], (), [1], ["cat", None], [["cat"]]])
+def test_anything_but_a_list_of_texts_is_refused(prompts: Any, denoiser: Denoiser) -> None:
+    with pytest.raises(InputError, match=r"^prompts=.* must be a list of at least one text\.$"):
+        denoiser.prompts.encode(prompts)
+
+
+def test_a_table_of_it_is_none_of_another_pipelines(denoiser: Denoiser, x_t: torch.Tensor) -> None:
+    table = dv.estimate(
+        denoiser,
+        x_t.clone(),
+        conditions=denoiser.prompts.encode(PROMPTS),
+        indices=[4],
+        tolerance=0.5,
+        structures=("isotropic",),
+        progress=False,
+    )
+    network = transformer()
+    with torch.no_grad():
+        next(network.parameters()).add_(1e-3)
+    other = Denoiser.from_pipeline(flux(transformer=network), **CALL)
+    with pytest.raises(InputError, match="network fingerprint"):
+        table.check(other)
