@@ -88,6 +88,15 @@ def check_pipeline(table: VarianceTable, pipe: Any, network: torch.nn.Module | N
         )
 
 
+def check_sound(pipe: Any) -> None:
+    """Refuse pipelines that denoise two things by copies of one scheduler."""
+    checks.refuse(
+        getattr(pipe, "audio_vae", None) is not None or type(pipe).__name__.startswith("Cosmos3Omni"),
+        f"{type(pipe).__name__} denoises its sound with a copy of its scheduler, but the variances of a table are of "
+        "one of the two; use AnalyticFlowScheduler.from_config(pipe.scheduler.config, eta=1), whose noise is λ² alone.",
+    )
+
+
 def config_to_fit(table: VarianceTable, config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """A scheduler's config (with options in its place) without what it had of another table; see `check_table`."""
     given = {**config_of(config), **options}

@@ -18,6 +18,7 @@ keyword, but does not name them: some pipelines hand an η of their own to every
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Mapping
@@ -39,12 +40,12 @@ from ..models.pretrained.layout import Layout, layout_of
 from ..process.kernel import ReverseKernel, check_noise
 from ..variance.estimators import Estimator
 from ..variance.table import VarianceTable
-from .compatibility import check_pipeline, flow_config_to_fit, require_flow
+from .compatibility import check_pipeline, check_sound, flow_config_to_fit, require_flow
 from .flow_source import FlowSource
 from .holder import VarianceHolder, replacing
 from .output import AnalyticSchedulerOutput, Reduction, check_previous, check_reduction, deviation, log_probability
 from .source import ConfigEntry, network_of
-from .step_checks import check_alike, check_generator, check_step
+from .step_checks import check_alike, check_generator, check_step, check_unused, one_timestep
 
 
 class AnalyticFlowScheduler(VarianceHolder, FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
@@ -141,6 +142,7 @@ class AnalyticFlowScheduler(VarianceHolder, FlowMatchEulerDiscreteScheduler):  #
         if hasattr(pipe, "scheduler"):
             config = pipe.scheduler
             flow_config_to_fit(table, config)
+            check_sound(pipe)
             check_pipeline(table, pipe, network_of(pipe))
             layout = layout if structure == "isotropic" or layout is not None else layout_of(pipe).name
         given = flow_config_to_fit(table, config)
@@ -168,6 +170,7 @@ class AnalyticFlowScheduler(VarianceHolder, FlowMatchEulerDiscreteScheduler):  #
             "AnalyticFlowScheduler.from_head(head, pipe).",
         )
         given = flow_config_to_fit(head.table, pipe.scheduler)
+        check_sound(pipe)
         check_pipeline(head.table, pipe, network_of(pipe))
         eta, tau = _noise_of(given, eta, tau)
         layout = layout_of(pipe).name if layout is None else layout
@@ -225,7 +228,7 @@ class AnalyticFlowScheduler(VarianceHolder, FlowMatchEulerDiscreteScheduler):  #
 
         Returns: x_s and x̂_0 in the network's dtype, and what else `AnalyticSchedulerOutput` holds.
         """
-        _check_unused(s_churn, s_tmin, s_tmax, s_noise)
+        check_unused(s_churn, s_tmin, s_tmax, s_noise)
         if per_token_timesteps is not None:
             return self._per_token(model_output, timestep, sample, per_token_timesteps, return_dict)
         check_step(model_output, sample, variance_noise)
@@ -267,7 +270,7 @@ class AnalyticFlowScheduler(VarianceHolder, FlowMatchEulerDiscreteScheduler):  #
         """The index of the step in the list of σ; `stays`: by the timestep alone, whatever step the run is at."""
         place = self.index_for_timestep(timestep) if stays else self.step_index
         if place is None:
-            self._init_step_index(_one(timestep))
+            self._init_step_index(one_timestep(timestep))
             place = self.step_index
         checks.refuse(
             not 0 <= place < len(self.sigmas) - 1,
@@ -293,7 +296,8 @@ class AnalyticFlowScheduler(VarianceHolder, FlowMatchEulerDiscreteScheduler):  #
 
     def _times(self) -> list[float]:
         """t of every σ of the list, from noise to data, as Python's numbers: they are read from the device once."""
-        state = self.sigmas, self.sigmas._version
+        # Tensors of inference mode count no changes.
+        state = self.sigmas, -1 if self.sigmas.is_inference() else self.sigmas._version
         if self._read[0] is not state[0] or self._read[1] != state[1]:
             sigmas = [float(sigma) for sigma in self.sigmas.tolist()]
             times = [1.0 - sigma for sigma in sigmas] if self._options.invert_sigmas else sigmas
@@ -361,11 +365,17 @@ class AnalyticFlowScheduler(VarianceHolder, FlowMatchEulerDiscreteScheduler):  #
             raise InputError(
                 f"these sigmas or timesteps make no list ({printable(str(error), 200)}); mend them."
             ) from None
+        least, most = float(self.sigmas.min()), float(self.sigmas.max())
+        checks.refuse(
+            not 0.0 <= least <= most <= 1.0,
+            f"the list of sigmas goes from {least:.4g} to {most:.4g}, but a flow's lie between 0 and 1; for pipelines "
+            "that give this scheduler sigma/alpha of another process, keep their own.",
+        )
 
     def index_for_timestep(self, timestep: float | torch.Tensor, schedule_timesteps: torch.Tensor | None = None) -> int:
         """The index of a timestep in the list (of two that are equal, the second, as diffusers takes it)."""
         known: Any = self.timesteps if schedule_timesteps is None else schedule_timesteps
-        one, own = _one(timestep), cast(Any, super())
+        one, own = one_timestep(timestep), cast(Any, super())
         try:
             return int(own.index_for_timestep(one.to(known.device) if isinstance(one, torch.Tensor) else one, known))
         except IndexError:
@@ -374,29 +384,29 @@ class AnalyticFlowScheduler(VarianceHolder, FlowMatchEulerDiscreteScheduler):  #
                 "scheduler.timesteps."
             ) from None
 
+    # ---- what else pipelines ask of a scheduler ---------------------------------------------------------------
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
+        """The sample as it is: a flow's network takes x_t itself."""
+        return sample
+
+    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """`scale_noise` by the name and in the order of other schedulers: (1 − σ) x_0 + σ ε."""
+        noisy: torch.Tensor = cast(Any, self).scale_noise(original_samples, timesteps, noise)
+        return noisy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A scheduler with a list of its own and the same generator: a copy of that would draw the same noise again for
+        what a pipeline denoises beside (the sound of a video)."""
+        made = type(self).__new__(type(self))
+        memo |= {id(self): made, id(self.generator): self.generator}
+        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return made
+
     @property
     def _options(self) -> Any:
         """The config, with attributes."""
         return self.config
-
-
-def _one(timestep: Any) -> Any:
-    """One timestep, from a number, a tensor holding one, or several that are equal."""
-    whole = checks.is_bool(timestep) or isinstance(timestep, int)
-    if isinstance(timestep, torch.Tensor):
-        whole = not timestep.is_floating_point()
-        different = timestep.numel() != 1 and (timestep.numel() == 0 or bool((timestep != timestep.flatten()[0]).any()))
-        checks.refuse(
-            different,
-            f"timestep={checks.brief(timestep.flatten().tolist())} must be one for all images; take a step for each in "
-            "turn.",
-        )
-        timestep = timestep.flatten()[0]
-    checks.refuse(
-        whole or not checks.is_number(timestep),
-        f"timestep={checks.brief(timestep)} must be one of scheduler.timesteps, not the index of a loop.",
-    )
-    return timestep
 
 
 def _noise_of(config: Mapping[str, Any], eta: float | None, tau: float | None) -> tuple[float | None, float | None]:
@@ -404,18 +414,3 @@ def _noise_of(config: Mapping[str, Any], eta: float | None, tau: float | None) -
     if eta is None and tau is None and config.get("stochastic_sampling"):
         return None, None
     return check_noise(eta, tau)
-
-
-def _check_unused(s_churn: float, s_tmin: float, s_tmax: float, s_noise: float) -> None:
-    """Refuse Euler's options, which FlowMatchEulerDiscreteScheduler takes and does nothing with."""
-    given = {
-        "s_churn": (s_churn, 0.0),
-        "s_tmin": (s_tmin, 0.0),
-        "s_tmax": (s_tmax, math.inf),
-        "s_noise": (s_noise, 1.0),
-    }
-    wrong = [f"{name}={checks.brief(value)}" for name, (value, default) in given.items() if value != default]
-    checks.refuse(
-        bool(wrong),
-        f"{', '.join(wrong)} has no meaning for a flow's steps; leave it out, and set the noise by eta or tau.",
-    )

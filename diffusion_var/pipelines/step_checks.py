@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -59,3 +60,37 @@ def timesteps_of(timesteps: Any, batch: int, N: int) -> torch.Tensor:
             "images or one for each."
         )
     return found.long().expand(batch)
+
+
+def one_timestep(timestep: Any) -> Any:
+    """One timestep, from a number, a tensor holding one, or several that are equal."""
+    whole = checks.is_bool(timestep) or isinstance(timestep, int)
+    if isinstance(timestep, torch.Tensor):
+        whole = not timestep.is_floating_point()
+        different = timestep.numel() != 1 and (timestep.numel() == 0 or bool((timestep != timestep.flatten()[0]).any()))
+        checks.refuse(
+            different,
+            f"timestep={checks.brief(timestep.flatten().tolist())} must be one for all images; take a step for each in "
+            "turn.",
+        )
+        timestep = timestep.flatten()[0]
+    checks.refuse(
+        whole or not checks.is_number(timestep),
+        f"timestep={checks.brief(timestep)} must be one of scheduler.timesteps, not the index of a loop.",
+    )
+    return timestep
+
+
+def check_unused(s_churn: float, s_tmin: float, s_tmax: float, s_noise: float) -> None:
+    """Refuse Euler's options, which FlowMatchEulerDiscreteScheduler takes and does nothing with."""
+    given = {
+        "s_churn": (s_churn, 0.0),
+        "s_tmin": (s_tmin, 0.0),
+        "s_tmax": (s_tmax, math.inf),
+        "s_noise": (s_noise, 1.0),
+    }
+    wrong = [f"{name}={checks.brief(value)}" for name, (value, default) in given.items() if value != default]
+    checks.refuse(
+        bool(wrong),
+        f"{', '.join(wrong)} has no meaning for a flow's steps; leave it out, and set the noise by eta or tau.",
+    )
