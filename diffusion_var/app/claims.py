@@ -26,7 +26,7 @@ from .terminal import say
 _ASIDE = frozenset({"out", "plot", "checkpoint", "latents", "device", "overwrite", "download", "json", "quiet"})
 _ASIDE |= {"report_to", "save_table"}
 #: Options that came later: where they are left out, a request is the one that it was before.
-_LATER = frozenset({"license"})
+_LATER = frozenset({"license", "call", "weights_dtype"})
 _SMALL = 1 << 24  # bytes of a file that is read for its identity; of a larger one its size and time count
 
 

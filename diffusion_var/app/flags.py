@@ -29,6 +29,8 @@ from .terminal import complain, streams_for_people
 from .words import spoken, words_of
 
 _ARGUMENT = "_argument"  # ends the name of what is given without a flag
+#: Other names of a flag.
+_ALSO = {"out": ["-o"], "model": ["--pipeline"]}
 
 
 def new_app(name: str | None = None, help_text: str | None = None) -> typer.Typer:
@@ -207,7 +209,7 @@ def _parameters(kind: type[Any]) -> list[inspect.Parameter]:
             shown = ",".join(map(str, default)) if isinstance(default, list) else default
             text += f"  [default: {shown}]"
         choices = _choices(inner)
-        names = [f"--{name.replace('_', '-')}"] + (["-o"] if name == "out" else [])
+        names = [f"--{name.replace('_', '-')}", *_ALSO.get(name, [])]
         metavar = None if inner is bool else "|".join(choices) if choices else _metavar(inner)
         option = typer.Option(None, *names, help=text, metavar=metavar, show_default=False)
         out.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=flag | None))
@@ -230,7 +232,14 @@ def _choices(hint: Any) -> list[str]:
 
 def _metavar(hint: Any) -> str:
     text = str(hint)
-    shown = {"list[int]": "N,N,…", "list[float]": "X,X,…", "float": "NUMBER", "int": "INT", "Path": "PATH"}
+    shown = {
+        "dict[str": "NAME=VALUE,…",
+        "list[int]": "N,N,…",
+        "list[float]": "X,X,…",
+        "float": "NUMBER",
+        "int": "INT",
+        "Path": "PATH",
+    }
     return next((words for name, words in shown.items() if name in text), "TEXT")
 
 
@@ -238,6 +247,26 @@ def _parse(value: Any, hint: Any) -> Any:
     """A flag's text as pydantic wants it: split at commas for lists; one number stays one where either is allowed."""
     inner = get_args(hint)[0]
     alternatives = [inner] if get_origin(inner) is list else list(get_args(inner))
+    if isinstance(value, str) and str not in alternatives and any(get_origin(a) is dict for a in alternatives):
+        return _pairs(value)
     if not isinstance(value, str) or not any(get_origin(a) is list for a in alternatives):
         return value
     return value if int in alternatives and "," not in value else [part.strip() for part in value.split(",")]
+
+
+def _pairs(text: str) -> dict[str, bool | int | float | str]:
+    """NAME=VALUE,NAME=VALUE as a mapping: numbers and switches as YAML has them, all else text."""
+    from yaml import YAMLError, safe_load
+
+    found: dict[str, bool | int | float | str] = {}
+    for pair in text.split(","):
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        wrong = not (equals and name.isidentifier() and value) or name in found
+        if wrong:
+            raise InputError(f"{brief(pair)} is no NAME=VALUE of its own, as in height=1024,width=1024; mend it.")
+        try:
+            plain = safe_load(value)
+        except YAMLError:
+            plain = value
+        found[name] = plain if isinstance(plain, bool | int | float) else value
+    return found

@@ -33,7 +33,7 @@ from .yaml_text import read_yaml
 
 #: Patches of photographs under a mixture of Gaussians fitted to them; of its components, and to how many patches.
 _MIXTURE, _COMPONENTS, _MIXTURE_IMAGES = "photographs:mixture", 6, 10_000
-_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # How many there are of each.
 _DEVICES: dict[str, Callable[[], int]] = {
     "cpu": lambda: 1,
@@ -126,7 +126,7 @@ class Model:
 
     @cached_property
     def _listed(self) -> Any:
-        """The prompts' embeddings or the classes that the options name."""
+        """The prompts' embeddings (a tensor, or a nest of them) or the classes that the options name, or None."""
         options, denoiser = self.options, self.denoiser
         if options.prompts is None and options.classes is None:
             return None
@@ -156,11 +156,13 @@ def open_model(name: str, options: ModelOptions) -> Model:
         else Denoiser.from_pretrained(
             name,
             device=open_device(options.device),
+            dtype=_weights_dtype(options),
             variant=options.variant,
             revision=options.revision,
-            autocast=_DTYPES[options.dtype],
+            autocast=_AUTOCAST[options.dtype],
             guidance_scale=options.guidance_scale if own is None else 1.0,
             allow_pickle=options.allow_pickle,
+            call=options.call,
         )
     )
     if own is not None:
@@ -169,6 +171,11 @@ def open_model(name: str, options: ModelOptions) -> Model:
         checks.refuse(denoiser.codec is not None, "this model works on latents, so --data-range has no meaning.")
         denoiser.data_range = checks.bounds("data_range", options.data_range)
     return Model(denoiser, options)
+
+
+def _weights_dtype(options: ModelOptions) -> torch.dtype | None:
+    found: torch.dtype | None = None if options.weights_dtype is None else getattr(torch, options.weights_dtype)
+    return found
 
 
 def mixture_size(name: str) -> int | None:
@@ -183,9 +190,10 @@ def mixture_size(name: str) -> int | None:
 
 def _fitted(size: int, options: ModelOptions) -> Denoiser:
     """The mixture of Gaussians that is fitted to patches of the photographs: a model whose mean is exact."""
-    wrong = options.openai is not None or options.guidance_scale != 1 or options.data_range is not None
+    wrong = any(value is not None for value in (options.openai, options.data_range, options.call))
     checks.refuse(
-        wrong, f"the model {_MIXTURE} is no network: openai=, guidance_scale= and data_range= have no meaning."
+        wrong or options.guidance_scale != 1,
+        f"the model {_MIXTURE} is no network: openai=, guidance_scale=, data_range= and call= have no meaning.",
     )
     device = open_device(options.device)
     return fit_mixture(photographs_part("fit", size, _MIXTURE_IMAGES).images, _COMPONENTS, device=device)
@@ -194,7 +202,11 @@ def _fitted(size: int, options: ModelOptions) -> Denoiser:
 def _open_openai(name: str, options: ModelOptions) -> Denoiser:
     """A checkpoint of OpenAI's with the hyper-parameters that the options name."""
     denoiser = Denoiser.from_openai(
-        name, _hyperparameters(options), device=open_device(options.device), autocast=_DTYPES[options.dtype]
+        name,
+        _hyperparameters(options),
+        device=open_device(options.device),
+        dtype=_weights_dtype(options),
+        autocast=_AUTOCAST[options.dtype],
     )
     return denoiser.with_guidance(options.guidance_scale if options.unconditional is None else 1.0)
 
@@ -242,7 +254,7 @@ def check_model_options(options: ModelOptions) -> None:
     wrong = options.unconditional is not None and options.guidance_scale == 1
     checks.refuse(wrong, "unconditional= is for guidance, and guidance_scale=1 means none; leave one of them out.")
     if options.openai is not None:
-        given = [flag for flag in ("variant", "revision", "allow_pickle") if getattr(options, flag)]
+        given = [flag for flag in ("variant", "revision", "allow_pickle", "call") if getattr(options, flag)]
         flags = ", ".join(f"--{flag.replace('_', '-')}" for flag in given)
         checks.refuse(bool(given), f"{flags} have no meaning for a checkpoint of OpenAI's (--openai); leave them out.")
         _hyperparameters(options)

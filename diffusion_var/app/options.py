@@ -35,11 +35,16 @@ _OTHER_DTYPES = {
     "bfloat": "bfloat16",
 }
 
+#: What an argument of a pipeline's call may be here.
+Scalar = bool | int | float | str
 ModelHelp = "diffusers pipeline or UNet folder, hub id, or 'digits' or 'photographs' (bundled)"
 ImagesHelp = (
     "folder, pattern ('imgs/*.png', quoted), zip, npz or npy of images, file.npz:KEY, "
     "'torchvision:NAME[:train|test]', 'digits:train|table|score' or 'photographs:fit|table|score[:SIZE]', each with an "
     "optional [START:STOP] or [shuffled:START:STOP]"
+)
+CallHelp = (
+    "arguments of the pipeline's own call, NAME=VALUE,NAME=VALUE, such as height=1024,width=1024 or num_frames=33"
 )
 DeviceHelp = "where to run, e.g. cpu or cuda:1; by default the GPU if there is one"
 FeaturesHelp = "feature network: inception, digits, pixels (none), or a .safetensors file of train-features"
@@ -101,6 +106,7 @@ class ModelOptions(Options):
 
     device: Annotated[str | None, DeviceHelp] = None
     dtype: Annotated[Dtypes, DtypeHelp] = "float32"
+    weights_dtype: Annotated[Dtypes | None, "precision of the weights in memory; by default float32"] = None
     variant: Annotated[str | None, "variant of the weight files, e.g. fp16"] = None
     revision: Annotated[str | None, "branch, tag or commit of a hub repository"] = None
     allow_pickle: Annotated[bool, "read .bin weights where there are no safetensors"] = False
@@ -112,6 +118,7 @@ class ModelOptions(Options):
         str | None, "for guidance: class label or text that stands for none; by default the model's own, if it has one"
     ] = None
     data_range: Annotated[list[float] | None, "LOW,HIGH of the model's data; by default as its scheduler says"] = None
+    call: Annotated[dict[str, Scalar] | None, CallHelp] = None
     prompts: Annotated[Path | None, "text file, one prompt a line: image i gets one, a table draws them"] = None
     classes: Annotated[list[int] | None, "class labels, comma-separated: image i gets one, a table draws them"] = None
     labels: Annotated[str | None, "labels of the table's images, file.npz:KEY; by default their own"] = None
@@ -119,10 +126,14 @@ class ModelOptions(Options):
 
     @classmethod
     def prepared(cls, values: dict[str, Any], config: Path | None) -> dict[str, Any]:
-        """The values, with the precision called as it is here."""
-        dtype = values.get("dtype")
-        known = isinstance(dtype, str) and dtype.lower().removeprefix("torch.")
-        return values if not known else {**values, "dtype": _OTHER_DTYPES.get(known, known)}
+        """The values, with the model and the precision called as they are here."""
+        if "pipeline" in values and "model" not in values:
+            values = {("model" if name == "pipeline" else name): value for name, value in values.items()}
+        for name in {"dtype", "weights_dtype"} & {*values}:
+            if isinstance(dtype := values[name], str):
+                known = dtype.lower().removeprefix("torch.")
+                values = {**values, name: _OTHER_DTYPES.get(known, known)}
+        return values
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """Images from one array: an `.npy` file, or one member of an `.npz`, of any size and in constant memory.
 
 *Layout.* (N, H, W) is grey. Of four axes, axis 1 is the channel where its length is 1 or 3; else the last axis where
-its length is 1, 3 or 4; else axis 1 where its length is 4; anything else is refused.
+its length is 1, 3 or 4; else axis 1 where its length is 4; anything else is refused. Five axes are videos, (N, C, F, H,
+W) or (N, F, H, W, C), by the same rule.
 
 *Memory.* From an `.npy`, and from a member that is stored uncompressed (`numpy.savez`), single images are read. A
 compressed member (`numpy.savez_compressed`) is decompressed whole where that is small; a large one is decompressed as
@@ -242,22 +243,25 @@ class ArrayImages(ImageSource):
                 f"{path} holds {array.dtype} numbers; expected uint8 (0..255) or floats: convert it first."
             )
         shape = array.shape
+        several = len(shape) in (4, 5)
+        stored: tuple[int, ...]
+        self._axes: tuple[int, ...] | None
         if len(shape) == 3:
             stored, self._axes = (1, *shape[1:]), None
-        elif len(shape) == 4 and shape[1] not in (1, 3) and shape[3] in (1, 3, 4):
-            stored, self._axes = (shape[3], *shape[1:3]), (2, 0, 1)
-        elif len(shape) == 4 and shape[1] in (1, 3, 4):
-            stored, self._axes = shape[1:], (0, 1, 2)
+        elif several and shape[1] not in (1, 3) and shape[-1] in (1, 3, 4):
+            stored, self._axes = (shape[-1], *shape[1:-1]), (len(shape) - 2, *range(len(shape) - 2))
+        elif several and shape[1] in (1, 3, 4):
+            stored, self._axes = shape[1:], tuple(range(len(shape) - 1))
         else:
             raise InputError(
                 f"{path} holds an array of shape {shape}; expected (N, C, H, W), (N, H, W, C) or (N, H, W) with 1, 3 "
-                "or 4 channels: transpose or reshape it."
+                "or 4 channels, or videos (N, C, F, H, W) or (N, F, H, W, C): transpose or reshape it."
             )
         if _count(shape) == 0:
             raise InputError(f"{path} holds no images (its array has shape {shape}); expected at least one.")
         if channels is not None and stored[0] not in (channels, 1, 3):
             raise InputError(f"{path} holds {stored[0]} channels, which do not convert to {channels}; omit channels.")
-        self.shape = (channels or stored[0], stored[1], stored[2])
+        self.shape = (channels or stored[0], *stored[1:])
 
     def __len__(self) -> int:
         return self.array.shape[0]
@@ -275,7 +279,7 @@ class ArrayImages(ImageSource):
         if len(image) == self.shape[0]:
             return image
         if self.shape[0] == 3:
-            return image.repeat(3, 1, 1)
+            return image.repeat(3, *(1,) * (image.ndim - 1))
         if image.dtype == torch.uint8:  # ITU-R 601 luma in the fixed-point arithmetic of PIL, to give the same bytes
             red, green, blue = image.to(torch.int32).unbind()
             luma = torch.bitwise_right_shift(19595 * red + 38470 * green + 7471 * blue + 32768, 16)

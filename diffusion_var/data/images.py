@@ -12,6 +12,7 @@ import glob
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,8 @@ from .arrays import ArrayImages, open_array
 from .decoding import suffixes
 from .ranges import ROUNDED, outside_range
 from .sources import FolderImages, ImageSource, PatternImages, ZipImages
+
+_MILLISECONDS = 100  # a frame of an animated PNG file is shown
 
 __all__ = ["ImageSource", "read_images", "save_images", "save_npz", "to_float", "to_uint8"]
 
@@ -101,36 +104,42 @@ def to_float(images: Tensor, data_range: tuple[float, float] = (-1.0, 1.0)) -> T
     return low + images.float() * ((high - low) / 255.0)
 
 
-def writable_shape(name: str, shape: tuple[int, ...]) -> None:
-    """Refuse images of a shape that PNG files and scores do not have, before they are made."""
+def writable_shape(name: str, shape: tuple[int, ...], videos: bool = False) -> None:
+    """Refuse images of a shape that PNG files and scores do not have, before they are made; PNG files hold videos."""
+    moving = ", or videos (1, F, H, W) or (3, F, H, W)" if videos else ""
     checks.refuse(
-        len(shape) != 3 or shape[0] not in (1, 3),
-        f"{name} have shape {shape}, but pictures are (1, H, W) or (3, H, W); sample in Python, and save arrays of "
-        "your own.",
+        len(shape) not in ((3, 4) if videos else (3,)) or shape[0] not in (1, 3),
+        f"{name} have shape {shape}, but pictures are (1, H, W) or (3, H, W){moving}; sample in Python, and save "
+        "arrays of your own.",
     )
 
 
 def _checked_pixels(images: Tensor) -> npt.NDArray[np.uint8]:
     checks.instance("images", images, Tensor, "a tensor (B, C, H, W) of uint8; stack them")
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+    if images.dtype != torch.uint8 or images.ndim not in (4, 5) or images.shape[1] not in (1, 3):
         raise InputError(
-            f"images are {images.dtype} of shape {tuple(images.shape)}; expected uint8 (B, C, H, W), 1 or 3 channels: "
-            "convert with to_uint8, or save latents as an array of your own."
+            f"images are {images.dtype} of shape {tuple(images.shape)}; expected uint8 (B, C, H, W), 1 or 3 channels, "
+            "or videos (B, C, F, H, W): convert with to_uint8, or save latents as an array of your own."
         )
     pixels: npt.NDArray[np.uint8] = images.detach().cpu().contiguous().numpy()
     return pixels
 
 
 def encode_images(images: Tensor) -> list[bytes]:
-    """The PNG files of uint8 images (B, C, H, W), C = 1 or 3."""
+    """The PNG files of uint8 images (B, C, H, W), C = 1 or 3; of videos (B, C, F, H, W) animated ones."""
     files = []
     for image in _checked_pixels(images):
         buffer = io.BytesIO()
-        Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))).save(
-            buffer, "PNG"
-        )
+        first, *more = map(_pillow, image.swapaxes(0, 1) if image.ndim == 4 else [image])
+        moving: dict[str, Any] = {"save_all": True, "append_images": more, "duration": _MILLISECONDS} if more else {}
+        first.save(buffer, "PNG", **moving)
         files.append(buffer.getvalue())
     return files
+
+
+def _pillow(image: npt.NDArray[np.uint8]) -> Image.Image:
+    """Of pixels (C, H, W)."""
+    return Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
 
 
 def save_images(images: Tensor, folder: str | os.PathLike[str], start: int = 0) -> None:
@@ -141,8 +150,9 @@ def save_images(images: Tensor, folder: str | os.PathLike[str], start: int = 0) 
 
 
 def save_npz(images: Tensor, path: str | os.PathLike[str], *, run: str | None = None) -> None:
-    """Write uint8 images (N, C, H, W), C = 1 or 3, as one `.npz` under the key `images`, atomically.
+    """Write uint8 images (N, C, H, W), or videos (N, C, F, H, W), C = 1 or 3, as one `.npz`, atomically.
 
+    They are under the key `images`.
     `run` is kept in the file, under the key `run`: the name of the run that made them.
     """
     pixels = _checked_pixels(images)

@@ -50,14 +50,14 @@ _TEXT_NAMES = frozenset({"readme", "license", "licence", "copying", "notice", "s
 
 
 class ImageSource(Dataset[Tensor]):
-    """Images of one shape (C, H, W), by index. `name(i)` says where image i comes from, for messages.
+    """Images (C, H, W), or videos (C, F, H, W), of one shape, by index. `name(i)` says where image i is from.
 
     `skipped` names the corrupt files that were left out, if that was asked for; `left_out` counts the files that are
     no images by their suffix, and so were never tried.
     """
 
     path: Path
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     skipped: tuple[str, ...] = ()
     left_out: int = 0
 

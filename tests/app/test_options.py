@@ -7,6 +7,7 @@ from places import ROOT
 
 from diffusion_var.app.compare.options import CompareOptions, Method
 from diffusion_var.app.config import load_options
+from diffusion_var.app.flags import command, new_app
 from diffusion_var.app.options import EstimateOptions, SampleOptions
 from diffusion_var.errors import InputError
 
@@ -70,3 +71,40 @@ def test_method_labels_say_what_differs() -> None:
     assert labels[:3] == ["DDPM β", "DDPM β̃", "DDIM"]
     assert Method("analytic", eta=0.0, structure="dct", final_noise_cap=1.0).label == "Analytic-DDIM dct, cap 1"
     assert Method("beta", name="mine").label == "mine"
+
+
+def options_of(*words: str) -> EstimateOptions:
+    """The options of a command line."""
+    seen: list[EstimateOptions] = []
+    app = new_app("program")
+    command(app, EstimateOptions, "estimate")(seen.append)
+    app.callback()(lambda: None)  # so that the command keeps its name
+    app(["estimate", "--images", "b", "--out", "c", *words], standalone_mode=False)
+    return seen[0]
+
+
+def test_a_model_is_a_pipeline_too() -> None:
+    options = options_of("--pipeline", "folder")
+    assert options.model == "folder"
+    assert options.call is None
+
+
+def test_a_config_may_say_pipeline(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "pipeline: a\nimages: b\nout: c\nweights_dtype: bf16\ncall: {height: 64, negative_prompt: ugly}\n"
+    )
+    options = load_options(EstimateOptions, {}, config)
+    assert (options.model, options.weights_dtype) == ("a", "bfloat16")
+    assert options.call == {"height": 64, "negative_prompt": "ugly"}
+
+
+def test_arguments_of_a_pipelines_call_are_read_as_yaml_has_them() -> None:
+    options = options_of("--model", "a", "--call", "height=64, strength=0.5,clip=true,negative_prompt=an ugly: thing")
+    assert options.call == {"height": 64, "strength": 0.5, "clip": True, "negative_prompt": "an ugly: thing"}
+
+
+@pytest.mark.parametrize("text", ["height", "height=", "=64", "height=64,height=32", "2d=1", ""])
+def test_what_is_no_argument_of_a_call(text: str) -> None:
+    with pytest.raises(InputError, match=r"is no NAME=VALUE of its own"):
+        options_of("--model", "a", "--call", text)

@@ -38,6 +38,9 @@ def write(path: Path, content: bytes) -> Path:
         ((5, 8, 9, 4), (0, 3, 1, 2)),
         ((5, 3, 8, 3), (0, 1, 2, 3)),  # ambiguous: channels first
         ((5, 4, 8, 3), (0, 3, 1, 2)),
+        ((5, 3, 6, 8, 9), (0, 1, 2, 3, 4)),  # videos
+        ((5, 6, 8, 9, 3), (0, 4, 1, 2, 3)),
+        ((5, 1, 6, 8, 3), (0, 1, 2, 3, 4)),
     ],
 )
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])

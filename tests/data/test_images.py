@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageSequence
 
 from diffusion_var.data.images import read_images, save_images, save_npz, to_float, to_uint8
 from diffusion_var.errors import DiffusionVarWarning, InputError
@@ -80,3 +81,28 @@ def test_writing_refuses_what_it_cannot_write_faithfully(tmp_path):
     with pytest.raises(InputError, match="could not make the output folder"):
         save_images(LEVELS, tmp_path / "file")
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_videos_are_animated_png_files(tmp_path):
+    videos = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 4, 6, 8), dtype=np.uint8))
+    save_images(videos, tmp_path / "frames")
+    assert sorted(path.name for path in (tmp_path / "frames").iterdir()) == ["000000.png", "000001.png"]
+    for number, video in enumerate(videos):
+        with Image.open(tmp_path / "frames" / f"{number:06d}.png") as file:
+            assert file.n_frames == 4
+            frames = [np.array(frame.convert("RGB")) for frame in ImageSequence.Iterator(file)]
+        np.testing.assert_array_equal(np.stack(frames), video.permute(1, 2, 3, 0))
+
+
+def test_videos_of_an_array_are_read_as_they_were_written(tmp_path):
+    videos = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2, 1, 4, 6, 8), dtype=np.uint8))
+    save_npz(videos, tmp_path / "videos.npz")
+    found = read_images(tmp_path / "videos.npz", channels=3)
+    assert found.shape == (3, 4, 6, 8)
+    torch.testing.assert_close(torch.stack(list(found)), videos.expand(-1, 3, -1, -1, -1), rtol=0, atol=0)
+
+
+def test_a_video_of_one_frame_is_a_picture(tmp_path):
+    video = torch.full((1, 1, 1, 6, 8), 7, dtype=torch.uint8)
+    save_images(video, tmp_path / "one")
+    torch.testing.assert_close(read_images(tmp_path / "one")[0], video[0, :, 0], rtol=0, atol=0)

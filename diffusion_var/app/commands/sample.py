@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _SETTINGS = "sampling.json"
 _OTHER_FILES = frozenset({".npy", ".zip", ".png", ".jpg", ".jpeg", ".pt", ".safetensors"})  # no names of folders
 # Options that older versions did not have: they decide the images only where they are given.
-_LATER = ("unconditional", "data_range", "capped_steps", "rho", "power", "average")
+_LATER = ("unconditional", "data_range", "capped_steps", "rho", "power", "average", "call", "weights_dtype")
 
 
 def run(options: SampleOptions) -> None:
@@ -66,7 +66,7 @@ def _open(options: SampleOptions) -> tuple[Model, Sampler]:
     check_model_options(options)
     steps = make_steps(open_schedule(options.model, options), options, options.steps)
     model = open_model(options.model, options)
-    writable_shape(f"the samples of {options.model}", model.image_shape)
+    writable_shape(f"the samples of {options.model}", model.image_shape, videos=True)
     return model, make_sampler(model.denoiser, options, steps, table)
 
 
