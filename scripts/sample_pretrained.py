@@ -36,8 +36,8 @@ def main(options: argparse.Namespace) -> None:
                 f"{options.guidance_scale:g}; leave out --guidance-scale, or measure another table."
             )
         options.guidance_scale = table.guidance_scale
-        pipe.scheduler = dv.AnalyticScheduler.from_table(table, pipe, structure=options.structure, eta=options.eta)
-        # For the noise of pipelines that keep their generator to themselves (LDM and DiT).
+        pipe.scheduler = dv.analytic_scheduler(table, pipe, structure=options.structure, eta=options.eta)
+        # For the noise of pipelines that keep their generator to themselves (LDM, DiT and most flow pipelines).
         pipe.scheduler.generator = torch.Generator().manual_seed(options.seed)
 
     # A generator per image: in the other pipelines, image i of a seed does not depend on how many are made.

@@ -220,5 +220,6 @@ def test_every_command_that_is_shown_has_the_options_it_is_shown_with() -> None:
         name, *words = line.split()
         assert name in COMMANDS, f"{where}: {line}"
         known = {f"--{field.replace('_', '-')}" for field in COMMANDS[name][0].__dataclass_fields__} | {"--config"}
+        known |= {"--pipeline"} if "--model" in known else set()
         flags = {word.split("=")[0] for word in words if word.startswith("--")}
         assert flags <= known, f"{where}: {line}"
