@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from places import ROOT
+from small_families import FAMILIES
 from small_pipelines import save_dit
 from small_text import save_stable_diffusion
 
@@ -71,7 +72,17 @@ PAGES: dict[str, list[dict[str, str]] | None] = {
         }
     ],
     "diffusers": [
-        {"StableDiffusionPipeline.from_pretrained(...)": "digits_pipeline()"},
+        {"pipe.scheduler = ": "pipe = digits_pipeline(); pipe.scheduler = "},
+        {
+            "out = scheduler.step(": "scheduler = pipe.scheduler; scheduler.set_timesteps(4); t = scheduler.timesteps[1]; "
+            "generator = torch.Generator().manual_seed(0); sample = model_output = new_output = latents; "
+            "out = scheduler.step("
+        },
+        {
+            "(pipe, guidance_scale=4.5, height=1024, width=1024)": "(flux(), guidance_scale=4.5, height=16, width=16)",
+            '"path/to/pipeline"': "stable_diffusion",
+            '"height": 1024, "width": 1024}': '"height": 16, "width": 16}',
+        },
         {
             '"path/to/stable-diffusion"': "stable_diffusion",
             ', dtype=torch.float16, variant="fp16"': "",
@@ -178,6 +189,7 @@ def brought(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "of_image": np.arange(8),
         "stable_diffusion": save_stable_diffusion(folder / "sd"),
         "digits_pipeline": digits_pipeline,
+        "flux": FAMILIES["flux"],
         "torch": torch,
         "dv": dv,
     }

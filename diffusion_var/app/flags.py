@@ -263,7 +263,9 @@ def _pairs(text: str) -> dict[str, bool | int | float | str]:
         name, equals, value = (part.strip() for part in pair.partition("="))
         wrong = not (equals and name.isidentifier() and value) or name in found
         if wrong:
-            raise InputError(f"{brief(pair)} is no NAME=VALUE of its own, as in height=1024,width=1024; mend it.")
+            raise InputError(
+                f"{brief(pair)} is no NAME=VALUE of its own; write pairs with commas between, of distinct names."
+            )
         try:
             plain = safe_load(value)
         except YAMLError:
