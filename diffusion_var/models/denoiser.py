@@ -43,7 +43,7 @@ from .prediction import Prediction, check_levels, check_prediction, mean_and_eps
 
 if TYPE_CHECKING:
     from .pretrained.latents import LatentCodec
-    from .pretrained.pipeline import PipelinePrompts
+    from .pretrained.prompt_record import PipelinePrompts
     from .pretrained.prompts import PromptEncoder
 
 Range = checks.Range
@@ -197,9 +197,9 @@ class Denoiser:
         (inpainting) they are {"prompt": …, "concatenated": (B, c, h, w)}. Raises InputError, with what is missing, for
         a pipeline that cannot be run so.
         """
-        from .pretrained.pipeline import from_pipeline  # which makes denoisers
+        from .pretrained.load import load_pipeline  # which makes denoisers
 
-        return from_pipeline(pipe, guidance_scale, device, autocast, layout, call)
+        return load_pipeline(pipe, guidance_scale, device, autocast, layout, call)
 
     @classmethod
     def from_openai(
@@ -237,10 +237,11 @@ class Denoiser:
     def with_guidance(self, scale: float, unconditional: Any = None) -> Denoiser:
         """The same denoiser with another guidance scale; `unconditional` None keeps the present one."""
         other = copy.copy(self)
-        if hasattr(self.network, "encoded"):  # a pipeline's loop, which guides itself
-            from .pretrained.pipeline import with_other_guidance  # which makes denoisers
-
-            return with_other_guidance(other, scale)
+        if hasattr(self.network, "features_in_order"):  # a pipeline's loop, which guides itself
+            loop: Any = self.network
+            other.network = loop = loop.with_guidance(scale, self.device)
+            other.prompts, other.guidance = loop.prompts(self.device), loop.guidance
+            return other
         other.unconditional = self.unconditional if unconditional is None else unconditional
         if other.unconditional is None and scale != 1 and self.prompts is not None:
             other.unconditional = map_leaves(lambda leaf: leaf[0], self.prompts.encode([""]))

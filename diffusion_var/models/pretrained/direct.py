@@ -21,7 +21,7 @@ from ... import checks
 from ...errors import InputError
 from ...process.diffusers_configs import config_of, schedule_of
 from ...unwrapping import unwrapped
-from ..denoiser import Denoiser
+from ..guidance import OwnGuidance
 from .conventions import clip_of, data_range_of, prediction_of
 from .latents import LatentCodec
 from .prompts import PromptEncoder
@@ -97,6 +97,19 @@ def is_direct(network: Any) -> bool:
     return kind in ("UNet2DModel", "DiTTransformer2DModel") or dit
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a denoiser is made of: the arguments of `Denoiser` by name, and what comes along.
+
+    Attribute `guidance`: that of a network which guides itself.
+    """
+
+    arguments: dict[str, Any]
+    codec: LatentCodec | None
+    prompts: Any
+    guidance: OwnGuidance | None = None
+
+
 def assemble(
     network: Any,
     told: Told,
@@ -108,8 +121,8 @@ def assemble(
     guidance_scale: float = 1.0,
     unconditional: Any = None,
     size: tuple[int, int] | None = None,
-) -> Denoiser:
-    """The denoiser of such a network; see `Denoiser.from_pretrained`.
+) -> Parts:
+    """The denoiser's parts for such a network; see `Denoiser.from_pretrained`.
 
     Args:
         name: of the model, for messages.
@@ -122,8 +135,8 @@ def assemble(
         if extra and unconditional is not None:
             unconditional = {"prompt": unconditional}
     conditional = _conditional(bare, name) or extra > 0
-    denoiser = Denoiser(
-        Concatenated(network) if extra else network,
+    arguments = dict(
+        network=Concatenated(network) if extra else network,
         shape=(channels, *(size or _height_and_width(bare.config.sample_size, name))),
         data_range=None if codec is not None else told.data_range,
         device=device,
@@ -134,8 +147,7 @@ def assemble(
         classes=None if extra else _classes(bare),
         **told.arguments,
     )
-    denoiser.codec, denoiser.prompts = codec, prompts
-    return denoiser
+    return Parts(arguments, codec, prompts)
 
 
 def size_of_call(name: str, call: Mapping[str, Any], factor: int) -> tuple[int, int] | None:

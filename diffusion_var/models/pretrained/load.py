@@ -18,12 +18,12 @@ from ... import checks
 from ...errors import InputError
 from ..denoiser import Denoiser
 from .components import CODECS, NETWORKS, load_component
-from .direct import Told, assemble, is_direct, size_of_call
+from .direct import Parts, Told, assemble, is_direct, size_of_call
 from .folder import ModelFolder, open_folder, whole
 from .latents import LatentCodec
 from .pipeline import from_pipeline, unguided
 from .prompts import PromptEncoder
-from .whole import load_pipeline
+from .whole import read_pipeline
 
 
 def load(
@@ -50,14 +50,34 @@ def load(
             f"{folder.name} is run by its pipeline's own loop, which makes what stands for none of a negative prompt; "
             "leave unconditional out, and give negative_prompt in the pipeline's call.",
         )
-        pipe = load_pipeline(whole(folder, path, revision, allow_pickle), dtype, allow_pickle)
+        pipe = read_pipeline(whole(folder, path, revision, allow_pickle), dtype, allow_pickle)
         scale = unguided(pipe) if guidance_scale is None else guidance_scale
-        return from_pipeline(pipe, scale, device, autocast, None, call or {})
+        return load_pipeline(pipe, scale, device, autocast, None, call or {})
     network = load_component(folder, part, config, NETWORKS, dtype, allow_pickle).to(device)
     codec, prompts = _codec(folder, device, dtype, allow_pickle), _prompts(folder, device)
     scale = 1.0 if guidance_scale is None else guidance_scale
     size = size_of_call(folder.name, call or {}, 1 if codec is None else codec.factor)
-    return assemble(network, told, codec, prompts, folder.name, device, autocast, scale, unconditional, size)
+    name = folder.name
+    return _made(assemble(network, told, codec, prompts, name, device, autocast, scale, unconditional, size))
+
+
+def load_pipeline(
+    pipe: Any,
+    guidance_scale: float | None,
+    device: torch.device | str | None,
+    autocast: torch.dtype | None,
+    layout: Any,
+    call: Mapping[str, Any],
+) -> Denoiser:
+    """See `Denoiser.from_pipeline`."""
+    return _made(from_pipeline(pipe, guidance_scale, device, autocast, layout, call))
+
+
+def _made(parts: Parts) -> Denoiser:
+    denoiser = Denoiser(**parts.arguments)
+    denoiser.codec, denoiser.prompts = parts.codec, parts.prompts
+    denoiser.guidance = parts.guidance or denoiser.guidance
+    return denoiser
 
 
 # ---- what comes along -----------------------------------------------------------------------------------------

@@ -19,31 +19,25 @@ import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
 from ... import checks
-from ...errors import InputError, printable
+from ...errors import InputError
 from ...unwrapping import has_hook, is_placed, unwrapped
 from ..conditions import rows_of
+from ..guidance import OwnGuidance
 from ..network_checks import move
 from .layout import Layout, layout_named, layout_of
-from .prompt_record import LENGTHS, PromptRecord
+from .loop_checks import WRAP, check_call, check_pipeline, check_weights, first_time, modules_of, network_name
+from .loop_copy import Stop, Task, copy_class, stand_in
+from .prompt_record import LENGTHS, PipelinePrompts, PromptRecord
 
-#: Where a pipeline keeps its network, and what of it the loop does not run.
-NETWORKS = ("transformer", "unet", "prior", "decoder")
 _NOT_IN_THE_LOOP = ("text_encoder", "vae", "vqvae", "image_encoder", "safety_checker", "vocoder")
-_PROMPT_PARTS = ("text_encoder", "tokenizer")
-_OURS = (
-    *("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds", "latents"),
-    *("prompt", "timesteps", "sigmas", "output_type", "return_dict", "generator", "callback", "callback_on_step_end"),
-    *("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "batch_size"),
-)
-_DIRECT = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+_PARALLEL = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
 _ANY = "a"  # a prompt to look at what prompts become
-_WRAP = "wrap its network by hand (dv.Denoiser(callable, schedule, …))"
 
 
 class PipelineLoop(torch.nn.Module):
@@ -75,18 +69,18 @@ class PipelineLoop(torch.nn.Module):
         self.pipe, self.call, self._layout = pipe, dict(call), layout
         name = network_name(pipe)
         self._parameters_of_call = dict(inspect.signature(type(pipe).__call__).parameters)
-        _check_pipeline(pipe, self._parameters_of_call)
-        _check_weights(pipe)
-        _check_call(pipe, self.call, self._parameters_of_call)
+        check_pipeline(pipe, self._parameters_of_call)
+        check_weights(pipe)
+        check_call(pipe, self.call, self._parameters_of_call)
         self.network = getattr(pipe, name)
-        others = {k: m for k, m in _modules(pipe).items() if k != name and not k.startswith(_NOT_IN_THE_LOOP)}
+        others = {k: m for k, m in modules_of(pipe).items() if k != name and not k.startswith(_NOT_IN_THE_LOOP)}
         self.beside = torch.nn.ModuleDict(others)
-        self._copied = _copy_class(type(pipe))
-        self._stand_in = _stand_in(pipe.scheduler)
+        self._copied = copy_class(type(pipe))
+        self._stand_in = stand_in(pipe.scheduler)
         self.record: PromptRecord | None = None
         if not is_placed(self):
             move(self, device)
-        with _first_time(pipe):
+        with first_time(pipe):
             self._look(device)
 
     # ---- what it is ---------------------------------------------------------------------------------------------
@@ -100,7 +94,7 @@ class PipelineLoop(torch.nn.Module):
             self.record = PromptRecord.of(one, two, self._name)
             said = self.record.flat(one)
         with torch.no_grad(), self._counting() as rows:
-            task = self._run(1, _Task(device, timestep=self._timestep()), said)
+            task = self._run(1, Task(device, timestep=self._timestep()), said)
         layout = layout_of(self.pipe) if self._layout is None else layout_named(self._layout)
         self.shape = _image_shape(task, layout, self._name)
         self.layout = layout.of(self.shape)
@@ -151,6 +145,21 @@ class PipelineLoop(torch.nn.Module):
         finally:
             hook.remove()
 
+    @property
+    def guidance(self) -> OwnGuidance | None:
+        """Its classifier-free guidance, if it is guided."""
+        return None if self.guidance_scale == 1 else OwnGuidance(self.guidance_scale, ())
+
+    def with_guidance(self, scale: float, device: torch.device) -> PipelineLoop:
+        """The same loop with classifier-free guidance of another scale."""
+        scale = checks.number("guidance_scale", scale, "a finite number; 1 means no guidance")
+        call = called_with_scale(self.call, self.scale_name, scale, self.takes("negative_prompt"))
+        return PipelineLoop(self.pipe, call, device, self.layout.name)
+
+    def prompts(self, device: torch.device) -> PipelinePrompts | None:
+        """What encodes its prompts, if it takes some."""
+        return PipelinePrompts(partial(self.encoded, device=device)) if self.takes_prompts else None
+
     def takes(self, name: str) -> bool:
         """Whether the pipeline's `__call__` has an argument of this name."""
         return name in self._parameters_of_call
@@ -158,7 +167,7 @@ class PipelineLoop(torch.nn.Module):
     def encoded(self, prompts: Sequence[str], device: torch.device) -> dict[str, torch.Tensor]:
         """The conditions of prompts, each encoded alone."""
         assert self.record is not None
-        with text_encoders_on(self.pipe, device), _first_time(self.pipe):
+        with text_encoders_on(self.pipe, device), first_time(self.pipe):
             return self.record.conditions([self.record.flat(self._said_of([p], device)) for p in prompts])
 
     # ---- one evaluation -----------------------------------------------------------------------------------------
@@ -188,12 +197,12 @@ class PipelineLoop(torch.nn.Module):
         part: Any = slice(None) if len(rows) == len(x) else torch.tensor(rows, device=x.device)
         said = None if self.record is None else self.record.leaves(rows_of(condition, part))
         given = self.layout.samples(x[part])
-        task = self._run(len(rows), _Task(x.device, given, float(timestep[rows[0]])), said)
+        task = self._run(len(rows), Task(x.device, given, float(timestep[rows[0]])), said)
         assert task.output is not None
         out = _as_latents(task.output, given.shape)
         return self.layout.images(out)
 
-    def _run(self, batch: int, task: _Task, said: Sequence[torch.Tensor] | None) -> _Task:
+    def _run(self, batch: int, task: Task, said: Sequence[torch.Tensor] | None) -> Task:
         """The pipeline's own `__call__` up to its first step."""
         task.said = None if said is None or self.record is None else self.record.calls(said, task.device)
         whole = self._called(task)
@@ -203,31 +212,31 @@ class PipelineLoop(torch.nn.Module):
         log.setLevel(logging.ERROR)  # of its warnings of the call, one at the first run is enough
         try:
             run(whole, **self._arguments(batch, task.device))
-        except _Stop:
+        except Stop:
             return task
         finally:
             log.setLevel(level)
-        raise InputError(f"{self._name} ended without a step of its scheduler; {_WRAP}.")
+        raise InputError(f"{self._name} ended without a step of its scheduler; {WRAP}.")
 
     def _said_of(self, prompts: list[str], device: torch.device) -> list[Any]:
         """What the text encoders say of prompts: the results of the calls of `encode_prompt`, in their order."""
-        task = _Task(device, encodes=[])
+        task = Task(device, encodes=[])
         whole = self._called(task)
         try:
             with torch.no_grad():
                 inspect.unwrap(type(self.pipe).__call__)(whole, **self._arguments(len(prompts), device, prompts))
-        except _Stop:
+        except Stop:
             pass
         assert task.encodes is not None
-        checks.refuse(not task.encodes, f"{self._name} does not call encode_prompt before its loop; {_WRAP}.")
+        checks.refuse(not task.encodes, f"{self._name} does not call encode_prompt before its loop; {WRAP}.")
         return task.encodes
 
-    def _called(self, task: _Task) -> Any:
+    def _called(self, task: Task) -> Any:
         """The copy that runs one task."""
         whole, scheduler = copy.copy(self.pipe), copy.copy(self.pipe.scheduler)
         whole.__class__, scheduler.__class__ = self._copied, self._stand_in
         scheduler.__dict__["task"] = task
-        bare = {k: unwrapped(m) for k, m in _modules(self.pipe).items() if isinstance(m, _DIRECT)}
+        bare = {k: unwrapped(m) for k, m in modules_of(self.pipe).items() if isinstance(m, _PARALLEL)}
         whole.__dict__.update(bare, scheduler=scheduler, task=task, _progress_bar_config={"disable": True})
         return whole
 
@@ -248,136 +257,24 @@ class PipelineLoop(torch.nn.Module):
         return found
 
 
-# ---- the copy -------------------------------------------------------------------------------------------------------
-
-
-class _Stop(Exception):
-    """The run has come to where it should end."""
-
-
-@dataclass
-class _Task:
-    """What one run is given, and what it found: the step's model output and sample, the latents that were prepared, and
-    the shape that they had before they were packed."""
-
-    device: torch.device
-    latents: torch.Tensor | None = None
-    timestep: float | None = None
-    said: Iterator[Any] | None = None
-    encodes: list[Any] | None = None
-    output: torch.Tensor | None = None
-    sample: torch.Tensor | None = None
-    unpacked: list[tuple[int, ...]] = field(default_factory=list)
-
-    def stop_if_encoded(self) -> None:
-        if self.encodes is not None:
-            raise _Stop
-
-
-class _Scheduler:
-    """A scheduler with one timestep, whose step is the end."""
-
-    task: _Task
-    timesteps: torch.Tensor
-    sigmas: torch.Tensor
-    config: Any
-    num_inference_steps: int
-    order = property(lambda self: 1)
-    init_noise_sigma = property(lambda self: 1.0)  # x_t comes as the network sees it
-
-    def set_timesteps(
-        self,
-        num_inference_steps: Any = None,
-        device: Any = None,
-        timesteps: Any = None,
-        sigmas: Any = None,
-        mu: Any = None,
-        **_: Any,
-    ) -> None:
-        self.task.stop_if_encoded()
-        told, now = self.timesteps, self.task.timestep
-        assert now is not None
-        whole = not told.is_floating_point() and now == int(now)
-        self.timesteps = torch.tensor([now], dtype=told.dtype if whole else torch.float32, device=self.task.device)
-        # Of flow models, whose pipelines may ask for them.
-        self.sigmas = torch.tensor([now / self.config.get("num_train_timesteps", 1000), 0.0])
-        self.num_inference_steps = 1
-
-    def scale_model_input(self, sample: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        return sample
-
-    def step(self, *args: Any, **kwargs: Any) -> Any:
-        given = inspect.signature(super().step).bind(*args, **kwargs).arguments  # type: ignore[misc]
-        self.task.output, self.task.sample = given["model_output"], given["sample"]
-        raise _Stop
-
-
-class _Pipeline:
-    """A pipeline that is handed its latents and what its text encoders said."""
-
-    task: _Task
-    _execution_device = property(lambda self: self.task.device)
-    device = property(lambda self: self.task.device)
-
-    def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
-        if self.task.said is not None:
-            return next(self.task.said)
-        said = super().encode_prompt(*args, **kwargs)  # type: ignore[misc]
-        assert self.task.encodes is not None
-        self.task.encodes.append(said)
-        return said
-
-    def prepare_latents(self, *args: Any, **kwargs: Any) -> Any:
-        self.task.stop_if_encoded()
-        made = super().prepare_latents(*args, **kwargs)  # type: ignore[misc]
-        first = made[0] if isinstance(made, tuple) else made
-        if self.task.latents is None:
-            self.task.latents = first
-            return made
-        checks.refuse(
-            first.shape != self.task.latents.shape,
-            f"the pipeline prepares latents of shape {tuple(first.shape)} now, but they were "
-            f"{tuple(self.task.latents.shape)} when the denoiser was made; make it again.",
-        )
-        mine = self.task.latents.to(first.device, first.dtype)
-        return (mine, *made[1:]) if isinstance(made, tuple) else mine
-
-    def _pack_latents(self, latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        self.task.unpacked.append(tuple(latents.shape))
-        return super()._pack_latents(latents, *args, **kwargs)  # type: ignore[misc]
-
-
-def _copy_class(kind: type) -> type:
-    return type(kind.__name__, (_Pipeline, kind), {"__module__": kind.__module__})
-
-
-def _stand_in(scheduler: Any) -> type:
-    kind = type(scheduler)
-    return type(kind.__name__, (_Scheduler, kind), {"__module__": kind.__module__})
-
-
 # ---- its parts ------------------------------------------------------------------------------------------------------
 
 
-def network_name(pipe: Any) -> str:
-    """The attribute that is a pipeline's denoising network; InputError for a pipeline without one."""
-    found = next((name for name in NETWORKS if isinstance(getattr(pipe, name, None), torch.nn.Module)), None)
-    return checks.given(
-        found,
-        f"the pipeline, a {type(pipe).__name__}, has no network: none of {', '.join(NETWORKS)} is one; load it with "
-        f"its network, or {_WRAP}.",
-    )
-
-
-def _modules(pipe: Any) -> dict[str, torch.nn.Module]:
-    return {name: part for name, part in vars(pipe).items() if isinstance(part, torch.nn.Module)}
+def called_with_scale(call: Mapping[str, Any], name: str, scale: float, negative: bool) -> dict[str, Any]:
+    """A call with a guidance scale in the argument `name`; pipelines with a true_cfg_scale do not guide without a
+    negative prompt (`negative`: whether they take one)."""
+    given = {**call, name: scale}
+    if name == "true_cfg_scale" and negative and scale > 1:
+        given.setdefault("negative_prompt", "")
+    return given
 
 
 @contextmanager
 def text_encoders_on(pipe: Any, device: torch.device) -> Iterator[None]:
     """The text encoders on a device inside, and on the CPU afterwards, so that their memory is the network's; where
     accelerate's hooks place them, they are left to those."""
-    found = [m for k, m in _modules(pipe).items() if k.startswith("text_encoder") and not hasattr(m, "_hf_hook")]
+    mine = (m for name, m in modules_of(pipe).items() if name.startswith("text_encoder"))
+    found = [module for module in mine if not (has_hook(module) or is_placed(module))]
     if device.type == "cpu":
         yield
         return
@@ -408,7 +305,7 @@ def _as_latents(output: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return output.reshape(shape[0], shape[2], -1, *shape[3:]).movedim(2, 1)
 
 
-def _image_shape(task: _Task, layout: Layout, name: str) -> tuple[int, ...]:
+def _image_shape(task: Task, layout: Layout, name: str) -> tuple[int, ...]:
     """(C, *spatial) of one sample. Of packed ones it is what they were before, without axes of one place (frames of
     images) that the layout does not know."""
     assert task.latents is not None
@@ -430,75 +327,3 @@ def _fits(layout: Layout, shape: tuple[int, ...], sample: tuple[int, ...]) -> bo
         return layout.sample_shape(shape) == sample
     except InputError:
         return False
-
-
-@contextmanager
-def _first_time(pipe: Any) -> Iterator[None]:
-    """Whatever a pipeline raises where it is tried is about what it was given, or lacks."""
-    try:
-        yield
-    except InputError:
-        raise
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"{type(pipe).__name__} does not fit into memory ({_reason(error)}); offload parts of it."
-        ) from error
-    except Exception as error:
-        parts = {name: part for name, part in vars(pipe).items() if name.startswith(_PROMPT_PARTS)}
-        absent = [name for name, part in parts.items() if part is None and name not in pipe._optional_components]
-        hint = f"; its {', '.join(absent)} is None" if absent else ""
-        raise InputError(
-            f"{type(pipe).__name__} cannot be called with these arguments ({_reason(error)}){hint}; give what its "
-            f"__call__ needs here, or {_WRAP}."
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return type(error).__name__ + (f": {printable(lines[0], 200).rstrip('. ')}" if lines else "")
-
-
-def _is_empty(part: torch.nn.Module) -> bool:
-    """Whether some of its weights are on the meta device and nowhere else."""
-    return any(p.device.type == "meta" for p in part.parameters()) and not any(map(has_hook, part.modules()))
-
-
-# ---- what is refused ------------------------------------------------------------------------------------------------
-
-
-def _check_weights(pipe: Any) -> None:
-    empty = [k for k, m in _modules(pipe).items() if k in NETWORKS or k.startswith(_PROMPT_PARTS) if _is_empty(m)]
-    checks.refuse(
-        bool(empty),
-        f"the weights of the {', '.join(empty)} of {type(pipe).__name__} are on the meta device, without values, "
-        "and no hook of accelerate's holds them; load them, or offload them by pipe.enable_model_cpu_offload().",
-    )
-
-
-def _check_pipeline(pipe: Any, parameters: Mapping[str, Any]) -> None:
-    missing = [name for name in ("prepare_latents",) if not hasattr(type(pipe), name)]
-    if "prompt" in parameters and not hasattr(type(pipe), "encode_prompt"):
-        missing.append("encode_prompt")
-    if not hasattr(pipe.scheduler, "step"):
-        missing.append("scheduler.step")
-    if "prompt" not in parameters and "batch_size" not in parameters:
-        missing.append("argument prompt or batch_size")
-    checks.refuse(
-        bool(missing),
-        f"the pipeline {type(pipe).__name__} has no {' and no '.join(missing)}, which its loop is run by; {_WRAP}.",
-    )
-
-
-def _check_call(pipe: Any, call: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
-    unknown = [name for name in call if name not in parameters]
-    checks.refuse(
-        bool(unknown),
-        f"{type(pipe).__name__} takes no {', '.join(unknown)}; give arguments of its __call__, such as "
-        f"{checks.listing([name for name in parameters if name not in ('self', *_OURS)], 8)}.",
-    )
-    ours = [name for name in call if name in _OURS]
-    checks.refuse(
-        bool(ours),
-        f"{', '.join(ours)} cannot be given here, where every image has its own; leave it out, and give prompts as "
-        "conditions (denoiser.prompts.encode).",
-    )

@@ -1,4 +1,4 @@
-"""A loaded diffusers pipeline as a `Denoiser`.
+"""A loaded diffusers pipeline, as the parts of a `Denoiser`.
 
 Networks that are called as network(x_t, timestep, condition) are called so (`direct`); every other pipeline is run by
 its own loop (`loop`), with the prompts that its own `encode_prompt` encoded.
@@ -7,40 +7,23 @@ its own loop (`loop`), with the prompts that its own `encode_prompt` encoded.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ... import checks
-from ...errors import InputError
 from ...unwrapping import device_of, unwrapped
-from ..denoiser import Denoiser
-from ..guidance import OwnGuidance
 from ..network_checks import checked_device
-from .direct import Told, assemble, is_direct, size_of_call
+from .direct import Parts, Told, assemble, is_direct, size_of_call
 from .latents import LatentCodec
 from .layout import Layout
-from .loop import PipelineLoop, network_name, text_encoders_on
+from .loop import PipelineLoop, called_with_scale, text_encoders_on
+from .loop_checks import network_name
 from .prompts import PromptEncoder
 
 _CODECS = ("vae", "vqvae")
-
-
-class PipelinePrompts:
-    """The prompts of a pipeline's loop, encoded by the pipeline itself."""
-
-    def __init__(self, loop: PipelineLoop, device: torch.device) -> None:
-        self.loop, self.device = loop, device
-
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str], batch_size: int = 1) -> dict[str, torch.Tensor]:
-        """The conditions of P prompts, a nest of tensors (P, …) on the CPU; "" is a prompt. Each is encoded alone, as
-        the pipeline would for one image (`batch_size` changes nothing). Afterwards the text encoders lie on the CPU."""
-        if isinstance(prompts, str) or len(prompts) == 0 or not all(isinstance(p, str) for p in prompts):
-            raise InputError(f"prompts={prompts!r} must be a list of at least one text.")
-        return self.loop.encoded(prompts, self.device)
 
 
 def from_pipeline(
@@ -50,7 +33,7 @@ def from_pipeline(
     autocast: torch.dtype | None,
     layout: Layout | str | None,
     call: Mapping[str, Any],
-) -> Denoiser:
+) -> Parts:
     """See `Denoiser.from_pipeline`."""
     _check_is_pipeline(pipe)
     network, name = getattr(pipe, network_name(pipe)), type(pipe).__name__
@@ -63,8 +46,8 @@ def from_pipeline(
         prompts, size = _prompts(pipe, chosen), size_of_call(name, call, 1 if codec is None else codec.factor)
         return assemble(network, told, codec, prompts, name, chosen, autocast, scale, size=size)
     loop = PipelineLoop(pipe, _with_guidance(pipe, guidance_scale, call), chosen, layout)
-    denoiser = Denoiser(
-        loop,
+    arguments = dict(
+        network=loop,
         shape=loop.shape,
         data_range=None if codec is not None else told.data_range,
         device=chosen,
@@ -72,24 +55,7 @@ def from_pipeline(
         conditional=loop.takes_prompts,
         **told.arguments,
     )
-    denoiser.codec = codec
-    return with_loop(denoiser, loop)
-
-
-def with_loop(denoiser: Denoiser, loop: PipelineLoop) -> Denoiser:
-    """The denoiser with a loop for its network, its prompts and its guidance."""
-    denoiser.network = loop
-    denoiser.prompts = PipelinePrompts(loop, denoiser.device) if loop.takes_prompts else None
-    denoiser.guidance = None if loop.guidance_scale == 1 else OwnGuidance(loop.guidance_scale, ())
-    return denoiser
-
-
-def with_other_guidance(denoiser: Denoiser, scale: float) -> Denoiser:
-    """The denoiser with classifier-free guidance of another scale, applied by its pipeline."""
-    loop: Any = denoiser.network
-    scale = checks.number("guidance_scale", scale, "a finite number; 1 means no guidance")
-    call = _with_scale({**loop.call}, loop.scale_name, scale, loop.takes("negative_prompt"))
-    return with_loop(denoiser, PipelineLoop(loop.pipe, call, denoiser.device, loop.layout.name))
+    return Parts(arguments, codec, loop.prompts(chosen), loop.guidance)
 
 
 def _device(pipe: Any, network: Any) -> torch.device:
@@ -121,14 +87,7 @@ def _with_guidance(pipe: Any, scale: float | None, call: Mapping[str, Any]) -> d
         name not in parameters,
         f"{type(pipe).__name__} takes no guidance_scale; leave it out.",
     )
-    return _with_scale(dict(call), name, scale, "negative_prompt" in parameters)
-
-
-def _with_scale(call: dict[str, Any], name: str, scale: float, negative: bool) -> dict[str, Any]:
-    call[name] = scale
-    if name == "true_cfg_scale" and negative and scale > 1:  # without a negative prompt, such pipelines do not guide
-        call.setdefault("negative_prompt", "")
-    return call
+    return called_with_scale(call, name, scale, "negative_prompt" in parameters)
 
 
 def unguided(pipe: Any) -> float | None:

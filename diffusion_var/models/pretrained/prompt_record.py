@@ -133,6 +133,21 @@ def _padded(tensor: torch.Tensor, length: int) -> torch.Tensor:
     return torch.cat([tensor, tensor.new_zeros(len(tensor), length - tensor.shape[1], *tensor.shape[2:])], dim=1)
 
 
+class PipelinePrompts:
+    """The prompts of a pipeline, encoded by the pipeline itself; `encoded` gives the conditions of some."""
+
+    def __init__(self, encoded: Callable[[Sequence[str]], dict[str, torch.Tensor]]) -> None:
+        self._encoded = encoded
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], batch_size: int = 1) -> dict[str, torch.Tensor]:
+        """The conditions of P prompts, a nest of tensors (P, …) on the CPU; "" is a prompt. Each is encoded alone, as
+        the pipeline would for one image (`batch_size` changes nothing). Afterwards the text encoders lie on the CPU."""
+        if isinstance(prompts, str) or len(prompts) == 0 or not all(isinstance(p, str) for p in prompts):
+            raise InputError(f"prompts={prompts!r} must be a list of at least one text.")
+        return self._encoded(prompts)
+
+
 # ---- forms ----------------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from .folder import ModelFolder
 _LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 
 
-def load_pipeline(folder: ModelFolder, dtype: torch.dtype | None, allow_pickle: bool) -> Any:
+def read_pipeline(folder: ModelFolder, dtype: torch.dtype | None, allow_pickle: bool) -> Any:
     """The pipeline of a folder with a model_index.json, on the CPU.
 
     Raises InputError for a class that is not diffusers', and parts that are missing or damaged, or do not fit their

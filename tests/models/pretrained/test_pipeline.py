@@ -106,7 +106,8 @@ def test_text_encoders_lie_on_the_cpu_once_prompts_are_encoded(monkeypatch: pyte
         assert sent == [("text_encoder", "cuda"), ("text_encoder_2", "cuda")]
     assert sent[2:] == [("text_encoder", "cpu"), ("text_encoder_2", "cpu")]
     sent.clear()
-    pipe.text_encoder._hf_hook = object()  # accelerate places it
+    accelerate = pytest.importorskip("accelerate")
+    pipe.text_encoder._hf_hook = accelerate.hooks.ModelHook()  # accelerate places it
     with loop.text_encoders_on(pipe, torch.device("cuda")):
         assert sent == [("text_encoder_2", "cuda")]
 
