@@ -74,8 +74,9 @@ PAGES: dict[str, list[dict[str, str]] | None] = {
     "diffusers": [
         {"pipe.scheduler = ": "pipe = digits_pipeline(); pipe.scheduler = "},
         {
-            "out = scheduler.step(": "scheduler = pipe.scheduler; scheduler.set_timesteps(4); t = scheduler.timesteps[1]; "
-            "generator = torch.Generator().manual_seed(0); sample = model_output = new_output = latents; "
+            "out = scheduler.step(": "scheduler = pipe.scheduler; scheduler.set_timesteps(4); "
+            "t = scheduler.timesteps[1]; generator = torch.Generator().manual_seed(0); "
+            "sample = model_output = new_output = latents; "
             "out = scheduler.step("
         },
         {

@@ -27,15 +27,22 @@ _ASIDE = frozenset({"out", "plot", "checkpoint", "latents", "device", "overwrite
 _ASIDE |= {"report_to", "save_table"}
 #: Options that came later: where they are left out, a request is the one that it was before.
 _LATER = frozenset({"license", "call", "weights_dtype"})
+_OLD_DEFAULTS = {"guidance_scale": 1.0}
 _SMALL = 1 << 24  # bytes of a file that is read for its identity; of a larger one its size and time count
 
 
 def run_identity(command: str, options: Any) -> str:
     """SHA-256, in hex, of a request: its command, its options, and the files that they name."""
-    given = asdict(options).items()
+    given = recorded(options).items()
     counted = {name: value for name, value in given if name not in _ASIDE and not (name in _LATER and value is None)}
     chosen = {name: _told(value) for name, value in counted.items()}
     return hashlib.sha256(json.dumps([command, chosen], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def recorded(options: Any) -> dict[str, Any]:
+    """Options as plain data, in the way that outputs keep them: what is left out is as older versions had it."""
+    given = asdict(options)
+    return {name: _OLD_DEFAULTS.get(name) if value is None else value for name, value in given.items()}
 
 
 def _told(value: Any) -> Any:

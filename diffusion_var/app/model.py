@@ -166,11 +166,16 @@ def open_model(name: str, options: ModelOptions) -> Model:
         )
     )
     if own is not None:
-        denoiser = denoiser.with_guidance(options.guidance_scale, _null_condition(denoiser, own))
+        denoiser = denoiser.with_guidance(_scale(options), _null_condition(denoiser, own))
     if options.data_range is not None:
         checks.refuse(denoiser.codec is not None, "this model works on latents, so --data-range has no meaning.")
         denoiser.data_range = checks.bounds("data_range", options.data_range)
     return Model(denoiser, options)
+
+
+def _scale(options: ModelOptions) -> float:
+    """Of classifier-free guidance."""
+    return 1.0 if options.guidance_scale is None else options.guidance_scale
 
 
 def _weights_dtype(options: ModelOptions) -> torch.dtype | None:
@@ -192,7 +197,7 @@ def _fitted(size: int, options: ModelOptions) -> Denoiser:
     """The mixture of Gaussians that is fitted to patches of the photographs: a model whose mean is exact."""
     wrong = any(value is not None for value in (options.openai, options.data_range, options.call))
     checks.refuse(
-        wrong or options.guidance_scale != 1,
+        wrong or _scale(options) != 1,
         f"the model {_MIXTURE} is no network: openai=, guidance_scale=, data_range= and call= have no meaning.",
     )
     device = open_device(options.device)
@@ -208,7 +213,7 @@ def _open_openai(name: str, options: ModelOptions) -> Denoiser:
         dtype=_weights_dtype(options),
         autocast=_AUTOCAST[options.dtype],
     )
-    return denoiser.with_guidance(options.guidance_scale if options.unconditional is None else 1.0)
+    return denoiser.with_guidance(_scale(options) if options.unconditional is None else 1.0)
 
 
 def _check_kind(name: str, options: ModelOptions) -> None:
@@ -251,7 +256,7 @@ def check_model_options(options: ModelOptions) -> None:
     """Refuse what cannot be used with any model, before one is loaded."""
     open_device(options.device)
     checks.bounds("data_range", options.data_range)
-    wrong = options.unconditional is not None and options.guidance_scale == 1
+    wrong = options.unconditional is not None and _scale(options) == 1
     checks.refuse(wrong, "unconditional= is for guidance, and guidance_scale=1 means none; leave one of them out.")
     if options.openai is not None:
         given = [flag for flag in ("variant", "revision", "allow_pickle", "call") if getattr(options, flag)]

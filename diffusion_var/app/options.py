@@ -46,6 +46,10 @@ ImagesHelp = (
 CallHelp = (
     "arguments of the pipeline's own call, NAME=VALUE,NAME=VALUE, such as height=1024,width=1024 or num_frames=33"
 )
+GuidanceHelp = (
+    "scale of classifier-free guidance, by default none (1); or what a network with embedded guidance is told, by "
+    "default its pipeline's own"
+)
 DeviceHelp = "where to run, e.g. cpu or cuda:1; by default the GPU if there is one"
 FeaturesHelp = "feature network: inception, digits, pixels (none), or a .safetensors file of train-features"
 InceptionHelp = "file of Inception's weights; by default the one in PyTorch's cache, or a download"
@@ -113,7 +117,7 @@ class ModelOptions(Options):
     openai: Annotated[
         Path | None, "YAML file of its hyper-parameters, if the model is a .pt or .safetensors of OpenAI's repositories"
     ] = None
-    guidance_scale: Annotated[float, "scale of classifier-free guidance; 1 for none"] = 1.0
+    guidance_scale: Annotated[float | None, GuidanceHelp] = None
     unconditional: Annotated[
         str | None, "for guidance: class label or text that stands for none; by default the model's own, if it has one"
     ] = None

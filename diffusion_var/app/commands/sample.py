@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from ...locks import locked
 from ...manifest import Manifest
 from ...process.steps import describe
 from ...variance.table import VarianceTable
-from ..claims import claimed_file, run_identity, run_of_npz
+from ..claims import claimed_file, recorded, run_identity, run_of_npz
 from ..methods import make_covariance, make_sampler, make_steps
 from ..model import check_model_options, open_model, open_schedule
 from ..options import SampleOptions
@@ -174,7 +174,7 @@ def _settings(sampler: Any, options: SampleOptions) -> dict[str, Any]:
     """What decides the images: kept beside them, and compared when a run is continued."""
     files = ("out", "table", "model", "openai", "prompts", "latents", "head")
     different = (*files, "count", "first", "batch_size", "device", "overwrite")
-    chosen = {key: value for key, value in asdict(options).items() if key not in different}
+    chosen = {key: value for key, value in recorded(options).items() if key not in different}
     defaults = {option.name: option.default for option in fields(options)}
     for key in _LATER:
         if chosen[key] == defaults[key]:

@@ -7,7 +7,6 @@ it is to replace the report that is there.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from ... import checks
 from ...errors import InputError
 from ...files import make_folder, regular_file, require_empty_folder, write_atomic
 from ...manifest import NAME as MANIFEST
+from ..claims import recorded
 from ..outputs import require_writable
 from .cells import FOLDER
 from .options import CompareOptions
@@ -76,7 +76,7 @@ def remove_report(folder: Path, but: frozenset[str] = frozenset()) -> None:
 
 
 def _experiment(options: CompareOptions) -> dict[str, Any]:
-    content = {key: value for key, value in asdict(options).items() if key not in (*_GROWS, *_IDLE)}
+    content = {key: value for key, value in recorded(options).items() if key not in (*_GROWS, *_IDLE)}
     plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
     return plain
 
