@@ -149,7 +149,7 @@ class Denoiser:
             path: a local folder as `save_pretrained` writes it, a hub id, or "digits" or "photographs", the small
                 bundled models.
             device: where to run; None: the GPU if there is one, else the CPU.
-            dtype: of the weights, e.g. torch.float16; None: as saved. Results have the dtype of x_t.
+            dtype: of the weights, e.g. torch.float16; None: float32. Results have the dtype of x_t.
             variant: of the weight files, e.g. "fp16".
             revision: branch, tag or commit of a hub repository.
             autocast: see `Denoiser`.
