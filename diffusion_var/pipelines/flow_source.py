@@ -85,6 +85,11 @@ class FlowSource(VarianceSource):
         """Which variances are kept; None for those of one number a step, and for heads by place."""
         return None if self.entry is None else self.entry.get("structure")
 
+    def check_sample(self, shape: tuple[int, ...]) -> None:
+        """Refuse images that were not measured; where one number serves all, a sample may be packed in any way."""
+        if self.structure != "isotropic":
+            super().check_sample(shape)
+
     def layout(self, name: str, sample: tuple[int, ...]) -> Layout:
         """In which order the variances find a sample (without its batch): as it is for one number a step."""
         if self.entry is None or (self.kind == "analytic" and self.structure in (None, "isotropic")):

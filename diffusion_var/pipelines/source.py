@@ -231,15 +231,13 @@ class VarianceSource:
             check_ddpm(kernel, f"variance_type={self.kind!r}", "use eta=1")
 
     def check_sample(self, shape: tuple[int, ...]) -> None:
-        """Refuse samples that were not measured: of other channels, or, with a variance per element, another size.
-        Where one number serves all, a sample may be packed in any way: its axes are not compared then."""
+        """Refuse samples that were not measured: of other channels, or, with a variance per element, another size."""
         measured = None if self.entry is None else self.entry.get("shape")
         if measured is None or tuple(measured) == shape:
             return
         structure = self.entry["structure"] if self.entry is not None else None
-        packed = structure == "isotropic" and len(measured) != len(shape)
         checks.refuse(
-            structure in ("pixel", "dct") or (measured[0] != shape[0] and not packed),
+            structure in ("pixel", "dct") or measured[0] != shape[0],
             f"the sample has shape {shape}, but the table was measured on {tuple(measured)} with structure "
             f"{structure!r}; use the table of this model and size (isotropic and channel serve every size).",
         )
