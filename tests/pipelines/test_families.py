@@ -10,7 +10,18 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 import diffusion_var as dv
 
 pytest.importorskip("transformers")
-from family_runs import SHAPES, beta_table, call_of, check_flow_steps, drawn, flow_table, kept_steps, measured, off
+from family_runs import (
+    SHAPES,
+    beta_table,
+    call_of,
+    check_flow_steps,
+    drawn,
+    flow_table,
+    kept_steps,
+    measured,
+    off,
+    references,
+)
 from small_families import BETA, FAMILIES, FLOW, STEPS
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers and transformers, about themselves
@@ -42,6 +53,41 @@ def test_a_flow_pipeline_with_a_table(name: str, structure: str, tmp_path: Path)
     loaded.set_progress_bar_config(disable=True)
     assert type(loaded.scheduler) is dv.AnalyticFlowScheduler
     assert torch.equal(drawn(loaded, call), made)
+
+
+@pytest.mark.parametrize("structure", ["isotropic", "channel", "dct"])
+@pytest.mark.parametrize("name", FLOW)
+def test_a_flow_pipelines_steps_have_their_log_probability(name: str, structure: str) -> None:
+    pipe, table = FAMILIES[name](), flow_table(name)
+    pipe.scheduler = dv.AnalyticFlowScheduler.from_table(table, pipe, structure=structure)
+    with kept_steps(pipe.scheduler) as steps:
+        drawn(pipe, call_of(name))
+    times = pipe.scheduler.timesteps
+    for step, t, expected in zip(steps, times, references(steps, pipe, table, structure), strict=True):
+        found = pipe.scheduler.step(step.output, t, step.sample, prev_sample=step.prev_sample)
+        assert torch.equal(found.prev_sample, step.prev_sample)
+        if expected.last:
+            assert found.log_prob is None
+        else:
+            close = 5e-6 if structure == "dct" else 1e-4  # what is kept of the others is a curve
+            torch.testing.assert_close(found.log_prob.double(), expected.log_prob, rtol=0, atol=close)
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "sana", "wan"])
+def test_an_image_is_drawn_from_its_own_generators_in_any_batch(name: str) -> None:
+    """Also where a pipeline hands its generators to the scheduler, as Sana's does."""
+    pipe, call = FAMILIES[name](), call_of(name)
+    pipe.scheduler = dv.AnalyticFlowScheduler.from_table(flow_table(name), pipe)
+
+    def run(seeds: list[int]) -> torch.Tensor:
+        pipe.scheduler.generator = [torch.Generator().manual_seed(100 + seed) for seed in seeds]
+        own = [torch.Generator().manual_seed(seed) for seed in seeds]
+        prompts = [call["prompt"]] * len(seeds)
+        return pipe(**{**call, "prompt": prompts}, generator=own)[0]
+
+    both = run([1, 2])
+    assert off(torch.cat([run([1]), run([2])]), both) <= 1e-5
+    assert off(both[:1], both[1:]) > 0.1
 
 
 # ---- betas ---------------------------------------------------------------------------------------------------------

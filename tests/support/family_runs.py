@@ -111,25 +111,39 @@ def beta_table(name: str) -> dv.VarianceTable:
     return measured(schedule, SHAPES[name], prediction="epsilon")
 
 
-def check_flow_steps(steps: list[Step], pipe: Any, table: dv.VarianceTable, structure: str) -> None:
-    """Every step that was kept is the kernel's mean, and noise of the table's covariance, computed in float64."""
+@dataclasses.dataclass
+class Reference:
+    """A step as it should be, in float64."""
+
+    last: bool
+    prev_sample: torch.Tensor
+    log_prob: torch.Tensor  # (B,), the mean over dimensions
+
+
+def references(steps: list[Step], pipe: Any, table: dv.VarianceTable, structure: str) -> Iterator[Reference]:
+    """The kernel's mean, and noise of the table's covariance: of such noise Σ^½ z the quadratic is ‖z‖²."""
     layout = Layout("plain") if structure == "isotropic" else layout_of(pipe).of(table.shape or ())
-    sigmas = pipe.scheduler.sigmas.double()[-len(steps) - 1 :]
+    sigmas, sign = pipe.scheduler.sigmas.double()[-len(steps) - 1 :], 1
+    if pipe.scheduler.config.invert_sigmas:  # the network says x_0 − ε
+        sigmas, sign = 1 - sigmas, -1
     for step, t, s in zip(steps, sigmas, sigmas[1:], strict=False):
-        x, v, z = (layout.images(part).double() for part in (step.sample, step.output, step.noise))
+        x, v, z = (layout.images(part).double() for part in (step.sample, sign * step.output, step.noise))
         kernel = dv.ReverseKernel.between(level(t), None if s == 0 else level(s), eta=1.0)
-        posterior = dv.Posterior(x - t * v, x + (1 - t) * v)
-        expected = kernel.mean(x, posterior)
+        expected, log_prob = kernel.mean(x, dv.Posterior(x - t * v, x + (1 - t) * v)), torch.tensor(torch.nan)
         if s > 0:
-            variance = table.posterior_variance(level(t), structure=structure)
-            variance = torch.as_tensor(kernel.lambda2 + kernel.gain**2 * variance)
-            coloured = (
-                variance.sqrt() * z if structure == "isotropic" else table.structure(structure).colour(variance, z)
-            )
-            expected = expected + coloured
-        assert off(step.prev_sample.double(), layout.samples(expected)) <= (
-            5e-5 if s > 0 and structure != "dct" else 2e-6
-        )
+            v_t = torch.as_tensor(table.posterior_variance(level(t), structure=structure))
+            variance = kernel.lambda2 + kernel.gain**2 * v_t
+            isotropic = structure == "isotropic"
+            expected = expected + (variance.sqrt() * z if isotropic else table.structure(structure).colour(variance, z))
+            log_prob = -0.5 * (z.square().flatten(1).mean(1) + variance.log().mean() + np.log(2 * np.pi))
+        yield Reference(bool(s == 0), layout.samples(expected), log_prob)
+
+
+def check_flow_steps(steps: list[Step], pipe: Any, table: dv.VarianceTable, structure: str) -> None:
+    """Every step that was kept is the one that it should be."""
+    for step, expected in zip(steps, references(steps, pipe, table, structure), strict=True):
+        close = 5e-5 if structure != "dct" and not expected.last else 2e-6
+        assert off(step.prev_sample.double(), expected.prev_sample) <= close
 
 
 def level(sigma: torch.Tensor) -> dv.NoiseLevel:
