@@ -94,6 +94,14 @@ PAGES: dict[str, list[dict[str, str]] | None] = {
             "table.push_to_hub(": "(lambda *_, **__: None)(",
         },
     ],
+    "reinforcement_learning": [
+        {
+            "scheduler = dv.": "transformer, table = small_flow(); pipe = flow_scheduler(); scheduler = dv.",
+            "torch.randn(32, 16, 64, 64)": "torch.randn(4, 1, 8, 8)",
+            "rewards(path[-1])": "path[-1].sum((1, 2, 3))",
+        },
+        {},
+    ],
     "heads": [
         {
             "steps=10_000": "steps=3, batch_size=8, likelihood_images=0",
@@ -123,6 +131,24 @@ def digits_pipeline() -> Any:
     from diffusers import DDPMPipeline, DDPMScheduler
 
     return DDPMPipeline(dv.Denoiser.from_pretrained("digits").network, DDPMScheduler())
+
+
+def flow_scheduler() -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(shift=3.0)
+
+
+def small_flow() -> Any:
+    """An untrained network of a flow, called with an image and a timestep, and its table."""
+    layer = torch.nn.Conv2d(1, 1, 3, padding=1)
+
+    def network(x: torch.Tensor, timestep: torch.Tensor) -> Any:
+        return layer(x)
+
+    denoiser = dv.Denoiser(network, dv.NoiseSchedule.flow(1000), "flow", (1, 8, 8), clip=None, data_range=(-1.0, 1.0))
+    images = dv.data.digits_splits().table.images[:60]
+    return network, dv.estimate(denoiser, images, 9.0, indices=[1, 500, 1000], progress=False)
 
 
 @pytest.mark.filterwarnings("ignore::diffusion_var.errors.DiffusionVarWarning")
@@ -190,6 +216,8 @@ def brought(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "of_image": np.arange(8),
         "stable_diffusion": save_stable_diffusion(folder / "sd"),
         "digits_pipeline": digits_pipeline,
+        "flow_scheduler": flow_scheduler,
+        "small_flow": small_flow,
         "flux": FAMILIES["flux"],
         "torch": torch,
         "dv": dv,
