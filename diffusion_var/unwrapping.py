@@ -115,8 +115,9 @@ def device_of(network: Any) -> torch.device:
 def is_placed(network: torch.nn.Module) -> bool:
     """Whether accelerate's hooks bring the weights to where they are needed, so that nobody else may move them."""
     module = unwrapped(network)
-    if any(type(hook).__name__ == "CpuOffload" for hook in _hooks(module)) or _is_group_offloaded(module):
-        return True
+    for part in (module, *module.children()):  # a pipeline may have two networks, which are one here
+        if any(type(hook).__name__ == "CpuOffload" for hook in _hooks(part)) or _is_group_offloaded(part):
+            return True
     if len({*(getattr(unwrapped(network), "hf_device_map", None) or {}).values()}) > 1:
         return True
     return any(parameter.device.type == "meta" for parameter in network.parameters())

@@ -30,6 +30,7 @@ from ..covariance.reverse import ReverseCovariance
 from ..errors import InputError
 from ..models.features import FeatureTap, Watch
 from ..models.posterior import Posterior
+from ..models.pretrained.loop_checks import networks_of
 from ..process.kernel import ReverseKernel
 from ..variance.estimators import Estimator
 from ..variance.table import VarianceTable
@@ -298,12 +299,8 @@ class VarianceSource:
 
 
 def network_of(pipe: Any) -> torch.nn.Module | None:
-    """The denoising network of a pipeline, or None."""
-    for name in ("unet", "transformer"):
-        network = getattr(pipe, name, None)
-        if isinstance(network, torch.nn.Module):
-            return network
-    return None
+    """The denoising network of a pipeline, or None; where there are two for different noise levels, both."""
+    return networks_of(pipe, ("unet", "transformer"))
 
 
 def _settings_digest(config: Mapping[str, Any], entry: Mapping[str, Any]) -> str:

@@ -31,7 +31,16 @@ from ..conditions import rows_of
 from ..guidance import OwnGuidance
 from ..network_checks import move
 from .layout import Layout, layout_named, layout_of
-from .loop_checks import WRAP, check_call, check_pipeline, check_weights, first_time, modules_of, network_name
+from .loop_checks import (
+    WRAP,
+    check_call,
+    check_pipeline,
+    check_weights,
+    first_time,
+    modules_of,
+    network_name,
+    networks_of,
+)
 from .loop_copy import Stop, Task, copy_class, stand_in
 from .prompt_record import LENGTHS, PipelinePrompts, PromptRecord
 
@@ -72,8 +81,9 @@ class PipelineLoop(torch.nn.Module):
         check_pipeline(pipe, self._parameters_of_call)
         check_weights(pipe)
         check_call(pipe, self.call, self._parameters_of_call)
-        self.network = getattr(pipe, name)
-        others = {k: m for k, m in modules_of(pipe).items() if k != name and not k.startswith(_NOT_IN_THE_LOOP)}
+        self.network = checks.given(networks_of(pipe), "the pipeline has no network.")
+        inside = (*_NOT_IN_THE_LOOP, name)
+        others = {k: m for k, m in modules_of(pipe).items() if not k.startswith(inside)}
         self.beside = torch.nn.ModuleDict(others)
         self._copied = copy_class(type(pipe))
         self._stand_in = stand_in(pipe.scheduler)
@@ -98,7 +108,8 @@ class PipelineLoop(torch.nn.Module):
         layout = layout_of(self.pipe) if self._layout is None else layout_named(self._layout)
         self.shape = _image_shape(task, layout, self._name)
         self.layout = layout.of(self.shape)
-        value, told = self._value, bool(dict(getattr(unwrapped(self.network), "config", {})).get("guidance_embeds"))
+        config = getattr(unwrapped(getattr(self.pipe, network_name(self.pipe))), "config", {})
+        value, told = self._value, bool(dict(config).get("guidance_embeds"))
         self.guidance_scale = float(value(self.scale_name, sum(rows))) if sum(rows) > 1 else 1.0
         self.embedded_guidance = float(value("guidance_scale", 1.0)) if told else None
 
@@ -139,11 +150,14 @@ class PipelineLoop(torch.nn.Module):
             first: Any = out[0] if isinstance(out, tuple) else getattr(out, "sample", out)
             rows.append(len(first))
 
-        hook = unwrapped(self.network).register_forward_hook(count)
+        several = isinstance(self.network, torch.nn.ModuleDict)
+        counted = self.network.children() if several else [self.network]
+        hooks = [unwrapped(network).register_forward_hook(count) for network in counted]
         try:
             yield rows
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
 
     @property
     def guidance(self) -> OwnGuidance | None:

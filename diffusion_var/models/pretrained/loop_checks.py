@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,6 +32,17 @@ def network_name(pipe: Any) -> str:
         f"the pipeline, a {type(pipe).__name__}, has no network: none of {', '.join(NETWORKS)} is one; load it with "
         f"its network, or {WRAP}.",
     )
+
+
+def networks_of(pipe: Any, names: Sequence[str] = NETWORKS) -> torch.nn.Module | None:
+    """The denoising network of a pipeline; of one with a network for each part of the noise levels (Wan 2.2:
+    transformer and transformer_2) both, as one module; None without."""
+    name = next((name for name in names if isinstance(getattr(pipe, name, None), torch.nn.Module)), None)
+    if name is None:
+        return None
+    first: torch.nn.Module = getattr(pipe, name)
+    second = getattr(pipe, f"{name}_2", None)
+    return torch.nn.ModuleDict({name: first, f"{name}_2": second}) if isinstance(second, torch.nn.Module) else first
 
 
 def modules_of(pipe: Any) -> dict[str, torch.nn.Module]:

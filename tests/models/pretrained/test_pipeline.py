@@ -112,6 +112,39 @@ def test_text_encoders_lie_on_the_cpu_once_prompts_are_encoded(monkeypatch: pyte
         assert sent == [("text_encoder_2", "cuda")]
 
 
+# ---- two networks ---------------------------------------------------------------------------------------------------
+
+
+def wan(second: Any) -> Any:
+    """As Wan 2.2: another network below a boundary."""
+    from diffusers import WanPipeline
+
+    pipe = FAMILIES["wan"]()
+    return WanPipeline(**{**pipe.components, "transformer_2": second}, boundary_ratio=0.5)
+
+
+def other_transformer(step: float) -> Any:
+    network = copy.deepcopy(FAMILIES["wan"]().transformer)
+    with torch.no_grad():
+        network.proj_out.weight.add_(step)
+    return network
+
+
+def test_two_networks_are_one() -> None:
+    call = {"height": 16, "width": 16, "num_frames": 5, "max_sequence_length": 8, "guidance_scale": 1.0}
+    one = Denoiser.from_pipeline(FAMILIES["wan"](), **call)
+    two, another = (Denoiser.from_pipeline(wan(other_transformer(step)), **call) for step in (0.1, 0.2))
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((1, *one.shape), dtype=np.float32))
+    conditions = one.prompts.encode(["a cat"])
+    with torch.no_grad():
+        high, low = (dv.NoiseLevel.flow(t) for t in (0.75, 0.25))
+        assert torch.equal(two(x, high, conditions).mean, one(x, high, conditions).mean)
+        assert difference(two(x, low, conditions).mean, one(x, low, conditions).mean) > 1e-3
+    assert len({one.fingerprint, two.fingerprint, another.fingerprint}) == 3
+    again = Denoiser.from_pipeline(wan(other_transformer(0.1)), **call)
+    assert again.fingerprint == two.fingerprint
+
+
 # ---- heads -----------------------------------------------------------------------------------------------------------
 
 
