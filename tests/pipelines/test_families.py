@@ -1,7 +1,9 @@
 """Our schedulers inside the pipelines of every family that diffusers has (small ones, of random weights)."""
 
+import copy
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,6 +119,58 @@ def test_a_beta_pipeline_with_a_table(name: str, tmp_path: Path) -> None:
     loaded.set_progress_bar_config(disable=True)
     assert type(loaded.scheduler) is dv.AnalyticScheduler
     assert torch.equal(drawn(loaded, call), made)
+
+
+# ---- from a pipeline to its table and back ---------------------------------------------------------------------------
+
+_NOT_OF_THE_MODEL = ("prompt", "output_type", "num_inference_steps", "image", "mask_image")
+MEASURED = [name for name in (*FLOW, *BETA) if name != "text_to_video"]  # which takes too long, frame by frame
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_a_table_that_is_measured_through_a_pipeline_serves_it(name: str) -> None:
+    """Of the network, guidance and latent scaling that the pipeline has; other weights are refused."""
+    pipe = FAMILIES[name]()
+    denoiser = dv.Denoiser.from_pipeline(pipe, **model_call(name))
+    conditions, images = conditions_of(denoiser, name), torch.zeros((2, *denoiser.shape))
+    images[1] = 0.5
+    last = denoiser.schedule.num_steps
+    table = dv.estimate(denoiser, images, 1e9, indices=[1, last], conditions=conditions, structures=(), progress=False)
+    own = pipe.scheduler
+    pipe.scheduler = dv.analytic_scheduler(table, pipe)
+    with kept_steps(pipe.scheduler) as steps:
+        assert drawn(pipe, call_of(name)).isfinite().all()
+    if name in FLOW:
+        check_flow_steps(steps, pipe, table, "isotropic")
+    network = "unet" if hasattr(pipe, "unet") else "transformer"
+    setattr(pipe, network, copy.deepcopy(getattr(pipe, network)))
+    next(p for p in getattr(pipe, network).parameters() if p.any()).data.mul_(1.5)
+    pipe.scheduler = own
+    with pytest.raises(dv.InputError, match="network fingerprint"):
+        dv.analytic_scheduler(table, pipe)
+
+
+def model_call(name: str) -> dict[str, Any]:
+    """The arguments of a call that belong to the model."""
+    if name in ("ddpm", "ldm"):
+        return {}
+    if name in ("sd", "sd_inpaint", "dit"):
+        return {"guidance_scale": 1.0}
+    kept = {key: value for key, value in call_of(name).items() if key not in _NOT_OF_THE_MODEL}
+    return kept | ({"max_sequence_length": 1024} if name == "qwen_image" else {})  # behind a text of this length
+
+
+def conditions_of(denoiser: dv.Denoiser, name: str) -> Any:
+    """One prompt or class, for two images."""
+    rows = torch.zeros(2, dtype=torch.long)
+    if name == "dit":
+        return dv.Conditions(torch.tensor([1]), rows)
+    if denoiser.prompts is None:
+        return None
+    encoded = denoiser.prompts.encode(["a cat"])
+    if name == "sd_inpaint":
+        encoded = {"prompt": encoded, "concatenated": torch.zeros((1, 5, 8, 8))}
+    return dv.Conditions(encoded, rows)
 
 
 # ---- which scheduler fits -------------------------------------------------------------------------------------------
