@@ -89,7 +89,7 @@ class Concatenated(torch.nn.Module):
 
 def is_direct(network: Any) -> bool:
     """Whether a network (or its config, as a dict with `_class_name`) is one of those that are called here."""
-    config = network if isinstance(network, Mapping) else {**unwrapped(network).config}
+    config = network if isinstance(network, Mapping) else {**getattr(unwrapped(network), "config", {})}
     kind = config.get("_class_name") if isinstance(network, Mapping) else type(unwrapped(network)).__name__
     if kind == "UNet2DConditionModel":
         return not _wanted(config)

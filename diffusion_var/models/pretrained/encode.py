@@ -28,9 +28,13 @@ from ...resume import Parts, StateRecord
 from ..denoiser import Denoiser, check_denoiser
 from .latents import IMAGE_RANGE, LatentCodec
 
+_AXES = {3: ("length",), 4: ("height", "width"), 5: ("frames", "height", "width")}
+
 
 def _check(arrays: Arrays, record: StateRecord) -> None:
-    require_arrays(arrays, {"latents": ArrayRule("float32", ("latents", "channels", "height", "width"))})
+    axes = arrays["latents"].ndim if "latents" in arrays else 4
+    shape = ("latents", "channels", *_AXES.get(axes, _AXES[4]))
+    require_arrays(arrays, {"latents": ArrayRule("float32", shape)})
 
 
 FORM = Form("diffusion_var.latents", 1, "file of latents", StateRecord, _check)
@@ -63,7 +67,7 @@ def encode_latents(
         "images": source.scan(),
         "autoencoder": codec.fingerprint,
         "what the autoencoder does": codec.probe(),
-        "scaling": list(codec.scaling),
+        "scaling": [list(part) if isinstance(part, tuple) else part for part in codec.scaling],
         "count": len(source),
     }
     files = None if cache is None else _CacheFiles(expanded(cache), identity)

@@ -35,13 +35,14 @@ from .loop_checks import (
     WRAP,
     check_call,
     check_pipeline,
+    check_sample,
     check_weights,
     first_time,
     modules_of,
     network_name,
     networks_of,
 )
-from .loop_copy import Stop, Task, copy_class, stand_in
+from .loop_copy import Stop, Task, as_latents, copy_class, stand_in
 from .prompt_record import LENGTHS, PipelinePrompts, PromptRecord
 
 _NOT_IN_THE_LOOP = ("text_encoder", "vae", "vqvae", "image_encoder", "safety_checker", "vocoder")
@@ -105,6 +106,7 @@ class PipelineLoop(torch.nn.Module):
             said = self.record.flat(one)
         with torch.no_grad(), self._counting() as rows:
             task = self._run(1, Task(device, timestep=self._timestep()), said)
+        check_sample(task, self._name)
         layout = layout_of(self.pipe) if self._layout is None else layout_named(self._layout)
         self.shape = _image_shape(task, layout, self._name)
         self.layout = layout.of(self.shape)
@@ -213,7 +215,7 @@ class PipelineLoop(torch.nn.Module):
         given = self.layout.samples(x[part])
         task = self._run(len(rows), Task(x.device, given, float(timestep[rows[0]])), said)
         assert task.output is not None
-        out = _as_latents(task.output, given.shape)
+        out = as_latents(task.output, given.shape)
         return self.layout.images(out)
 
     def _run(self, batch: int, task: Task, said: Sequence[torch.Tensor] | None) -> Task:
@@ -310,13 +312,6 @@ def _groups(timestep: torch.Tensor, lengths: torch.Tensor | None) -> list[list[i
     for row, key in enumerate(keys):
         found.setdefault(key, []).append(row)
     return list(found.values())
-
-
-def _as_latents(output: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """A model output like the latents (B, …); pipelines that step a video's frames one by one have (B·F, C, H, W)."""
-    if output.shape == shape or len(shape) != 5 or output.ndim != 4:
-        return output
-    return output.reshape(shape[0], shape[2], -1, *shape[3:]).movedim(2, 1)
 
 
 def _image_shape(task: Task, layout: Layout, name: str) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import torch
 from ... import checks
 from ...errors import InputError, printable
 from ...unwrapping import has_hook
+from .loop_copy import Task, as_latents
 
 #: Where a pipeline keeps its network.
 NETWORKS = ("transformer", "unet", "prior", "decoder")
@@ -107,6 +108,21 @@ def check_pipeline(pipe: Any, parameters: Mapping[str, Any]) -> None:
     checks.refuse(
         bool(missing),
         f"the pipeline {type(pipe).__name__} has no {' and no '.join(missing)}, which its loop is run by; {WRAP}.",
+    )
+
+
+def check_sample(task: Task, name: str) -> None:
+    """Refuse a pipeline that steps something else than the latents that it prepares, or hands its scheduler an output
+    of another shape."""
+    assert task.latents is not None
+    assert task.sample is not None
+    assert task.output is not None
+    given, seen = task.latents, as_latents(task.sample, task.latents.shape)
+    same = seen.shape == given.shape and torch.allclose(seen.float(), given.float(), rtol=1e-2, atol=1e-4)
+    checks.refuse(
+        not same or task.output.shape != task.sample.shape,
+        f"{name} does not step the latents that it prepares as they are (a model output {tuple(task.output.shape)} of "
+        f"a sample {tuple(task.sample.shape)}, for latents {tuple(given.shape)}); {WRAP}.",
     )
 
 

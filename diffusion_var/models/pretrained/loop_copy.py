@@ -35,6 +35,13 @@ class Task:
             raise Stop
 
 
+def as_latents(output: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """A model output like the latents (B, …); pipelines that step a video's frames one by one have (B·F, C, H, W)."""
+    if output.shape == shape or len(shape) != 5 or output.ndim != 4:
+        return output
+    return output.reshape(shape[0], shape[2], -1, *shape[3:]).movedim(2, 1)
+
+
 class _Scheduler:
     """A scheduler with one timestep, whose step is the end."""
 

@@ -320,6 +320,17 @@ def test_pictures_are_those_of_the_pipeline(name: str) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["flux2", "qwen_image", "wan", "stable_audio"])
+def test_latents_are_kept(name: str, tmp_path: Path) -> None:
+    """Of pictures scaled by channel, of videos and of sounds."""
+    denoiser = denoiser_of(name)
+    shape = denoiser.codec.image_shape(denoiser.shape)
+    pictures = torch.from_numpy(np.random.default_rng(1).uniform(-1, 1, (3, *shape))).float()
+    made, again = (dv.encode_latents(denoiser, pictures, tmp_path / "cache", progress=False) for _ in range(2))
+    assert torch.equal(torch.stack([made[i] for i in range(3)]), denoiser.codec.encode(pictures))
+    assert torch.equal(made[2], again[2])
+
+
 @pytest.mark.parametrize("name", LOOPS)
 @torch.no_grad()
 def test_encoding_undoes_the_scaling(name: str) -> None:

@@ -221,6 +221,35 @@ def test_what_is_no_pipeline_that_can_be_run(make: Any, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+class Own:
+    """A pipeline that nobody knows, whose samples are its latents times a number (as Sana-Sprint's are)."""
+
+    def __init__(self, times: float) -> None:
+        pipe = flux()
+        self.transformer, self.scheduler, self.times = torch.nn.Linear(4, 4), pipe.scheduler, times
+
+    def prepare_latents(self, count: int, generator: Any) -> torch.Tensor:
+        return torch.randn(count, 4, generator=generator)
+
+    def __call__(self, batch_size: int = 1, generator: Any = None) -> Any:
+        latents = self.times * self.prepare_latents(batch_size, generator)
+        self.scheduler.set_timesteps(3)
+        for t in self.scheduler.timesteps:
+            latents = self.scheduler.step(self.transformer(latents) * t / 1000, t, latents)[0]
+        return latents
+
+
+def test_a_pipeline_that_nobody_knows() -> None:
+    pipe = Own(times=1.0)
+    found = Denoiser.from_pipeline(pipe)
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 4), dtype=np.float32))
+    with torch.no_grad():
+        mean = found(x, dv.NoiseLevel.flow(0.5)).mean
+        torch.testing.assert_close(mean, x - 0.5 * 0.5 * pipe.transformer(x), rtol=1e-5, atol=1e-6)
+    with pytest.raises(InputError, match=r"^Own does not step the latents that it prepares as they are .*; wrap its"):
+        Denoiser.from_pipeline(Own(times=2.0))
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
