@@ -71,17 +71,26 @@ CLOTHES: dict[str, Callable[[Any], None]] = {
         )
     ),
     "offloaded": _in_place(lambda network: accelerate.cpu_offload(network, torch.device("cpu"))),
+    "offloaded in groups": _in_place(
+        lambda network: network.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+    ),
     "dispatched": _in_place(lambda network: accelerate.dispatch_model(network, {"": "cpu"})),
     "an adapter that is not at work": _in_place(_unused_adapter),
 }
-NOT_RUN = {"DataParallel": _around(torch.nn.DataParallel)}  # diffusers' pipelines ask such a network for its config
+#: That are accepted too; a pipeline around the first does not run, and the second rounds the weights.
+OTHERS: dict[str, Callable[[Any], None]] = {
+    "DataParallel": _around(torch.nn.DataParallel),
+    "stored in half precision": _in_place(
+        lambda network: network.enable_layerwise_casting(torch.bfloat16, compute_dtype=torch.float32)
+    ),
+}
 
 
-@pytest.mark.parametrize("clothes", [*CLOTHES, *NOT_RUN])
+@pytest.mark.parametrize("clothes", [*CLOTHES, *OTHERS])
 def test_a_table_of_the_network_serves_it_in_any_clothes(clothes: str) -> None:
     assert table().network is not None
     pipe = own_pipeline()
-    {**CLOTHES, **NOT_RUN}[clothes](pipe)
+    {**CLOTHES, **OTHERS}[clothes](pipe)
     assert type(dv.analytic_scheduler(table(), pipe)) is dv.AnalyticFlowScheduler
 
 
