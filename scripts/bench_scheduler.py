@@ -4,7 +4,9 @@
 
 One random float32 sample and network output for all; every scheduler draws its noise from a generator of its own. They
 take turns, step by step in a rotating order, so that drift cancels; medians are compared. Each pass over the 50 steps
-begins with `set_timesteps`, as a pipeline's does, so that what is computed once per step and pass is counted.
+begins with `set_timesteps`, as a pipeline's does, so that what is computed once per step and pass is counted. Steps
+return tuples, as those of Stable Diffusion's pipelines do; what the log-probability of the step adds, which comes with
+the other output, is a line of its own.
 """
 
 from __future__ import annotations
@@ -76,10 +78,12 @@ def main() -> None:
 
     theirs = DDIMScheduler(clip_sample=False)
     table = gaussian_table(dv.NoiseSchedule.from_diffusers(theirs), shape[1:])
-    contestants = {"DDIMScheduler, η = 1": Contestant(theirs, device, eta=1.0)}
+    plain: dict[str, Any] = {"return_dict": False}
+    contestants = {"DDIMScheduler, η = 1": Contestant(theirs, device, eta=1.0, **plain)}
     for structure in ("isotropic", "channel", "pixel", "dct"):
         scheduler = dv.AnalyticScheduler.from_table(table, theirs, structure=structure)
-        contestants[f"AnalyticScheduler, {structure}"] = Contestant(scheduler, device)
+        contestants[f"AnalyticScheduler, {structure}"] = Contestant(scheduler, device, **plain)
+    contestants["isotropic, with log p"] = Contestant(dv.AnalyticScheduler.from_table(table, theirs), device)
 
     with torch.inference_mode():
         order = list(contestants.values())

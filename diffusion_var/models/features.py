@@ -107,16 +107,24 @@ class Watch:
     def __init__(self, tap: FeatureTap) -> None:
         self._tap: FeatureTap | None = tap
         self._seen: list[torch.Tensor] = []
+        #: How many evaluations there were since the features were last taken.
+        self.evaluations = 0
         self._handle: Any = tap._module.register_forward_hook(self._keep)
         self._end: Any = stay_eager(tap._around)
 
     def _keep(self, _: Any, given: tuple[Any, ...], __: Any) -> None:
         self._seen = list(given[:1])
+        self.evaluations += 1
+
+    def forget(self) -> None:
+        """As if there had been no evaluation."""
+        self._seen, self.evaluations = [], 0
 
     def take(self, batch: int) -> tuple[torch.Tensor, bool] | None:
         """The features of `batch` images, and whether there were twice as many (guidance); None if the network has not
         been evaluated since the last time."""
-        seen, self._seen = self._seen, []
+        seen = self._seen
+        self.forget()
         if not seen or self._tap is None:
             return None
         return self._tap.features(seen, batch, last=True), len(seen[-1]) == 2 * batch
@@ -136,7 +144,8 @@ class Watch:
     @classmethod
     def _unattached(cls) -> Watch:
         made = cls.__new__(cls)
-        made._tap, made._seen, made._handle, made._end = None, [], None, None
+        made._tap, made._handle, made._end = None, None, None
+        made.forget()
         return made
 
 

@@ -107,7 +107,7 @@ class AnalyticFlowScheduler(VarianceHolder, FlowMatchEulerDiscreteScheduler):  #
         self._layout = Layout(layout or "plain")
         self.generator: torch.Generator | None = None
         self._source = FlowSource({**self.config, "_class_name": "AnalyticFlowScheduler"})
-        self._steps: dict[Any, tuple[ReverseKernel, float, float]] = {}
+        self._steps: dict[Any, tuple[ReverseKernel, list[float], list[float]]] = {}
         self._read: tuple[Any, int, list[float]] = (None, -1, [])
         self._forget()
 
@@ -235,10 +235,10 @@ class AnalyticFlowScheduler(VarianceHolder, FlowMatchEulerDiscreteScheduler):  #
         check_alike("model_output", model_output, "sample", sample)
         check_reduction(log_prob_reduction)
         place = self._place(timestep, stays=prev_sample is not None)
-        kernel, a, b = self._step_at(place, noise, **overrides)
+        kernel, of_mean, of_data = self._step_at(place, noise, **overrides)
         x = sample if sample.dtype == torch.float64 else sample.float()
         output = model_output.to(x.dtype)
-        centre = torch.add(a * x, output, alpha=b)
+        centre = torch.add(of_mean[0] * x, output, alpha=of_mean[1])
         layout, covariance = self._layout, None
         if noise and not kernel.last:
             layout, covariance = self._covariance(kernel, x, output, features)
@@ -263,7 +263,7 @@ class AnalyticFlowScheduler(VarianceHolder, FlowMatchEulerDiscreteScheduler):  #
         log_prob = None
         if covariance is not None:
             log_prob = log_probability(covariance, layout.images(previous), layout.images(centre), log_prob_reduction)
-        mean = self._posterior(kernel, x, output).mean.to(model_output.dtype)
+        mean = torch.add(of_data[0] * x, output, alpha=of_data[1]).to(model_output.dtype)
         return AnalyticSchedulerOutput(previous, centre, deviation(covariance, centre), log_prob, mean)
 
     def _place(self, timestep: float | torch.Tensor, stays: bool) -> int:
@@ -280,18 +280,18 @@ class AnalyticFlowScheduler(VarianceHolder, FlowMatchEulerDiscreteScheduler):  #
 
     def _step_at(
         self, place: int, noise: bool, eta: float | None = None, tau: float | None = None
-    ) -> tuple[ReverseKernel, float, float]:
-        """The step from one σ of the list to the next, with what is overridden for it, and what its mean weighs x_t and
-        F by."""
+    ) -> tuple[ReverseKernel, list[float], list[float]]:
+        """The step from one σ of the list to the next, with what is overridden for it, and what its mean and x̂_0 weigh
+        x_t and F by."""
         given = eta is not None or tau is not None
         eta, tau = (0.0, None) if not noise else check_noise(eta, tau) if given else self._noise
         t, s = self._times()[place : place + 2]
         key = t, s, eta, tau
         if key not in self._steps:
             kernel = ReverseKernel.between(self._source.level(t), self._source.level(s), eta, tau)
-            one, none = (torch.tensor(value, dtype=torch.float64) for value in (1.0, 0.0))
-            of_x, of_output = (kernel.mean(x, self._posterior(kernel, x, F)) for x, F in ((one, none), (none, one)))
-            self._steps[key] = kernel, float(of_x), float(of_output)
+            x, output = torch.eye(2, dtype=torch.float64)
+            posterior = self._posterior(kernel, x, output)
+            self._steps[key] = kernel, kernel.mean(x, posterior).tolist(), posterior.mean.tolist()
         return self._steps[key]
 
     def _times(self) -> list[float]:
@@ -365,6 +365,7 @@ class AnalyticFlowScheduler(VarianceHolder, FlowMatchEulerDiscreteScheduler):  #
             raise InputError(
                 f"these sigmas or timesteps make no list ({printable(str(error), 200)}); mend them."
             ) from None
+        self._source.begin()
         least, most = float(self.sigmas.min()), float(self.sigmas.max())
         checks.refuse(
             not 0.0 <= least <= most <= 1.0,

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
+
 from .. import checks
 from ..covariance.curve import VarianceCurve
 from ..covariance.fixed import FixedSmall
@@ -79,6 +81,22 @@ class FlowSource(VarianceSource):
             return None
         last, first = (float(table.schedule.log_snr[table.indices[k]]) for k in (-1, 0))
         return last, first
+
+    def features(self, given: torch.Tensor | None, batch: int) -> torch.Tensor | None:
+        """As `VarianceSource.features`; where the network was evaluated several times for one step, as pipelines do
+        that guide by calls of their own, it is not known which of them had the condition."""
+        count = 0 if self._watch is None else self._watch.evaluations
+        checks.refuse(
+            given is None and count > 1,
+            f"the network was evaluated {count} times since the last step, as for guidance by calls of its own, and "
+            "which of them had the condition is not known; pass features= of that one to step.",
+        )
+        return super().features(given, batch)
+
+    def begin(self) -> None:
+        """A new run: what was evaluated before it is none of its own."""
+        if self._watch is not None:
+            self._watch.forget()
 
     @property
     def structure(self) -> str | None:

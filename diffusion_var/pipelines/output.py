@@ -52,10 +52,22 @@ def log_probability(
     variance = _exact(covariance.variance.detach().clone())
     if bool((variance <= 0).any()):
         return None
-    frozen, away = StructuredCovariance(covariance.structure, variance), _exact(previous.detach()).to(mean.dtype)
-    nats = gaussian_nats(frozen.log_det(), frozen.quadratic(away - _exact(mean)), covariance.structure.d)
+    frozen, stored = StructuredCovariance(covariance.structure, variance), _exact(previous.detach()).to(mean.dtype)
+    nats = gaussian_nats(frozen.log_det(), _quadratic(frozen, stored, _exact(mean)), covariance.structure.d)
     value = -nats if reduction == "sum" else -nats / covariance.structure.d
     return value.expand(len(mean)).to(mean.device, mean.dtype)
+
+
+def _quadratic(covariance: StructuredCovariance, x: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """(x − m)ᵀ Σ⁻¹ (x − m), (B,). On a CPU one image after another: what is computed with stays in its cache, and the same image gives the
+    same number in any batch."""
+    if x.device.type != "cpu":
+        return covariance.quadratic(x - mean)
+    structure, variance = covariance.structure, covariance.variance
+    own = variance.ndim > len(structure.shape) and len(variance) > 1
+    rows = [slice(i, i + 1) for i in range(len(x))]
+    parts = [StructuredCovariance(structure, variance[i] if own else variance).quadratic(x[i] - mean[i]) for i in rows]
+    return torch.cat(parts)
 
 
 def deviation(covariance: StructuredCovariance | None, like: torch.Tensor) -> torch.Tensor:

@@ -109,7 +109,7 @@ class Structure(ABC):
 
     def quadratic(self, variance: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """xᵀ Σ⁻¹ x of each image: (…, C, *spatial) to (…), float64."""
-        return (self.forward(x).double().square() / variance.double()).sum(dim=self.axes)
+        return (_squares(self.forward(x)) / variance.double()).sum(dim=self.axes)
 
     def _spread(self, values: torch.Tensor) -> torch.Tensor:
         """One of each variance's values for every element, (…, C, *spatial)."""
@@ -128,6 +128,11 @@ class Isotropic(Structure):
 
     def pool(self, elementwise: Any) -> Any:
         return elementwise.mean(self.axes)
+
+    def quadratic(self, variance: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        # The sum of squares first: one division an image, not one an element.
+        batch = variance.shape[: max(variance.ndim - len(self.shape), 0)]
+        return _squares(x).sum(dim=self.axes) / variance.double().reshape(batch)
 
 
 class Channel(Structure):
@@ -228,6 +233,11 @@ class Full(Structure):
         rows, matrix = x.flatten(-len(self.shape)), matrix.to(x.device, x.dtype)
         turned = rows @ matrix if matrix.ndim == 2 else (rows[:, None] @ matrix)[:, 0]
         return turned.view(x.shape)
+
+
+def _squares(x: torch.Tensor) -> torch.Tensor:
+    """x² in float64; without a graph in one piece of memory, since getting another takes longer than the squares."""
+    return x.double().square() if x.requires_grad else x.to(torch.float64, copy=True).square_()
 
 
 def _transform(matrix: torch.Tensor, x: torch.Tensor, axis: int) -> torch.Tensor:

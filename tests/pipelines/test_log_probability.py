@@ -169,6 +169,22 @@ def test_heads(name: str, dtype: torch.dtype) -> None:
     assert float(std.std()) > 0
 
 
+def test_features_of_one_of_several_evaluations() -> None:
+    """Pipelines that guide by calls of their own evaluate the network twice a step: which is which is not guessed."""
+    scheduler, pipe = with_head({})
+    x, t = normal(2, *HEAD_SHAPE), scheduler.timesteps[0]
+    pipe.unet(x, t)
+    scheduler.set_timesteps(5)  # what came before a run is none of its own
+    output = pipe.unet(x, t).sample
+    assert scheduler.step(output, t, x).log_prob is not None
+    for _ in range(2):
+        output = pipe.unet(x, t).sample
+    with pytest.raises(dv.InputError, match=r"evaluated 2 times since the last step, .* pass features= of that one"):
+        scheduler.step(output, t, x)
+    given = scheduler.step(output, t, x, features=normal(2, 8, *HEAD_SHAPE[1:]))
+    assert given.log_prob is not None
+
+
 def test_no_gradient_through_a_heads_covariance() -> None:
     scheduler, _ = with_head({})
     x, t = normal(2, *HEAD_SHAPE), scheduler.timesteps[0]
