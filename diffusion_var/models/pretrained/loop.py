@@ -266,6 +266,8 @@ class PipelineLoop(torch.nn.Module):
             found["prompt"] = prompts or [""] * batch
         elif self.takes("batch_size"):
             found["batch_size"] = batch
+        if self.takes("strength"):  # of pipelines that begin with an image, whose first steps are left out
+            found |= {"strength": 1.0, "num_inference_steps": 1}
         if self.takes("generator"):  # what it draws is not used, and nobody else's numbers are
             found["generator"] = torch.Generator(device).manual_seed(0)
         if self.takes("output_type"):

@@ -17,11 +17,12 @@ from .loop_copy import Task, as_latents
 NETWORKS = ("transformer", "unet", "prior", "decoder")
 WRAP = "wrap its network by hand (dv.Denoiser(callable, schedule, …))"
 _PROMPT_PARTS = ("text_encoder", "tokenizer")
+_BY_STEP = ("cfg_trunc_ratio", "skip_guidance_layers", "control_guidance_start", "control_guidance_end")
 # Arguments of calls that the loop gives itself.
 _OURS = (
     *("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds", "latents"),
     *("prompt", "timesteps", "sigmas", "output_type", "return_dict", "generator", "callback", "callback_on_step_end"),
-    *("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "batch_size"),
+    *("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt", "batch_size", "strength"),
 )
 
 
@@ -133,6 +134,12 @@ def check_call(pipe: Any, call: Mapping[str, Any], parameters: Mapping[str, Any]
         bool(unknown),
         f"{type(pipe).__name__} takes no {', '.join(unknown)}; give arguments of its __call__, such as "
         f"{checks.listing([name for name in parameters if name not in ('self', *_OURS)], 8)}.",
+    )
+    by_step = [name for name in call if name in _BY_STEP]
+    checks.refuse(
+        bool(by_step),
+        f"{', '.join(by_step)} of {type(pipe).__name__} goes by the number of a step, of which a noise level knows "
+        "nothing; leave it out.",
     )
     ours = [name for name in call if name in _OURS]
     checks.refuse(

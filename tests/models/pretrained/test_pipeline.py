@@ -11,7 +11,7 @@ import diffusion_var as dv
 from diffusion_var import Denoiser, InputError
 
 pytest.importorskip("transformers")
-from small_families import FAMILIES
+from small_families import FAMILIES, picture
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 CALL = {"height": 16, "width": 16, "max_sequence_length": 8}
@@ -254,6 +254,7 @@ def test_a_pipeline_that_nobody_knows() -> None:
     ("call", "said"),
     [
         ({"hight": 16}, r"FluxPipeline takes no hight; give arguments of its __call__, such as "),
+        ({"control_guidance_end": 0.5}, r"FluxPipeline takes no control_guidance_end"),
         ({"prompt": "a cat"}, r"^prompt cannot be given here, .* as conditions \(denoiser\.prompts\.encode\)\.$"),
         ({"height": "tall", "width": 16}, r"FluxPipeline cannot be called with these arguments \(TypeError"),
         ({"guidance_scale": "much"}, r"^guidance_scale='much' must be a finite number"),
@@ -265,6 +266,26 @@ def test_a_pipeline_that_nobody_knows() -> None:
 def test_arguments_that_do_not_fit(call: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         Denoiser.from_pipeline(flux(), **{"max_sequence_length": 8, **call})
+
+
+def test_guidance_by_the_number_of_a_step_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"^skip_guidance_layers of StableDiffusion3Pipeline goes by the number of a step"
+    ):
+        Denoiser.from_pipeline(FAMILIES["sd3"](), skip_guidance_layers=[0], **CALL)
+
+
+def test_a_pipeline_that_begins_with_an_image_has_the_same_mean() -> None:
+    from diffusers import FluxImg2ImgPipeline, StableDiffusion3Img2ImgPipeline
+
+    for kind, name in ((FluxImg2ImgPipeline, "flux"), (StableDiffusion3Img2ImgPipeline, "sd3")):
+        base = FAMILIES[name]()
+        own = Denoiser.from_pipeline(base, guidance_scale=2.0, **CALL)
+        other = Denoiser.from_pipeline(kind(**base.components), guidance_scale=2.0, image=picture(), **CALL)
+        x = torch.from_numpy(np.random.default_rng(0).standard_normal((2, *own.shape), dtype=np.float32))
+        conditions = own.prompts.encode(PROMPTS)
+        with torch.no_grad():
+            assert difference(other(x, 5, conditions).mean, own(x, 5, conditions).mean) <= 1e-6
 
 
 def test_arguments_of_a_network_that_is_called_directly() -> None:
