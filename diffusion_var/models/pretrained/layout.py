@@ -1,7 +1,7 @@
 """How a pipeline's samples become images (C, *spatial) and back: what a covariance by channel or place asks.
 
     plain           (B, C, *spatial)    nearly all: latents, signals (B, C, L), videos (B, C, F, H, W)
-    channels_last   (B, *spatial, C)    Kandinsky 5
+    channels_last   (B, *spatial, C)    Kandinsky 5, sounds of ACE-Step
     tokens          (B, L, C)           L places in row order: Flux.2, Qwen-Image 2.1, LTX
     tokens_2x2      (B, L, C·2·2)       a token is a patch: Flux, Chroma, Bria, Qwen-Image (tokens_1x2x2: of videos)
 
@@ -131,7 +131,11 @@ _BY_CLASS = {
     "BriaFibo": "tokens",
     "Flux2": "tokens",
     "QwenImage21": "tokens",
+    "AceStep": "channels_last",
+    "Ideogram4": "tokens",
     "Kandinsky5": "channels_last",
+    "Kandinsky6": "channels_last",
+    "LongCatAudioDiT": "channels_last",
     "Bria": "tokens_2x2",
     "Chroma": "tokens_2x2",
     "Flux": "tokens_2x2",
@@ -139,7 +143,7 @@ _BY_CLASS = {
     "OvisImage": "tokens_2x2",
     "QwenImage": "tokens_2x2",
 }
-_UNKNOWN = ("QwenImageLayered",)  # layers, each of them packed
+_UNKNOWN = ("QwenImageLayered", "JoyImageEdit")  # layers, each of them packed; a list of images beside each other
 
 
 def layout_named(layout: str | Layout) -> Layout:
@@ -158,7 +162,7 @@ def layout_of(pipe: Any) -> Layout:
     known = [] if kind.startswith(_UNKNOWN) else [name for name in _BY_CLASS if kind.startswith(name)]
     if known:
         return Layout(_BY_CLASS[max(known, key=len)])
-    if hasattr(type(pipe), "_pack_latents"):
+    if hasattr(type(pipe), "_pack_latents") or kind.startswith(_UNKNOWN):
         raise InputError(
             f"how {kind} packs its latents is not known, so that a variance by channel or place has no place in them; "
             f"give layout=, one of {', '.join(LAYOUTS)}, or take structure='isotropic', which needs none."

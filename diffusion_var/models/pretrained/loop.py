@@ -323,6 +323,8 @@ def _image_shape(task: Task, layout: Layout, name: str) -> tuple[int, ...]:
     sample = tuple(task.latents.shape[1:])
     if layout.is_plain:
         return sample
+    if layout.name == "channels_last":
+        return (sample[-1], *sample[:-1])
     for shape in (tuple(shape[1:]) for shape in task.unpacked):
         for found in (shape, *(shape[:k] + shape[k + 1 :] for k, size in enumerate(shape) if size == 1)):
             if _fits(layout, found, sample):

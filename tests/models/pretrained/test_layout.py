@@ -69,6 +69,13 @@ def test_channels_last() -> None:
     assert layout.sample_shape((6, 3, 4, 5)) == (3, 4, 5, 6)
 
 
+def test_sounds_have_their_channels_last() -> None:
+    for name in ("AceStepPipeline", "LongCatAudioDiTPipeline"):
+        x, layout = counted(2, 6, 4), layout_of(of_class(name))
+        assert torch.equal(layout.images(x), x.mT)
+        assert layout.sample_shape((4, 6)) == (6, 4)
+
+
 @pytest.mark.parametrize("name", [*LAYOUTS, "tokens_4x2"])
 @pytest.mark.parametrize("shape", [(3, 4, 8), (2, 3, 4, 6)])
 def test_there_and_back(name: str, shape: tuple[int, ...]) -> None:
@@ -88,5 +95,6 @@ def test_refused() -> None:
         layout_named("tokens").images(counted(2, 12, 4))
     with pytest.raises(dv.InputError, match=r"a sample has shape \(12, 4\), but images of shape \(4, 5, 3\)"):
         layout_named("tokens").of((4, 5, 3)).images(counted(2, 12, 4))
-    with pytest.raises(dv.InputError, match="how QwenImageLayeredPipeline packs its latents is not known"):
-        layout_of(of_class("QwenImageLayeredPipeline"))
+    for name in ("QwenImageLayeredPipeline", "JoyImageEditPipeline"):
+        with pytest.raises(dv.InputError, match=f"how {name} packs its latents is not known"):
+            layout_of(of_class(name))

@@ -43,6 +43,17 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.double() - expected.double()).abs().max() / expected.double().abs().max())
 
 
+@torch.no_grad()
+def test_samples_whose_channels_come_last() -> None:
+    """Of a pipeline (one of them, made to order: its latents' last axis is taken for their channels)."""
+    plain = Denoiser.from_pipeline(FAMILIES["sd3"](), **CALL)
+    turned = Denoiser.from_pipeline(FAMILIES["sd3"](), layout="channels_last", **CALL)
+    assert (plain.shape, turned.shape) == ((16, 8, 8), (8, 16, 8))
+    x, conditions = torch.linspace(-1, 1, 2048).view(2, *plain.shape).roll(1, 2), plain.prompts.encode(PROMPTS)
+    expected = plain(x, 500, conditions).mean.movedim(-1, 1)
+    assert difference(turned(x.movedim(-1, 1), 500, conditions).mean, expected) <= 1e-6
+
+
 # ---- the network in other clothes ---------------------------------------------------------------------------------
 
 
