@@ -59,8 +59,8 @@ def log_probability(
 
 
 def _quadratic(covariance: StructuredCovariance, x: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """(x − m)ᵀ Σ⁻¹ (x − m), (B,). On a CPU one image after another: what is computed with stays in its cache, and the same image gives the
-    same number in any batch."""
+    """(x − m)ᵀ Σ⁻¹ (x − m), (B,). On a CPU one image after another: what is computed with stays in its cache, and an
+    image gives the same number in any batch."""
     if x.device.type != "cpu":
         return covariance.quadratic(x - mean)
     structure, variance = covariance.structure, covariance.variance
