@@ -127,8 +127,11 @@ class PipelineLoop(torch.nn.Module):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a table remembers of it beside its weights."""
-        return {} if self.embedded_guidance is None else {"embedded_guidance": self.embedded_guidance}
+        """What decides its means beside its weights: the guidance that the network is told, which tables remember, and
+        the plain values of its call, which runs that go on do."""
+        plain = {name: value for name, value in self.call.items() if isinstance(value, bool | int | float | str)}
+        told = {} if self.embedded_guidance is None else {"embedded_guidance": self.embedded_guidance}
+        return {"call": plain, **told}
 
     @property
     def _name(self) -> str:

@@ -1,6 +1,7 @@
 """Denoiser.from_pipeline: networks in any clothes, heads, and one sentence for everything that cannot be."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -339,6 +340,30 @@ def test_prompts_that_do_not_fit(change: Any, said: str, denoiser: Denoiser, x_t
 def test_anything_but_a_list_of_texts_is_refused(prompts: Any, denoiser: Denoiser) -> None:
     with pytest.raises(InputError, match=r"^prompts=.* must be a list of at least one text\.$"):
         denoiser.prompts.encode(prompts)
+
+
+def test_a_run_with_another_call_does_not_go_on(tmp_path: Path) -> None:
+    """The negative prompt is no part of a table's identity, but of a checkpoint's."""
+    options = {"guidance_scale": 3.0, **CALL}
+    one, other = (Denoiser.from_pipeline(FAMILIES["sd3"](), negative_prompt=text, **options) for text in ("", "a dog"))
+    latents = torch.from_numpy(np.random.default_rng(0).standard_normal((4, *one.shape), dtype=np.float32))
+
+    def run(denoiser: Denoiser) -> dv.VarianceTable:
+        return dv.estimate(
+            denoiser,
+            latents,
+            conditions=dv.Conditions(one.prompts.encode(["a cat"])),
+            indices=[4],
+            tolerance=0.5,
+            structures=("isotropic",),
+            checkpoint=tmp_path / "checkpoint",
+            progress=False,
+        )
+
+    first = run(one)
+    assert run(one).posterior_variance(4) == first.posterior_variance(4)
+    with pytest.raises(InputError, match="call"):
+        run(other)
 
 
 def test_a_table_of_it_is_none_of_another_pipelines(denoiser: Denoiser, x_t: torch.Tensor) -> None:
