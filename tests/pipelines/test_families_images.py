@@ -26,15 +26,16 @@ def test_a_flow_pipeline_without_noise_is_its_own(kind: str) -> None:
     assert off(drawn(pipe, call), own) <= 1e-5
 
 
+@pytest.mark.parametrize("structure", ["isotropic", "channel"])
 @pytest.mark.parametrize("kind", [kind for kind in FLOWS if kind != BY_TOKEN])
-def test_a_flow_pipeline_with_a_table(kind: str) -> None:
+def test_a_flow_pipeline_with_a_table(kind: str, structure: str) -> None:
     pipe, call = made_of(kind)
     table = flow_table(FROM_PICTURES[kind][0])
-    pipe.scheduler = dv.AnalyticFlowScheduler.from_table(table, pipe)
+    pipe.scheduler = dv.AnalyticFlowScheduler.from_table(table, pipe, structure=structure)
     with kept_steps(pipe.scheduler) as steps:
         made = drawn(pipe, call)
     assert len(steps) == 3
-    check_flow_steps(steps, pipe, table, "isotropic")
+    check_flow_steps(steps, pipe, table, structure)
     assert torch.equal(drawn(pipe, call), made)
 
 

@@ -122,7 +122,9 @@ class Reference:
 
 def references(steps: list[Step], pipe: Any, table: dv.VarianceTable, structure: str) -> Iterator[Reference]:
     """The kernel's mean, and noise of the table's covariance: of such noise Σ^½ z the quadratic is ‖z‖²."""
-    layout = Layout("plain") if structure == "isotropic" else layout_of(pipe).of(table.shape or ())
+    layout = layout_of(pipe).of(table.shape or ())
+    if structure == "isotropic" or (layout.name.startswith("tokens") and steps[0].sample.ndim > 3):
+        layout = Layout("plain")
     sigmas, sign = pipe.scheduler.sigmas.double()[-len(steps) - 1 :], 1
     if pipe.scheduler.config.invert_sigmas:  # the network says x_0 − ε
         sigmas, sign = 1 - sigmas, -1

@@ -71,6 +71,8 @@ class Layout:
         signals (C, L·p²), whatever H and W they are of."""
         if not self.name.startswith("tokens"):
             return self
+        if len(sample) > 2:  # no tokens: some pipelines unpack what they step (LTX, from an image)
+            return Layout("plain")
         patch = math.prod(self.patch)
         places = sample[0] if len(sample) == 2 else 1
         return Layout("tokens" if patch == 1 else f"tokens_{patch}", (channels, places * patch))
