@@ -130,9 +130,9 @@ class Isotropic(Structure):
         return elementwise.mean(self.axes)
 
     def quadratic(self, variance: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        # The sum of squares first: one division an image, not one an element.
-        batch = variance.shape[: max(variance.ndim - len(self.shape), 0)]
-        return _squares(x).sum(dim=self.axes) / variance.double().reshape(batch)
+        if variance.ndim > 0:
+            return super().quadratic(variance, x)
+        return _squares(x).sum(dim=self.axes) / variance.double()  # one division an image, not one an element
 
 
 class Channel(Structure):
