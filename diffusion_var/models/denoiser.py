@@ -238,6 +238,11 @@ class Denoiser:
         """The same denoiser with another guidance scale; `unconditional` None keeps the present one."""
         other = copy.copy(self)
         if hasattr(self.network, "features_in_order"):  # a pipeline's loop, which guides itself
+            checks.refuse(
+                unconditional is not None,
+                "this denoiser is run by its pipeline's own loop, which makes what stands for none of a negative "
+                "prompt; leave unconditional out, and give negative_prompt in the pipeline's call.",
+            )
             loop: Any = self.network
             other.network = loop = loop.with_guidance(scale, self.device)
             other.prompts, other.guidance = loop.prompts(self.device), loop.guidance

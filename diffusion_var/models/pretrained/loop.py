@@ -86,6 +86,10 @@ class PipelineLoop(torch.nn.Module):
         inside = (*_NOT_IN_THE_LOOP, name)
         others = {k: m for k, m in modules_of(pipe).items() if not k.startswith(inside)}
         self.beside = torch.nn.ModuleDict(others)
+        for holder in (self, self.beside):  # the networks themselves are left in the modes that they have
+            holder.training = False
+        if isinstance(self.network, torch.nn.ModuleDict):
+            self.network.training = False
         self._copied = copy_class(type(pipe))
         self._stand_in = stand_in(pipe.scheduler)
         self.record: PromptRecord | None = None
@@ -227,14 +231,13 @@ class PipelineLoop(torch.nn.Module):
         whole = self._called(task)
         run = inspect.unwrap(type(self.pipe).__call__)  # without the no_grad around it: gradients may pass
         log = logging.getLogger(type(self.pipe).__module__)
-        level = log.level
-        log.setLevel(logging.ERROR)  # of its warnings of the call, one at the first run is enough
+        silent, log.disabled = log.disabled, True  # what it says of the call, it said where prompts were encoded
         try:
             run(whole, **self._arguments(batch, task.device))
         except Stop:
             return task
         finally:
-            log.setLevel(level)
+            log.disabled = silent
         raise InputError(f"{self._name} ended without a step of its scheduler; {WRAP}.")
 
     def _said_of(self, prompts: list[str], device: torch.device) -> list[Any]:

@@ -280,6 +280,11 @@ def test_arguments_that_do_not_fit(call: dict[str, Any], said: str) -> None:
         Denoiser.from_pipeline(flux(), **{"max_sequence_length": 8, **call})
 
 
+def test_what_stands_for_none_is_the_pipelines(denoiser: Denoiser) -> None:
+    with pytest.raises(InputError, match="leave unconditional out, and give negative_prompt in the pipeline's call"):
+        denoiser.with_guidance(3.0, denoiser.prompts.encode([""]))
+
+
 def test_guidance_by_the_number_of_a_step_is_refused() -> None:
     with pytest.raises(
         InputError, match=r"^skip_guidance_layers of StableDiffusion3Pipeline goes by the number of a step"
