@@ -107,6 +107,7 @@ class AnalyticFlowScheduler(VarianceHolder, FlowMatchEulerDiscreteScheduler):  #
         self._layout = Layout(layout or "plain")
         self.generator: torch.Generator | None = None
         self._source = FlowSource({**self.config, "_class_name": "AnalyticFlowScheduler"})
+        self._source.check_layout(self._layout)
         self._steps: dict[Any, tuple[ReverseKernel, list[float], list[float]]] = {}
         self._read: tuple[Any, int, list[float]] = (None, -1, [])
         self._forget()

@@ -103,6 +103,12 @@ class FlowSource(VarianceSource):
         """Which variances are kept; None for those of one number a step, and for heads by place."""
         return None if self.entry is None else self.entry.get("structure")
 
+    def check_layout(self, layout: Layout) -> None:
+        """Refuse a layout that images of the measured shape cannot have."""
+        shape = None if self.entry is None or self.structure == "isotropic" else self.entry.get("shape")
+        if shape is not None:
+            layout.of(shape)
+
     def check_sample(self, shape: tuple[int, ...]) -> None:
         """Refuse images that were not measured; where one number serves all, a sample may be packed in any way."""
         if self.structure != "isotropic":

@@ -116,6 +116,14 @@ def test_one_number_serves_samples_of_any_shape() -> None:
         assert scheduler.step(normal(*shape), scheduler.timesteps[0], normal(*shape)).prev_sample.shape == shape
 
 
+@pytest.mark.parametrize("structure", ["channel", "dct"])
+def test_a_layout_that_images_of_the_tables_shape_cannot_have(structure: str) -> None:
+    with pytest.raises(dv.InputError, match=r"images of shape \(3, 4, 6\) have no layout tokens_3x3"):
+        dv.AnalyticFlowScheduler.from_table(
+            table(), FlowMatchEulerDiscreteScheduler(), structure=structure, layout="tokens_3x3"
+        )
+
+
 def test_samples_that_are_not_of_the_layout() -> None:
     scheduler = dv.AnalyticFlowScheduler.from_table(
         table(), FlowMatchEulerDiscreteScheduler(), structure="dct", layout="tokens_2x2"
