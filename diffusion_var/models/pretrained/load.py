@@ -25,6 +25,9 @@ from .pipeline import from_pipeline, unguided
 from .prompts import PromptEncoder
 from .whole import read_pipeline
 
+#: Parts of a pipeline that steer its network, which is then no more called alone.
+_STEERING = {"controlnet", "adapter", "motion_adapter"}
+
 
 def load(
     path: str | Path,
@@ -44,7 +47,8 @@ def load(
     part, config = folder.network()
     told = Told.by(folder.scheduler(), folder.name)
     listed = folder.index().get(part)
-    if isinstance(listed, list) and config.get("_class_name") in listed[1:] and not is_direct(config):
+    named = isinstance(listed, list) and config.get("_class_name") in listed[1:]
+    if named and not (is_direct(config) and not _STEERING & {*folder.index()}):
         checks.refuse(
             unconditional is not None,
             f"{folder.name} is run by its pipeline's own loop, which makes what stands for none of a negative prompt; "

@@ -45,7 +45,8 @@ from .loop_checks import (
 from .loop_copy import Stop, Task, as_latents, copy_class, stand_in
 from .prompt_record import LENGTHS, PipelinePrompts, PromptRecord
 
-_NOT_IN_THE_LOOP = ("text_encoder", "vae", "vqvae", "image_encoder", "safety_checker", "vocoder")
+#: What of a pipeline its loop does not run.
+BESIDE_THE_LOOP = ("text_encoder", "vae", "vqvae", "image_encoder", "safety_checker", "vocoder")
 _PARALLEL = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
 _ANY = "a"  # a prompt to look at what prompts become
 
@@ -83,7 +84,7 @@ class PipelineLoop(torch.nn.Module):
         check_weights(pipe)
         check_call(pipe, self.call, self._parameters_of_call)
         self.network = checks.given(networks_of(pipe), "the pipeline has no network.")
-        inside = (*_NOT_IN_THE_LOOP, name)
+        inside = (*BESIDE_THE_LOOP, name)
         others = {k: m for k, m in modules_of(pipe).items() if not k.startswith(inside)}
         self.beside = torch.nn.ModuleDict(others)
         for holder in (self, self.beside):  # the networks themselves are left in the modes that they have

@@ -19,8 +19,8 @@ from ..network_checks import checked_device
 from .direct import Parts, Told, assemble, is_direct, size_of_call
 from .latents import LatentCodec
 from .layout import Layout
-from .loop import PipelineLoop, called_with_scale, text_encoders_on
-from .loop_checks import network_name
+from .loop import BESIDE_THE_LOOP, PipelineLoop, called_with_scale, text_encoders_on
+from .loop_checks import modules_of, network_name
 from .prompts import PromptEncoder
 
 _CODECS = ("vae", "vqvae")
@@ -40,7 +40,7 @@ def from_pipeline(
     told = Told.by(pipe.scheduler, name)
     chosen = _device(pipe, network) if device is None else checked_device(device)
     codec = codec_of(pipe, chosen)
-    if is_direct(network):
+    if is_direct(network) and _is_plain(pipe):
         checks.refuse(layout is not None, f"the samples of {name} are images as they are; leave layout out.")
         scale = _default_scale(pipe) if guidance_scale is None else guidance_scale
         prompts, size = _prompts(pipe, chosen), size_of_call(name, call, 1 if codec is None else codec.factor)
@@ -56,6 +56,14 @@ def from_pipeline(
         **told.arguments,
     )
     return Parts(arguments, codec, loop.prompts(chosen), loop.guidance)
+
+
+def _is_plain(pipe: Any) -> bool:
+    """Whether all that a pipeline does with its network is to call it and to guide it: there is no other network beside
+    it (a ControlNet, an adapter), and no other guidance (PAG, SAG)."""
+    known = (*BESIDE_THE_LOOP, *_CODECS, network_name(pipe))
+    scales = {name for name in inspect.signature(type(pipe).__call__).parameters if name.endswith("_scale")}
+    return all(name.startswith(known) for name in modules_of(pipe)) and scales <= {"guidance_scale"}
 
 
 def _device(pipe: Any, network: Any) -> torch.device:

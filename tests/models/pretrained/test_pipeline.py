@@ -280,6 +280,30 @@ def test_arguments_that_do_not_fit(call: dict[str, Any], said: str) -> None:
         Denoiser.from_pipeline(flux(), **{"max_sequence_length": 8, **call})
 
 
+def test_a_network_that_is_steered_is_run_by_its_loop(tmp_path: Path) -> None:
+    """A ControlNet beside it is part of its mean."""
+    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+
+    base = FAMILIES["sd"]()
+    controlnet = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(4, 8))
+    controlnet.eval().requires_grad_(False)
+    with torch.no_grad():
+        controlnet.controlnet_mid_block.weight.add_(0.1)  # zeros at first
+    pipe = StableDiffusionControlNetPipeline(**base.components, controlnet=controlnet)
+    call = {"image": torch.ones(1, 3, 16, 16), "height": 16, "width": 16, "guidance_scale": 1.0}
+    own, plain = Denoiser.from_pipeline(pipe, **call), Denoiser.from_pipeline(base, guidance_scale=1.0)
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((1, *plain.shape), dtype=np.float32))
+    conditions = own.prompts.encode(["a cat"])
+    with torch.no_grad():
+        beside, mid = controlnet(x, 4, conditions["0"], call["image"], return_dict=False)
+        expected = base.unet(
+            x, 4, conditions["0"], down_block_additional_residuals=beside, mid_block_additional_residual=mid
+        ).sample
+        found, without = own(x, 5, conditions).eps, plain(x, 5, conditions["0"]).eps
+    assert difference(found, expected) <= 1e-6
+    assert difference(found, without) > 1e-4
+
+
 def test_what_stands_for_none_is_the_pipelines(denoiser: Denoiser) -> None:
     with pytest.raises(InputError, match="leave unconditional out, and give negative_prompt in the pipeline's call"):
         denoiser.with_guidance(3.0, denoiser.prompts.encode([""]))
