@@ -224,6 +224,23 @@ def test_a_config_of_other_numbers_is_refused(tmp_path: Path) -> None:
         dv.AnalyticFlowScheduler.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"file": "variance_table.safetensors"}, "either numbers or the name of a file are kept"),
+        ({"ratio": None}, "either numbers or the name of a file are kept"),
+        ({"log_snr": None, "digest": None}, "the config's variance is no curve; make the scheduler with AnalyticFlow"),
+        ({"log_snr": [0.0, 1.0], "digest": None}, r"log_snr has shape \(2,\)"),
+        ({"structure": "channel"}, "of another estimator or structure than it says"),
+        ({"posterior_variance": [1.0], "ratio": None, "digest": None}, "the config's variance is no curve"),
+    ],
+)
+def test_entries_that_are_none(change: dict[str, Any], message: str) -> None:
+    config = {**of().config}
+    with pytest.raises(dv.InputError, match=message):
+        dv.AnalyticFlowScheduler.from_config({**config, "variance": {**config["variance"], **change}})
+
+
 @pytest.mark.parametrize("shift", [1.0, 3.0, 12.0])
 def test_another_shift_is_no_mismatch(shift: float) -> None:
     scheduler = dv.AnalyticFlowScheduler.from_config(of(structure="channel").config, shift=shift)

@@ -13,6 +13,7 @@ from diffusers import DDPMPipeline, FlowMatchEulerDiscreteScheduler
 from small_flows import HEAD_SHAPE, SHAPE, STRUCTURES, head_denoiser, normal, seeded, small_head, table
 
 import diffusion_var as dv
+from diffusion_var.models.pretrained.layout import Layout
 
 D = int(np.prod(SHAPE))
 BETAS: dict[str, Any] = {"num_train_timesteps": 50, "beta_schedule": "scaled_linear", "beta_start": 0.002}
@@ -167,6 +168,23 @@ def test_heads(name: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(out.std_dev_t.double(), std.view(3, 1, 1, 1), rtol=1e-5, atol=0)
     assert out.std_dev_t.shape == (3, 1, 1, 1)
     assert float(std.std()) > 0
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_of_packed_samples(name: str) -> None:
+    layout = Layout("tokens_2x2").of(HEAD_SHAPE)
+    plain, pipe = with_head(HEADS[name])
+    packed = dv.AnalyticFlowScheduler.from_config(plain.config, layout="tokens_2x2")
+    packed.attach_head(plain.head)
+    packed.set_timesteps(5)
+    x, noise, features = normal(2, *HEAD_SHAPE), normal(2, *HEAD_SHAPE, seed=1), normal(2, 8, *HEAD_SHAPE[1:], seed=2)
+    t, F, found = plain.timesteps[0], pipe.unet(x, plain.timesteps[0]).sample, []
+    for scheduler, change in ((plain, lambda images: images), (packed, layout.samples)):
+        given = change(F), t, change(x)
+        found.append(scheduler.step(*given, variance_noise=change(noise), features=features))
+    torch.testing.assert_close(found[1].prev_sample, layout.samples(found[0].prev_sample))
+    torch.testing.assert_close(found[1].log_prob, found[0].log_prob)
+    assert found[1].std_dev_t.shape == (2, 1, 1)
 
 
 def test_features_of_one_of_several_evaluations() -> None:
