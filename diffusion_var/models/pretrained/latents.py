@@ -19,6 +19,7 @@ import torch
 
 from ...errors import InputError
 from ...randomness import generator, normal
+from ...unwrapping import is_placed
 from ..fingerprint import precision_of, weights_fingerprint
 from ..network_use import NetworkUse, failing
 from ..probe import probed
@@ -60,7 +61,8 @@ class LatentCodec:
     @cached_property
     def network(self) -> Any:
         """The autoencoder itself."""
-        return self._load().to(self.device)
+        found = self._load()
+        return found if is_placed(found) else found.to(self.device)
 
     @property
     def fingerprint(self) -> str:

@@ -67,10 +67,17 @@ def offloaded() -> Any:
     return network
 
 
+def offloaded_whole() -> Any:
+    from accelerate import cpu_offload_with_hook
+
+    return cpu_offload_with_hook(transformer(), torch.device("cpu"))[0]
+
+
 CLOTHES = {
     "compiled": lambda: torch.compile(transformer(), backend="eager"),
     "parallel": lambda: torch.nn.DataParallel(transformer()),
     "offloaded": offloaded,
+    "offloaded as a whole": offloaded_whole,
 }
 
 
