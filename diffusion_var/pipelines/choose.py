@@ -11,7 +11,7 @@ from ..process.diffusers_configs import SUPPORTED, config_of, family_of
 from ..variance.table import VarianceTable
 from .flow_scheduler import AnalyticFlowScheduler
 from .scheduler import AnalyticScheduler
-from .source import network_of
+from .source import require_network
 
 
 def analytic_scheduler(
@@ -31,8 +31,8 @@ def analytic_scheduler(
     """
     checks.instance("table", table, (VarianceTable, Head), "a dv.VarianceTable or a dv.Head")
     scheduler, kind = getattr(pipe, "scheduler", pipe), type(pipe).__name__
-    lacking = scheduler is not pipe and network_of(pipe) is None
-    checks.refuse(lacking, f"{kind} has no network (unet or transformer) whose variances a table could hold.")
+    if scheduler is not pipe:
+        require_network(pipe)
     config = config_of(scheduler)
     named = config.get("_class_name")
     try:

@@ -44,7 +44,7 @@ from .compatibility import check_pipeline, check_sound, flow_config_to_fit, requ
 from .flow_source import FlowSource
 from .holder import VarianceHolder, replacing
 from .output import AnalyticSchedulerOutput, Reduction, check_previous, check_reduction, deviation, log_probability
-from .source import ConfigEntry, network_of
+from .source import ConfigEntry, require_network
 from .step_checks import check_alike, check_generator, check_step, check_unused, one_timestep
 
 
@@ -144,7 +144,7 @@ class AnalyticFlowScheduler(VarianceHolder, FlowMatchEulerDiscreteScheduler):  #
             config = pipe.scheduler
             flow_config_to_fit(table, config)
             check_sound(pipe)
-            check_pipeline(table, pipe, network_of(pipe))
+            check_pipeline(table, pipe, require_network(pipe))
             layout = layout if structure == "isotropic" or layout is not None else layout_of(pipe).name
         given = flow_config_to_fit(table, config)
         eta, tau = _noise_of(given, eta, tau)
@@ -172,7 +172,7 @@ class AnalyticFlowScheduler(VarianceHolder, FlowMatchEulerDiscreteScheduler):  #
         )
         given = flow_config_to_fit(head.table, pipe.scheduler)
         check_sound(pipe)
-        check_pipeline(head.table, pipe, network_of(pipe))
+        check_pipeline(head.table, pipe, require_network(pipe))
         eta, tau = _noise_of(given, eta, tau)
         layout = layout_of(pipe).name if layout is None else layout
         made = cls._with_head(head, {**given, "eta": eta, "tau": tau, "layout": layout})

@@ -24,7 +24,8 @@ class AnalyticSchedulerOutput(BaseOutput):
         prev_sample: x_s, as it is stored.
         prev_sample_mean: the mean that it was drawn around, float32 (float64 for samples of float64), with its graph.
         std_dev_t: √(tr Σ/d), (1, 1, …), or (B, 1, …) where it is each image's own; 0 where no noise is added.
-        log_prob: log p(x_s | x_t) in nats, (B,) float32 (or float64), a dimension or in all; None where Σ = 0.
+        log_prob: log p(x_s | x_t) in nats, (B,) float32 (or float64), a dimension or in all; None where Σ = 0. (In all
+            of 100,000 dimensions float32 rounds it to hundredths of a nat: for ratios take that of a dimension.)
         pred_original_sample: x̂_0 as it was used (clipped).
     """
 

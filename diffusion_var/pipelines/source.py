@@ -303,6 +303,15 @@ def network_of(pipe: Any) -> torch.nn.Module | None:
     return networks_of(pipe, ("unet", "transformer"))
 
 
+def require_network(pipe: Any) -> torch.nn.Module:
+    """The denoising network of a pipeline; InputError where it has none."""
+    return checks.given(
+        network_of(pipe),
+        f"{type(pipe).__name__} has no network (unet or transformer) whose variances a table could hold; where it has "
+        "one under another name, give pipe.scheduler.config instead of the pipeline.",
+    )
+
+
 def _settings_digest(config: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
     """SHA-256 of lists of variances and of what they belong to: of the config's own values, which no machine rounds."""
     bound = config["clip_sample_range"] if config["clip_sample"] else None

@@ -330,6 +330,9 @@ def test_the_one_that_fits() -> None:
     empty.unet = None
     with pytest.raises(dv.InputError, match="DDPMPipeline has no network"):
         dv.analytic_scheduler(betas, empty)
+    empty.scheduler = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(dv.InputError, match=r"DDPMPipeline has no network .* give pipe.scheduler.config instead"):
+        dv.AnalyticFlowScheduler.from_table(table(), empty)
 
 
 def test_a_solver_of_flows_hands_over_its_shift() -> None:
