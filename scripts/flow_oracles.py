@@ -1,6 +1,7 @@
 """A flow model whose mean is exact: how far from the data few stochastic steps end, as `results/flow.md` has it.
 
     python scripts/flow_oracles.py
+    python scripts/flow_oracles.py --spectrum floored
 
 The data are Gaussian, with a spectrum like natural images' (1/f², 32×32, variance 1 on average), so that every sampler
 of `rival_steps.py` and this package's are linear in every coefficient, and end in a Gaussian whose variances are known
@@ -38,10 +39,17 @@ OURS: dict[str, dict[str, Any]] = {
 Factors = list[tuple[np.ndarray[Any, Any] | float, np.ndarray[Any, Any] | float]]
 
 
-def gaussian(size: int) -> dv.oracles.GaussianDenoiser:
-    """Data with the spectrum 1/(1 + f)², on the even grid of 1,000 levels."""
+#: Variances at a frequency f ≥ 0, but for their mean: two ways to go on to f = 0.
+SPECTRA: dict[str, Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]] = {
+    "shifted": lambda f: 1.0 / (1.0 + f) ** 2,
+    "floored": lambda f: 1.0 / np.maximum(f, 1.0) ** 2,
+}
+
+
+def gaussian(size: int, spectrum_name: str = "shifted") -> dv.oracles.GaussianDenoiser:
+    """Data with one of the spectra, on the even grid of 1,000 levels."""
     row = np.arange(size)
-    spectrum = 1.0 / (1.0 + np.hypot(row[:, None], row[None])) ** 2
+    spectrum = SPECTRA[spectrum_name](np.hypot(row[:, None], row[None]))
     return dv.oracles.GaussianDenoiser(
         dv.NoiseSchedule.flow(1000), 0.0, (spectrum / spectrum.mean())[None], basis="dct"
     )
@@ -104,8 +112,8 @@ def row(*cells: Any) -> None:
     print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
 
 
-def report(size: int, images: int, tolerance: float) -> None:
-    oracle = gaussian(size)
+def report(size: int, images: int, tolerance: float, spectrum: str = "shifted") -> None:
+    oracle = gaussian(size, spectrum)
     variance = oracle.variance.numpy()
     table = dv.estimate(
         oracle, oracle.sample(images, seed=1).float(), tolerance, structures=("isotropic", "dct"), progress=False
@@ -145,5 +153,6 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, default=32, help="height and width of the data")
     parser.add_argument("--images", type=int, default=4000, help="images that the table is measured from")
     parser.add_argument("--tolerance", type=float, default=0.01, help="relative standard error of the table")
+    parser.add_argument("--spectrum", choices=SPECTRA, default="shifted", help="1/(1 + f)², or 1/max(f, 1)²")
     given = parser.parse_args()
-    report(given.size, given.images, given.tolerance)
+    report(given.size, given.images, given.tolerance, given.spectrum)

@@ -4,7 +4,7 @@ With x_t = (1 − t) x_0 + t ε, the network says F = ε̂ − x̂_0, so that x�
 t → s is affine in x_t and F, plus white noise, whose size `a` is set by hand:
 
     ode         x_t + (s − t) F
-    flow_grpo   Euler–Maruyama of dx = [F + g²/(2t) ε̂] dt + g dw with g = a √(t/(1 − t))     arXiv:2505.05470, eq. 9
+    flow_grpo   Euler–Maruyama of dx = [F + g²/(2t) ε̂] dt + g dw with g = a √(t/(1 − t))     arXiv:2505.05470
                 (at t = 1 the next level stands in the root, as in its code); MixGRPO takes the same step in its window
     dance_grpo  the same with g = a                                                          arXiv:2505.07818
     cps         (1 − s) x̂_0 + √(s² − λ²) ε̂ + λ z,  λ = s sin(aπ/2)                           arXiv:2509.05952
@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-#: Values of `a`: the defaults of Flow-GRPO's and DanceGRPO's codes, and usual ones of the other two.
+#: Values of `a`: the defaults of Flow-GRPO's and DanceGRPO's codes, and chosen ones of the other two.
 USUAL = {"ode": 0.0, "flow_grpo": 0.7, "dance_grpo": 0.3, "cps": 0.8, "precise": 1.0}
 
 
