@@ -70,7 +70,7 @@ def encode_latents(
         "scaling": [list(part) if isinstance(part, tuple) else part for part in codec.scaling],
         "count": len(source),
     }
-    files = None if cache is None else _CacheFiles(expanded(cache), identity)
+    files = None if cache is None else _CacheFiles(expanded(cache), identity, denoiser.shape)
     encoded, alone = [], False
     with ExitStack() as held, codec.evaluating(), progress_bar(len(source), "encode", "image", progress) as bar:
         for start in range(0, len(source), CHUNK):
@@ -112,17 +112,29 @@ def _encode(
 
 
 class _CacheFiles:
-    """The files of one cache folder, of `CHUNK` latents each."""
+    """The files of one cache folder, of `CHUNK` latents of a shape each."""
 
-    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, identity: dict[str, Any], shape: tuple[int, ...]) -> None:
+        self.folder, self._shape = folder, shape
         self._parts = Parts(make_folder(folder), FORM, identity)
         for path in sorted(folder.glob("latents-*.safetensors"))[:1]:
-            self._parts.load(path.name)  # another cache is refused before the work, not after
+            self._load(path.name)  # another cache is refused before the work, not after
+
+    def _load(self, name: str) -> torch.Tensor | None:
+        found = self._parts.load(name)
+        if found is None:
+            return None
+        latents = torch.from_numpy(found[0]["latents"])
+        checks.refuse(
+            tuple(latents.shape[1:]) != self._shape,
+            f"the file of latents {self._parts.folder / name} holds latents of shape {tuple(latents.shape[1:])}, but "
+            f"this model's have {self._shape}; delete it, and encode the images again.",
+        )
+        return latents
 
     def has(self, number: int) -> bool:
         """Whether this file is there and whole."""
-        return self._parts.load(_name(number)) is not None
+        return self._load(_name(number)) is not None
 
     @contextmanager
     def naming(self) -> Iterator[None]:
@@ -138,10 +150,8 @@ class _CacheFiles:
         self._parts.save(_name(number), ({"latents": latents.numpy()}, {}))
 
     def read(self, number: int) -> torch.Tensor:
-        found = self._parts.load(_name(number))
         path = self._parts.folder / _name(number)
-        arrays, _ = checks.given(found, f"the file of latents {path} is gone; encode the images again.")
-        return torch.from_numpy(arrays["latents"])
+        return checks.given(self._load(path.name), f"the file of latents {path} is gone; encode the images again.")
 
 
 def _name(number: int) -> str:
