@@ -27,6 +27,7 @@ _ASIDE = frozenset({"out", "plot", "checkpoint", "latents", "device", "overwrite
 _ASIDE |= {"report_to", "save_table"}
 #: Options that came later: where they are left out, a request is the one that it was before.
 _LATER = frozenset({"license", "call", "weights_dtype"})
+#: What they were, where they were left out, in older versions.
 _OLD_DEFAULTS = {"guidance_scale": 1.0}
 _SMALL = 1 << 24  # bytes of a file that is read for its identity; of a larger one its size and time count
 
@@ -40,9 +41,13 @@ def run_identity(command: str, options: Any) -> str:
 
 
 def recorded(options: Any) -> dict[str, Any]:
-    """Options as plain data, in the way that outputs keep them: what is left out is as older versions had it."""
-    given = asdict(options)
-    return {name: _OLD_DEFAULTS.get(name) if value is None else value for name, value in given.items()}
+    """Options as plain data, in the way that outputs keep them: what is left out is as older versions had it, and that
+    very value, given, is told from it, since it may mean something else (of networks that are told their guidance)."""
+    found = asdict(options)
+    for name, default in _OLD_DEFAULTS.items():
+        if name in found and found[name] in (None, default):
+            found[name] = default if found[name] is None else f"{default:g}, as given"
+    return found
 
 
 def _told(value: Any) -> Any:

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from diffusion_var import InputError
 from diffusion_var.app import cli
-from diffusion_var.app.claims import run_identity
-from diffusion_var.app.options import StatsOptions
+from diffusion_var.app.claims import recorded, run_identity
+from diffusion_var.app.options import EstimateOptions, StatsOptions
 from diffusion_var.locks import locked
 
 FEW = "digits:table[:20]"
@@ -137,3 +137,11 @@ def test_the_identity_is_of_the_options_and_of_what_they_name(tmp_path: Path) ->
     assert identity(images=f"{tmp_path / 'a.npz'}:x[:2]") != named
     (images / "b.png").write_bytes(b"x")
     assert identity() != same
+
+
+def test_guidance_left_out_is_not_guidance_of_1() -> None:
+    """Of a network that is told its guidance, the two are different; what is left out is as it always was."""
+    given = {"model": "a", "images": "b", "out": Path("c")}
+    left_out, one, two = (EstimateOptions(**given, guidance_scale=scale) for scale in (None, 1.0, 2.0))
+    assert recorded(left_out)["guidance_scale"] == 1.0
+    assert len({run_identity("estimate", options) for options in (left_out, one, two)}) == 3

@@ -186,6 +186,11 @@ def make_scheduler(arguments: dict[str, Any], learned_range: bool = False, predi
 def _flow_scheduler(arguments: dict[str, Any]) -> Any:
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
+    checks.refuse(
+        bool(arguments.get("invert_sigmas")),
+        "scheduler.invert_sigmas is true, by which a network is taken to say x_0 − ε, but it learns ε − x_0; leave it "
+        "out.",
+    )
     try:
         return FlowMatchEulerDiscreteScheduler(**arguments)
     except (TypeError, ValueError, RuntimeError) as error:

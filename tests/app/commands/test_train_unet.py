@@ -153,6 +153,8 @@ def test_velocities_are_named_in_the_scheduler(options, tmp_path):
         make_scheduler({"prediction_type": "epsilon"}, prediction="v_prediction")
     with pytest.raises(InputError, match=r"do not make a FlowMatchEulerDiscreteScheduler: .*beta_schedule"):
         make_scheduler({"beta_schedule": "linear"}, prediction="flow")
+    with pytest.raises(InputError, match=r"invert_sigmas is true, .* it learns ε − x_0; leave it out"):
+        make_scheduler({"invert_sigmas": True}, prediction="flow")
 
 
 def test_an_interrupted_command_goes_on(options, tmp_path, monkeypatch):
