@@ -44,6 +44,7 @@ from .compatibility import check_pipeline, check_sound, flow_config_to_fit, requ
 from .flow_source import FlowSource
 from .holder import VarianceHolder, replacing
 from .output import AnalyticSchedulerOutput, Reduction, check_previous, check_reduction, deviation, log_probability
+from .precision import outside_autocast
 from .source import ConfigEntry, require_network
 from .step_checks import check_alike, check_generator, check_step, check_unused, one_timestep
 
@@ -189,6 +190,7 @@ class AnalyticFlowScheduler(VarianceHolder, FlowMatchEulerDiscreteScheduler):  #
 
     # ---- one step ---------------------------------------------------------------------------------------------
 
+    @outside_autocast
     def step(  # type: ignore[override]
         self,
         model_output: torch.Tensor,

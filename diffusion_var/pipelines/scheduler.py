@@ -45,6 +45,7 @@ from .config_checks import check_settings
 from .holder import VarianceHolder, replacing
 from .output import AnalyticSchedulerOutput, Reduction, check_previous, check_reduction, deviation, log_probability
 from .plan import StepPlan, indices_of, spaced_indices, timestep_of
+from .precision import outside_autocast
 from .source import ConfigEntry, VarianceSource, network_of
 from .step_checks import check_alike, check_generator, check_step, timesteps_of
 
@@ -297,6 +298,7 @@ class AnalyticScheduler(VarianceHolder, SchedulerMixin, ConfigMixin):  # type: i
 
     # ---- one step ---------------------------------------------------------------------------------------------
 
+    @outside_autocast
     def step(
         self,
         model_output: torch.Tensor,

@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -231,7 +232,8 @@ class Full(Structure):
 
     def _times(self, matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         rows, matrix = x.flatten(-len(self.shape)), matrix.to(x.device, x.dtype)
-        turned = rows @ matrix if matrix.ndim == 2 else (rows[:, None] @ matrix)[:, 0]
+        with without_autocast(x.device):
+            turned = rows @ matrix if matrix.ndim == 2 else (rows[:, None] @ matrix)[:, 0]
         return turned.view(x.shape)
 
 
@@ -240,13 +242,18 @@ def _squares(x: torch.Tensor) -> torch.Tensor:
     return x.double().square() if x.requires_grad else x.to(torch.float64, copy=True).square_()
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Where products have their factors' precision: a caller's autocast is meant for networks, not for covariances."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+
+
 def _transform(matrix: torch.Tensor, x: torch.Tensor, axis: int) -> torch.Tensor:
     """A matrix times x along one (negative) axis."""
     if len(matrix) == 1:
         return matrix[0, 0] * x
-    if axis == -1:
-        return x @ matrix.T
-    return (matrix @ x.flatten(axis + 1)).reshape(x.shape)
+    with without_autocast(x.device):
+        return x @ matrix.T if axis == -1 else (matrix @ x.flatten(axis + 1)).reshape(x.shape)
 
 
 def make_structure(name: str, shape: Sequence[int], rotation: npt.ArrayLike | None = None) -> Structure:

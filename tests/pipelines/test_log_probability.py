@@ -224,6 +224,40 @@ def test_no_gradient_through_a_heads_covariance() -> None:
     torch.testing.assert_close(F.grad, expected, rtol=1e-4, atol=1e-7)
 
 
+# ---- precision --------------------------------------------------------------------------------------------------
+
+
+def under_autocast(step: Callable[..., Any], *given: Any, **options: Any) -> tuple[Any, Any]:
+    """What a step gives without a training loop's autocast around it, and with it."""
+    plain = step(*given, **options)
+    with torch.autocast("cpu", torch.bfloat16):
+        return plain, step(*given, **options)
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_autocast_does_not_reach_a_step(kind: str) -> None:
+    scheduler, x, F = BOTH[kind]("dct"), normal(2, *SHAPE), 0.3 * normal(2, *SHAPE, seed=1)
+    t, noise = scheduler.timesteps[0], normal(2, *SHAPE, seed=2)
+
+    def step(**options: Any) -> Any:
+        scheduler.set_timesteps(6)
+        return scheduler.step(F, t, x, log_prob_reduction="sum", **options)
+
+    for options in ({"variance_noise": noise}, {"prev_sample": noise}):
+        plain, cast = under_autocast(step, **options)
+        assert plain.log_prob is not None
+        for name, value in plain.items():
+            assert torch.equal(cast[name], value)
+
+
+def test_autocast_does_not_reach_a_head() -> None:
+    scheduler, _ = with_head({})
+    x, F, features = normal(2, *HEAD_SHAPE), normal(2, *HEAD_SHAPE, seed=1), normal(2, 8, *HEAD_SHAPE[1:], seed=2)
+    given = {"features": features, "prev_sample": normal(2, *HEAD_SHAPE, seed=3)}
+    plain, cast = under_autocast(scheduler.step, F, scheduler.timesteps[0], x, **given)
+    assert torch.equal(cast.log_prob, plain.log_prob)
+
+
 # ---- gradients and ratios ---------------------------------------------------------------------------------------
 
 

@@ -238,3 +238,16 @@ def test_a_basis_for_each_image_is_that_of_the_image() -> None:
 def test_a_basis_of_another_size_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"but \(12, 12\) is needed"):
         Full((3, 2, 2), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("name", ["dct", "full", "full, one for each image"])
+def test_a_callers_autocast_is_the_networks_alone(name: str) -> None:
+    shape = (3, 2, 4)
+    bases = torch.from_numpy(np.stack([orthonormal(24, seed) for seed in range(3)]))
+    structure = Dct(shape) if name == "dct" else Full(shape, bases[0] if name == "full" else bases)
+    x = torch.from_numpy(np.random.default_rng(1).standard_normal((3, *shape))).float()
+    variance = x.abs() + 0.1
+    for method in (structure.colour, structure.matvec, structure.solve, structure.quadratic):
+        expected = method(variance, x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(method(variance, x), expected)
