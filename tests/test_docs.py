@@ -90,7 +90,7 @@ PAGES: dict[str, list[dict[str, str]] | None] = {
             'dusk", ...])': 'dusk", "cat"] * 4)',
             "dv.encode_latents(denoiser, images,": "dv.encode_latents(denoiser, pictures,",
             "dv.estimate(denoiser, latents,": "dv.estimate(denoiser, latents, 9.0,",
-            "sampler.sample(8": "dv.Sampler(denoiser, dv.Analytic(table), 3).sample(8",
+            "sampler.sample(2": "dv.Sampler(denoiser, dv.Analytic(table), 3).sample(2",
             "table.push_to_hub(": "(lambda *_, **__: None)(",
         },
     ],
