@@ -24,6 +24,8 @@ _FLOW_OPTIONS = (
     *("num_train_timesteps", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"),
     *("use_dynamic_shifting", "time_shift_type", "shift_terminal"),
 )
+# What AnalyticFlowScheduler has beside them, which other schedulers keep of its config.
+_OWN_OPTIONS = ("variance", "variance_type", "eta", "tau", "layout")
 _HUB_OPTIONS = ("cache_dir", "force_download", "token", "local_files_only", "revision")
 
 
@@ -113,10 +115,19 @@ def flow_config_to_fit(table: VarianceTable, config: Any) -> dict[str, Any]:
     given = config_of(config)
     require_flow(given)
     check_flow_table(table, given)
-    if given.get("flow_shift") is not None:  # of a solver by betas that is told to take a flow's
-        given = {**{name: given[name] for name in _FLOW_OPTIONS if name in given}, "shift": given["flow_shift"]}
-    own = ("_use_default_values", "_class_name", "variance", "variance_type", "eta", "tau", "layout")
-    return {name: value for name, value in given.items() if value is not None and name not in own}
+    own = ("_use_default_values", "_class_name", *_OWN_OPTIONS)
+    return {name: value for name, value in with_shift(given).items() if value is not None and name not in own}
+
+
+def with_shift(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A flow's config; of a solver by betas that is told to take a flow's levels, with `shift` for its `flow_shift` and
+    without what is its own."""
+    if config.get("flow_shift") is None or "num_train_timesteps" not in config:
+        return config
+    if family_of({**_known(config), "use_flow_sigmas": False}) != "betas":
+        return config  # a flow's scheduler that was made of such a solver's config, and has a shift
+    kept = (name for name in (*_FLOW_OPTIONS, *_OWN_OPTIONS) if config.get(name) is not None)
+    return {**{name: config[name] for name in kept}, "shift": config["flow_shift"]}
 
 
 def require_flow(config: Mapping[str, Any]) -> None:
@@ -124,12 +135,17 @@ def require_flow(config: Mapping[str, Any]) -> None:
     if "num_train_timesteps" not in config:
         return
     named = config.get("_class_name")
-    known = {**config, "_class_name": named if named in SUPPORTED else None}
     checks.refuse(
-        family_of(known) not in ("flow", "inverted flow"),
+        family_of(_known(config)) not in ("flow", "inverted flow"),
         f"AnalyticFlowScheduler knows the schedules of flow matching, but the config is {_article(named)}'s; use "
         "dv.analytic_scheduler(table, pipe), which takes the one that fits the pipeline, or AnalyticScheduler.",
     )
+
+
+def _known(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config whose class is one that is known, or none: a subclass of one's own goes by the keys."""
+    named = config.get("_class_name")
+    return {**config, "_class_name": named if named in SUPPORTED else None}
 
 
 def _article(name: Any) -> str:
@@ -142,8 +158,7 @@ def require_betas(config: Mapping[str, Any]) -> None:
         return
     continuous = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
     shifted = number(config, "snr_shift_scale", 1.0) != 1.0
-    named = config.get("_class_name")
-    known = {**config, "_class_name": named if named in SUPPORTED else None}
+    known = _known(config)
     checks.refuse(
         continuous
         or shifted

@@ -40,7 +40,7 @@ from ..models.pretrained.layout import Layout, layout_of
 from ..process.kernel import ReverseKernel, check_noise
 from ..variance.estimators import Estimator
 from ..variance.table import VarianceTable
-from .compatibility import check_pipeline, check_sound, flow_config_to_fit, require_flow
+from .compatibility import check_pipeline, check_sound, flow_config_to_fit, require_flow, with_shift
 from .flow_source import FlowSource
 from .holder import VarianceHolder, replacing
 from .output import AnalyticSchedulerOutput, Reduction, check_previous, check_reduction, deviation, log_probability
@@ -182,10 +182,11 @@ class AnalyticFlowScheduler(VarianceHolder, FlowMatchEulerDiscreteScheduler):  #
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **options: Any) -> Any:
-        """As diffusers' own, but a config of noise levels that are not a flow's is refused."""
+        """As diffusers' own, but a config of noise levels that are not a flow's is refused, and the `flow_shift` of a
+        solver of flows is the `shift`."""
         if isinstance(config, Mapping):
             require_flow({**config, **options})
-            config = replacing(config, options)
+            config = replacing(with_shift(config), options)
         return super().from_config(config, return_unused_kwargs, **options)
 
     # ---- one step ---------------------------------------------------------------------------------------------

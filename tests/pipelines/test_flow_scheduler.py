@@ -17,6 +17,7 @@ from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
+    DPMSolverMultistepScheduler,
     EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
@@ -340,6 +341,35 @@ def test_a_solver_of_flows_hands_over_its_shift() -> None:
     made = dv.AnalyticFlowScheduler.from_table(table(), solver)
     assert made.config.shift == 5.0
     assert "use_flow_sigmas" not in made.config
+
+
+@pytest.mark.parametrize("kind", [UniPCMultistepScheduler, DPMSolverMultistepScheduler])
+def test_a_solvers_config_hands_over_its_shift(kind: Any, tmp_path: Path) -> None:
+    solver = kind(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0, num_train_timesteps=500)
+    solver.save_pretrained(tmp_path)
+    theirs = FlowMatchEulerDiscreteScheduler(shift=3.0, num_train_timesteps=500)
+    theirs.set_timesteps(4)
+    for made in (
+        dv.AnalyticFlowScheduler.from_config(solver.config),
+        dv.AnalyticFlowScheduler.from_config(solver.config, shift=3.0, eta=0.5),
+        dv.AnalyticFlowScheduler.from_pretrained(tmp_path),
+    ):
+        made.set_timesteps(4)
+        assert torch.equal(made.sigmas, theirs.sigmas)
+        assert {"use_flow_sigmas", "flow_shift"}.isdisjoint(made.config)
+    # What the solver keeps of another scheduler's config comes back.
+    kept = kind.from_config(of(structure="channel", tau=1.4).config, use_flow_sigmas=True, flow_shift=2.0)
+    back = dv.AnalyticFlowScheduler.from_config(kept.config)
+    assert settings(back) == {**settings(of(structure="channel", tau=1.4)), "shift": 2.0}
+
+
+def test_a_shift_of_a_flows_own_is_kept() -> None:
+    """A flow's scheduler that was made of a solver's config keeps the solver's shift, and does not take it."""
+    solver = UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)
+    euler = FlowMatchEulerDiscreteScheduler.from_config(solver.config, shift=7.0)
+    assert euler.config.flow_shift == 3.0
+    assert dv.AnalyticFlowScheduler.from_config(euler.config).config.shift == 7.0
+    assert dv.AnalyticFlowScheduler.from_table(table(), euler).config.shift == 7.0
 
 
 def test_another_network_is_refused() -> None:
