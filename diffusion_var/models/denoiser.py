@@ -153,8 +153,8 @@ class Denoiser:
             variant: of the weight files, e.g. "fp16".
             revision: branch, tag or commit of a hub repository.
             autocast: see `Denoiser`.
-            guidance_scale: see `Denoiser`; None: no classifier-free guidance, and of a network that is told a scale
-                (FLUX.1-dev) its pipeline's own.
+            guidance_scale: see `Denoiser`, of whole pipelines `from_pipeline`; None: no classifier-free guidance where
+                `call` has no scale, and of a network that is told a scale (FLUX.1-dev) its pipeline's own.
             unconditional: the condition that stands for none; by default the empty prompt's embedding, or DiT's null
                 label.
             allow_pickle: read .bin weights where there are no safetensors (with torch's weights_only=True).
@@ -235,7 +235,7 @@ class Denoiser:
         return cls(**model, clip=clip, data_range=(-1.0, 1.0), device=device, autocast=autocast)
 
     def with_guidance(self, scale: float, unconditional: Any = None) -> Denoiser:
-        """The same denoiser with another guidance scale; `unconditional` None keeps the present one."""
+        """The same denoiser with another guidance scale, 1 for none; `unconditional` None keeps the present one."""
         other = copy.copy(self)
         if hasattr(self.network, "features_in_order"):  # a pipeline's loop, which guides itself
             checks.refuse(
@@ -296,8 +296,9 @@ class Denoiser:
     def guided_by(self) -> float | None:
         """The scale of guidance that makes the mean another than the posterior's: classifier-free, or by a classifier;
         None without."""
-        scales = (self.guidance_scale, 1.0 if self.classifier is None else self.classifier.scale)
-        return next((scale for scale in scales if scale != 1.0), None)
+        if self.guidance is not None:  # also at 1, where a pipeline that guides from 0 on is guided
+            return self.guidance.scale
+        return None if self.classifier is None or self.classifier.scale == 1 else self.classifier.scale
 
     @property
     def in_half_precision(self) -> bool:

@@ -35,12 +35,13 @@ _COMPARED: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "prediction": ("prediction type", str),
     "clip": ("clipping", lambda clip: None if clip is None else tuple(clip)),
     "guidance_scale": ("guidance scale", float),
+    "evaluations_an_image": ("evaluations of the network an image", int),
     "classifier_scale": ("classifier scale", float),
     "embedded_guidance": ("guidance that the network is told", float),
     "latent_scaling": ("latent scaling", lambda scaling: shown_scaling(scaling)),
 }
 #: What tells a network besides the digest of its weights, by the names that a table's file has.
-NETWORK_FACTS = ("precision", "rounded", "probe", "classifier_scale", "embedded_guidance")
+NETWORK_FACTS = ("precision", "rounded", "probe", "classifier_scale", "embedded_guidance", "evaluations_an_image")
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,9 @@ class ModelIdentity:
         schedule: its noise schedule.
         facts: plain data by name: shape, prediction, clip, data_range, guidance_scale, unconditional, latent_scaling,
             autocast, sigma_data, classifier_scale, embedded_guidance (a guidance scale that is an argument of the
-            network), and of the network those of `network_facts` (its digests are of
-            network, classifier and scale together where a classifier guides it). A name that is absent is not known.
+            network), evaluations_an_image (of the network in a pipeline's loop; two with guidance), and of the network
+            those of `network_facts` (its digests are of network, classifier and scale
+            together where a classifier guides it). A name that is absent is not known.
     """
 
     schedule: NoiseSchedule

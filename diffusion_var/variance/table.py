@@ -284,7 +284,10 @@ class VarianceTable:
     def guided_by(self) -> float | None:
         """The scale of guidance that made the mean another than the posterior's: classifier-free, or by a classifier;
         None without."""
-        by_classifier = float((self.network_facts or {}).get("classifier_scale", 1.0))
+        facts = self.network_facts or {}
+        if facts.get("evaluations_an_image", 1) > 1:  # of a pipeline, whose scale 1 may be guided
+            return self.guidance_scale
+        by_classifier = float(facts.get("classifier_scale", 1.0))
         return next((scale for scale in (self.guidance_scale, by_classifier) if scale != 1.0), None)
 
     # ---- whose it is ------------------------------------------------------------------------------------------

@@ -60,6 +60,7 @@ class NetworkFacts(TypedDict, total=False):
     precision: Text
     classifier_scale: float
     embedded_guidance: float
+    evaluations_an_image: Count
     rounded: dict[Text, Text]
     probe: Annotated[dict[str, JsonValue], AfterValidator(_measured)]
 

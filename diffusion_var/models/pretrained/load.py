@@ -21,7 +21,7 @@ from .components import CODECS, NETWORKS, load_component
 from .direct import Parts, Told, assemble, is_direct, size_of_call
 from .folder import ModelFolder, open_folder, whole
 from .latents import LatentCodec
-from .pipeline import from_pipeline, unguided
+from .pipeline import from_pipeline
 from .prompts import PromptEncoder
 from .whole import read_pipeline
 
@@ -55,8 +55,7 @@ def load(
             "leave unconditional out, and give negative_prompt in the pipeline's call.",
         )
         pipe = read_pipeline(whole(folder, path, revision, allow_pickle), dtype, allow_pickle)
-        scale = unguided(pipe) if guidance_scale is None else guidance_scale
-        return load_pipeline(pipe, scale, device, autocast, None, call or {})
+        return _made(from_pipeline(pipe, guidance_scale, device, autocast, None, call or {}, unguided=True))
     network = load_component(folder, part, config, NETWORKS, dtype, allow_pickle).to(device)
     codec, prompts = _codec(folder, device, dtype, allow_pickle), _prompts(folder, device)
     scale = 1.0 if guidance_scale is None else guidance_scale

@@ -61,8 +61,9 @@ class PipelineLoop(torch.nn.Module):
 
     Attributes:
         shape: (C, *spatial) of one sample at the call's size.
-        guidance_scale: of classifier-free guidance, by the pipeline's own convention; 1 where its network is evaluated
-            once an image.
+        evaluations: of its network, for one image; more than one where it is guided.
+        guidance_scale: of classifier-free guidance, by the pipeline's own convention, whose 1 may be guided (Z-Image
+            guides from 0 on); 1 where its network is evaluated once an image.
         embedded_guidance: the guidance scale that the network is told as an argument; None where it takes none.
 
     Raises InputError, with what is missing, for pipelines that cannot be run so.
@@ -117,8 +118,14 @@ class PipelineLoop(torch.nn.Module):
         self.layout = layout.of(self.shape)
         config = getattr(unwrapped(getattr(self.pipe, network_name(self.pipe))), "config", {})
         value, told = self._value, bool(dict(config).get("guidance_embeds"))
-        self.guidance_scale = float(value(self.scale_name, sum(rows))) if sum(rows) > 1 else 1.0
+        self.evaluations = sum(rows)
+        self.guidance_scale = float(value(self.scale_name, self.evaluations)) if self.guided else 1.0
         self.embedded_guidance = float(value("guidance_scale", 1.0)) if told else None
+
+    @property
+    def guided(self) -> bool:
+        """Whether its network is evaluated more than once an image."""
+        return self.evaluations > 1
 
     @property
     def takes_prompts(self) -> bool:
@@ -132,11 +139,11 @@ class PipelineLoop(torch.nn.Module):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What decides its means beside its weights: the guidance that the network is told, which tables remember, and
-        the plain values of its call, which runs that go on do."""
+        """What decides its means beside its weights: how often the network is evaluated and the guidance that it is
+        told, which tables remember, and the plain values of its call, which runs that go on do."""
         plain = {name: value for name, value in self.call.items() if isinstance(value, bool | int | float | str)}
         told = {} if self.embedded_guidance is None else {"embedded_guidance": self.embedded_guidance}
-        return {"call": plain, **told}
+        return {"call": plain, "evaluations_an_image": self.evaluations, **told}
 
     @property
     def _name(self) -> str:
@@ -172,11 +179,23 @@ class PipelineLoop(torch.nn.Module):
     @property
     def guidance(self) -> OwnGuidance | None:
         """Its classifier-free guidance, if it is guided."""
-        return None if self.guidance_scale == 1 else OwnGuidance(self.guidance_scale, ())
+        return OwnGuidance(self.guidance_scale, ()) if self.guided else None
 
     def with_guidance(self, scale: float, device: torch.device) -> PipelineLoop:
-        """The same loop with classifier-free guidance of another scale."""
+        """The same loop with classifier-free guidance of another scale; 1 means none."""
         scale = checks.number("guidance_scale", scale, "a finite number; 1 means no guidance")
+        return self.without_guidance(device) if scale == 1 else self._at(scale, device)
+
+    def without_guidance(self, device: torch.device) -> PipelineLoop:
+        """The same loop without classifier-free guidance: at the scale of 1 and 0 that evaluates its network once, of
+        which pipelines have either; at 1 where other guidance (PAG) leaves neither."""
+        at_one = self._at(1.0, device)
+        if not at_one.guided:
+            return at_one
+        at_zero = self._at(0.0, device)
+        return at_one if at_zero.guided else at_zero
+
+    def _at(self, scale: float, device: torch.device) -> PipelineLoop:
         call = called_with_scale(self.call, self.scale_name, scale, self.takes("negative_prompt"))
         return PipelineLoop(self.pipe, call, device, self.layout.name)
 
@@ -211,9 +230,10 @@ class PipelineLoop(torch.nn.Module):
         """What a layer was given in the parts of the last evaluation, as one batch in its order. InputError with
         guidance, where each image is evaluated twice."""
         checks.refuse(
-            self.guidance_scale != 1,
+            self.guided,
             f"a head reads the features of one evaluation an image, but {self._name} is guided here "
-            f"(guidance_scale={self.guidance_scale:g}); make the denoiser with guidance_scale=1.",
+            f"(guidance_scale={self.guidance_scale:g}); make the denoiser with guidance_scale=1, or "
+            "with 0 where its pipeline guides at 1.",
         )
         return [self._ordered(seen)] if seen else seen
 

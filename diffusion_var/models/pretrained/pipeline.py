@@ -33,8 +33,9 @@ def from_pipeline(
     autocast: torch.dtype | None,
     layout: Layout | str | None,
     call: Mapping[str, Any],
+    unguided: bool = False,
 ) -> Parts:
-    """See `Denoiser.from_pipeline`."""
+    """See `Denoiser.from_pipeline`; `unguided`: without classifier-free guidance where no scale is given."""
     _check_is_pipeline(pipe)
     network, name = getattr(pipe, network_name(pipe)), type(pipe).__name__
     told = Told.by(pipe.scheduler, name)
@@ -46,6 +47,8 @@ def from_pipeline(
         prompts, size = _prompts(pipe, chosen), size_of_call(name, call, 1 if codec is None else codec.factor)
         return assemble(network, told, codec, prompts, name, chosen, autocast, scale, size=size)
     loop = PipelineLoop(pipe, _with_guidance(pipe, guidance_scale, call), chosen, layout)
+    if unguided and guidance_scale is None and loop.guided and loop.scale_name not in call:
+        loop = loop.without_guidance(chosen)
     arguments = dict(
         network=loop,
         shape=loop.shape,
@@ -95,16 +98,12 @@ def _with_guidance(pipe: Any, scale: float | None, call: Mapping[str, Any]) -> d
         name not in parameters,
         f"{type(pipe).__name__} takes no guidance_scale; leave it out.",
     )
+    checks.refuse(
+        name in call,
+        f"guidance_scale={scale:g} and {name}={call.get(name)!r} of {type(pipe).__name__}'s call are one scale; give "
+        "one of them.",
+    )
     return called_with_scale(call, name, scale, "negative_prompt" in parameters)
-
-
-def unguided(pipe: Any) -> float | None:
-    """The guidance_scale that means no classifier-free guidance: 1, and the pipeline's default (None) where its network
-    is told the scale, or it takes none."""
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    config = dict(getattr(unwrapped(getattr(pipe, network_name(pipe))), "config", {}))
-    told = bool(config.get("guidance_embeds")) or not {"guidance_scale", "true_cfg_scale"} & {*parameters}
-    return None if told else 1.0
 
 
 def _default_scale(pipe: Any) -> float:

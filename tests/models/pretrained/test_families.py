@@ -280,6 +280,39 @@ def test_other_guidance(name: str) -> None:
         other(x_t, 5, denoiser_of(name).prompts.encode(["a cat"]))
 
 
+def test_a_pipeline_that_guides_from_0_on_is_unguided_at_0() -> None:
+    """Z-Image's scale 1 is w = 2 of others: guided, though by the number that means none elsewhere."""
+    at_one, at_zero = denoiser_of("z_image", 1.0), denoiser_of("z_image", 0.0)
+    assert (at_one.guidance_scale, at_one.guided_by, at_one.network.evaluations) == (1.0, 1.0, 2)
+    assert (at_zero.guidance_scale, at_zero.guided_by, at_zero.network.evaluations) == (1.0, None, 1)
+    x_t = noise(1, at_one)
+    plain = at_one.with_guidance(1.0)
+    with torch.no_grad():
+        conditions = at_zero.prompts.encode(["a cat"])
+        expected = at_zero(x_t, 5, conditions).mean
+        assert torch.equal(plain(x_t, 5, conditions).mean, expected)
+        assert float((at_one(x_t, 5, at_one.prompts.encode(["a cat"])).mean - expected).abs().max()) > 1e-3
+    with pytest.raises(dv.InputError, match=r"guided here \(guidance_scale=1\); .*, or with 0 where its pipeline"):
+        at_one.network.features_in_order([])
+    known = at_one.identity(keep=True)
+    assert "evaluations of the network an image: the table has 2, the denoiser 1" in known.mismatch(
+        at_zero.identity(beside=known), "the table", "the denoiser"
+    )
+
+
+def test_a_table_of_a_pipeline_that_is_guided_at_1_is_a_guided_one(tmp_path: Path) -> None:
+    denoiser = denoiser_of("z_image", 1.0)
+    how: Any = {"indices": [4], "tolerance": 0.5, "structures": ("isotropic",), "progress": False}
+    conditions = dv.Conditions(denoiser.prompts.encode(PROMPTS))
+    dv.estimate(denoiser, noise(4, denoiser), conditions=conditions, **how).save(tmp_path / "table.safetensors")
+    table = dv.VarianceTable.load(tmp_path / "table.safetensors")
+    assert table.guided_by == 1.0
+    with pytest.raises(dv.InputError, match="guid"):
+        table.posterior_variance(4, "score_norm")
+    with pytest.raises(dv.InputError, match="evaluations of the network an image"):
+        table.check(denoiser_of("z_image", 0.0))
+
+
 # ---- folders --------------------------------------------------------------------------------------------------------
 
 
@@ -288,7 +321,8 @@ def test_a_saved_pipeline_is_the_loaded_one(name: str, tmp_path: Path) -> None:
     family(name).save_pretrained(tmp_path)
     call = arguments(name, None) if name in LOOPS else {}
     loaded = dv.Denoiser.from_pretrained(tmp_path, device="cpu", call=call)
-    own = dv.Denoiser.from_pipeline(family(name), **({**arguments(name, 1.0)} if name in LOOPS else {}))
+    none = 0.0 if name == "z_image" else 1.0  # the scale of no guidance
+    own = dv.Denoiser.from_pipeline(family(name), **({**arguments(name, none)} if name in LOOPS else {}))
     x_t = noise(1, own)
     conditions = None if own.prompts is None else own.prompts.encode(["a cat"])
     if name == "sd_inpaint":
@@ -301,6 +335,44 @@ def test_a_saved_pipeline_is_the_loaded_one(name: str, tmp_path: Path) -> None:
     assert loaded.guidance_scale == 1.0
     assert loaded.fingerprint == own.fingerprint
     assert torch.equal(found, expected)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("families")
+    for name in ("qwen_image", "sdxl", "z_image"):
+        family(name).save_pretrained(root / name)
+    return root
+
+
+@pytest.mark.parametrize(("name", "scale"), [("qwen_image", 4.0), ("sdxl", 5.0), ("z_image", 1.0)])
+def test_the_scale_of_the_call_is_kept(name: str, scale: float, saved: Path) -> None:
+    call = arguments(name, scale)
+    loaded = dv.Denoiser.from_pretrained(saved / name, device="cpu", call={**call, "negative_prompt": "a bird"})
+    own = dv.Denoiser.from_pipeline(family(name), **{**call, "negative_prompt": "a bird"})
+    assert loaded.guidance_scale == own.guidance_scale == scale
+    x_t = noise(1, own)
+    with torch.no_grad():
+        found, expected = (d(x_t, 5, d.prompts.encode(["a cat"])).mean for d in (loaded, own))
+    assert torch.equal(found, expected)
+
+
+def test_one_scale_is_given_once(saved: Path) -> None:
+    call = arguments("qwen_image", 4.0)
+    said = r"^guidance_scale=2 and true_cfg_scale=4\.0 of QwenImagePipeline's call are one scale; give one of them\.$"
+    with pytest.raises(dv.InputError, match=said):
+        dv.Denoiser.from_pretrained(saved / "qwen_image", device="cpu", guidance_scale=2.0, call=call)
+    with pytest.raises(dv.InputError, match=said):
+        dv.Denoiser.from_pipeline(family("qwen_image"), guidance_scale=2.0, **call)
+
+
+def test_nothing_given_is_no_guidance(saved: Path) -> None:
+    loaded = dv.Denoiser.from_pretrained(saved / "z_image", device="cpu", call=arguments("z_image", None))
+    assert (loaded.network.evaluations, loaded.guidance) == (1, None)
+    own = denoiser_of("z_image", 0.0)
+    x_t, conditions = noise(1, own), own.prompts.encode(["a cat"])
+    with torch.no_grad():
+        assert torch.equal(loaded(x_t, 5, conditions).mean, own(x_t, 5, conditions).mean)
 
 
 # ---- the autoencoders ---------------------------------------------------------------------------------------------
