@@ -95,6 +95,7 @@ class PipelineLoop(torch.nn.Module):
         self._copied = copy_class(type(pipe))
         self._stand_in = stand_in(pipe.scheduler)
         self.record: PromptRecord | None = None
+        self._encoder: PipelineLoop | None = None
         if not is_placed(self):
             move(self, device)
         with first_time(pipe):
@@ -197,7 +198,10 @@ class PipelineLoop(torch.nn.Module):
 
     def _at(self, scale: float, device: torch.device) -> PipelineLoop:
         call = called_with_scale(self.call, self.scale_name, scale, self.takes("negative_prompt"))
-        return PipelineLoop(self.pipe, call, device, self.layout.name)
+        made = PipelineLoop(self.pipe, call, device, self.layout.name)
+        if self.guidance is not None and made.guidance is None and self.record is not None and self.record.apart:
+            made.record, made._encoder = self.record, self._encoder or self  # its prompts serve without guidance too
+        return made
 
     def prompts(self, device: torch.device) -> PipelinePrompts | None:
         """What encodes its prompts, if it takes some."""
@@ -209,6 +213,8 @@ class PipelineLoop(torch.nn.Module):
 
     def encoded(self, prompts: Sequence[str], device: torch.device) -> dict[str, torch.Tensor]:
         """The conditions of prompts, each encoded alone."""
+        if self._encoder is not None:
+            return self._encoder.encoded(prompts, device)
         assert self.record is not None
         with text_encoders_on(self.pipe, device), first_time(self.pipe):
             return self.record.conditions([self.record.flat(self._said_of([p], device)) for p in prompts])

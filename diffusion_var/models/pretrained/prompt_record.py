@@ -65,6 +65,12 @@ class PromptRecord:
         record.dtypes = [tensor.dtype for tensor in tensors]
         return record
 
+    @property
+    def apart(self) -> bool:
+        """Whether what stands for none is kept apart from the prompts, not in their tensors as more rows: then a
+        pipeline that does not guide may be handed it, and leaves it."""
+        return _apart(self.form)
+
     # ---- what was returned, as tensors ----------------------------------------------------------------------------
 
     def flat(self, calls: list[Any]) -> list[torch.Tensor]:
@@ -163,6 +169,12 @@ def _form(one: Any, two: Any, name: str) -> Any:
     if isinstance(one, list | tuple) and isinstance(two, list | tuple) and len(one) == len(two):
         return type(one)([_form(a, b, name) for a, b in zip(one, two, strict=True)])
     return _Fixed(one)
+
+
+def _apart(form: Any) -> bool:
+    if isinstance(form, list | tuple):
+        return all(map(_apart, form))
+    return not isinstance(form, _Place) or form.count == 1
 
 
 def _unknown(name: str, one: Any, two: Any) -> str:

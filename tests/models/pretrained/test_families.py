@@ -313,6 +313,29 @@ def test_a_table_of_a_pipeline_that_is_guided_at_1_is_a_guided_one(tmp_path: Pat
         table.check(denoiser_of("z_image", 0.0))
 
 
+@pytest.mark.parametrize("name", [name for name in LOOPS if name != "stable_audio"])
+def test_prompts_with_guidance_serve_without(name: str) -> None:
+    """Who asks a guided denoiser what it says without (as `diagnose` does) has its prompts, not others."""
+    guided, plain = denoiser_of(name, 3.0), denoiser_of(name, 0.0 if name == "z_image" else 1.0)
+    without = guided.with_guidance(1.0)
+    x_t = noise(2, guided)
+    prompts = ["a cat", "a dog on a mat"]
+    conditions, own = (None if d.prompts is None else d.prompts.encode(prompts) for d in (guided, plain))
+    with torch.no_grad():
+        expected, found = plain(x_t, 5, own).mean, without(x_t, 5, conditions).mean
+        again = without(x_t, 5, None if without.prompts is None else without.prompts.encode(prompts)).mean
+    assert without.guidance_scale == 1.0
+    assert torch.equal(found, expected)
+    assert torch.equal(again, expected)
+
+
+def test_prompts_that_hold_what_stands_for_none_as_rows_serve_guidance_alone() -> None:
+    guided = denoiser_of("stable_audio", 3.0)
+    conditions = guided.prompts.encode(["a cat"])
+    with pytest.raises(dv.InputError, match=r"encode the prompts with this denoiser"):
+        guided.with_guidance(1.0)(noise(1, guided), 5, conditions)
+
+
 # ---- folders --------------------------------------------------------------------------------------------------------
 
 
