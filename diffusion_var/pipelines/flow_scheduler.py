@@ -306,10 +306,14 @@ class AnalyticFlowScheduler(VarianceHolder, FlowMatchEulerDiscreteScheduler):  #
             sigmas = [float(sigma) for sigma in self.sigmas.tolist()]
             times = [1.0 - sigma for sigma in sigmas] if self._options.invert_sigmas else sigmas
             self._read = (*state, times)
-            self._steps.clear()
             self._forget()
         found: list[float] = self._read[2]
         return found
+
+    def _forget(self) -> None:
+        """Steps, too: their levels may be ends of what the table measured."""
+        super()._forget()
+        self._steps.clear()
 
     def _posterior(self, kernel: ReverseKernel, x: torch.Tensor, output: torch.Tensor) -> Posterior:
         """x̂_0 and ε̂; with `invert_sigmas` the network says x_0 − ε."""

@@ -405,6 +405,22 @@ def test_levels_that_were_not_measured() -> None:
         assert scheduler.step(x, scheduler.timesteps[3], x, noise=False).log_prob is None  # the ODE's needs none
 
 
+def test_a_step_before_the_table_is_attached() -> None:
+    """Its level is 0.8 as float32 has it, outside the measured range, of which 0.8 is the end."""
+    found = dv.estimate(oracle_of(), oracle_of().sample(50), 1e9, indices=[300, 800], progress=False)
+    found.prediction = "flow"
+    attached = dv.AnalyticFlowScheduler.from_table(found, FlowMatchEulerDiscreteScheduler(), structure="pixel")
+    later = dv.AnalyticFlowScheduler.from_config(attached.config)
+    x, stored = normal(2, *SHAPE), normal(2, *SHAPE, seed=1)
+    for scheduler in (attached, later):
+        scheduler.set_timesteps(sigmas=[0.8, 0.6, 0.3])
+    t = later.timesteps[0]
+    later.step(x, t, x, noise=False, prev_sample=stored)
+    later.attach(attached.table)
+    log_probs = [scheduler.step(x, t, x, eta=0.0, prev_sample=stored).log_prob for scheduler in (attached, later)]
+    assert torch.equal(*log_probs)
+
+
 def oracle_of() -> dv.oracles.GaussianDenoiser:
     from small_flows import oracle
 
