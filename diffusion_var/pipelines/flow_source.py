@@ -84,12 +84,13 @@ class FlowSource(VarianceSource):
 
     def features(self, given: torch.Tensor | None, batch: int) -> torch.Tensor | None:
         """As `VarianceSource.features`; where the network was evaluated several times for one step, as pipelines do
-        that guide by calls of their own, it is not known which of them had the condition."""
+        that guide by calls of their own and gradient checkpointing do, it is not known which of them is meant."""
         count = 0 if self._watch is None else self._watch.evaluations
         checks.refuse(
             given is None and count > 1,
-            f"the network was evaluated {count} times since the last step, as for guidance by calls of its own, and "
-            "which of them had the condition is not known; pass features= of that one to step.",
+            f"the network was evaluated {count} times since the last step, as for guidance by calls of its own or "
+            "again in the backward pass of gradient checkpointing, and which of them had the step's sample and "
+            "condition is not known; pass features= of that one to step.",
         )
         return super().features(given, batch)
 

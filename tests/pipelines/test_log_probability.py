@@ -11,6 +11,7 @@ import scipy.fft
 import torch
 from diffusers import DDPMPipeline, FlowMatchEulerDiscreteScheduler
 from small_flows import HEAD_SHAPE, SHAPE, STRUCTURES, head_denoiser, normal, seeded, small_head, table
+from torch.utils.checkpoint import checkpoint
 
 import diffusion_var as dv
 from diffusion_var.models.pretrained.layout import Layout
@@ -201,6 +202,17 @@ def test_features_of_one_of_several_evaluations() -> None:
         scheduler.step(output, t, x)
     given = scheduler.step(output, t, x, features=normal(2, 8, *HEAD_SHAPE[1:]))
     assert given.log_prob is not None
+
+
+def test_features_after_a_backward_pass_with_gradient_checkpointing() -> None:
+    """It evaluates the network again, after the step: an evaluation that is none of the next step's."""
+    scheduler, pipe = with_head({})
+    x, t = normal(2, *HEAD_SHAPE).requires_grad_(), scheduler.timesteps[0]
+    output = checkpoint(lambda x: pipe.unet(x, t).sample, x, use_reentrant=False)
+    scheduler.step(output, t, x, prev_sample=normal(2, *HEAD_SHAPE, seed=1)).log_prob.sum().backward()
+    output = pipe.unet(x, t).sample
+    with pytest.raises(dv.InputError, match=r"evaluated 2 times .* in the backward pass of gradient checkpointing"):
+        scheduler.step(output, t, x)
 
 
 def test_no_gradient_through_a_heads_covariance() -> None:
