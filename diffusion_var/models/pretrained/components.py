@@ -59,6 +59,7 @@ def load_module(
         network, info = kind.from_pretrained(
             folder.path / part,
             # None lets diffusers fall back to the pickled .bin, which it reads with weights_only=True.
+            local_files_only=True,
             use_safetensors=None if allow_pickle else True,
             variant=folder.variant,
             low_cpu_mem_usage=bool(getattr(kind, "_keep_in_fp32_modules", None)),  # diffusers demands it of these

@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ... import checks
 from ...errors import InputError, printable
 from ...files import expanded
 from ...hub import fetch_snapshot
@@ -43,6 +44,17 @@ class ModelFolder:
     def index(self) -> dict[str, Any]:
         """What a pipeline folder says of its parts; empty where it is none."""
         return self.config("", "model_index.json") or {}
+
+    def parts(self) -> dict[str, Any]:
+        """What `index` says of each part; InputError for a name that is none, and may lead out of the folder."""
+        found = {name: entry for name, entry in self.index().items() if not name.startswith("_")}
+        wrong = next((name for name in found if not name.isidentifier()), None)
+        checks.refuse(
+            wrong is not None,
+            f"{self.name} has a part {printable(repr(wrong), 100)} in its model_index.json, which is no name of a "
+            "sub-folder; save the pipeline again.",
+        )
+        return found
 
     def network(self) -> tuple[str, dict[str, Any]]:
         """(sub-folder, config) of the network."""
@@ -85,7 +97,7 @@ def open_folder(
     """A local folder, or else a hub id or the bundled model's name; InputError where there is none."""
     folder = expanded(path)
     if folder.is_dir():
-        return ModelFolder(folder, str(path), variant)
+        return ModelFolder(folder.absolute(), str(path), variant)  # a relative path may be taken for a hub id
     if str(path) in BUNDLED:
         return ModelFolder(Path(str(resources.files("diffusion_var") / "assets" / str(path))), str(path))
     if folder.exists() or str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
@@ -101,7 +113,7 @@ def whole(folder: ModelFolder, path: str | Path, revision: str | None, allow_pic
         return folder
     middle = f".{folder.variant}" if folder.variant else ""
     files = ["model_index.json"]
-    for part in (name for name in folder.index() if not name.startswith("_")):
+    for part in folder.parts():
         files += [f"{part}/*.{kind}" for kind in ("json", "txt", "model", "jinja")]
         for stem in (_WEIGHTS, "model"):
             files += [f"{part}/{stem}{middle}.safetensors", f"{part}/{stem}{middle}-0*.safetensors"]
@@ -137,7 +149,7 @@ def _fetch(name: str, revision: str | None, patterns: list[str]) -> Path:
             "model_index.json and unet/ or transformer/ in a pipeline); download them and give their folder."
         )
 
-    return fetch_snapshot(name, patterns, failed, revision)
+    return fetch_snapshot(name, patterns, failed, revision).absolute()
 
 
 def read_json(path: Path) -> dict[str, Any]:

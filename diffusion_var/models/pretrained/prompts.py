@@ -74,9 +74,13 @@ class PromptEncoder:
                 "`pip install 'diffusion-var[text]'` or pass embeddings."
             ) from error
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
+            tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
             loaded: Any = CLIPTextModel.from_pretrained(
-                self.folder / "text_encoder", use_safetensors=True, variant=self.variant, output_loading_info=True
+                self.folder / "text_encoder",
+                local_files_only=True,
+                use_safetensors=True,
+                variant=self.variant,
+                output_loading_info=True,
             )
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]

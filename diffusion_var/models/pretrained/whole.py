@@ -39,19 +39,22 @@ def read_pipeline(folder: ModelFolder, dtype: torch.dtype | None, allow_pickle: 
         "code and use dv.Denoiser.from_pipeline(pipe).",
     )
     optional = [part for part in _LEFT_OUT if part in getattr(kind, "_optional_components", ())]
+    known = inspect.signature(kind).parameters
     given: dict[str, Any] = {}
-    for part, entry in index.items():
-        if part.startswith("_"):
-            continue
+    for part, entry in folder.parts().items():
         if not isinstance(entry, list):
             given[part] = entry
         elif part in optional or None in entry:
             given[part] = None
         else:
+            checks.refuse(
+                part not in known,
+                f"{folder.name} has a {part}, which a {name} of diffusers {diffusers.__version__} does not take; "
+                "load it by its own code and use dv.Denoiser.from_pipeline(pipe).",
+            )
             given[part] = _part(folder, part, _class(folder, part, entry), dtype, allow_pickle)
     if "requires_safety_checker" in given:
         given["requires_safety_checker"] = False
-    known = inspect.signature(kind).parameters
     try:
         return kind(**{part: value for part, value in given.items() if part in known})
     except Exception as error:  # what a class makes of parts that are not its own is not to be foreseen
@@ -61,7 +64,9 @@ def read_pipeline(folder: ModelFolder, dtype: torch.dtype | None, allow_pickle: 
 
 
 def _class(folder: ModelFolder, part: str, entry: list[Any]) -> Any:
-    """The class that model_index.json names, of diffusers, transformers, or a pipeline's module in diffusers."""
+    """The class that model_index.json names, of diffusers, transformers, or a pipeline's module in diffusers: of a
+    network, whose weights are looked at, or of what has no weights. Of others (AutoModel, a pipeline) the first would
+    be whatever the folder says it is."""
     library, name = (str(word) for word in entry[:2]) if len(entry) >= 2 else ("", str(entry))
     found = None
     if library.isidentifier() and name.isidentifier():
@@ -70,20 +75,42 @@ def _class(folder: ModelFolder, part: str, entry: list[Any]) -> Any:
             found = getattr(import_module(place), name, None)
         except ImportError:
             found = None
-    return checks.given(
+    found = checks.given(
         found,
         f"{folder.name} has a {part} of the class {library}.{name}, which neither diffusers nor transformers has here; "
         "install what it needs, or load it by its own code and use dv.Denoiser.from_pipeline(pipe).",
     )
+    checks.refuse(
+        not isinstance(found, type) or not issubclass(found, (torch.nn.Module, *_weightless())),
+        f"{folder.name} has a {part} of the class {library}.{name}, which is no network, tokenizer, processor or "
+        "scheduler; load it by its own code and use dv.Denoiser.from_pipeline(pipe).",
+    )
+    return found
+
+
+def _weightless() -> tuple[type, ...]:
+    """The bases of parts that have no weights: tokenizers, processors, schedulers."""
+    from diffusers import SchedulerMixin
+    from diffusers.image_processor import VaeImageProcessor
+    from transformers import FeatureExtractionMixin, PreTrainedTokenizerBase, ProcessorMixin
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    texts = (PreTrainedTokenizerBase, ProcessorMixin)
+    return (*texts, ImageProcessingMixin, FeatureExtractionMixin, SchedulerMixin, VaeImageProcessor)
 
 
 def _part(folder: ModelFolder, part: str, kind: Any, dtype: torch.dtype | None, allow_pickle: bool) -> Any:
-    if isinstance(kind, type) and issubclass(kind, torch.nn.Module):
+    where = folder.path / part
+    checks.refuse(
+        not where.is_dir(),
+        f"the {part} in {folder.name} is missing: there is no folder {where}; save the pipeline again.",
+    )
+    if issubclass(kind, torch.nn.Module):
         if hasattr(kind, "load_config"):  # one of diffusers'
             return load_module(folder, part, kind, dtype, allow_pickle)
         return _encoder(folder, part, kind, dtype, allow_pickle)
     try:
-        return kind.from_pretrained(folder.path / part)
+        return kind.from_pretrained(where, local_files_only=True)
     except Exception as error:
         raise InputError(
             f"the {part} in {folder.name} could not be loaded ({_reason(error)}); save the pipeline again."
@@ -95,6 +122,7 @@ def _encoder(folder: ModelFolder, part: str, kind: Any, dtype: torch.dtype | Non
     try:
         found, info = kind.from_pretrained(
             folder.path / part,
+            local_files_only=True,
             use_safetensors=None if allow_pickle else True,
             variant=folder.variant,
             output_loading_info=True,

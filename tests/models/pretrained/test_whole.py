@@ -90,6 +90,40 @@ def test_parts_that_are_not_there(broken: Path) -> None:
     assert "the tokenizer_2 in" in one_sentence(broken)
 
 
+@pytest.mark.parametrize("part", ["tokenizer_2", "text_encoder", "text_encoder_2"])
+def test_a_part_that_is_not_there_is_not_asked_of_the_hub(
+    part: str, broken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path of two words has the form of a hub id."""
+    monkeypatch.chdir(broken.parent)
+    shutil.rmtree(broken / part)
+    said = f"the {part} in model is missing: there is no folder {broken / part}; save the pipeline again."
+    assert one_sentence(Path("model")) == said
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "text_encoder", "transformer"])
+def test_nothing_of_a_folder_comes_from_the_hub(part: str, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import diffusers
+    import transformers
+
+    kinds = {
+        "tokenizer": transformers.CLIPTokenizer,
+        "text_encoder": transformers.CLIPTextModel,
+        "transformer": diffusers.FluxTransformer2DModel,
+    }
+    kind, given = kinds[part], []
+    made = kind.from_pretrained
+
+    def watched(path: Any, **options: Any) -> Any:
+        given.append((Path(path).is_absolute(), options.get("local_files_only")))
+        return made(path, **options)
+
+    monkeypatch.setattr(kind, "from_pretrained", watched)
+    monkeypatch.chdir(saved.parent)
+    load(Path("flux"))
+    assert given == [(True, True)]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -101,12 +135,45 @@ def test_parts_that_are_not_there(broken: Path) -> None:
         ({"tokenizer": ["own_code", "Tokenizer"]}, "has a tokenizer of the class own_code.Tokenizer, which neither"),
         ({"tokenizer": ["os", "path"]}, "has a tokenizer of the class os.path, which neither"),
         ({"tokenizer": [None, None]}, "its tokenizer is None"),
+        ({"text_encoder": ["transformers", "AutoModel"]}, "of the class transformers.AutoModel, which is no network"),
+        ({"tokenizer": ["transformers", "AutoTokenizer"]}, "of the class transformers.AutoTokenizer, which is no"),
+        ({"vae": ["diffusers", "DiffusionPipeline"]}, "of the class diffusers.DiffusionPipeline, which is no network"),
+        ({"tokenizer": ["flux", "FluxPipeline"]}, "of the class flux.FluxPipeline, which is no network, tokenizer"),
+        ({"vae": ["diffusers", "AutoPipelineForText2Image"]}, "AutoPipelineForText2Image, which is no network"),
+        ({"../elsewhere": ["transformers", "CLIPTokenizer"]}, r"has a part '\.\./elsewhere' in its model_index.json"),
+        (
+            {"elsewhere": ["transformers", "CLIPTokenizer"]},
+            r"has a elsewhere, which a FluxPipeline of diffusers .* does not take; load",
+        ),
     ],
 )
 def test_classes_that_are_nobodys(changes: dict[str, Any], said: str, broken: Path) -> None:
 
     edit(broken / "model_index.json", **changes)
     assert re.search(said, one_sentence(broken))
+
+
+def test_weights_of_an_unnamed_class_are_not_made_up(broken: Path) -> None:
+    """Of transformers' AutoModel the class would be the config's, and pickles would be read."""
+    weights = load_file(broken / ENCODER)
+    gone = next(name for name in weights if name.endswith("weight"))
+    torch.save({name: t for name, t in weights.items() if name != gone}, broken / "text_encoder" / "pytorch_model.bin")
+    (broken / ENCODER).unlink()
+    edit(broken / "model_index.json", text_encoder=["transformers", "AutoModel"])
+    assert "transformers.AutoModel" in one_sentence(broken)
+
+
+def test_no_part_of_a_hub_repository_is_outside_of_it(broken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit(broken / "model_index.json", **{"../elsewhere": ["transformers", "CLIPTokenizer"]})
+    asked: list[list[str]] = []
+
+    def fetched(name: str, patterns: list[str], failed: Any, revision: str | None) -> Path:
+        asked.append(patterns)
+        return broken
+
+    monkeypatch.setattr(folders, "fetch_snapshot", fetched)
+    assert "has a part '../elsewhere'" in one_sentence(Path("some/one"))
+    assert not [pattern for patterns in asked for pattern in patterns if ".." in pattern]
 
 
 def test_what_stands_for_none_is_a_negative_prompt(saved: Path) -> None:
