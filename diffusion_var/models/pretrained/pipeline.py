@@ -48,7 +48,8 @@ def from_pipeline(
         return assemble(network, told, codec, prompts, name, chosen, autocast, scale, size=size)
     loop = PipelineLoop(pipe, _with_guidance(pipe, guidance_scale, call), chosen, layout)
     if unguided and guidance_scale is None and loop.guided and loop.scale_name not in call:
-        loop = loop.without_guidance(chosen)
+        call = loop.without_guidance(chosen).call  # made anew, to be asked for prompts as it is
+        loop = PipelineLoop(pipe, call, chosen, layout)
     arguments = dict(
         network=loop,
         shape=loop.shape,

@@ -197,9 +197,11 @@ def _walk(form: Any, said: Any, keep: Callable[[torch.Tensor], Any]) -> None:
         for value in said if form.kind == "list" else [said] if form.kind == "shared" else said.split(1):
             keep(value if form.kind == "rows" else value.unsqueeze(0))
     else:
-        checks.refuse(isinstance(said, torch.Tensor), _OTHER)
+        unlike = isinstance(said, torch.Tensor) or type(said) is not type(form.value)
+        checks.refuse(unlike or (isinstance(said, _PLAIN) and said != form.value), _OTHER)
 
 
+_PLAIN = (bool, int, float, str)
 _OTHER = "encode_prompt returned something else for this prompt than for the empty one; give another prompt."
 
 
@@ -209,7 +211,13 @@ def _built(form: Any, tensors: Iterator[torch.Tensor]) -> Any:
     if isinstance(form, _Fixed):
         return form.value
     if form.kind == "shared":
-        return next(tensors)[0]
+        shared = next(tensors)
+        checks.refuse(
+            not torch.equal(shared, shared[:1].expand_as(shared)),
+            "encode_prompt returned a tensor that all images share, which is not the same for these prompts; give "
+            "images of one prompt at a time.",
+        )
+        return shared[0]
     found = [next(tensors) for _ in range(form.count)]
     if form.kind == "list":
         return [row for tensor in found for row in tensor.unbind(0)]

@@ -290,7 +290,7 @@ def test_a_pipeline_that_guides_from_0_on_is_unguided_at_0() -> None:
     with torch.no_grad():
         conditions = at_zero.prompts.encode(["a cat"])
         expected = at_zero(x_t, 5, conditions).mean
-        assert torch.equal(plain(x_t, 5, conditions).mean, expected)
+        assert torch.equal(plain(x_t, 5, plain.prompts.encode(["a cat"])).mean, expected)
         assert float((at_one(x_t, 5, at_one.prompts.encode(["a cat"])).mean - expected).abs().max()) > 1e-3
     with pytest.raises(dv.InputError, match=r"guided here \(guidance_scale=1\); .*, or with 0 where its pipeline"):
         at_one.network.features_in_order([])

@@ -372,6 +372,24 @@ def test_prompts_that_do_not_fit(change: Any, said: str, denoiser: Denoiser, x_t
         denoiser(x_t, 5, change(denoiser.prompts.encode(PROMPTS)))
 
 
+def test_what_a_prompt_changes_is_not_replayed_for_others() -> None:
+    """Of what is no tensor, and of tensors that images share."""
+    from diffusion_var.models.pretrained.prompt_record import PromptRecord
+
+    rows, shared = torch.zeros(1, 3, 4), torch.zeros(3, 2)
+    record = PromptRecord.of([(rows, 7, shared)], [(rows.repeat(2, 1, 1), 7, shared)], "Own")
+    assert len(record.flat([(rows + 1, 7, shared)])) == 2
+    for other in (99, 7.0, None, "7"):
+        with pytest.raises(InputError, match="returned something else for this prompt than for the empty one"):
+            record.flat([(rows, other, shared)])
+    whole = [rows.repeat(2, 1, 1), torch.stack([shared, shared])]
+    (built,) = record.calls(whole, torch.device("cpu"))
+    assert torch.equal(built[2], shared)
+    whole[1][1] += 1
+    with pytest.raises(InputError, match="that all images share, which is not the same for these prompts"):
+        list(record.calls(whole, torch.device("cpu")))
+
+
 @pytest.mark.parametrize("prompts", ["a cat", "", [], (), [1], ["cat", None], [["cat"]]])
 def test_anything_but_a_list_of_texts_is_refused(prompts: Any, denoiser: Denoiser) -> None:
     with pytest.raises(InputError, match=r"^prompts=.* must be a list of at least one text\.$"):
