@@ -150,6 +150,22 @@ def test_a_table_that_is_measured_through_a_pipeline_serves_it(name: str) -> Non
         dv.analytic_scheduler(table, pipe)
 
 
+@pytest.mark.parametrize("name", ["sd3", "flux", "wan", "sdxl"])
+def test_a_pipeline_that_is_saved_with_a_measured_scheduler_is_a_model_again(name: str, tmp_path: Path) -> None:
+    pipe, call = FAMILIES[name](), model_call(name)
+    own = dv.Denoiser.from_pipeline(pipe, **{**call, "guidance_scale": 3.0})
+    table = flow_table(name) if name in FLOW else beta_table(name)
+    pipe.scheduler = dv.analytic_scheduler(table, pipe, structure="dct")
+    pipe.save_pretrained(tmp_path)
+    size = {key: value for key, value in call.items() if key != "guidance_scale"}
+    loaded = dv.Denoiser.from_pretrained(tmp_path, device="cpu", guidance_scale=3.0, call=size)
+    x_t = torch.randn((1, *own.shape), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found, expected = (d(x_t, 5, d.prompts.encode(["a cat"])).mean for d in (loaded, own))
+    assert loaded.schedule.matches(own.schedule)
+    assert torch.equal(found, expected)
+
+
 def model_call(name: str) -> dict[str, Any]:
     """The arguments of a call that belong to the model."""
     if name in ("ddpm", "ldm"):

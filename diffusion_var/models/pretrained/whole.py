@@ -18,6 +18,8 @@ from ...errors import InputError
 from .components import load_module, unloadable
 from .folder import ModelFolder
 
+#: Where parts are from, beside modules of a pipeline in diffusers; the last for schedulers that stand in pipelines.
+_LIBRARIES = ("diffusers", "transformers", "diffusion_var")
 #: What only looks at finished pictures, or makes conditions of others.
 _LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 
@@ -70,7 +72,7 @@ def _class(folder: ModelFolder, part: str, entry: list[Any]) -> Any:
     library, name = (str(word) for word in entry[:2]) if len(entry) >= 2 else ("", str(entry))
     found = None
     if library.isidentifier() and name.isidentifier():
-        place = library if library in ("diffusers", "transformers") else f"diffusers.pipelines.{library}"
+        place = library if library in _LIBRARIES else f"diffusers.pipelines.{library}"
         try:
             found = getattr(import_module(place), name, None)
         except ImportError:
