@@ -36,12 +36,23 @@ _COMPARED: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "clip": ("clipping", lambda clip: None if clip is None else tuple(clip)),
     "guidance_scale": ("guidance scale", float),
     "evaluations_an_image": ("evaluations of the network an image", int),
+    "beside": ("networks beside the network", lambda digest: digest.removeprefix("xxh3:")[:12]),
+    "steered": ("guidance in the call", lambda said: dict(said)),
     "classifier_scale": ("classifier scale", float),
     "embedded_guidance": ("guidance that the network is told", float),
     "latent_scaling": ("latent scaling", lambda scaling: shown_scaling(scaling)),
 }
 #: What tells a network besides the digest of its weights, by the names that a table's file has.
-NETWORK_FACTS = ("precision", "rounded", "probe", "classifier_scale", "embedded_guidance", "evaluations_an_image")
+NETWORK_FACTS = (
+    "precision",
+    "rounded",
+    "probe",
+    "classifier_scale",
+    "embedded_guidance",
+    "evaluations_an_image",
+    "beside",
+    "steered",
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,8 @@ class ModelIdentity:
         schedule: its noise schedule.
         facts: plain data by name: shape, prediction, clip, data_range, guidance_scale, unconditional, latent_scaling,
             autocast, sigma_data, classifier_scale, embedded_guidance (a guidance scale that is an argument of the
-            network), evaluations_an_image (of the network in a pipeline's loop; two with guidance), and of the network
+            network), evaluations_an_image (of the network in a pipeline's loop; two with guidance), beside (the
+            digest of what steers it there), steered (what else its call says of guidance), and of the network
             those of `network_facts` (its digests are of network, classifier and scale
             together where a classifier guides it). A name that is absent is not known.
     """

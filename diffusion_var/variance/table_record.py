@@ -61,6 +61,8 @@ class NetworkFacts(TypedDict, total=False):
     classifier_scale: float
     embedded_guidance: float
     evaluations_an_image: Count
+    beside: Text
+    steered: dict[Text, JsonValue]
     rounded: dict[Text, Text]
     probe: Annotated[dict[str, JsonValue], AfterValidator(_measured)]
 

@@ -28,6 +28,7 @@ from ... import checks
 from ...errors import InputError
 from ...unwrapping import has_hook, is_placed, unwrapped
 from ..conditions import rows_of
+from ..fingerprint import weights_fingerprint
 from ..guidance import OwnGuidance
 from ..network_checks import move
 from .layout import Layout, layout_named, layout_of
@@ -140,11 +141,27 @@ class PipelineLoop(torch.nn.Module):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What decides its means beside its weights: how often the network is evaluated and the guidance that it is
-        told, which tables remember, and the plain values of its call, which runs that go on do."""
+        """What decides its means beside its weights: how often the network is evaluated, the guidance that it is told,
+        the networks beside it and what else the call says of guidance, which tables remember, and the plain values of
+        its call, which runs that go on do."""
         plain = {name: value for name, value in self.call.items() if isinstance(value, bool | int | float | str)}
         told = {} if self.embedded_guidance is None else {"embedded_guidance": self.embedded_guidance}
-        return {"call": plain, "evaluations_an_image": self.evaluations, **told}
+        beside = weights_fingerprint(self.beside) if len(self.beside) else "none"
+        return {
+            "call": plain,
+            "evaluations_an_image": self.evaluations,
+            "beside": beside,
+            "steered": self._steered(plain),
+            **told,
+        }
+
+    def _steered(self, plain: Mapping[str, Any]) -> dict[str, Any]:
+        """What else the call says of guidance, by name; what is empty or the default is as what is left out."""
+        scales = {name for name in plain if name.endswith("_scale") or "guidance" in name}
+        texts = {name for name in plain if name.startswith("negative_prompt")} if self.guided else set()
+        names = sorted(scales - {self.scale_name, "guidance_scale"} | texts)
+        defaults = {name: self._parameters_of_call[name].default for name in names}
+        return {name: plain[name] for name in names if plain[name] not in ("", defaults[name])}
 
     @property
     def _name(self) -> str:

@@ -397,7 +397,6 @@ def test_anything_but_a_list_of_texts_is_refused(prompts: Any, denoiser: Denoise
 
 
 def test_a_run_with_another_call_does_not_go_on(tmp_path: Path) -> None:
-    """The negative prompt is no part of a table's identity, but of a checkpoint's."""
     options = {"guidance_scale": 3.0, **CALL}
     one, other = (Denoiser.from_pipeline(FAMILIES["sd3"](), negative_prompt=text, **options) for text in ("", "a dog"))
     latents = torch.from_numpy(np.random.default_rng(0).standard_normal((4, *one.shape), dtype=np.float32))
@@ -418,6 +417,68 @@ def test_a_run_with_another_call_does_not_go_on(tmp_path: Path) -> None:
     assert run(one).posterior_variance(4) == first.posterior_variance(4)
     with pytest.raises(InputError, match="call"):
         run(other)
+
+
+def kept(denoiser: Denoiser, path: Path) -> dv.VarianceTable:
+    table = dv.estimate(
+        denoiser,
+        torch.from_numpy(np.random.default_rng(0).standard_normal((2, *denoiser.shape), dtype=np.float32)),
+        conditions=dv.Conditions(denoiser.prompts.encode(["a cat"])),
+        indices=[4],
+        tolerance=0.5,
+        structures=("isotropic",),
+        progress=False,
+    )
+    table.save(path)
+    return dv.VarianceTable.load(path)
+
+
+def test_a_table_knows_what_its_mean_was_guided_away_from(tmp_path: Path) -> None:
+    def made(text: str | None, scale: float = 3.0) -> Denoiser:
+        return Denoiser.from_pipeline(FAMILIES["sd3"](), negative_prompt=text, guidance_scale=scale, **CALL)
+
+    table = kept(made("a bird"), tmp_path / "table.safetensors")
+    table.check(made("a bird"))
+    for other in ("a dog", "", None):
+        with pytest.raises(InputError, match=r"guidance in the call: the table has \{'negative_prompt': 'a bird'\}"):
+            table.check(made(other))
+    empty = made("").identity()
+    assert not empty.mismatch(made(None).identity(), "one", "the other")
+    assert not made("a dog", 1.0).identity().mismatch(made("a bird", 1.0).identity(), "one", "the other")
+
+
+def test_the_scale_of_a_second_network_is_part_of_the_mean() -> None:
+    call = {"height": 16, "width": 16, "num_frames": 5, "max_sequence_length": 8, "guidance_scale": 3.0}
+    one, other = (
+        Denoiser.from_pipeline(wan(other_transformer(0.1)), guidance_scale_2=scale, **call) for scale in (2.0, 5.0)
+    )
+    said = one.identity().mismatch(other.identity(), "the table", "the denoiser")
+    assert (
+        said == "guidance in the call: the table has {'guidance_scale_2': 2.0}, the denoiser {'guidance_scale_2': 5.0}"
+    )
+
+
+def test_a_table_of_one_controlnet_is_none_of_another(tmp_path: Path) -> None:
+    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+
+    base = FAMILIES["sd"]()
+    controlnet = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(4, 8)).eval()
+
+    def made(network: Any, strength: float = 1.0) -> Denoiser:
+        pipe = StableDiffusionControlNetPipeline(**base.components, controlnet=network)
+        size = {"height": 16, "width": 16, "controlnet_conditioning_scale": strength}
+        return Denoiser.from_pipeline(pipe, image=torch.ones(1, 3, 16, 16), guidance_scale=1.0, **size)
+
+    table = kept(made(controlnet), tmp_path / "table.safetensors")
+    table.check(made(copy.deepcopy(controlnet)))
+    assert table.identity().facts["steered"] == {}  # the default, said or not
+    other = copy.deepcopy(controlnet)
+    with torch.no_grad():
+        other.controlnet_mid_block.weight.add_(0.1)
+    with pytest.raises(InputError, match=r"networks beside the network: the table has [0-9a-f]{12}, the denoiser"):
+        table.check(made(other))
+    with pytest.raises(InputError, match=r"guidance in the call: .*'controlnet_conditioning_scale': 0\.5"):
+        table.check(made(controlnet, 0.5))
 
 
 def test_a_table_of_it_is_none_of_another_pipelines(denoiser: Denoiser, x_t: torch.Tensor) -> None:
