@@ -110,6 +110,13 @@ def check_pipeline(pipe: Any, parameters: Mapping[str, Any]) -> None:
         bool(missing),
         f"the pipeline {type(pipe).__name__} has no {' and no '.join(missing)}, which its loop is run by; {WRAP}.",
     )
+    config: dict[str, Any] = dict(getattr(pipe.scheduler, "config", {}))
+    most: Any = config.get("sigma_max")
+    checks.refuse(
+        "shift" in config and checks.is_number(most) and most > 1,
+        f"the noise levels of {type(pipe).__name__} are sigma/alpha up to {most}, though its scheduler is a flow's, "
+        f"whose lie between 0 and 1; {WRAP}.",
+    )
 
 
 def check_sample(task: Task, name: str) -> None:

@@ -316,6 +316,15 @@ def test_what_stands_for_none_is_the_pipelines(denoiser: Denoiser) -> None:
         denoiser.with_guidance(3.0, denoiser.prompts.encode([""]))
 
 
+def test_a_flow_scheduler_with_the_levels_of_another_process_is_refused() -> None:
+    """As Cosmos 2 has it, whose loop reads σ/α from its scheduler's list."""
+    pipe = flux()
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    pipe.scheduler.register_to_config(sigma_max=80.0, sigma_min=0.002, sigma_data=1.0, final_sigmas_type="sigma_min")
+    with pytest.raises(InputError, match=r"^the noise levels of FluxPipeline are sigma/alpha up to 80\.0, though its"):
+        Denoiser.from_pipeline(pipe, **CALL)
+
+
 def test_guidance_by_the_number_of_a_step_is_refused() -> None:
     with pytest.raises(
         InputError, match=r"^skip_guidance_layers of StableDiffusion3Pipeline goes by the number of a step"
