@@ -20,12 +20,11 @@ from ..models.posterior import Posterior
 from ..process.kernel import ReverseKernel
 from ..process.level import NoiseLevel
 from ..process.linear import linear_mmse
-from ..process.structure import Channel, Isotropic
 from ..variance.estimators import Estimator
 from ..variance.table import VarianceTable
 from .analytic import optimal_variance
-from .lists import STRUCTURES
-from .reverse import ReverseCovariance, StructuredCovariance, image_shape, variance_tensor
+from .lists import STRUCTURES, listed_covariance
+from .reverse import ReverseCovariance, StructuredCovariance
 
 Float64Array = npt.NDArray[np.float64]
 #: How far the curve may be from the table in the middle of a piece, relative; and how often a piece is halved at most.
@@ -129,13 +128,7 @@ class VarianceCurve(ReverseCovariance):
         return np.asarray(optimal_variance(kernel, self.posterior_variance(kernel.level_t), 0.0, 0.0))
 
     def __call__(self, posterior: Posterior | None, kernel: ReverseKernel) -> StructuredCovariance:
-        value, shape = self.variance(kernel), image_shape(posterior)
-        if value.ndim == 0:
-            return StructuredCovariance(Isotropic(shape), variance_tensor(value, posterior))
-        wrong = posterior is not None and len(value) != shape[0]
-        checks.refuse(wrong, f"there are variances for {len(value)} channels, but the images have {shape[0]}.")
-        structure = Channel((len(value), *shape[1:]))
-        return StructuredCovariance(structure, variance_tensor(value.reshape(structure.variance_shape), posterior))
+        return listed_covariance(self.variance(kernel), posterior)
 
 
 def level_of(log_snr: float) -> NoiseLevel:

@@ -93,13 +93,18 @@ class VarianceLists(ReverseCovariance):
         return np.asarray(optimal_variance(kernel, v, cross, shift))
 
     def __call__(self, posterior: Posterior | None, kernel: ReverseKernel) -> StructuredCovariance:
-        value, shape = self.variance(kernel), image_shape(posterior)
-        if value.ndim == 0:
-            return StructuredCovariance(Isotropic(shape), variance_tensor(value, posterior))
-        wrong = posterior is not None and len(value) != shape[0]
-        checks.refuse(wrong, f"there are variances for {len(value)} channels, but the images have {shape[0]}.")
-        structure = Channel((len(value), *shape[1:]))
-        return StructuredCovariance(structure, variance_tensor(value.reshape(structure.variance_shape), posterior))
+        return listed_covariance(self.variance(kernel), posterior)
+
+
+def listed_covariance(value: Float64Array, posterior: Posterior | None) -> StructuredCovariance:
+    """Σ of one variance, (), or one for each channel, (C,), for the posterior's images; float64 values."""
+    shape = image_shape(posterior)
+    if value.ndim == 0:
+        return StructuredCovariance(Isotropic(shape), variance_tensor(value, posterior))
+    wrong = posterior is not None and len(value) != shape[0]
+    checks.refuse(wrong, f"there are variances for {len(value)} channels, but the images have {shape[0]}.")
+    structure = Channel((len(value), *shape[1:]))
+    return StructuredCovariance(structure, variance_tensor(value.reshape(structure.variance_shape), posterior))
 
 
 def _flat(value: Any) -> Any:

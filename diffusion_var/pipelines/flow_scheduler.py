@@ -165,12 +165,7 @@ class AnalyticFlowScheduler(VarianceHolder, FlowMatchEulerDiscreteScheduler):  #
         A pipeline that is loaded from disk has to be watched again: `pipe.scheduler.watch(pipe)`.
         Raises InputError where head and pipeline disagree.
         """
-        checks.instance("head", head, Head, "a dv.Head (dv.Head.load(path) reads one)")
-        checks.refuse(
-            not hasattr(pipe, "scheduler"),
-            f"a head needs the pipeline, whose network it reads, but got {type(pipe).__name__}; use "
-            "AnalyticFlowScheduler.from_head(head, pipe).",
-        )
+        cls._check_head(head, pipe)
         given = flow_config_to_fit(head.table, pipe.scheduler)
         check_sound(pipe)
         check_pipeline(head.table, pipe, require_network(pipe))

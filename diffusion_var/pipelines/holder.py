@@ -58,6 +58,16 @@ class VarianceHolder(ConfigMixin):
         made.attach_head(head)
         return cast(Self, made)
 
+    @classmethod
+    def _check_head(cls, head: Any, pipe: Any) -> None:
+        """Refuse what is no head, and what is no pipeline, whose network a head reads."""
+        checks.instance("head", head, Head, "a dv.Head (dv.Head.load(path) reads one)")
+        checks.refuse(
+            not hasattr(pipe, "scheduler"),
+            f"a head needs the pipeline, whose network it reads, but got {type(pipe).__name__}; use "
+            f"{cls.source_kind.scheduler}.from_head(head, pipe).",
+        )
+
     @property
     def table(self) -> VarianceTable | None:
         """The table that lies beside the config (pixel and dct structures), once it is attached."""

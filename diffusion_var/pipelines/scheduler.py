@@ -210,13 +210,7 @@ class AnalyticScheduler(VarianceHolder, SchedulerMixin, ConfigMixin):  # type: i
         A pipeline that is loaded from disk has to be watched again: `pipe.scheduler.watch(pipe)`.
         Raises InputError where head and pipeline disagree.
         """
-        checks.instance("head", head, Head, "a dv.Head (dv.Head.load(path) reads one)")
-        kind = type(pipe).__name__
-        checks.refuse(
-            not hasattr(pipe, "scheduler"),
-            f"a head needs the pipeline, whose network it reads, but got {kind}; use "
-            "AnalyticScheduler.from_head(head, pipe).",
-        )
+        cls._check_head(head, pipe)
         check_pipeline(head.table, pipe, network_of(pipe))
         options = {
             "clipped_eps": clipped_eps,
