@@ -29,6 +29,7 @@ from ..models.heads import HeadNetwork
 from ..models.posterior import Posterior
 from ..process.kernel import ReverseKernel
 from ..process.level import NoiseLevel
+from ..process.structure import without_autocast
 from ..variance.estimators import range_variance
 from ..variance.table import VarianceTable
 from .head_file import head_digest, read_head_file, write_head_file
@@ -143,7 +144,8 @@ class Head(ReverseCovariance):
         if next(self.network.parameters()).device != features.device:
             self.network.to(features.device)
         where = n if isinstance(n, NoiseLevel) else torch.as_tensor(n).expand(len(features))
-        raw = self.network(features.float(), self.time(where, len(features), features.device))
+        with without_autocast(features.device):
+            raw = self.network(features.float(), self.time(where, len(features), features.device))
         return self.cut(self.output(raw, posterior, where), where).to(like.dtype)
 
     def time(self, n: torch.Tensor | NoiseLevel, batch: int, device: torch.device) -> torch.Tensor:

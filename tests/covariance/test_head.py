@@ -45,6 +45,15 @@ def test_its_likelihood_is_too(structure):
     assert float(abs(costs[0][finite] - costs[1][finite]).max()) < 1e-5
 
 
+def test_a_callers_autocast_does_not_reach_a_head():
+    made = head(scale=0.3)
+    x_t = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
+    posterior = made.prepare(denoiser())(x_t, 20)
+    expected = made.ratio(posterior, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(made.ratio(posterior, 20), expected)
+
+
 def test_a_trained_head_depends_on_the_image_and_not_on_the_batch():
     made = head(scale=0.3)
     model = made.prepare(denoiser())
