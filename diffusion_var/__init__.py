@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .errors import InputError as InputError
     from .errors import NetworkError as NetworkError
     from .errors import NumericalError as NumericalError
+    from .errors import RankError as RankError
     from .likelihood.bound import Bound as Bound
     from .likelihood.bound import bits_per_dim as bits_per_dim
     from .likelihood.bound import density_bound as density_bound
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from .models.identity import ModelIdentity as ModelIdentity
     from .models.posterior import Posterior as Posterior
     from .models.pretrained.encode import encode_latents as encode_latents
+    from .parallel import alone as alone
     from .pipelines.choose import analytic_scheduler as analytic_scheduler
     from .pipelines.flow_scheduler import AnalyticFlowScheduler as AnalyticFlowScheduler
     from .pipelines.scheduler import AnalyticScheduler as AnalyticScheduler
@@ -97,6 +99,7 @@ _HOMES = {
     "NumericalError": ".errors",
     "OdeLikelihood": ".likelihood.ode",
     "Posterior": ".models.posterior",
+    "RankError": ".errors",
     "ReverseCovariance": ".covariance.reverse",
     "ReverseKernel": ".process.kernel",
     "Sampler": ".sampling.sampler",
@@ -107,6 +110,7 @@ _HOMES = {
     "StructuredCovariance": ".covariance.reverse",
     "VarianceTable": ".variance.table",
     "advise": ".advice.advise",
+    "alone": ".parallel",
     "analytic_scheduler": ".pipelines.choose",
     "bits_per_dim": ".likelihood.bound",
     "check": ".sampling.check",

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 # Not the user's own code: a warning is laid at the door of whoever called through these.
 _PASSED_OVER = frozenset({"diffusion_var", "torch", "contextlib", "diffusers", "accelerate"})
@@ -78,12 +79,47 @@ class NetworkError(RuntimeError):
         return printable(f"{who} failed {where}{self.after}: {reason}{self.kept}.")
 
 
+class RankError(RuntimeError):
+    """Another process of a shared work failed, hangs, or is gone, and so the work has ended in all of them.
+
+    Attributes: `rank`, which process, and `count`, of how many; `said`, what happened to it; `code`, its exit code.
+    """
+
+    def __init__(self, rank: int, count: int, said: str, code: int = 1) -> None:
+        super().__init__(rank, count, said, code)
+        self.rank, self.count, self.said, self.code = rank, count, said, code
+
+    def __str__(self) -> str:
+        return printable(f"rank {self.rank} of {self.count} {self.said.rstrip('.')}.")
+
+
 class DiffusionVarWarning(UserWarning):
     """The result is valid, but the user will want to know something about it."""
 
 
+_heard: list[Callable[[str], None]] = []  # who collects warnings instead of issuing them
+
+
+@contextmanager
+def hear_warnings(hear: Callable[[str], None]) -> Iterator[None]:
+    """Inside, warnings are handed to `hear`: those of a process for which another one speaks."""
+    _heard.append(hear)
+    try:
+        yield
+    finally:
+        _heard.remove(hear)
+
+
 def warn(sentence: str) -> None:
     """Issue a `DiffusionVarWarning` at the line of the user's code that called into the package."""
+    if _heard:
+        _heard[-1](sentence)
+    else:
+        issue(sentence)
+
+
+def issue(sentence: str) -> None:
+    """Issue a warning, whoever hears them."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _PASSED_OVER:
         frame, level = frame.f_back, level + 1

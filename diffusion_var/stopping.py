@@ -23,11 +23,17 @@ _edges: list[StopSignals] = []
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal that asks the process to end; `number` is the signal's."""
+    """A signal that asks the process to end.
 
-    def __init__(self, number: int) -> None:
+    Args:
+        number: the signal's.
+        together: whether all processes of a shared work end by it.
+        rank: the one that was told to, if another one was.
+    """
+
+    def __init__(self, number: int, together: bool = False, rank: int | None = None) -> None:
         super().__init__(number)
-        self.number = number
+        self.number, self.together, self.rank = number, together, rank
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
@@ -38,7 +44,8 @@ def exit_code(stop: KeyboardInterrupt) -> int:
 def word(stop: KeyboardInterrupt) -> str:
     """How a run ended."""
     number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
-    return "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+    said = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+    return said if not isinstance(stop, Stopped) or stop.rank is None else f"rank {stop.rank} was {said}"
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..errors import LONGEST, printable
+from ..parallel import is_first
 
 
 @contextmanager
@@ -29,8 +30,9 @@ def streams_for_people() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Print one printable line."""
-    print(printable(text, None), flush=True)
+    """Print one printable line; of processes that share the work, the first one does."""
+    if is_first():
+        print(printable(text, None), flush=True)
 
 
 def say_lines(*texts: str) -> None:

@@ -1,0 +1,501 @@
+"""Work that many processes share: who does what, what they tell each other, and how all end when one does.
+
+    with sharing("estimate", facts) as team:      # every process comes here, with the same facts
+        mine = team.share(costs)                  # whole units, balanced
+        ...                                       # `beat` where there is progress; `team.called` ends a stretch of work
+        found = team.gather(arrays, plain)        # everybody's, in the order of ranks, on every process
+        team.end_if_stopped()
+
+In one process, and inside `alone`, a team is of one and all of this does nothing. Elsewhere the processes are those of
+torch.distributed, which torchrun, `accelerate launch` or srun started (`launch`). What they do not say through
+gathers, they know through `peers`. A process that raises makes all raise `RankError`, which names it; a signal to stop,
+to any of them, makes all stop together where they meet next.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from . import checks, launch
+from .errors import InputError, RankError, hear_warnings, issue, warn
+from .measured import agree, shown
+from .peers import GRACE, Peers
+from .stopping import Stopped, TakenOver
+
+if TYPE_CHECKING:
+    import torch
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+T = TypeVar("T")
+_PIECE = 4 << 20  # bytes of each process in one exchange
+_TRANSFER = 300.0  # seconds that one exchange may take, once all have come
+_COMPLAIN = 30.0  # seconds of waiting for processes that have not come, before a word on it
+
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+_team: ContextVar[Team | None] = ContextVar("team", default=None)
+_kept_alive: list[Any] = []  # what an exchange that was given up may still write into
+_blocks = 0  # of shared work begun by this program
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process shares nothing with the others of its program: it does all the work that it asks for.
+
+    For what one process does and the others do not, or do otherwise: previews of the first one in a training, samples
+    of each with a seed of its own.
+    """
+    token, outer = _alone.set(True), _team.set(None)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+        _team.reset(outer)
+
+
+def team() -> Team:
+    """The team of the shared work under way; outside of any, and inside `alone`, this process by itself."""
+    return _team.get() or Team(None)
+
+
+def beat(done: int = 0) -> None:
+    """There was progress. Raises RankError where another process has ended the work, Stopped where this one was told to
+    and has not come to a place to stop at within some seconds."""
+    if _running is not None:
+        _running.beat(done)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks, in a work that is shared."""
+    return _running is None or _running.rank == 0
+
+
+def is_shared() -> bool:
+    """Whether processes share work just now, though perhaps not this part of it."""
+    return _running is not None
+
+
+@contextmanager
+def sharing(what: str, facts: Callable[[], Mapping[str, Any]] | None = None, guard: bool = False) -> Iterator[Team]:
+    """Work that all processes of the program come to together; a team of one where there is one process.
+
+    Args:
+        what: the work, for messages: a function's or command's name.
+        facts: what all must agree on, as plain data (`measured` numbers within their tolerances).
+        guard: at a command's edge: whether a process whose main thread cannot end is ended after a failure.
+
+    Raises InputError, in every process, where the facts differ; RankError where another process fails.
+    """
+    if _alone.get():
+        yield Team(None)
+        return
+    if (outer := _team.get()) is not None:  # the same processes, at a part of the same work
+        if facts is not None:
+            outer.agree(facts(), what)
+        yield outer
+        return
+    launch.join()
+    if not launch.is_joined():
+        yield Team(None)
+        return
+    from torch import distributed
+
+    if distributed.get_world_size() == 1:
+        yield Team(None)
+        return
+    with _block(what, facts, guard) as shared:
+        yield shared
+
+
+_running: Team | None = None
+
+
+@contextmanager
+def _block(what: str, facts: Callable[[], Mapping[str, Any]] | None, guard: bool) -> Iterator[Team]:
+    global _running, _blocks
+    from torch import distributed
+
+    _blocks += 1
+    rank, count = distributed.get_rank(), distributed.get_world_size()
+    peers = Peers(_store(f"block {_blocks}"), rank, count, launch.timeout(), guard)
+    shared, error = Team(peers), None
+    with ExitStack() as stack:
+        token = _team.set(shared)
+        stack.callback(_team.reset, token)
+        stack.enter_context(TakenOver(lambda number, frame: shared.ask(number)))
+        if rank:
+            stack.enter_context(hear_warnings(shared.warnings.append))
+        _running = shared
+        try:
+            peers.arrive(what)
+            shared.wait("here", what)
+            peers.begin(what)
+            shared.agree({**_versions(), **({} if facts is None else facts())}, what)
+            yield shared
+            shared.finish()
+        except BaseException as raised:
+            error = shared.reason(raised)
+            if error is raised:
+                raise
+            raise error from raised
+        finally:
+            _running = None
+            said, code = _told(error)
+            peers.end(error, said, code)
+            shared.close(error is None)
+
+
+def said_already(error: BaseException) -> bool:
+    """Whether another process of a shared work has said, or says, the very same of its own failure: all of them found
+    the same mistake."""
+    return bool(getattr(error, "_said_already", False))
+
+
+def is_broken() -> bool:
+    """Whether an exchange was given up, so that ending as usual would wait for processes that are gone."""
+    return bool(_kept_alive)
+
+
+def _told(error: BaseException | None) -> tuple[str | None, int]:
+    """What the others are told of an error of this process, and its exit code."""
+    if error is None or isinstance(error, RankError):
+        return None, 0
+    if isinstance(error, KeyboardInterrupt):
+        return (None, 0) if isinstance(error, Stopped) and error.together else ("was interrupted", 130)
+    said = str(error).strip() or type(error).__name__
+    ours = type(error).__module__.startswith("diffusion_var")
+    return (f"failed: {said}" if ours else f"failed: {type(error).__name__}: {said}"), 2 if ours else 1
+
+
+def _versions() -> dict[str, str]:
+    return {f"version of {name}": version(name) for name in ("diffusion-var", "torch", "numpy", "diffusers")}
+
+
+def _store(name: str) -> Any:
+    from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+
+    return PrefixStore(f"diffusion_var {name}", _get_default_store())
+
+
+class Team:
+    """The processes of a shared work, seen from one of them; of one process, if `peers` is None.
+
+    Attributes: `rank` and `count`; `first`, whether this is the one that writes and speaks; `warnings`, of this
+    process, which the first issues for all.
+    """
+
+    def __init__(self, peers: Peers | None) -> None:
+        self._peers = peers
+        self.rank, self.count = (0, 1) if peers is None else (peers.rank, peers.count)
+        self.warnings: list[str] = []
+        self._asked: float | None = None  # when this process came to know of a stop
+        self._meeting = self._claims = self._bars = 0
+        self._agreed: tuple[int, int] | None = None  # the stop that all know of since the last gather
+        self._waiting_bar: Callable[[], None] | None = None
+        self._group: Any = None  # of gloo, for what is exchanged
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and speaks."""
+        return self.rank == 0
+
+    # ---- sharing ----------------------------------------------------------------------------------------------
+
+    def share(self, costs: Sequence[float]) -> list[int]:
+        """The positions of the units that this process takes, ascending: the dearest first to whoever has least."""
+        shares: list[list[int]] = [[] for _ in range(self.count)]
+        loads = [(0.0, r) for r in range(self.count)]
+        for i in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+            load, r = loads[0]
+            heapq.heapreplace(loads, (load + costs[i], r))
+            shares[r].append(i)
+        return sorted(shares[self.rank])
+
+    def claimed(self, count: int) -> Iterator[int]:
+        """Numbers below `count`, each in one process: the next one to whoever is free. Ends early where the work is to
+        stop, and for all alike (`end_if_stopped`)."""
+        self._claims += 1
+        key, k = f"claims {self._claims}", -1
+        while not self.called or self._peers is None:
+            k = k + 1 if self._peers is None else int(self._store.add(key, 1)) - 1
+            if k >= count:
+                break
+            yield k
+            beat()
+
+    def first_alone(self, call: Callable[[], T]) -> T:
+        """What `call` gives in the first process, plain data, in every one."""
+        if self._peers is None:
+            return call()
+        found: T = self.gather({}, call() if self.first else None)[0][1]
+        return found
+
+    def tell_idle(self, units: int, of: str) -> None:
+        """Say, once, that there are more processes than units of work."""
+        if units < self.count and self.first:
+            warn(
+                f"there are {self.count} processes, but only {units} {of} to share between them; the others wait: "
+                "start fewer, or make the parts smaller (the batch size)."
+            )
+
+    # ---- telling ----------------------------------------------------------------------------------------------
+
+    def gather(self, arrays: Arrays, plain: Any = None, to_first: bool = False) -> list[tuple[dict[str, Any], Any]]:
+        """Everybody's arrays and plain data, in the order of ranks: a meeting, to which every process comes.
+
+        Args:
+            to_first: whether the first process alone needs them; the others get an empty list.
+        """
+        if self._peers is None:
+            return [(dict(arrays), plain)]
+        from safetensors.numpy import load, save
+
+        stop = self._peers.stop
+        mine = save(
+            {name: np.ascontiguousarray(array) for name, array in arrays.items()},
+            {"plain": json.dumps([plain, stop])},
+        )
+        self._meeting += 1
+        self.wait(f"meeting {self._meeting}")
+        texts = self._exchange(mine, to_first)
+        told = [json.loads(_plain_of(text)) for text in texts]
+        stops = [tuple(found) for _, found in told if found is not None]
+        self._agreed = self._agreed or (stops[0] if stops else None)
+        return [(load(text), found) for text, (found, _) in zip(texts, told, strict=True)]
+
+    @property
+    def called(self) -> bool:
+        """Whether this process shall come to the next `gather` now: somebody has called, or is told to stop."""
+        if self._peers is None:
+            return False
+        self._note_stop()
+        return self._peers.called > self._meeting or self._peers.stop is not None
+
+    def call(self) -> None:
+        """Call everybody to the next `gather`: where a state is to be saved."""
+        if self._peers is not None:
+            self._peers.call(self._meeting + 1)
+
+    def agree(self, facts: Mapping[str, Any], what: str) -> None:
+        """InputError, in every process, unless all have the same facts."""
+        if self._peers is None:
+            return
+        found = [theirs for _, theirs in self.gather({}, json.loads(json.dumps(facts, default=str)))]
+        unlike: dict[str, int] = {}
+        for r, theirs in enumerate(found):
+            for key in {**found[0], **theirs}:
+                if not agree(found[0].get(key), theirs.get(key)):
+                    unlike.setdefault(key, r)
+        if unlike:
+            key, r = next(iter(unlike.items()))
+            raise InputError(
+                f"the processes differ in {checks.listing([*unlike], 6)} (the {key} of rank 0 is "
+                f"{shown(found[0].get(key))}, of rank {r} {shown(found[r].get(key))}), but {what} is shared by all: "
+                "give all of them the same, or what is not shared stands in `with dv.alone():`."
+            )
+
+    # ---- stopping ---------------------------------------------------------------------------------------------
+
+    def ask(self, signal: int) -> None:
+        """This process was told to stop by a signal; a second Ctrl-C, after a second, means at once."""
+        again = self._asked is not None and time.monotonic() - self._asked > 1.0
+        if again and signal == 2:
+            raise Stopped(signal)
+        self._asked = self._asked or time.monotonic()
+        if self._peers is not None:
+            self._peers.ask(signal)
+
+    def end_if_stopped(self) -> None:
+        """Raise Stopped where a process was told to stop before the last `gather`: all know of it alike."""
+        if self._agreed is not None:
+            rank, signal = self._agreed
+            raise Stopped(signal, together=True, rank=None if rank == self.rank else rank)
+
+    def beat(self, done: int = 0) -> None:
+        """See the function `beat`."""
+        if self._peers is None:
+            return
+        self._peers.steps += 1
+        self._peers.done += done
+        self._raise_if_over()
+
+    def _raise_if_over(self) -> None:
+        assert self._peers is not None
+        failed = self._peers.failed
+        if failed is not None and failed.rank != self.rank:
+            raise failed
+        if failed is not None:  # another process says so of this one: it hung, and moves again
+            raise RankError(self.rank, self.count, failed.said, failed.code)
+        self._note_stop()
+        if self._asked is not None and time.monotonic() - self._asked > GRACE and self._peers.stop is not None:
+            rank, signal = self._peers.stop
+            raise Stopped(signal, together=True, rank=None if rank == self.rank else rank)
+
+    def _note_stop(self) -> None:
+        assert self._peers is not None
+        if self._peers.stop is not None and self._asked is None:
+            self._asked = time.monotonic()
+
+    def reason(self, error: BaseException) -> BaseException:
+        """What ends this process: of an exchange that broke, what broke it."""
+        if self._peers is None or not isinstance(error, RuntimeError) or isinstance(error, RankError):
+            return error
+        if not any(word in f"{type(error).__name__} {error}".lower() for word in _BROKEN):
+            return error
+        until = time.monotonic() + 5.0
+        while self._peers.failed is None and time.monotonic() < until:
+            time.sleep(0.05)
+        return self._peers.failed or error
+
+    # ---- waiting and exchanging -------------------------------------------------------------------------------
+
+    @property
+    def _store(self) -> Any:
+        assert self._peers is not None
+        return self._peers._store
+
+    def wait(self, key: str, what: str | None = None) -> None:
+        """Until every process has come to `key`; after a while, with `what`, a word on who has not."""
+        assert self._peers is not None
+        peers, begun, pause, complained = self._peers, time.monotonic(), 1e-3, False
+        if what is None:
+            self._store.add(key, 1)
+        peers.waits = True
+        try:
+            while peers.missing(key) if what is not None else int(self._store.add(key, 0)) < self.count:
+                if what is None or peers.failed is not None:
+                    self._raise_if_over()
+                if what is not None and self._asked is not None:
+                    raise Stopped(peers.stop[1] if peers.stop else 2)
+                waited = time.monotonic() - begun
+                if what is not None and waited > peers.hangs:
+                    late = peers.missing(key)[0]
+                    raise RankError(late, self.count, f"has not come to {what} for {peers.hangs:g} s")
+                if what is not None and waited > _COMPLAIN and not complained:
+                    _complain(peers.missing(key), self.count, self.rank, what)
+                    complained = True
+                if self._waiting_bar is not None:
+                    self._waiting_bar()
+                time.sleep(pause)
+                pause = min(2 * pause, 0.02)
+        finally:
+            peers.waits = False
+        peers.steps += 1
+
+    def _exchange(self, mine: bytes, to_first: bool) -> list[bytes]:
+        """Everybody's bytes, piece by piece."""
+        import torch
+
+        if self._group is None:
+            self._group = _new_group()
+        group = self._group
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
+        _all_gather(sizes, torch.tensor([len(mine)]), group)
+        most, parts = max(int(size) for size in sizes), [bytearray() for _ in sizes]
+        receives = not to_first or self.first
+        for start in range(0, most, _PIECE):
+            width = min(_PIECE, most - start)
+            piece = torch.zeros(width, dtype=torch.uint8)
+            content = np.frombuffer(mine[start : start + width], dtype=np.uint8)
+            piece[: len(content)] = torch.from_numpy(content.copy())
+            pieces = [torch.empty(width, dtype=torch.uint8) for _ in sizes] if receives else []
+            _gather_first(pieces, piece, group, self.first) if to_first else _all_gather(pieces, piece, group)
+            for part, found, size in zip(parts, pieces, sizes, strict=receives):
+                part += found.numpy()[: max(int(size) - start, 0)].tobytes()
+        return [bytes(part) for part in parts] if receives else []
+
+    def finish(self) -> None:
+        """The end of the work, to which all come; the first process issues the warnings of the others."""
+        if self._peers is not None:
+            for _, said in self.gather({}, self.warnings, to_first=False)[1:]:
+                for text in said if self.first else ():
+                    if text not in self.warnings:
+                        issue(text)
+                        self.warnings.append(text)
+            self.end_if_stopped()
+
+    def close(self, well: bool) -> None:
+        """The work is over."""
+        if self._group is not None and well:
+            from torch import distributed
+
+            distributed.destroy_process_group(self._group)
+        elif self._group is not None:
+            _kept_alive.append(self._group)
+
+    # ---- progress ---------------------------------------------------------------------------------------------
+
+    def new_bar(self, pull: Callable[[], None] | None) -> int:
+        """The number of a progress bar that all show together; `pull` is called while this process waits."""
+        self._bars += 1
+        if self._peers is not None:
+            self._peers.bar, self._peers.done = self._bars, 0
+        self._waiting_bar = pull
+        return self._bars
+
+    def others_done(self, bar: int) -> int:
+        """What the other processes have done of a bar."""
+        return 0 if self._peers is None else self._peers.others_done(bar)
+
+
+#: What is said where an exchange broke, or a store is gone.
+_BROKEN = ("gloo", "nccl", "connection", "disterror", "distbackend", "distnetwork", "store", "socket", "broken pipe")
+
+
+def _complain(missing: list[int], count: int, rank: int, what: str) -> None:
+    named = checks.listing([f"rank {r}" for r in missing], 4)
+    warn(
+        f"rank {rank} of {count} waits in {what} for {named}, which have not come there for {_COMPLAIN:g} s; every "
+        "process makes the call, or one makes it alone, in `with dv.alone():`."
+    )
+
+
+def _new_group() -> Any:
+    from datetime import timedelta
+
+    from torch import distributed
+
+    return distributed.new_group(backend="gloo", timeout=timedelta(seconds=_TRANSFER))
+
+
+def _all_gather(found: list[torch.Tensor], mine: torch.Tensor, group: Any) -> None:
+    from torch import distributed
+
+    _finish(distributed.all_gather(found, mine, group=group, async_op=True), found, mine)
+
+
+def _gather_first(found: list[torch.Tensor], mine: torch.Tensor, group: Any, first: bool) -> None:
+    from torch import distributed
+
+    work = distributed.gather(mine, found if first else None, group=group, dst=0, async_op=True)
+    _finish(work, found, mine)
+
+
+def _finish(work: Any, *tensors: Any) -> None:
+    """Wait for an exchange, listening to signals and to what the others say."""
+    pause = 5e-5
+    try:
+        while not work.is_completed():
+            if _running is not None and _running._peers is not None and _running._peers.failed is not None:
+                raise _running._peers.failed
+            time.sleep(pause)
+            pause = min(2 * pause, 5e-3)
+        work.wait()
+    except BaseException:
+        _kept_alive.append((work, tensors))
+        raise
+
+
+def _plain_of(text: bytes) -> str:
+    """The plain data in a message."""
+    size = int.from_bytes(text[:8], "little")
+    return str(json.loads(text[8 : 8 + size])["__metadata__"]["plain"])
