@@ -126,7 +126,7 @@ def compare(
         # The rest is the first cell's; the name and hash of its images say nothing about the others.
         told = next(iter(scores.values())).protocol
         rest = sorted(k for k in told if k not in shared and not k.startswith("images_"))
-        result.protocols[metric] = {**shared, **{k: _sorted(told[k]) for k in rest}}
+        result.protocols[metric] = {k: _sorted(value) for k, value in {**shared, **{k: told[k] for k in rest}}.items()}
     return result
 
 

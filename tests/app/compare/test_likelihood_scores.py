@@ -119,8 +119,10 @@ def test_cells_are_computed_once(folder: Path, tmp_path: Path, monkeypatch: pyte
     assert (len(bounds), len(samples)) == (0, 3 * 2 * 2)
     run_compare(options(tmp_path / "run", methods=methods))
     assert (len(bounds), len(samples)) == (2 * 2, 3 * 2 * 2)  # two methods with noise share their bounds
+    results = (tmp_path / "run" / "results.json").read_bytes()
     run_compare(options(tmp_path / "run", methods=methods))
     assert (len(bounds), len(samples)) == (2 * 2, 3 * 2 * 2)
+    assert (tmp_path / "run" / "results.json").read_bytes() == results  # of scores that were read, in the same order
     run_compare(options(tmp_path / "run", methods=methods, likelihood_images="digits:score[:31]", overwrite=True))
     assert (len(bounds), len(samples)) == (4 * 2, 3 * 2 * 2)
     assert not list((tmp_path / "run").rglob("*.partial"))
