@@ -99,8 +99,7 @@ def sharing(what: str, facts: Callable[[], Mapping[str, Any]] | None = None, gua
         yield Team(None)
         return
     if (outer := _team.get()) is not None:  # the same processes, at a part of the same work
-        if facts is not None:
-            outer.agree(facts(), what)
+        outer.agree({"call": what, **({} if facts is None else facts())}, what)
         yield outer
         return
     launch.join()
@@ -132,8 +131,7 @@ def _block(what: str, facts: Callable[[], Mapping[str, Any]] | None, guard: bool
         token = _team.set(shared)
         stack.callback(_team.reset, token)
         stack.enter_context(TakenOver(lambda number, frame: shared.ask(number)))
-        if rank:
-            stack.enter_context(hear_warnings(shared.warnings.append))
+        stack.enter_context(hear_warnings(shared.hear))
         _running = shared
         try:
             peers.arrive(what)
@@ -189,8 +187,8 @@ def _store(name: str) -> Any:
 class Team:
     """The processes of a shared work, seen from one of them; of one process, if `peers` is None.
 
-    Attributes: `rank` and `count`; `first`, whether this is the one that writes and speaks; `warnings`, of this
-    process, which the first issues for all.
+    Attributes: `rank` and `count`; `first`, whether this is the one that writes and speaks; `warnings`, of
+    this process.
     """
 
     def __init__(self, peers: Peers | None) -> None:
@@ -413,15 +411,18 @@ class Team:
                 part += found.numpy()[: max(int(size) - start, 0)].tobytes()
         return [bytes(part) for part in parts] if receives else []
 
+    def hear(self, warning: str) -> None:
+        """A warning of this process, which the first one issues for all: each text once."""
+        if self.first and warning not in self.warnings:
+            issue(warning)
+        self.warnings.append(warning)
+
     def finish(self) -> None:
-        """The end of the work, to which all come; the first process issues the warnings of the others."""
-        if self._peers is not None:
-            for _, said in self.gather({}, self.warnings, to_first=False)[1:]:
-                for text in said if self.first else ():
-                    if text not in self.warnings:
-                        issue(text)
-                        self.warnings.append(text)
-            self.end_if_stopped()
+        """The end of the work, to which all come."""
+        for _, said in self.gather({}, self.warnings, to_first=True)[1:]:
+            for warning in said:
+                self.hear(warning)
+        self.end_if_stopped()
 
     def close(self, well: bool) -> None:
         """The work is over."""

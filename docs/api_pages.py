@@ -85,6 +85,11 @@ GROUPS: dict[str, tuple[str, str, list[str]]] = {
     "metrics": ("Scores", "The FID harness; see [Scores](../scores.md).", ["metrics"]),
     "training": ("Training", "Heads, UNets and feature networks; see [Heads](../heads.md).", ["training"]),
     "plots": ("Pictures", "Figures of Matplotlib.", ["plots"]),
+    "parallel": (
+        "Many processes",
+        "Functions that several processes call share the work; see [Many machines](../many_machines.md).",
+        ["alone", "RankError"],
+    ),
     "errors": (
         "Errors",
         "What is raised, and how warnings are told from others'.",

@@ -542,7 +542,9 @@ DOORS: dict[str, Door] = {
 ELSEWHERE = {
     **dict.fromkeys(("data", "metrics", "plots", "training"), "rooms with tests of their own"),
     "testing": "contracts",
-    **dict.fromkeys(("DiffusionVarWarning", "InputError", "NumericalError", "NetworkError"), "what is raised"),
+    **dict.fromkeys(
+        ("DiffusionVarWarning", "InputError", "NumericalError", "NetworkError", "RankError"), "what is raised"
+    ),
     **dict.fromkeys(("FixedLarge", "FixedSmall", "LearnedRange"), "takes nothing"),
     **dict.fromkeys(
         (
@@ -559,6 +561,7 @@ ELSEWHERE = {
     ),
     **dict.fromkeys(("ReverseCovariance", "StructuredCovariance", "Structure"), "to be written by users; contracts"),
     **dict.fromkeys(("HeadSpec", "LearnedVariance", "Scaled"), "tests of covariance"),
+    "alone": "takes nothing",
     "__version__": "a text",
 }
 

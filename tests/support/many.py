@@ -8,6 +8,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import accelerate  # noqa: F401 (once, and not in every fork)
+import torch.distributed  # noqa: F401
+
 _forks = multiprocessing.get_context("fork")
 
 

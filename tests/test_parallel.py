@@ -1,0 +1,242 @@
+"""Work that processes share: shares, gathers, and how all end when one does. Each test forks its processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from many import Many, many
+
+import diffusion_var as dv
+from diffusion_var import errors, launch, parallel
+from diffusion_var.parallel import Team
+
+FACTS = {"seed": 3, "shape": [1, 2]}
+
+
+def rank() -> int:
+    return int(os.environ["RANK"])
+
+
+# ---- sharing ----------------------------------------------------------------------------------------------------
+
+
+def test_one_process_is_a_team_of_one():
+    with parallel.sharing("nothing", lambda: FACTS) as team:
+        assert (team.rank, team.count, team.first, team.called) == (0, 1, True, False)
+        assert team.share([3, 1]) == [0, 1]
+        assert team.gather({"a": np.ones(2)}, 5)[0][1] == 5
+        assert list(team.claimed(3)) == [0, 1, 2]
+        assert team.first_alone(lambda: (1, 2)) == (1, 2)
+        team.end_if_stopped()
+    assert not parallel.is_shared()
+
+
+class _Rank:
+    def __init__(self, rank: int, count: int) -> None:
+        self.rank, self.count = rank, count
+
+
+@given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 9))
+def test_shares_are_whole_disjoint_and_balanced(costs, count):
+    shares = [Team(_Rank(r, count)).share(costs) for r in range(count)]
+    assert sorted(i for share in shares for i in share) == list(range(len(costs)))
+    loads = [sum(costs[i] for i in share) for share in shares]
+    # Graham's bound for the dearest first: 4/3 of the best, which is no less than the mean and the dearest.
+    assert max(loads) <= 4 / 3 * max(sum(costs) / count, max(costs, default=0)) + max(costs, default=0) / 3
+
+
+def shared_work(size):
+    with parallel.sharing("work", lambda: FACTS) as team:
+        found = team.gather({"a": np.full(size, team.rank + 0.5), "none": np.zeros((0, 2))}, {"mine": team.rank})
+        first = team.gather({"a": np.full(3, team.rank)}, to_first=True)
+        claims = [k for k in team.claimed(5) if time.sleep(0.01) is None]
+        every = sorted(k for _, mine in team.gather({}, claims) for k in mine)
+        return [(a["a"].sum(), a["none"].shape, p) for a, p in found], len(first), team.first_alone(rank), every
+
+
+@pytest.mark.parametrize(("count", "size"), [(2, 3), (3, 1_500_000)])
+def test_gathers_are_in_the_order_of_ranks_and_claims_are_disjoint(count, size):
+    ends = many(count, shared_work, size)
+    expected = [(size * (r + 0.5), (0, 2), {"mine": r}) for r in range(count)]
+    for r, (found, first, alone, every) in enumerate(ends):
+        assert (found, first, alone, every) == (expected, count if r == 0 else 0, 0, list(range(5)))
+
+
+def alone_in_one():
+    with parallel.sharing("outer") as team:
+        if team.rank == 1:
+            with dv.alone(), parallel.sharing("inner", lambda: {"rank": 1}) as one:
+                return one.count, parallel.is_first(), parallel.team().count
+        return team.count, parallel.is_first(), parallel.team().count
+
+
+def test_alone_shares_nothing_and_says_nothing():
+    assert many(2, alone_in_one) == [(2, True, 2), (1, False, 1)]
+
+
+def two_works():
+    found = []
+    for wrong in (True, False):
+        try:
+            with parallel.sharing("work") as team:
+                if wrong:
+                    raise dv.InputError("x is bad.")
+                found.append(team.gather({}, team.rank)[1][1])
+        except dv.InputError as error:
+            found.append(parallel.said_already(error))
+    return found
+
+
+def test_a_mistake_that_all_make_is_said_once_and_another_work_may_follow():
+    assert sorted(many(2, two_works)) == [[False, 1], [True, 1]]
+
+
+def warns():
+    with warnings.catch_warnings(record=True) as caught, parallel.sharing("work") as team:
+        warnings.simplefilter("always")
+        errors.warn("the same.")
+        if team.rank == 1:
+            errors.warn("of rank 1.")
+    return [str(w.message) for w in caught if isinstance(w.message, dv.DiffusionVarWarning)]
+
+
+def test_the_first_process_issues_the_warnings_of_all_once_each():
+    assert many(2, warns) == [["the same.", "of rank 1."], []]
+
+
+# ---- disagreement -----------------------------------------------------------------------------------------------
+
+
+def differ(key):
+    facts = {**FACTS, key: rank()}
+    with parallel.sharing("estimate", lambda: facts):
+        raise AssertionError("not reached")
+
+
+@pytest.mark.parametrize("key", ["seed", "another"])
+def test_what_differs_is_named_in_every_process(key):
+    for end in Many(2, differ, key).ends():
+        assert end.error.startswith(
+            f"InputError: the processes differ in {key} (the {key} of rank 0 is 0, of rank 1 1)"
+        )
+        assert "dv.alone()" in end.error
+
+
+def other_versions():
+    parallel.version = lambda name: f"{name} {rank()}"
+    with parallel.sharing("estimate"):
+        raise AssertionError("not reached")
+
+
+def test_versions_of_packages_must_agree():
+    assert all("differ in version of diffusion-var" in end.error for end in Many(2, other_versions).ends())
+
+
+def other_call():
+    with parallel.sharing("estimate" if rank() else "nll"):
+        raise AssertionError("not reached")
+
+
+def test_different_calls_are_told():
+    assert all(
+        "rank 1 of 2 has come to estimate" in e.error or "has come to nll" in e.error
+        for e in Many(2, other_call).ends()
+    )
+
+
+# ---- failure ----------------------------------------------------------------------------------------------------
+
+
+def disturbed(how, where):
+    """A work in which rank 1 is disturbed, and the others wait for it in a gather or go on with their own."""
+    with parallel.sharing("work") as team:
+        team.gather({}, "all are here")
+        if team.rank == 1:
+            how()
+        while where == "at work" and not team.called:
+            parallel.beat()
+            time.sleep(0.01)
+        team.gather({}, "met")
+        team.end_if_stopped()
+    return "ended well"
+
+
+def raises():
+    raise dv.InputError("the file model is missing.")
+
+
+def fails():
+    raise ValueError("too deep")
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def told_to_stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def sleeps():
+    time.sleep(4)
+
+
+@pytest.mark.parametrize("where", ["waiting", "at work"])
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        (raises, "failed: the file model is missing."),
+        (fails, "failed: ValueError: too deep."),
+        (killed, "was killed, or ended without a word (for want of memory, perhaps)."),
+    ],
+)
+def test_a_process_that_ends_ends_all_with_its_name(how, said, where):
+    ends = Many(3, disturbed, how, where).ends(20)
+    assert [end.error for end in ends if end is not ends[1]] == [f"RankError: rank 1 of 3 {said}"] * 2
+    assert ends[1].code == (-signal.SIGKILL if how is killed else 0)
+
+
+def test_a_process_told_to_stop_stops_all_where_they_meet():
+    assert [end.error for end in Many(3, disturbed, told_to_stop, "at work").ends(20)] == ["Stopped: 15"] * 3
+
+
+def test_a_process_that_hangs_is_named():
+    work = Many(2, disturbed, sleeps, "waiting", environment={launch.TIMEOUT_VARIABLE: "1"})
+    end = work.ends(30)[0]
+    assert end.error == "RankError: rank 1 of 2 has made no progress for 1 s (DIFFUSION_VAR_TIMEOUT)."
+
+
+def first_dies():
+    with parallel.sharing("work") as team:
+        team.gather({}, "all are here")
+        if team.first:
+            killed()
+        team.gather({}, "met")
+
+
+def test_the_end_of_the_process_that_keeps_the_store_is_told():
+    end = Many(2, first_dies, environment={"TORCH_CPP_LOG_LEVEL": "ERROR"}).ends(20)[1]
+    assert end.error.startswith("RankError: rank 0 of 2 was killed, or ended without a word")
+
+
+# ---- how processes are found ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "soon", "nan"])
+def test_a_senseless_timeout_is_refused(monkeypatch, text):
+    monkeypatch.setenv(launch.TIMEOUT_VARIABLE, text)
+    with pytest.raises(dv.InputError, match=f"DIFFUSION_VAR_TIMEOUT={text} must be a positive number"):
+        launch.timeout()
+
+
+def test_importing_costs_no_torch():
+    code = "import sys, diffusion_var.parallel, diffusion_var.progress; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
