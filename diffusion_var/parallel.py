@@ -135,7 +135,7 @@ def _block(what: str, facts: Callable[[], Mapping[str, Any]] | None, guard: bool
         _running = shared
         try:
             peers.arrive(what)
-            shared.wait("here", what)
+            shared.wait("arrived", what)
             peers.begin(what)
             shared.agree({**_versions(), **({} if facts is None else facts())}, what)
             yield shared
@@ -365,21 +365,20 @@ class Team:
         """Until every process has come to `key`; after a while, with `what`, a word on who has not."""
         assert self._peers is not None
         peers, begun, pause, complained = self._peers, time.monotonic(), 1e-3, False
-        if what is None:
-            self._store.add(key, 1)
+        self._store.add(key, 1)
         peers.waits = True
         try:
-            while peers.missing(key) if what is not None else int(self._store.add(key, 0)) < self.count:
+            while int(self._store.add(key, 0)) < self.count:
                 if what is None or peers.failed is not None:
                     self._raise_if_over()
                 if what is not None and self._asked is not None:
                     raise Stopped(peers.stop[1] if peers.stop else 2)
                 waited = time.monotonic() - begun
                 if what is not None and waited > peers.hangs:
-                    late = peers.missing(key)[0]
+                    late = peers.missing("here")[0]
                     raise RankError(late, self.count, f"has not come to {what} for {peers.hangs:g} s")
                 if what is not None and waited > _COMPLAIN and not complained:
-                    _complain(peers.missing(key), self.count, self.rank, what)
+                    _complain(peers.missing("here"), self.count, self.rank, what)
                     complained = True
                 if self._waiting_bar is not None:
                     self._waiting_bar()
