@@ -257,18 +257,10 @@ class Team:
             return [(dict(arrays), plain)]
         from safetensors.numpy import load, save
 
-        stop = self._peers.stop
-        mine = save(
-            {name: np.ascontiguousarray(array) for name, array in arrays.items()},
-            {"plain": json.dumps([plain, stop])},
-        )
+        mine = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {"plain": json.dumps(plain)})
         self._meeting += 1
         self.wait(f"meeting {self._meeting}")
-        texts = self._exchange(mine, to_first)
-        told = [json.loads(_plain_of(text)) for text in texts]
-        stops = [tuple(found) for _, found in told if found is not None]
-        self._agreed = self._agreed or (stops[0] if stops else None)
-        return [(load(text), found) for text, (found, _) in zip(texts, told, strict=True)]
+        return [(load(text), json.loads(_plain_of(text))) for text in self._exchange(mine, to_first)]
 
     @property
     def called(self) -> bool:
@@ -395,9 +387,12 @@ class Team:
         if self._group is None:
             self._group = _new_group()
         group = self._group
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.count)]
-        _all_gather(sizes, torch.tensor([len(mine)]), group)
-        most, parts = max(int(size) for size in sizes), [bytearray() for _ in sizes]
+        assert self._peers is not None
+        told = [torch.zeros(3, dtype=torch.int64) for _ in range(self.count)]
+        _all_gather(told, torch.tensor([len(mine), *(self._peers.stop or (-1, -1))]), group)
+        sizes, stops = [int(size) for size, *_ in told], [(int(r), int(number)) for _, r, number in told if r >= 0]
+        self._agreed = self._agreed or (stops[0] if stops else None)
+        most, parts = max(sizes), [bytearray() for _ in sizes]
         receives = not to_first or self.first
         for start in range(0, most, _PIECE):
             width = min(_PIECE, most - start)
@@ -407,7 +402,7 @@ class Team:
             pieces = [torch.empty(width, dtype=torch.uint8) for _ in sizes] if receives else []
             _gather_first(pieces, piece, group, self.first) if to_first else _all_gather(pieces, piece, group)
             for part, found, size in zip(parts, pieces, sizes, strict=receives):
-                part += found.numpy()[: max(int(size) - start, 0)].tobytes()
+                part += found.numpy()[: max(size - start, 0)].tobytes()
         return [bytes(part) for part in parts] if receives else []
 
     def hear(self, warning: str) -> None:

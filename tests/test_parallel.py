@@ -155,6 +155,19 @@ def test_different_calls_are_told():
 # ---- failure ----------------------------------------------------------------------------------------------------
 
 
+def stops_at_a_gather_to_the_first():
+    with parallel.sharing("work") as team:
+        if team.rank == 1:
+            told_to_stop()
+        team.gather({}, to_first=True)
+        team.end_if_stopped()
+        return "went on"
+
+
+def test_every_process_knows_of_a_stop_after_a_gather_to_the_first_alone():
+    assert [end.error for end in Many(3, stops_at_a_gather_to_the_first).ends(20)] == ["Stopped: 15"] * 3
+
+
 def disturbed(how, where):
     """A work in which rank 1 is disturbed, and the others wait for it in a gather or go on with their own."""
     with parallel.sharing("work") as team:
