@@ -1,10 +1,11 @@
 """Interruption and resume, once for everything that takes long.
 
-A run hands its state over as arrays and plain data, and says who it is (its identity: all that must agree for the
-state to be continued). `Checkpoint` is one file for a run whose state changes as it goes: it is written when it is due,
-at the end, and on whatever stops the run (Ctrl-C, SIGTERM, an error), unless the state is half changed just then; one
-run at a time enters it. `Parts` is a folder of finished parts, one file each, of which a later run makes those that are
-missing.
+A run hands its state over as arrays and plain data, and says who it is (its identity: all that must agree for the state
+to be continued). `Checkpoint` is one file for a run whose state changes as it goes: it is written when it is due, at
+the end, and on whatever stops the run (Ctrl-C, SIGTERM, an error), unless the state is half changed just then; one run
+at a time enters it. Of processes that share a run the first one writes and reads it, and tells the others what it has
+read; how many they are is no part of the state. `Parts` is a folder of finished parts, one file each, of which a later
+run makes those that are missing.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, Self
 
 from pydantic import JsonValue
 
-from . import checks
+from . import checks, parallel
 from .array_rules import Rules, require_arrays
 from .documents import Arrays, Form, Record, making, read_document, write_document
 from .errors import InputError, NetworkError, warn
@@ -44,6 +45,9 @@ SECONDS = 30.0  # between two saves of a running checkpoint
 class Checkpoint:
     """A file that one run writes and the same run, started again, continues from.
 
+    Of processes that share the run (`parallel`), each has one, made while the work is shared; all of them enter it, and
+    come to `restoring` together.
+
     Args:
         path: the file, which need not exist; None: nothing is kept, and every method does nothing.
         form: of the document; its metadata is a `StateRecord`.
@@ -61,14 +65,16 @@ class Checkpoint:
         self.path = None if path is None else expanded(path)
         self.identity = _as_json(identity)
         self._form = form
+        self._team = parallel.team()
+        self._writes = self.path is not None and self._team.first
         self._seconds = SECONDS if seconds is None else seconds
         self._saved = time.monotonic()
         self._changing = False
         self._held = ExitStack()
 
     def __enter__(self) -> Self:
-        """The file is this run's alone until the block ends; InputError while another process writes it."""
-        if self.path is not None:
+        """The file is this run's alone until the block ends; InputError while another run writes it."""
+        if self._writes and self.path is not None:
             self._held.enter_context(locked(self.path))
             self._held.enter_context(keeping())
         return self
@@ -82,26 +88,35 @@ class Checkpoint:
 
         `rules` are those of this run's arrays. What the caller refuses of them in the block is refused of the file.
         """
-        if self.path is None or not self.path.exists():
+        arrays, plain = self._team.gather(*self._read())[0]
+        if plain is None:
             yield None
             return
-        arrays, record = read_document(self.path, self._form)
-        _require_same_run(self.path, self.identity, record.identity)
-        with making(self.path, self._form):
+        record = self._form.metadata.model_validate_json(json.dumps(plain))
+        with making(str(self.path), self._form):
             if rules is not None:
                 require_arrays(arrays, rules)
             yield arrays, record
 
+    def _read(self) -> tuple[Arrays, Any]:
+        """The file's arrays, and its record as plain data: None where there is no file, or others read it."""
+        if not self._writes or self.path is None or not self.path.exists():
+            return {}, None
+        arrays, record = read_document(self.path, self._form)
+        _require_same_run(self.path, self.identity, record.identity)
+        return arrays, record.model_dump(mode="json")
+
     def due(self) -> bool:
-        """Whether it is time to save."""
+        """Whether it is time to save. Of processes that share the run each has a clock: the first may have nothing more
+        to do until it is called."""
         return self.path is not None and time.monotonic() - self._saved > self._seconds
 
     def save(self, state: State) -> None:
-        """Write a state, atomically."""
-        if self.path is not None:
+        """Write a state, atomically; in processes other than the first note that it is done."""
+        if self._writes and self.path is not None:
             arrays, plain = state
             write_document(self.path, self._form, arrays, {"identity": self.identity, **plain})
-            self._saved = time.monotonic()
+        self._saved = time.monotonic()
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -116,20 +131,20 @@ class Checkpoint:
         try:
             yield
         except NetworkError as error:
-            if self.path is not None and self.path.exists():
+            if self.path is not None and (not self._team.first or self.path.exists()):  # or on the first's machine
                 error.kept = f"; the work until then is kept in {self.path}, from where the same run goes on"
             raise
 
     @contextmanager
     def keeping(self, state: Callable[[], State]) -> Iterator[None]:
         """Save now (an unwritable path is found before the work), and once more when the block ends or is stopped."""
-        if self.path is not None:
+        if self._writes:
             self.save(state())
         try:
             with self.naming():
                 yield
         finally:
-            if self.path is not None and not self._changing:
+            if self._writes and not self._changing:
                 try:
                     self.save(state())
                 except InputError as error:  # a full disk must hide neither the result nor what stopped the run

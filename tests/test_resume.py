@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from many import Many, many
 
 import diffusion_var as dv
-from diffusion_var import resume
+from diffusion_var import parallel, resume
 from diffusion_var.documents import Arrays, Form
 from diffusion_var.resume import ANEW, Checkpoint, Parts, StateRecord
 
@@ -135,6 +136,32 @@ def test_a_damaged_one_is_to_be_deleted(tmp_path: Path, damage: bytes | None) ->
     (tmp_path / "c").write_bytes(content if damage is None else damage)
     with pytest.raises(dv.InputError, match=r"c (is damaged|is not a readable).*; delete it to start anew"):
         restored(checkpoint(tmp_path / "c"))
+
+
+def test_of_two_processes_the_first_writes_and_both_go_on_from_there(tmp_path: Path) -> None:
+    def count_on(path: Path) -> tuple[Any, ...]:
+        with parallel.sharing("counting") as team, Checkpoint(path, STATE, {"seed": 1}, seconds=-1.0) as kept:
+            before = restored(kept)
+            count = 2 if before is None else int(before[0]["sums"].sum()) + before[1].count
+            with kept.keeping(lambda: state(count + 10 * team.rank)):
+                return count, kept.due()
+
+    assert many(2, count_on, tmp_path / "c") == [(2, True), (2, True)]
+    assert many(2, count_on, tmp_path / "c") == [(3, True), (3, True)]  # 0 + 1, and the count 2
+    assert [file.name for file in tmp_path.iterdir()] == ["c"]
+    assert many(1, count_on, tmp_path / "c") == [(6, True)]
+
+
+def test_of_two_processes_both_know_that_a_checkpoint_is_anothers(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "c").save(state(2))
+
+    def go_on() -> None:
+        with parallel.sharing("counting"), checkpoint(tmp_path / "c", seed=2) as kept, kept.restoring():
+            pytest.fail("it was taken on")
+
+    first, second = (end.error or "" for end in Many(2, go_on).ends())
+    assert first.startswith("InputError: the checkpoint")
+    assert second.startswith("RankError: rank 0 of 2 failed: the checkpoint")
 
 
 def test_an_identity_that_is_not_known_is_trusted_aloud(tmp_path: Path) -> None:
