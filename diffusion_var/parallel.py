@@ -239,7 +239,7 @@ class Team:
 
     def tell_idle(self, units: int, of: str) -> None:
         """Say, once, that there are more processes than units of work."""
-        if units < self.count and self.first:
+        if 0 < units < self.count and self.first:
             warn(
                 f"there are {self.count} processes, but only {units} {of} to share between them; the others wait: "
                 "start fewer, or make the parts smaller (the batch size)."

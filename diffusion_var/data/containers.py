@@ -148,7 +148,7 @@ def in_passing(images: Any, size: int = 256) -> Iterator[Tensor]:
         yield from _batch(_column(images), "images")
     else:
         # A data set gives single items, and so does a loader that does not batch them.
-        single = _has_positions(images) or (isinstance(images, DataLoader) and images.batch_sampler is None)
+        single = has_positions(images) or (isinstance(images, DataLoader) and images.batch_sampler is None)
         for item in _items(images):
             yield from [image_of(item)] if single else _batch(item, "an image")
 
@@ -157,7 +157,7 @@ def _items(images: Any) -> Iterator[Any]:
     endless = isinstance(images, itertools.count | itertools.cycle)
     checks.refuse(endless, f"images is a {type(images).__name__}, which never ends; cut it with itertools.islice.")
     # A map-style data set need not stop an iteration by IndexError, so its length is what counts.
-    if _has_positions(images):
+    if has_positions(images):
         return (item_at(images, index) for index in range(len(images)))
     try:
         return iter(images)
@@ -167,7 +167,7 @@ def _items(images: Any) -> Iterator[Any]:
         ) from error
 
 
-def _has_positions(images: Any) -> bool:
+def has_positions(images: Any) -> bool:
     """Whether this is a map-style data set with a length: torch's, or what behaves like it and is no iterable."""
     if isinstance(images, IterableDataset | type) or not (isinstance(images, Sized) and hasattr(images, "__getitem__")):
         return False

@@ -163,6 +163,17 @@ class FeatureStatistics:
         self.count = total
         return self
 
+    def sums(self) -> dict[str, Array]:
+        """Mean (D,) and centred scatter (D, D), from which `from_sums` makes the very same statistics again."""
+        return {"mean": self._mean, "scatter": self._scatter}
+
+    @classmethod
+    def from_sums(cls, mean: Array, scatter: Array, count: int) -> FeatureStatistics:
+        """Statistics from what `sums` gave, of `count` images."""
+        statistics = cls(len(mean))
+        statistics.count, statistics._mean, statistics._scatter = count, mean, scatter
+        return statistics
+
     def save(self, path: str | os.PathLike[str], *, run: str | None = None) -> None:
         """Write `mu`, `sigma` and, where known, `count` and `origin` to an `.npz`, as pytorch-fid reads it; atomic.
 

@@ -31,10 +31,12 @@ FID is no longer a line in 1/N.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
-from .. import checks
+from .. import checks, parallel
 from ..errors import InputError
 from ..randomness import generator
 from .feature_arrays import Estimate, feature_array
@@ -58,10 +60,12 @@ def bootstrap_interval(
     if not 0 < level < 1:
         raise InputError(f"level is {level}; expected a probability between 0 and 1, such as 0.95.")
     sample = _Sample(features, reference)
-    values = np.empty(repeats)
-    for index in range(repeats):
+
+    def resampled(index: int) -> float:
         drawn = generator(seed, "bootstrap", index).integers(sample.count, size=sample.count)
-        values[index] = sample.distance(np.bincount(drawn, minlength=sample.count).astype(np.float64))
+        return sample.distance(np.bincount(drawn, minlength=sample.count).astype(np.float64))
+
+    values = _shared("bootstrap_interval", seed, repeats, resampled)
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     value, centre = sample.distance(np.ones(sample.count)), values.mean()
     return max(0.0, float(value - (high - centre))), max(0.0, float(value + (centre - low)))
@@ -83,14 +87,33 @@ def fid_infinity(
     if checks.whole("smallest", smallest, least=2) > sample.count - 2:
         raise InputError(f"smallest is {smallest}; expected at most {sample.count - 2} with {sample.count} images.")
     sizes = np.unique(np.linspace(smallest, sample.count, points).round().astype(int))
-    values = np.empty(len(sizes))
-    for index, size in enumerate(sizes):
+
+    def of_subset(index: int) -> float:
         weights = np.zeros(sample.count)
-        weights[generator(seed, "fid infinity", index).choice(sample.count, size, replace=False)] = 1
-        values[index] = sample.distance(weights)
+        weights[generator(seed, "fid infinity", index).choice(sample.count, sizes[index], replace=False)] = 1
+        return sample.distance(weights)
+
+    values = _shared("fid_infinity", seed, len(sizes), of_subset)
     line, covariance = np.polyfit(1 / sizes, values, 1, cov=True)
     error = np.sqrt(covariance[1, 1] + sample.influences().var(ddof=1) / sample.count)
     return Estimate(float(line[1]), float(error))
+
+
+def _shared(what: str, seed: int, count: int, value: Callable[[int], float]) -> Array:
+    """`value(index)` for every index below `count`, each in one process."""
+    with parallel.sharing(what, lambda: {"seed": seed, "count": count}) as team:
+        mine = []
+        for index in range(team.rank, count, team.count):
+            mine.append(value(index))
+            if team.called:
+                break
+            parallel.beat()
+        found = team.gather({"values": np.array(mine)})
+        team.end_if_stopped()
+    values = np.empty(count)
+    for rank, (theirs, _) in enumerate(found):
+        values[rank :: len(found)] = theirs["values"]
+    return values
 
 
 class _Sample:

@@ -193,7 +193,8 @@ assert not any(isinstance(getattr(metrics, name), type(sys)) for name in metrics
 assert set(metrics.__all__) <= set(dir(metrics)) and not hasattr(metrics, "nothing")
 loaded = {name.split(".")[1] for name in sys.modules if name.startswith("diffusion_var.")}
 ground = {
-    "array_rules", "checks", "documents", "errors", "files", "hub", "lazy", "progress", "randomness", "unwrapping"
+    "array_rules", "checks", "documents", "errors", "files", "hub", "lazy", "progress", "randomness", "unwrapping",
+    "parallel", "launch", "peers", "measured", "stopping"
 }
 assert loaded <= {"metrics", "data"} | ground, loaded
 late = {"sklearn", "diffusers", "torchvision", "matplotlib", "torch_fidelity"} & set(sys.modules)

@@ -11,6 +11,7 @@ from ...files import regular_file
 from ...metrics.networks import FeatureNetwork, load_features
 from ...metrics.score import Score
 from ...metrics.scores import evaluate
+from ...parallel import is_first
 from ..model import image_range, open_device, read
 from ..options import FidOptions
 from ..terminal import say
@@ -39,7 +40,8 @@ def run(options: FidOptions) -> None:
         names=(options.images, options.reference),
         progress=not options.json,
     )
-    for line in _json_lines(scores) if options.json else _text(scores):
+    lines = _json_lines(scores) if options.json else _text(scores)
+    for line in lines if is_first() else ():
         print(line) if options.json else say(line)
 
 

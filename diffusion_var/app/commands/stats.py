@@ -5,6 +5,7 @@ from __future__ import annotations
 from ...errors import InputError
 from ...metrics.networks import load_features
 from ...metrics.sample import collect
+from ...parallel import is_first
 from ..claims import claimed_file, run_identity, run_of_npz
 from ..model import image_range, open_device, read
 from ..options import StatsOptions
@@ -36,7 +37,8 @@ def _measure(options: StatsOptions, this: str) -> None:
         name=options.images,
         progress=True,
     )
-    sample.statistics.save(options.out, run=this)
+    if is_first():
+        sample.statistics.save(options.out, run=this)
     for key, value in sample.origin.items():
         say(f"  {key}: {value}")
     say(f"written: statistics of {sample.statistics.count} images in {options.out}")
