@@ -23,9 +23,6 @@ from contextvars import ContextVar
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from . import checks, launch
 from .errors import InputError, RankError, hear_warnings, issue, warn
 from .measured import agree, shown
@@ -33,9 +30,11 @@ from .peers import GRACE, Peers
 from .stopping import Stopped, TakenOver
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
 
-Arrays = Mapping[str, npt.NDArray[Any]]
+    Arrays = Mapping[str, npt.NDArray[Any]]
+
 T = TypeVar("T")
 _PIECE = 4 << 20  # bytes of each process in one exchange
 _TRANSFER = 300.0  # seconds that one exchange may take, once all have come
@@ -255,6 +254,7 @@ class Team:
         """
         if self._peers is None:
             return [(dict(arrays), plain)]
+        import numpy as np
         from safetensors.numpy import load, save
 
         mine = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {"plain": json.dumps(plain)})
@@ -382,6 +382,7 @@ class Team:
 
     def _exchange(self, mine: bytes, to_first: bool) -> list[bytes]:
         """Everybody's bytes, piece by piece."""
+        import numpy as np
         import torch
 
         if self._group is None:
