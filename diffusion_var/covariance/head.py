@@ -188,10 +188,19 @@ class Head(ReverseCovariance):
         nonfinite, negative = (int(count) for count in self._counts)
         return Clamped(nonfinite, negative, self._total)
 
-    def report(self) -> None:
+    def counts(self) -> list[int]:
         now, before = self.clamped, self._reported
-        nonfinite, negative, total = (getattr(now, key) - getattr(before, key) for key in vars(now))
-        self._reported = now
+        return [getattr(now, key) - getattr(before, key) for key in vars(now)]
+
+    def add_counts(self, counts: list[int]) -> None:
+        *mended, total = counts
+        own = torch.zeros(2, dtype=torch.int64) if self._counts is None else self._counts
+        self._counts = own + torch.tensor(mended, device=own.device)
+        self._total += total
+
+    def report(self) -> None:
+        nonfinite, negative, total = self.counts()
+        self._reported = self.clamped
         if nonfinite or negative:
             warn(
                 f"of {total} variances of the head {self.name}, {nonfinite} were not finite (the table's value was "

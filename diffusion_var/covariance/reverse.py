@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .. import checks
+from .. import checks, parallel
 from ..models.denoiser import Denoiser
 from ..models.posterior import Posterior
 from ..process.kernel import ReverseKernel
@@ -107,6 +107,13 @@ class ReverseCovariance(ABC):
 
     def report(self) -> None:  # noqa: B027 (nothing to report is fine)
         """Warn of what had to be mended since the last report; called at the end of a run."""
+
+    def counts(self) -> list[int]:
+        """What `report` tells of, as numbers that can be added: of what processes did that share a run."""
+        return []
+
+    def add_counts(self, counts: list[int]) -> None:  # noqa: B027 (nothing to add is fine)
+        """Take what another process has counted, its `counts`, for this one's own."""
 
     @abstractmethod
     def __call__(self, posterior: Posterior | None, kernel: ReverseKernel) -> StructuredCovariance | None:
@@ -199,6 +206,15 @@ def variance_tensor(variance: npt.ArrayLike, posterior: Posterior | None) -> tor
     like = None if posterior is None else posterior.mean
     dtype = torch.float32 if like is None else like.dtype
     return torch.from_numpy(array).to(device=None if like is None else like.device, dtype=dtype)
+
+
+def report_of_all(covariance: ReverseCovariance) -> None:
+    """The report of a run that has ended, on what all processes did that shared it; all of them come here."""
+    team = parallel.team()
+    told = team.gather({}, covariance.counts())
+    for counts in [counts for r, (_, counts) in enumerate(told) if r != team.rank]:
+        covariance.add_counts(counts)
+    covariance.report()
 
 
 def check_covariance(covariance: Any) -> ReverseCovariance:

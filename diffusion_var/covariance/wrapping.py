@@ -22,3 +22,9 @@ class Wrapping(ReverseCovariance):
 
     def report(self) -> None:
         self.inner.report()
+
+    def counts(self) -> list[int]:
+        return self.inner.counts()
+
+    def add_counts(self, counts: list[int]) -> None:
+        self.inner.add_counts(counts)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .. import checks
-from ..covariance.reverse import ReverseCovariance, StepCovariances, check_covariance
+from .. import checks, parallel
+from ..covariance.reverse import ReverseCovariance, StepCovariances, check_covariance, report_of_all
 from ..data.fixed_images import FixedImages
 from ..models.conditions import as_conditions
 from ..models.denoiser import Denoiser, check_denoiser
@@ -126,8 +127,8 @@ class Bound:
             step_samples=step_samples,
         )
         settings = {**self.settings, "step_samples": step_samples, "seed": run.seed, "draws": draws}
-        scanned = source.scan(level_check(self.levels, self.grid))
-        finish(run, scanned, settings, checkpoint, progress)
+        with parallel.sharing("Bound.evaluate"):
+            finish(run, source.scan(level_check(self.levels, self.grid)), settings, checkpoint, progress)
         return self._result(run, settings)
 
     def _result(self, run: BoundRun, settings: dict[str, Any]) -> LikelihoodBound:
@@ -226,15 +227,21 @@ def density_bound(
 def finish(
     run: BoundRun, scanned: str, settings: dict[str, Any], checkpoint: str | Path | None, progress: bool
 ) -> None:
-    """Run to the end; `scanned` is the fingerprint of the images, `settings` what else a checkpoint must agree on."""
+    """Run to the end, in all processes of a shared work; `scanned` is the fingerprint of the images, `settings` what
+    else a checkpoint must agree on, and the processes."""
     denoiser, conditions = run.terms.denoiser, run.conditions
-    identity: dict[str, Any] = {}
-    if checkpoint is not None:  # what tells the network takes time
-        identity = {**denoiser.identity().plain(), **settings, "images": scanned}
-        identity["conditions"] = None if conditions is None else conditions.fingerprint
-    with Checkpoint(checkpoint, FORM, identity) as kept:
+
+    @cache
+    def identity() -> dict[str, Any]:  # what tells the network takes time
+        of_images = {"images": scanned, "conditions": None if conditions is None else conditions.fingerprint}
+        return {**denoiser.identity().plain(), **settings, **of_images}
+
+    with (
+        parallel.sharing("the likelihood", lambda: {**identity(), "batch_size": run.batch_size}),
+        Checkpoint(checkpoint, FORM, {} if checkpoint is None else identity()) as kept,
+    ):
         run.finish(kept, progress)
-    run.terms.covariances.covariance.report()
+        report_of_all(run.terms.covariances.covariance)
 
 
 def level_check(levels: int | None, data_range: Range | None) -> _LevelCheck | None:

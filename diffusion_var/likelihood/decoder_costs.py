@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import checks
+from .. import checks, parallel
 from ..covariance.fixed import FixedLarge
 from ..covariance.reverse import StepCovariances
 from ..data.fixed_images import FixedImages
@@ -30,7 +30,8 @@ from ..variance.table import VarianceTable
 from .bound import common_range, finish, level_check
 from .decoder import Decoder, Range, decoder_of, rounding_variance
 from .decoder_variance import candidate
-from .run import BoundRun, RunningMoments
+from .run import BoundRun
+from .running_moments import RunningMoments
 from .terms import BoundTerms, Evaluation
 
 Float64Array = npt.NDArray[np.float64]
@@ -148,7 +149,8 @@ def decoder_costs(
     )
     settings: dict[str, Any] = {"decoders_from": chosen, "seed": run.seed, "draws": run.draws, **tried.settings}
     settings["data_range"] = None if grid is None else list(grid)
-    finish(run, source.scan(level_check(levels, grid)), settings, checkpoint, progress)
+    with parallel.sharing("decoder_costs"):
+        finish(run, source.scan(level_check(levels, grid)), settings, checkpoint, progress)
     return tried.costs(run.moments)
 
 

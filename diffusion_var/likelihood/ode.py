@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -25,7 +26,7 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 
-from .. import checks
+from .. import checks, parallel
 from ..array_rules import ArrayRule
 from ..data.fixed_images import FixedImages
 from ..documents import Form
@@ -47,12 +48,15 @@ _MOST_EXACT = 4096  # elements of an image, each a vector–Jacobian product at 
 
 
 class StateOfOde(StateRecord):
-    """Where a pass is: the rows (image and draw) that are done."""
+    """Where a pass is: how many rows (image and draw) are done.
+
+    Which they are, the array `done` says; in version 1 they were the first.
+    """
 
     count: Annotated[int, Field(ge=0)]
 
 
-FORM = Form("diffusion_var.ode_likelihood_checkpoint", 1, "likelihood checkpoint", StateOfOde, remedy=ANEW)
+FORM = Form("diffusion_var.ode_likelihood_checkpoint", 2, "likelihood checkpoint", StateOfOde, remedy=ANEW)
 
 
 @dataclass(frozen=True)
@@ -159,12 +163,19 @@ def ode_likelihood(
     )
     settings: dict[str, Any] = {"steps": _described(denoiser.schedule, run.levels), "method": method, "trace": trace}
     settings |= {"levels": levels, "seed": run.seed}
-    identity: dict[str, Any] = {"images": source.scan()}
-    if checkpoint is not None:  # what tells the network takes time
-        identity |= {**denoiser.identity().plain(), **settings, "draws": draws}
-        identity["conditions"] = None if images is None else images.fingerprint
-    with Checkpoint(checkpoint, FORM, identity) as kept:
-        run.finish(kept, batch_size, progress)
+    with parallel.sharing("ode_likelihood"):
+        scanned = source.scan()
+
+        @cache
+        def identity() -> dict[str, Any]:  # what tells the network takes time
+            of_images = {"images": scanned, "conditions": None if images is None else images.fingerprint}
+            return {**denoiser.identity().plain(), **settings, "draws": draws, **of_images}
+
+        with (
+            parallel.sharing("the likelihood", lambda: {**identity(), "batch_size": batch_size}),
+            Checkpoint(checkpoint, FORM, {} if checkpoint is None else identity()) as kept,
+        ):
+            run.finish(kept, batch_size, progress)
     return _result(run, width, settings)
 
 
@@ -216,38 +227,66 @@ class OdeRun:
             conditions.check(denoiser.classes)
         self.per_row = (len(levels) - 1) * len(TABLEAUS[method][0])
         self.nats = np.zeros((len(images), draws))
-        self.done = 0
+        self.done = np.zeros(self.nats.size, dtype=bool)
         self._network, self._streams = NetworkRun(denoiser), Streams()
 
     def finish(self, checkpoint: Checkpoint, batch_size: int, progress: bool) -> None:
-        """Run to the end, from the checkpoint if it holds anything; it is left in place."""
-        total = self.nats.size
-        with checkpoint.restoring({"nats": ArrayRule("float64", self.nats.shape)}) as saved:
+        """Run to the end, from the checkpoint if it holds anything; it is left in place. All processes of a shared work
+        come here."""
+        team, total = parallel.team(), self.nats.size
+        rules = {"nats": ArrayRule("float64", self.nats.shape)}
+        rules["done"] = ArrayRule("uint8", self.done.shape, most=1, optional=True)
+        with checkpoint.restoring(rules) as saved:
             if saved is not None:
-                arrays, place = saved
-                wrong = place.count > total or not np.isfinite(arrays["nats"]).all()
-                checks.refuse(
-                    wrong, f"it says that {place.count} of {total} rows are done, with {arrays['nats'].min()}"
-                )
-                self.nats, self.done = arrays["nats"].copy(), place.count
+                self._continue_from(*saved)
+        done = int(self.done.sum()) * self.per_row
         with (
             checkpoint.keeping(self._state),
             self._network,
-            progress_bar(total * self.per_row, "likelihood", "eval", progress) as bar,
+            progress_bar(total * self.per_row, "likelihood", "eval", progress, initial=done) as bar,
         ):
-            bar.update(self.done * self.per_row)
-            while self.done < total:
-                rows = np.arange(self.done, min(self.done + batch_size, total))
-                found = self._batch(rows // self.draws, rows % self.draws)
-                with checkpoint.changing():
-                    self.nats.reshape(-1)[rows] = found
-                    self.done += len(rows)
-                bar.update(len(rows) * self.per_row)
-                if checkpoint.due():
-                    checkpoint.save(self._state())
+            team.tell_idle(-(-int((~self.done).sum()) // batch_size), "batches of evaluations")
+            while not self.done.all():
+                self._stretch(team, checkpoint, batch_size, bar)
+
+    def _stretch(self, team: parallel.Team, checkpoint: Checkpoint, batch_size: int, bar: Any) -> None:
+        """Do what is left, or some of it if the state is to be saved, and tell it."""
+        left, made = np.flatnonzero(~self.done), []
+        batches = [left[start : start + batch_size] for start in range(0, len(left), batch_size)]
+        for k in np.array_split(np.arange(len(batches)), team.count)[team.rank]:
+            rows = batches[k]
+            found = self._batch(rows // self.draws, rows % self.draws)
+            with checkpoint.changing():
+                self._note(rows, found)
+            made.append(rows)
+            bar.update(len(rows) * self.per_row)
+            if checkpoint.due() or team.called:
+                team.call()
+                break
+        mine = np.concatenate([np.zeros(0, dtype=np.int64), *made])
+        told = team.gather({"rows": mine, "nats": self.nats.reshape(-1)[mine]}, checkpoint.due())
+        with checkpoint.changing():
+            for theirs, _ in told:
+                self._note(theirs["rows"], theirs["nats"])
+        if any(due for _, due in told):
+            checkpoint.save(self._state())
+        team.end_if_stopped()
+
+    def _note(self, rows: npt.NDArray[np.int64], nats: Float64Array) -> None:
+        self.nats.reshape(-1)[rows] = nats
+        self.done[rows] = True
 
     def _state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
-        return {"nats": self.nats}, {"count": self.done}
+        return {"nats": self.nats, "done": self.done.astype(np.uint8)}, {"count": int(self.done.sum())}
+
+    def _continue_from(self, arrays: dict[str, npt.NDArray[Any]], place: StateOfOde) -> None:
+        total, first = self.nats.size, np.arange(self.nats.size) < place.count
+        done = arrays["done"].astype(bool) if "done" in arrays else first
+        wrong = place.count > total
+        checks.refuse(wrong, f"it says that {place.count} of {total} rows are done")
+        wrong = int(done.sum()) != place.count
+        checks.refuse(wrong, f"it says that {place.count} of {total} rows are done, but marks {int(done.sum())}")
+        self.nats, self.done = arrays["nats"].copy(), done
 
     def _batch(self, images: npt.NDArray[np.int64], draws: npt.NDArray[np.int64]) -> Float64Array:
         """−log p of images, one draw each, in nats."""

@@ -1,17 +1,15 @@
 """One pass over images for terms of the likelihood bound: batches, random numbers, sums, and where it was interrupted.
 
 Images are taken in chunks. Within a chunk the wanted (draw, index, image) triples are sorted by index and cut into
-batches of one size, so that the network is always full. Every random number comes from (seed, purpose, image,
+batches of one size, so that the network is always full. Processes that share a pass share the batches of as many chunks
+as there are processes, tell each other what they found, and merge the chunks in order: so the sums are those of one
+process. Every random number comes from (seed, purpose, image,
 draw, index): methods that are compared see the same noise. Memory does not grow with the number of images.
 """
 
 from __future__ import annotations
 
-import math
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,6 +17,7 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 
+from .. import parallel
 from ..array_rules import ArrayRule, Rules
 from ..checks import refuse
 from ..data.fixed_images import FixedImages
@@ -29,83 +28,28 @@ from ..models.network_run import NetworkRun
 from ..process.level import NoiseLevel
 from ..process.schedule import NoiseSchedule
 from ..progress import progress_bar
-from ..randomness import Streams, generator
+from ..randomness import Streams
 from ..resume import ANEW, Checkpoint, State, StateRecord
-from .terms import BoundTerms, Evaluation, prior_kl
+from .chunk import Batch, Chunk, Float64Array, IntArray
+from .rows import RowPlan, Rows
+from .running_moments import RunningMoments
+from .terms import BoundTerms, prior_kl
 
 _CHUNK = 64  # images whose terms are held at once: whatever the batch size, so that it may change on resuming
-IntArray = npt.NDArray[np.int64]
-Float64Array = npt.NDArray[np.float64]
 
 
 class StateOfRun(StateRecord):
-    """Where a pass is: whole images done, the rows done of the present chunk, and the noise's variance so far."""
+    """Where a pass is: whole images done, how many rows of the chunks under way, and the noise's variance so far.
+
+    Which rows these are, the array `done` says. In version 1 there was one chunk under way, and they were its first.
+    """
 
     count: Annotated[int, Field(ge=0)]
     rows_done: Annotated[int, Field(ge=0)]
     noise_variance: Annotated[float, Field(ge=0)]
 
 
-FORM = Form("diffusion_var.likelihood_checkpoint", 1, "likelihood checkpoint", StateOfRun, remedy=ANEW)
-
-
-class RunningMoments:
-    """Mean and sum of squared deviations of rows that come in chunks (Chan et al. 1979); float64, constant memory."""
-
-    def __init__(self, width: int) -> None:
-        self.count = 0
-        self.mean = np.zeros(width)
-        self.squares = np.zeros(width)
-
-    def add(self, rows: Float64Array) -> None:
-        """Merge rows (M, width)."""
-        mean = rows.mean(0)
-        squares = np.square(rows - mean).sum(0)
-        count, shift = self.count + len(rows), mean - self.mean
-        self.squares += squares + shift**2 * (self.count * len(rows) / count)
-        self.mean += shift * (len(rows) / count)
-        self.count = count
-
-    @property
-    def standard_error(self) -> Float64Array:
-        """(width,) of the mean; nan for fewer than two rows."""
-        if self.count < 2:
-            return np.full_like(self.mean, math.nan)
-        return np.asarray(np.sqrt(self.squares / (self.count - 1) / self.count))
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Network evaluations, a row each: of which draw, place in the terms' evaluations and image (of the chunk), and the
-    weight of its terms."""
-
-    draws: IntArray
-    places: IntArray
-    images: IntArray
-    weights: Float64Array
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def take(self, part: IntArray | slice) -> Rows:
-        """Some of them."""
-        return Rows(self.draws[part], self.places[part], self.images[part], self.weights[part])
-
-
-def strata_of(evaluations: Sequence[Evaluation], count: int) -> list[IntArray]:
-    """`count` groups of neighbouring evaluations of one step each, that should cost about the same together.
-
-    What a step costs is guessed: log((1 + SNR_s)/(1 + SNR_t)), twice its KL for data of variance 1. Equal numbers of
-    steps would throw the few dear ones next to the data together with many that cost nothing.
-    """
-    kernels = [evaluation.steps[0][1] for evaluation in evaluations]
-    at_s = np.logaddexp(0.0, [kernel.level_s.log_snr for kernel in kernels])
-    at_t = np.logaddexp(0.0, [kernel.level_t.log_snr for kernel in kernels])
-    share = np.cumsum(at_s - at_t) / np.sum(at_s - at_t)
-    cuts = [0, *(int(np.searchsorted(share, k / count)) + 1 for k in range(1, count)), len(kernels)]
-    for k in range(1, count):  # none of them empty
-        cuts[k] = min(max(cuts[k], cuts[k - 1] + 1), len(kernels) - (count - k))
-    return [np.arange(start, stop) for start, stop in pairwise(cuts)]
+FORM = Form("diffusion_var.likelihood_checkpoint", 2, "likelihood checkpoint", StateOfRun, remedy=ANEW)
 
 
 class BoundRun:
@@ -137,13 +81,14 @@ class BoundRun:
         self.seed, self.draws, self.batch_size = seed, draws, batch_size
         if conditions is not None:
             conditions.check(terms.denoiser.classes)
-        self.strata = None if step_samples is None else strata_of(terms.evaluations[:-1], step_samples)
-        self.per_image = draws * (len(terms.evaluations) if self.strata is None else len(self.strata) + 1)
-        # The sums over the chunks done, the last entry that of whole images; and the place in the present chunk.
+        self._plan = RowPlan(terms.evaluations, seed, draws, step_samples)
+        self.per_image = self._plan.per_image
+        # The sums over the chunks done, the last entry that of whole images; and the chunks that are under way.
         self.moments = RunningMoments(columns + 1)
         self.noise_variance = 0.0
-        self.values = np.zeros((draws, min(_CHUNK, len(images)), columns))
-        self.rows_done = 0
+        self.chunks: list[Chunk] = []
+        self._columns = [np.array([column for column, _ in e.terms], dtype=np.int64) for e in terms.evaluations]
+        self._inputs: tuple[Chunk, torch.Tensor] | None = None
         self._network = NetworkRun(terms.denoiser)
         self._streams = Streams()
         schedule = terms.denoiser.schedule
@@ -152,76 +97,129 @@ class BoundRun:
     # ---- the loop ---------------------------------------------------------------------------------------------
 
     def finish(self, checkpoint: Checkpoint, progress: bool) -> None:
-        """Run to the end, from the checkpoint if it holds anything; it is left in place."""
+        """Run to the end, from the checkpoint if it holds anything; it is left in place. All processes of a shared work
+        come here."""
+        team = parallel.team()
         with checkpoint.restoring(self._rules()) as saved:
             if saved is not None:
                 self._continue_from(*saved)
-        total = len(self.images) * self.per_image
+        total, done = len(self.images), sum(int(chunk.done.sum()) for chunk in self.chunks)
+        done += self.moments.count * self.per_image
         with (
             checkpoint.keeping(self._state),
             self._network,
-            progress_bar(total, "likelihood", "eval", progress) as bar,
+            progress_bar(total * self.per_image, "likelihood", "eval", progress, initial=done) as bar,
         ):
-            bar.update(self.moments.count * self.per_image)
-            for start in range(self.moments.count, len(self.images), _CHUNK):
-                self._chunk(np.arange(start, min(start + _CHUNK, len(self.images))), checkpoint, bar)
+            self._open(team.count)
+            team.tell_idle(len(self._left()), "batches of evaluations")
+            while self.chunks:
+                self._stretch(team, checkpoint, bar)
+                with checkpoint.changing():
+                    while self.chunks and self.chunks[0].done.all():
+                        self._merge(self.chunks.pop(0))
+                    self._open(team.count)
 
-    def _chunk(self, numbers: IntArray, checkpoint: Checkpoint, bar: Any) -> None:
-        x_0 = self.images.take(numbers).to(self.terms.denoiser.device)
-        rows = self._rows(numbers)
-        bar.update(self.rows_done)
-        while self.rows_done < len(rows):
-            batch = rows.take(slice(self.rows_done, self.rows_done + self.batch_size))
-            self._evaluate(batch, numbers, x_0)
-            self.rows_done += len(batch)
-            bar.update(len(batch))
-            if checkpoint.due():
-                checkpoint.save(self._state())
-        if self.prior is not None:
-            std = self.terms.denoiser.schedule.prior_std_at(self.prior)
-            found = prior_kl(x_0, self.prior.alpha, self.prior.sigma, std)
-            self.values[:, : len(numbers), 0] = found.cpu().numpy()
-        with checkpoint.changing():
-            self._merge(len(numbers))
+    def _open(self, count: int) -> None:
+        """Let so many chunks be under way, or all that are left."""
+        start = self.moments.count + sum(len(chunk.numbers) for chunk in self.chunks)
+        for first in range(start, len(self.images), _CHUNK)[: max(count - len(self.chunks), 0)]:
+            self.chunks.append(self._chunk(first, min(first + _CHUNK, len(self.images))))
 
-    def _merge(self, count: int) -> None:
-        """The chunk at hand into the sums."""
-        values = self.values[:, :count]
-        whole = values.sum(-1, keepdims=True)
-        self.moments.add(np.concatenate([values, whole], -1).mean(0))
+    def _chunk(self, start: int, stop: int) -> Chunk:
+        numbers = np.arange(start, stop)
+        columns = len(self.moments.mean) - 1
+        return Chunk(numbers, self._plan.rows(numbers), self.draws, columns, self.prior is not None)
+
+    def _left(self) -> list[Batch]:
+        return [batch for chunk in self.chunks for batch in chunk.left(self.batch_size)]
+
+    def _stretch(self, team: parallel.Team, checkpoint: Checkpoint, bar: Any) -> None:
+        """Evaluate what is left of the chunks under way, or some of it if the state is to be saved, and tell it."""
+        left, made = self._left(), []
+        for k in np.array_split(np.arange(len(left)), team.count)[team.rank]:  # neighbours: few chunks are read by two
+            self._evaluate(left[k])
+            made.append(int(k))
+            bar.update(len(left[k]))
+            if checkpoint.due() or team.called:
+                team.call()
+                break
+        found = [left[k].found(self._columns) for k in made]
+        told = team.gather({"found": np.concatenate([np.zeros(0), *found])}, [made, checkpoint.due()])
+        for arrays, (theirs, _) in told:
+            rest = arrays["found"]
+            for k in theirs:
+                rest = left[k].take_over(rest, self._columns)
+        if any(due for _, (_, due) in told):
+            checkpoint.save(self._state())
+        team.end_if_stopped()
+
+    def _merge(self, chunk: Chunk) -> None:
+        """A chunk that is done into the sums."""
+        whole = chunk.values.sum(-1, keepdims=True)
+        self.moments.add(np.concatenate([chunk.values, whole], -1).mean(0))
         if self.draws > 1:
             self.noise_variance += float(whole.var(0, ddof=1).sum())
-        self.values[...] = 0.0
-        self.rows_done = 0
+
+    # ---- the state --------------------------------------------------------------------------------------------
 
     def _state(self) -> State:
-        arrays = {"mean": self.moments.mean, "squares": self.moments.squares, "values": self.values}
-        place = {"count": self.moments.count, "noise_variance": self.noise_variance, "rows_done": self.rows_done}
+        none = np.zeros((self.draws, 0, len(self.moments.mean) - 1))
+        done = np.concatenate([np.zeros(0, dtype=bool), *(chunk.done for chunk in self.chunks)])
+        arrays = {
+            "mean": self.moments.mean,
+            "squares": self.moments.squares,
+            "values": np.concatenate([none, *(chunk.values for chunk in self.chunks)], axis=1),
+            "done": done.astype(np.uint8),
+        }
+        place = {"count": self.moments.count, "noise_variance": self.noise_variance, "rows_done": int(done.sum())}
         return arrays, place
 
     def _rules(self) -> Rules:
         """What the arrays of this run's checkpoint must be like."""
-        columns, values = self.moments.mean.shape, self.values.shape
+        (columns,) = self.moments.mean.shape
         return {
-            "mean": ArrayRule("float64", columns),
-            "squares": ArrayRule("float64", columns, least=0.0),
-            "values": ArrayRule("float64", values),
+            "mean": ArrayRule("float64", (columns,)),
+            "squares": ArrayRule("float64", (columns,), least=0.0),
+            "values": ArrayRule("float64", (self.draws, "images", columns - 1)),
+            "done": ArrayRule("uint8", ("rows",), most=1, optional=True),
         }
 
     def _continue_from(self, arrays: dict[str, npt.NDArray[Any]], place: StateOfRun) -> None:
         total, mean = len(self.images), arrays["mean"]
-        left = min(_CHUNK, total - place.count)
         wrong = place.count > total or (place.count % _CHUNK != 0 and place.count != total)
         refuse(wrong, f"it says that {place.count} of {total} images are done")
-        wrong = place.rows_done > left * self.per_image
-        refuse(wrong, f"it says that {place.rows_done} evaluations of a chunk of {left * self.per_image} are done")
+        values, done = self._under_way(arrays, place)
         wrong = not np.isclose(mean[:-1].sum(), mean[-1], rtol=1e-6, atol=1e-6)
         refuse(wrong, "its terms do not add up to its bound")
         terms = np.delete(mean[:-1], self.terms.signed_columns())
         refuse(bool((terms < -1e-6).any()), f"it holds the divergence {terms.min():.3g}" if terms.size else "")
         self.moments.count, self.noise_variance = place.count, place.noise_variance
         self.moments.mean, self.moments.squares = mean.copy(), arrays["squares"].copy()
-        self.values, self.rows_done = arrays["values"].copy(), place.rows_done
+        self._open(-(-values.shape[1] // _CHUNK))
+        for chunk in self.chunks:
+            first = int(chunk.numbers[0]) - place.count
+            chunk.values[...] = values[:, first : first + len(chunk.numbers)]
+            chunk.done[...] = done[first * self.per_image :][: len(chunk.rows)]
+
+    def _under_way(self, arrays: dict[str, npt.NDArray[Any]], place: StateOfRun) -> tuple[Float64Array, Any]:
+        """The values (draws, images, columns) of a checkpoint's chunks under way, and which of their rows are done."""
+        left, values = len(self.images) - place.count, arrays["values"]
+        if "done" not in arrays:
+            values = values[:, : min(_CHUNK, left)]
+        images = values.shape[1]
+        wrong = images > left or (images % _CHUNK != 0 and images != left)
+        refuse(wrong, f"it says that {images} of {left} images are under way")
+        rows = images * self.per_image
+        refuse(place.rows_done > rows, f"it says that {place.rows_done} evaluations of {rows} are done")
+        if "done" not in arrays:
+            done = np.arange(rows) < place.rows_done
+            if rows and self.prior is not None:  # which the earlier version took after the last row
+                done[-1] = False
+            return values, done
+        done = arrays["done"].astype(bool)
+        wrong = len(done) != rows or int(done.sum()) != place.rows_done
+        refuse(wrong, f"it says that {place.rows_done} of {rows} evaluations are done, but marks {int(done.sum())}")
+        return values, done
 
     @property
     def noise_error(self) -> float:
@@ -232,46 +230,34 @@ class BoundRun:
 
     # ---- one batch --------------------------------------------------------------------------------------------
 
-    def _rows(self, numbers: IntArray) -> Rows:
-        """All evaluations of a chunk, sorted by place."""
-        count = len(self.terms.evaluations)
-        every = np.arange(count), np.ones(count)
-        draws, places, images, weights = [], [], [], []
-        for draw in range(self.draws):
-            for image, number in enumerate(numbers):
-                picked, weight = every if self.strata is None else self._choose(int(number), draw)
-                draws.append(np.full(len(picked), draw))
-                places.append(picked)
-                images.append(np.full(len(picked), image))
-                weights.append(weight)
-        rows = Rows(*(np.concatenate(parts) for parts in (draws, places, images, weights)))
-        return rows.take(np.argsort(rows.places, kind="stable"))
-
-    def _choose(self, image: int, draw: int) -> tuple[IntArray, npt.NDArray[np.float64]]:
-        """One evaluation of each stratum, weighted by the stratum's size; and always the last."""
-        assert self.strata is not None
-        stream = generator(self.seed, "likelihood steps", image, draw)
-        picked = [int(stratum[stream.integers(len(stratum))]) for stratum in self.strata]
-        sizes = [float(len(stratum)) for stratum in self.strata]
-        return np.array([*picked, len(self.terms.evaluations) - 1]), np.array([*sizes, 1.0])
-
     @torch.inference_mode()
-    def _evaluate(self, batch: Rows, numbers: IntArray, chunk: torch.Tensor) -> None:
+    def _evaluate(self, batch: Batch) -> None:
         denoiser, evaluations = self.terms.denoiser, self.terms.evaluations
-        where = self._where(batch)
-        x_0, eps = chunk[torch.from_numpy(batch.images)], self._noise(batch, numbers)
+        chunk, rows, numbers, inputs = batch.chunk, batch.rows, batch.chunk.numbers, self._read(batch.chunk)
+        where = self._where(rows)
+        x_0, eps = inputs[torch.from_numpy(rows.images)], self._noise(rows, numbers)
         alpha, sigma = denoiser.schedule.coefficients(where, x_0)
-        posterior = self._network(alpha * x_0 + sigma * eps, where, self._condition(batch, numbers))
+        posterior = self._network(alpha * x_0 + sigma * eps, where, self._condition(rows, numbers))
         # Clipping and the tails of the decoder would hide an infinite output.
         finite = torch.isfinite(posterior.eps).flatten(1).all(1).cpu().numpy()
-        for k in np.unique(batch.places):
-            found = np.flatnonzero(batch.places == k)
+        for k in np.unique(rows.places):
+            found = np.flatnonzero(rows.places == k)
             part = slice(int(found[0]), int(found[-1]) + 1)  # sorted by place
             values = self.terms.at(evaluations[k], x_0[part], eps[part], posterior.rows(part)).numpy()
             values[~finite[part]] = np.nan
-            rows, columns = batch.take(part), np.array([column for column, _ in evaluations[k].terms])
-            self._refuse_nan(values, int(k), numbers[rows.images])
-            self.values[rows.draws[:, None], rows.images[:, None], columns] = values * rows.weights[:, None]
+            at = rows.take(part)
+            self._refuse_nan(values, int(k), numbers[at.images])
+            chunk.values[at.draws[:, None], at.images[:, None], self._columns[k]] = values * at.weights[:, None]
+        if batch.with_prior and self.prior is not None:
+            std = denoiser.schedule.prior_std_at(self.prior)
+            chunk.values[..., 0] = prior_kl(inputs, self.prior.alpha, self.prior.sigma, std).cpu().numpy()
+        chunk.done[batch.which] = True
+
+    def _read(self, chunk: Chunk) -> torch.Tensor:
+        """x_0 of a chunk, (M, C, *spatial) on the device; of one at a time."""
+        if self._inputs is None or self._inputs[0] is not chunk:
+            self._inputs = chunk, self.images.take(chunk.numbers).to(self.terms.denoiser.device)
+        return self._inputs[1]
 
     def _where(self, batch: Rows) -> Any:
         """The levels of a batch, as a denoiser takes them: indices (B,) where all are on its grid, else levels."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import checks
+from .. import checks, parallel
 from ..covariance.analytic import Analytic
 from ..covariance.reverse import ReverseCovariance, StepCovariances, check_covariance
 from ..data.fixed_images import FixedImages
@@ -117,7 +117,8 @@ def step_costs(
     settings: dict[str, Any] = {"indices": chosen, **noise_settings(first.eta, first.tau), "clipped_eps": clipped_eps}
     settings |= {"seed": run.seed, "draws": run.draws, "data_range": None if grid is None else list(grid)}
     settings |= {"covariance": covariance.identity(), **tried.settings}
-    finish(run, source.scan(level_check(levels, grid)), settings, checkpoint, progress)
+    with parallel.sharing("step_costs"):
+        finish(run, source.scan(level_check(levels, grid)), settings, checkpoint, progress)
     values = np.full((len(chosen), len(chosen)), math.inf)
     errors = np.full_like(values, math.nan)
     d, standard_error = math.prod(denoiser.shape), run.moments.standard_error

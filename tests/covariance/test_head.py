@@ -93,6 +93,18 @@ def test_unusable_variances_are_clamped_counted_and_reported_once(value, nonfini
         made.report()  # nothing new
 
 
+def test_what_other_processes_mended_is_reported_with_ones_own(monkeypatch):
+    made, other = spoilt(-2.0, monkeypatch), spoilt(-2.0, monkeypatch)
+    posterior = denoiser().with_features()(torch.zeros(2, 1, 8, 8), 50)
+    for each in (made, other):
+        each(posterior, dv.ReverseKernel(denoiser().schedule, 50, 10))
+    assert other.counts() == [0, 3, 2 * 64]
+    made.add_counts(other.counts())
+    with pytest.warns(DiffusionVarWarning, match="of 256 variances of the head .* and 6 negative"):
+        made.report()
+    assert made.counts() == [0, 0, 0]
+
+
 # ---- the file ---------------------------------------------------------------------------------------------------
 
 

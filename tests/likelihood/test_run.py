@@ -24,7 +24,7 @@ from small_likelihoods import (
 import diffusion_var as dv
 from diffusion_var import resume
 from diffusion_var.likelihood import run as run_module
-from diffusion_var.likelihood.run import RunningMoments
+from diffusion_var.likelihood.running_moments import RunningMoments
 
 # ---- the same to the last bit -------------------------------------------------------------------------------------
 

@@ -10,7 +10,8 @@ import torch
 from small_likelihoods import SCHEDULE, STEPS, Network, pictures, small_denoiser
 
 import diffusion_var as dv
-from diffusion_var.likelihood.run import noise_key, strata_of
+from diffusion_var.likelihood.rows import strata_of
+from diffusion_var.likelihood.run import noise_key
 from diffusion_var.likelihood.terms import Evaluation
 
 #: A decoder that does not drown the other terms of this small model.
