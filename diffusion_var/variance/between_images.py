@@ -69,6 +69,10 @@ class ImageDraws:
         for name, mine in self.arrays().items():
             mine[...] = arrays[name]
 
+    def beyond(self, counts: npt.NDArray[np.int64]) -> bool:
+        """Whether an index has draws beyond its `counts`, (I,)."""
+        return bool((self.images[np.arange(self.images.shape[1]) >= counts[:, None]] >= 0).any())
+
     def variance(self, log_snr: Float64Array) -> Float64Array:
         """(I, 3) Var g for each of `ESTIMATORS` (of "score_norm": of ε̂²); nan where there are too few draws."""
         return between_images(self.images, self.values, log_snr)

@@ -2,8 +2,11 @@
 
 The pass goes in rounds. At a round boundary the draws of every index are planned from the merged sums (`allocation`);
 within a round, shards of 16 draws from all indices fill batches of one size, so that the network is always full. Every
-shard's random numbers come from (seed, index n, shard number), and shards are merged in one fixed order, so that a
-resumed run gives the bytes of an uninterrupted one. Memory does not grow with the number of draws.
+shard's random numbers come from (seed, index n, shard number), and an index's shards are merged in their order, so that
+a resumed run gives the bytes of an uninterrupted one. Memory does not grow with the number of draws.
+
+Many processes share a round by whole indices, each of which one of them takes to the round's end. Where they meet, each
+takes over the others' sums as they are: nothing is added up in another order than one process has.
 
 Sources: Analytic-DPM (arXiv:2201.06503) for the quantity, Extended-Analytic-DPM (arXiv:2206.07309) for the residual
 under an imperfect mean; control variates and allocation are [E6]'s.
@@ -12,8 +15,8 @@ under an imperfect mean; control variates and allocation are [E6]'s.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,12 +24,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from .. import checks
+from .. import checks, parallel
 from ..array_rules import ArrayRule, Rules
 from ..documents import Form
 from ..errors import InputError, warn
 from ..models.conditions import as_conditions
 from ..models.denoiser import Denoiser, check_denoiser
+from ..parallel import Team
 from ..process.structure import STRUCTURE_NAMES, make_structure
 from ..progress import progress_bar
 from ..resume import ANEW, Checkpoint, State, StateRecord
@@ -38,11 +42,13 @@ from .population import Population
 from .shards import ShardEvaluator
 from .table import VarianceTable
 
+#: Arrays of a state that change between rounds alone.
+_PLANNED = frozenset({"targets", "start_counts", *(f"{name}.weights" for name in STRUCTURE_NAMES)})
 _FEW = 0.05  # relative error with the choice of the images (and twice the tolerance), above which there is a warning
 
 
 class StateOfRun(StateRecord):
-    """Where a run is: the round (−1: before the first), and the shards of its queue that are merged."""
+    """Where a run is: the round (−1: before the first), and how many of its shards are merged."""
 
     round_number: Annotated[int, Field(ge=-1)]
     done_in_round: Annotated[int, Field(ge=0)]
@@ -87,25 +93,29 @@ def estimate(
     Raises InputError for unusable arguments or images and for a network that is changed meanwhile, NumericalError where
     it gives NaN or Inf.
     """
-    check_denoiser(denoiser)
-    names, schedule = _structure_names(structures), denoiser.schedule
-    batch_size, seed = checks.whole("batch_size", batch_size, least=1), checks.seed(seed)
-    wanted = allocation.default_indices(schedule) if indices is None else allocation.merge_indices(schedule, indices)
-    allocation.check_budget(tolerance, max_evaluations, wanted)
-    population = Population(images, denoiser.shape, denoiser.data_range)
-    if population.order is not None:
-        warn(population.order)
-    given = as_conditions(conditions, len(population))
-    if given is not None:
-        given.check(denoiser.classes)
-    rotation = population.statistics.rotation
-    kinds = {name: make_structure(name, denoiser.shape, rotation if name == "dct" else None) for name in names}
-    evaluator = ShardEvaluator(denoiser, population, given, seed, batch_size, kinds)
-    run = _Run(evaluator, wanted, float(tolerance), max_evaluations)
-    with Checkpoint(checkpoint, FORM, run.identity()) as kept:
-        run.finish(kept, progress)
-    run.refuse_changed()
-    return run.table()
+    with parallel.sharing("estimate") as team:
+        check_denoiser(denoiser)
+        names, schedule = _structure_names(structures), denoiser.schedule
+        batch_size, seed = checks.whole("batch_size", batch_size, least=1), checks.seed(seed)
+        default = allocation.default_indices(schedule)
+        wanted = default if indices is None else allocation.merge_indices(schedule, indices)
+        allocation.check_budget(tolerance, max_evaluations, wanted)
+        population = Population(images, denoiser.shape, denoiser.data_range)
+        if population.order is not None:
+            warn(population.order)
+        given = as_conditions(conditions, len(population))
+        if given is not None:
+            given.check(denoiser.classes)
+        rotation = population.statistics.rotation
+        kinds = {name: make_structure(name, denoiser.shape, rotation if name == "dct" else None) for name in names}
+        evaluator = ShardEvaluator(denoiser, population, given, seed, batch_size, kinds)
+        run = _Run(evaluator, wanted, float(tolerance), max_evaluations, team)
+        team.agree(run.facts(), "estimate")
+        team.tell_idle(len(wanted), "indices")
+        with Checkpoint(checkpoint, FORM, run.identity()) as kept:
+            run.finish(kept, progress)
+        run.refuse_changed()
+        return run.table()
 
 
 def _structure_names(structures: Sequence[str]) -> list[str]:
@@ -120,17 +130,23 @@ class _Run:
     """The state of one pass: sums per structure, and the place reached in the current round."""
 
     def __init__(
-        self, evaluator: ShardEvaluator, indices: list[int], tolerance: float, max_evaluations: int | None
+        self,
+        evaluator: ShardEvaluator,
+        indices: list[int],
+        tolerance: float,
+        max_evaluations: int | None,
+        team: Team,
     ) -> None:
-        self.evaluator, self.indices = evaluator, indices
+        self.evaluator, self.indices, self.team = evaluator, indices, team
         self.tolerance, self.max_evaluations = tolerance, max_evaluations
         self.sums = {name: MomentSums(kind, len(indices)) for name, kind in evaluator.structures.items()}
         self.draws = ImageDraws(len(indices))
-        # Where we are: the round, the draws planned for its end, and the shards of its queue already merged.
+        # Where we are: the round, and the draws of its beginning and its end, between which `counts` are.
         self.round_number = -1
         self.targets = np.zeros(len(indices), dtype=np.int64)
         self.start_counts = np.zeros(len(indices), dtype=np.int64)
-        self.done_in_round = 0
+        #: (I,) the counts that all processes have.
+        self.shared_counts = np.zeros(len(indices), dtype=np.int64)
         #: The model as it is when the run starts.
         self.model = evaluator.denoiser.identity(keep=True)
 
@@ -162,7 +178,8 @@ class _Run:
         }
         arrays |= {f"draws.{key}": value for key, value in self.draws.arrays().items()}
         arrays |= {"targets": self.targets, "start_counts": self.start_counts}
-        return arrays, {"round_number": self.round_number, "done_in_round": self.done_in_round}
+        done = int((self.counts - self.start_counts).sum()) // SHARD
+        return arrays, {"round_number": self.round_number, "done_in_round": done}
 
     def _rules(self) -> Rules:
         """What the arrays of this run's checkpoint must be like."""
@@ -190,24 +207,25 @@ class _Run:
         if "draws.images" in arrays:  # earlier versions kept none
             self.draws.restore({key: arrays[f"draws.{key}"] for key in self.draws.arrays()})
         self.targets, self.start_counts = targets.copy(), start_counts.copy()
-        self.round_number, self.done_in_round = place.round_number, place.done_in_round
+        self.round_number, self.shared_counts = place.round_number, self.counts.copy()
         check_noise(self.sums["isotropic"].means(), self.counts, math.prod(self.evaluator.denoiser.shape))
-        self._check_place()
+        self._check_place(place.done_in_round)
         for name, sums in self.sums.items():
             check_agreement(name, sums.means(), self.sums["isotropic"].means())
             if sums.fold_sums is not None:
                 check_folds(name, sums.fold_sums, sums.sums, sums.covariance_sums)
 
-    def _check_place(self) -> None:
+    def _check_place(self, done_in_round: int) -> None:
         """Refuse counts of draws that are not those of the place reached."""
-        done, merged = [i for i, _ in islice(self._round(), self.done_in_round)], self.start_counts.copy()
-        np.add.at(merged, done, SHARD)
         for name, sums in self.sums.items():
-            wrong = len(done) < self.done_in_round or not np.array_equal(merged, sums.counts)
-            checks.refuse(wrong, f"its {name}.counts are not those of the place that it says it reached")
+            done = sums.counts - self.start_counts
+            wrong = (done % SHARD).any() or done.sum() != done_in_round * SHARD or (done < 0).any()
+            wrong = wrong or (sums.counts > self.targets).any() or not np.array_equal(sums.counts, self.counts)
+            checks.refuse(bool(wrong), f"its {name}.counts are not those of the place that it says it reached")
             forgotten = allocation.PILOT_DRAWS if sums.weights is not None and self.round_number > 0 else 0
             wrong = not np.array_equal(sums.covariance_shards, (sums.counts - forgotten) // SHARD)
             checks.refuse(wrong, f"its {name}.covariance_shards are not those of its draws")
+        checks.refuse(self.draws.beyond(self.counts), "its draws.images are of more draws than it has")
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:
@@ -219,75 +237,111 @@ class _Run:
         """Network evaluations merged so far."""
         return int(self.counts.sum())
 
-    def _round(self) -> Iterator[tuple[int, int]]:
-        """The round's shards, (index position, shard number), in the order in which they are merged."""
-        for i, (start, end) in enumerate(zip(self.start_counts, self.targets, strict=True)):
-            yield from ((i, shard) for shard in range(int(start) // SHARD, int(end) // SHARD))
+    def _planned(self) -> int:
+        """Evaluations that are sure to be made: the least number, or what the round ends with."""
+        return max(allocation.LEAST_DRAWS * len(self.indices), int(self.targets.sum()))
 
-    def _queue(self) -> list[tuple[int, int]]:
-        """Those that the budget allows: plans keep to it, but a checkpoint's may have been made with a larger one."""
+    # ---- a round ----------------------------------------------------------------------------------------------
+
+    def _run_round(self, checkpoint: Checkpoint, bar: Any) -> None:
+        """All draws of the round, each process those of its indices; now and then they meet."""
+        ends = self._ends()
+        batches = self._batches(ends)
+        while (self.counts < ends).any():
+            while batches and not self.team.called:
+                batch = batches.popleft()
+                self._evaluate(batch, checkpoint)
+                bar.update(len(batch) * SHARD)
+                if checkpoint.due():
+                    self.team.call()
+                    break
+            if self._meet(checkpoint):
+                checkpoint.save(self._state())
+            self.team.end_if_stopped()
+
+    def _ends(self) -> npt.NDArray[np.int64]:
+        """(I,) the draws with which the round ends: its targets, as far as the budget goes. (Plans keep to it, but a
+        checkpoint's may have been made with a larger one.)"""
         if self.max_evaluations is None:
-            return list(self._round())
-        return list(islice(self._round(), max(self.max_evaluations - int(self.start_counts.sum()), 0) // SHARD))
+            return self.targets
+        left, budget = self.targets - self.counts, max(self.max_evaluations - self.evaluations, 0) // SHARD * SHARD
+        return np.asarray(self.counts + np.clip(budget - (np.cumsum(left) - left), 0, left))
+
+    def _batches(self, ends: npt.NDArray[np.int64]) -> deque[list[tuple[int, int]]]:
+        """What is left to this process of the round: batches of (index position, shard number), in the order in which
+        they are merged. Who has which index follows from the plan alone, and so is the same after an interruption."""
+        mine = self.team.share((ends - self.start_counts).tolist())
+        queue = [(i, k) for i in mine for k in range(int(self.counts[i]) // SHARD, int(ends[i]) // SHARD)]
+        size = max(1, self.evaluator.batch_size // SHARD)
+        return deque(queue[k : k + size] for k in range(0, len(queue), size))
+
+    def _evaluate(self, batch: list[tuple[int, int]], checkpoint: Checkpoint) -> None:
+        positions = [i for i, _ in batch]
+        weights = {name: None if s.weights is None else s.weights[positions] for name, s in self.sums.items()}
+        shards = [(self.indices[i], shard) for i, shard in batch]
+        found = self.evaluator.sums(shards, weights, self.evaluations)
+        with checkpoint.changing():
+            for name, (values, covariances) in found.sums.items():
+                for i, value, covariance in zip(positions, values, covariances, strict=True):
+                    self.sums[name].add(i, value, covariance)
+            for (i, shard), images, values in zip(batch, found.images, found.values, strict=True):
+                self.draws.add(i, shard, images, values)
+
+    def _meet(self, checkpoint: Checkpoint) -> bool:
+        """Everybody's running sums, of the indices that it took further since the last meeting, in every process;
+        whether it is time to save."""
+        mine = np.flatnonzero(self.counts > self.shared_counts)
+        sums = {name: array for name, array in self._state()[0].items() if name not in _PLANNED}
+        found = self.team.gather({"positions": mine, **{n: a[mine] for n, a in sums.items()}}, checkpoint.due())
+        with checkpoint.changing():
+            for theirs, _ in found:
+                for name, array in sums.items():
+                    array[theirs["positions"]] = theirs[name]
+            self.shared_counts = self.counts.copy()
+        return any(due for _, due in found)
+
+    # ---- between rounds ---------------------------------------------------------------------------------------
 
     def _plan_next(self, checkpoint: Checkpoint, bar: Any) -> bool:
         """At a round boundary: plan the next round; False when there is nothing left to do."""
         with checkpoint.changing():
             if self.round_number >= 0:
                 self._reweigh()
-            error = np.full(len(self.indices), np.inf)
-            if self.round_number >= 1:
-                errors, freedom = self.errors()
-                error = errors.max(0)
-                s, i = np.unravel_index(int(errors.argmax()), errors.shape)
-                where = f"{[*self.sums][s]} at n={self.indices[i]}"
-                bar.set_postfix_str(f"worst error {error[i]:.2f} tolerances, {where}")
-                error = np.maximum(error, allocation.doubt(self.counts, errors[0], freedom))
-            targets = allocation.next_targets(self.round_number + 1, self.counts, error, self.max_evaluations)
-            more = not np.array_equal(targets, self.counts)
-            if self.round_number >= 1:
-                ahead = error if more else np.zeros_like(error)
-                bar.total = allocation.expected_total(self.counts, ahead, bar.total, targets, self.max_evaluations)
-            if more:
-                self.round_number += 1
-                self.start_counts, self.targets, self.done_in_round = self.counts.copy(), targets, 0
-        return more
+        # One process plans for all: the last bit of an error may depend on the machine.
+        targets = np.array(self.team.first_alone(lambda: self._plan(bar).tolist()), dtype=np.int64)
+        if np.array_equal(targets, self.counts):
+            return False
+        with checkpoint.changing():
+            if self.round_number == 0:
+                for sums in self.sums.values():
+                    sums.forget_weighted_covariances()
+            self.round_number += 1
+            self.start_counts, self.targets = self.counts.copy(), targets
+        return True
 
-    def _planned(self) -> int:
-        """Evaluations that are sure to be made: the least number, or what the round ends with."""
-        return max(allocation.LEAST_DRAWS * len(self.indices), int(self.targets.sum()))
-
-    def _run_round(self, checkpoint: Checkpoint, bar: Any) -> None:
-        queue = self._queue()
-        per_batch = max(1, self.evaluator.batch_size // SHARD)
-        while self.done_in_round < len(queue):
-            batch = queue[self.done_in_round : self.done_in_round + per_batch]
-            positions = [i for i, _ in batch]
-            weights = {name: None if s.weights is None else s.weights[positions] for name, s in self.sums.items()}
-            shards = [(self.indices[i], shard) for i, shard in batch]
-            found = self.evaluator.sums(shards, weights, self.evaluations)
-            with checkpoint.changing():
-                for name, (values, covariances) in found.sums.items():
-                    for i, value, covariance in zip(positions, values, covariances, strict=True):
-                        self.sums[name].add(i, value, covariance)
-                for (i, shard), images, values in zip(batch, found.images, found.values, strict=True):
-                    self.draws.add(i, shard, images, values)
-                self.done_in_round += len(batch)
-            bar.update(len(batch) * SHARD)
-            if checkpoint.due():
-                checkpoint.save(self._state())
-
-    # ---- between rounds ---------------------------------------------------------------------------------------
+    def _plan(self, bar: Any) -> npt.NDArray[np.int64]:
+        """(I,) the draws with which the next round shall end; the bar is told what is expected."""
+        error = np.full(len(self.indices), np.inf)
+        if self.round_number >= 1:
+            errors, freedom = self.errors()
+            error = errors.max(0)
+            s, i = np.unravel_index(int(errors.argmax()), errors.shape)
+            where = f"{[*self.sums][s]} at n={self.indices[i]}"
+            bar.set_postfix_str(f"worst error {error[i]:.2f} tolerances, {where}")
+            error = np.maximum(error, allocation.doubt(self.counts, errors[0], freedom))
+        targets = allocation.next_targets(self.round_number + 1, self.counts, error, self.max_evaluations)
+        if self.round_number >= 1:
+            ahead = np.zeros_like(error) if np.array_equal(targets, self.counts) else error
+            bar.total = allocation.expected_total(self.counts, ahead, bar.total, targets, self.max_evaluations)
+        return targets
 
     def _reweigh(self) -> None:
-        """Weigh elements by the latest 1/v² for the draws to come; after the pilot, forget its weighted covariances."""
+        """Weigh elements by the latest 1/v² for the draws to come. (Done twice, it changes nothing more.)"""
         data, schedule = self.evaluator.population.statistics, self.evaluator.denoiser.schedule
         for sums in self.sums.values():
             for i, n in enumerate(self.indices):
                 expected = control_expectations(data, sums.structure, schedule.alpha[n], schedule.sigma[n])
                 sums.reweigh(i, expected[CONTROLS.index("linear_error_square")])
-            if self.round_number == 0:
-                sums.forget_weighted_covariances()
 
     def errors(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """(S, I) the relative error of each structure at each index, in units of its tolerance, isotropic first; and
@@ -315,6 +369,11 @@ class _Run:
             "conditions": None if conditions is None else conditions.fingerprint,
             **self.model.plain(),
         }
+
+    def facts(self) -> dict[str, Any]:
+        """What processes that share the run must agree on."""
+        limits = {"tolerance": self.tolerance, "max_evaluations": self.max_evaluations}
+        return {**self.identity(), **limits, "batch size": self.evaluator.batch_size}
 
     def refuse_changed(self) -> None:
         """What was measured of several networks is the table of none. (Their weights alone are compared: what a network
