@@ -147,7 +147,7 @@ class Checkpoint:
             if self._writes and not self._changing:
                 try:
                     self.save(state())
-                except InputError as error:  # a full disk must hide neither the result nor what stopped the run
+                except (InputError, MemoryError) as error:  # it must hide neither the result nor what stopped the run
                     warn(f"the checkpoint is not up to date: {error}")
 
 

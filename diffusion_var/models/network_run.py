@@ -40,6 +40,7 @@ class NetworkRun:
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
         self.evaluations = 0
+        self._rows = 0  # of the last batch
         self._looked = denoiser.exact or denoiser.use.steady
         self._held = ExitStack()
 
@@ -50,10 +51,11 @@ class NetworkRun:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
         self._held.close()
         if error is not None and is_of_device(error):
-            raise device_error(error, f"or its device did{self._after}") from error
+            raise device_error(error, f"or its device did{self._after}", self._rows) from error
 
     def __call__(self, x_t: torch.Tensor, n: Place, condition: Any = None) -> Posterior:
         """The posterior, as the denoiser gives it."""
+        self._rows = len(x_t)
         try:
             posterior = self.denoiser(x_t, n, condition) if self._looked else self._first(x_t, n, condition)
         except NetworkError as error:

@@ -103,7 +103,7 @@ def failing(network: Any, x: torch.Tensor, where: Callable[[], str], who: str = 
     except (InputError, NumericalError, NetworkError):
         raise
     except Exception as error:
-        raise NetworkError(where(), _reason(error) + _elsewhere(error, network, x), who) from error
+        raise NetworkError(where(), _reason(error, len(x)) + _elsewhere(error, network, x), who) from error
 
 
 def is_of_device(error: BaseException) -> bool:
@@ -115,9 +115,9 @@ def is_of_device(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and not ours and any(word in said for word in (*_NO_MEMORY, *_OF_DEVICE))
 
 
-def device_error(error: BaseException, where: str) -> NetworkError:
-    """For an error `is_of_device`."""
-    return NetworkError(where, _reason(error))
+def device_error(error: BaseException, where: str, rows: int) -> NetworkError:
+    """For an error `is_of_device`; `rows`: of the last batch."""
+    return NetworkError(where, _reason(error, rows))
 
 
 def describe_place(n: Any) -> str:
@@ -130,12 +130,20 @@ def describe_place(n: Any) -> str:
     return str(n) if isinstance(n, NoiseLevel) and n.index is None else f"index n={getattr(n, 'index', n)}"
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, rows: int) -> str:
     lines = str(error).strip().splitlines()
     said = type(error).__name__ + (f": {lines[0][:300].rstrip('. ')}" if lines else "")
     whole = f"{said} {error}".lower()
     no_memory = isinstance(error, MemoryError) or any(word in whole for word in _NO_MEMORY)
-    return f"out of memory ({said}); use a smaller batch size" if no_memory else said
+    return f"out of memory ({said}); {_smaller(rows)}" if no_memory else said
+
+
+def _smaller(rows: int) -> str:
+    """What to try where a batch did not fit: half of it; of more than 16 in sixteens, as the estimator's shards are."""
+    half = rows // 2 if rows < 32 else rows // 32 * 16
+    if half:
+        return f"use a smaller batch size: try {half}"
+    return "not even a batch of 1 fits: use half precision, a device with more memory, or a smaller network"
 
 
 def _elsewhere(error: Exception, network: Any, x: torch.Tensor) -> str:

@@ -1,5 +1,5 @@
-"""A run that several processes share: the table of one, whatever stops them, and however many go on. Each test forks its
-processes."""
+"""A run that several processes share: the table of one, whatever stops them, and however many go on. Each test forks
+its processes."""
 
 import os
 import signal

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ... import parallel
 from ...variance.allocation import check_budget, default_indices, merge_indices
 from ...variance.table import VarianceTable
 from ..claims import claimed_file, run_identity
@@ -49,8 +50,9 @@ def _measure(options: EstimateOptions, checkpoint: Path, this: str) -> None:
         batch_size=options.batch_size,
         checkpoint=checkpoint,
     )
-    table.details["run"] = this
-    table.save(options.out)
-    checkpoint.unlink(missing_ok=True)
-    say_lines(table.summary(), "")
-    say(f"written: {options.out} ({options.out.stat().st_size / 1e6:.2g} MB)")
+    if parallel.is_first():
+        table.details["run"] = this
+        table.save(options.out)
+        checkpoint.unlink(missing_ok=True)
+        say_lines(table.summary(), "")
+        say(f"written: {options.out} ({options.out.stat().st_size / 1e6:.2g} MB)")
