@@ -17,20 +17,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import checks
-from ..covariance.reverse import ReverseCovariance, StepCovariances, cap_variance, check_capped_steps, check_covariance
+from .. import checks, parallel
+from ..covariance.reverse import (
+    ReverseCovariance,
+    StepCovariances,
+    cap_variance,
+    check_capped_steps,
+    check_covariance,
+    report_of_all,
+)
 from ..data.fixed_images import FixedImages
-from ..errors import InputError, NumericalError, warn
-from ..models.conditions import as_nest, batch_of, check_classes, map_leaves, rows_of
+from ..errors import NumericalError, warn
+from ..models.conditions import as_nest, map_leaves
 from ..models.denoiser import Denoiser, check_denoiser
 from ..models.network_run import NetworkRun
 from ..models.network_use import not_finite
 from ..models.posterior import Posterior
 from ..process.kernel import ClippedEps, ReverseKernel, reverse_kernels
 from ..process.level import NoiseLevel
-from ..process.schedule import NoiseSchedule
-from ..process.steps import resolve
+from ..process.steps import describe, resolve
 from ..progress import progress_bar
+from .conditions import check_conditions, facts_of
 from .inversion import check_invertible, invert_batch
 from .noise import ImageNoise
 
@@ -96,10 +103,21 @@ class Sampler:
     def sample(
         self, count: int, seed: int = 0, batch_size: int = 64, conditions: Any = None, progress: bool = False
     ) -> torch.Tensor:
-        """`count` images, (count, C, *spatial) float32 in the data range, on the CPU. See `stream`."""
+        """`count` images, (count, C, *spatial) float32 in the data range, on the CPU. See `stream` for the arguments.
+
+        Processes share the batches, and each gets all images.
+        """
         wrong = not checks.is_whole(count) or count < 1
         checks.refuse(wrong, f"the number of images is {count}, but it must be at least 1.")
-        return torch.cat(list(self.stream(range(int(count)), seed, batch_size, conditions, progress)))
+        seed = checks.seed(seed)
+
+        def make(run: NetworkRun, part: range, condition: Any, bar: Any) -> torch.Tensor:
+            return self._batch(run, part, seed, condition, bar, None)
+
+        facts, each = {"seed": seed}, self.evaluations
+        with parallel.sharing("Sampler.sample"):  # here, so that one process warns for all
+            self._check_start()
+            return self._made(int(count), make, batch_size, conditions, progress, "sample", each, facts)
 
     def stream(
         self,
@@ -110,7 +128,10 @@ class Sampler:
         progress: bool = False,
         visit: Callable[[ReverseKernel, torch.Tensor], None] | None = None,
     ) -> Iterator[torch.Tensor]:
-        """Images in batches, in constant memory; index ranges are how machines share work.
+        """Images in batches, in constant memory, made by this process alone, whatever the others do.
+
+        Machines that know nothing of each other share work by index ranges: the k-th of M takes `range(k, count, M)`.
+        Where they do know (torchrun, `parallel`), `sample` shares by itself.
 
         Args:
             images: indices of the images to make, e.g. `range(0, 50000)`. Image i of a seed is the same (to float
@@ -128,10 +149,9 @@ class Sampler:
         _check_images(images)
         wrong = visit is not None and not callable(visit)
         checks.refuse(wrong, f"visit={checks.brief(visit)} must be a function of a kernel and x_s, or None.")
-        if not self.low_start:
-            _warn_of_low_start(self.denoiser.schedule, self.kernels[0].level_t)
+        self._check_start()
         if conditions is not None:
-            conditions = _check_conditions(conditions, len(images), self.denoiser.classes)
+            conditions = check_conditions(conditions, len(images), self.denoiser.classes)
         return self._stream(images, seed, batch_size, conditions, progress, visit)
 
     def _stream(
@@ -225,13 +245,14 @@ class Sampler:
         Returns: (M, C, *spatial) float32 on the CPU, in the data range.
         """
         source = FixedImages(x, self.denoiser.shape, None)
-        source.scan()
+        scanned = source.scan()
         seed = checks.seed(seed)
 
-        def make(run: NetworkRun, part: range, start: torch.Tensor, condition: Any, bar: Any) -> torch.Tensor:
-            return self._batch(run, part, seed, condition, bar, None, start)
+        def make(run: NetworkRun, part: range, condition: Any, bar: Any) -> torch.Tensor:
+            return self._batch(run, part, seed, condition, bar, None, self._given(source, part))
 
-        return self._rows(source, make, batch_size, conditions, progress, "sample", 1)
+        facts = {"x": scanned, "seed": seed}
+        return self._made(len(source), make, batch_size, conditions, progress, "sample", self.evaluations, facts)
 
     def invert(
         self, images: Any, iterations: int = 1, batch_size: int = 64, conditions: Any = None, progress: bool = False
@@ -250,10 +271,10 @@ class Sampler:
         check_invertible(self.kernels, self.covariance)
         iterations = checks.whole("iterations", iterations, least=1)
         source = FixedImages(images, self.denoiser.shape, self.denoiser.data_range)
-        source.scan()
+        facts = {"images": source.scan(), "iterations": iterations}
 
-        def make(run: NetworkRun, part: range, x_0: torch.Tensor, condition: Any, bar: Any) -> torch.Tensor:
-            x = invert_batch(run, self.kernels, x_0, condition, iterations)
+        def make(run: NetworkRun, part: range, condition: Any, bar: Any) -> torch.Tensor:
+            x = invert_batch(run, self.kernels, self._given(source, part), condition, iterations)
             if not bool(torch.isfinite(x).all()):
                 raise NumericalError(
                     f"the inversion of the images {part[0]} to {part[-1]} gave NaN or infinite values; check the "
@@ -262,31 +283,77 @@ class Sampler:
             bar.update(len(x) * len(self.kernels) * iterations)
             return x.float().cpu()
 
-        return self._rows(source, make, batch_size, conditions, progress, "invert", iterations)
+        each = len(self.kernels) * iterations
+        return self._made(len(source), make, batch_size, conditions, progress, "invert", each, facts)
 
-    def _rows(
+    def _given(self, source: FixedImages, part: range) -> torch.Tensor:
+        """Images that were given, on the device."""
+        return source.take(np.arange(part.start, part.stop)).to(self.denoiser.device)
+
+    def _check_start(self) -> None:
+        """Warn of a run from pure noise that begins below the noisiest level, where data are far from noise [E10]."""
+        schedule, start = self.denoiser.schedule, self.kernels[0].level_t
+        far = 0.5 * float(np.logaddexp(0.0, start.log_snr))  # KL(q(x_t|x_0) ‖ prior) per dimension, data of unit size
+        if not self.low_start and far > FAR_FROM_NOISE and start.log_snr > schedule.log_snr[-1] + 1e-9:
+            warn(
+                f"sampling begins with pure noise at {start.name}, where x_t still is much of the signal (alpha "
+                f"{start.alpha:.3g}, sigma {start.sigma:.3g}), so that the images will not look like the data; let the "
+                f"steps begin at or near index {schedule.num_steps}."
+            )
+
+    # ---- in many processes ------------------------------------------------------------------------------------
+
+    def _made(
         self,
-        source: FixedImages,
-        make: Callable[[NetworkRun, range, torch.Tensor, Any, Any], torch.Tensor],
+        count: int,
+        make: Callable[[NetworkRun, range, Any, Any], torch.Tensor],
         batch_size: int,
         conditions: Any,
         progress: bool,
         what: str,
         evaluations: int,
+        facts: dict[str, Any],
     ) -> torch.Tensor:
-        """What is made of given images, batch by batch; `evaluations` are those of one step."""
+        """What is made of `count` images, batch by batch, each batch by one process; in order, in all of them.
+
+        Args:
+            make: gives what a batch is made of, on the CPU.
+            evaluations: of the network for an image.
+            facts: what the processes must agree on, beside the model, the steps, and all of the batches.
+        """
         batch_size = checks.whole("batch_size", batch_size, least=1)
         if conditions is not None:
-            conditions = _check_conditions(conditions, len(source), self.denoiser.classes)
-        out, run = [], NetworkRun(self.denoiser)
-        total = len(source) * len(self.kernels) * evaluations
-        with progress_bar(total, what, "eval", progress) as bar, run, torch.inference_mode():
-            for start in range(0, len(source), batch_size):
-                part = range(start, min(start + batch_size, len(source)))
-                given = source.take(np.arange(part.start, part.stop)).to(self.denoiser.device)
-                out.append(make(run, part, given, self._condition(conditions, slice(part.start, part.stop)), bar))
-        self.covariance.report()
-        return torch.cat(out)
+            conditions = check_conditions(conditions, count, self.denoiser.classes)
+        parts = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+        facts = {**facts, "count": count, "batch_size": batch_size}
+        told = parallel.sharing(f"Sampler.{what}", lambda: {**facts, **self._facts(), **facts_of(conditions)})
+        with told as team, progress_bar(count * evaluations, what, "eval", progress) as bar:
+            team.tell_idle(len(parts), "batches of images")
+            run, found = NetworkRun(self.denoiser), {}
+            with run, torch.inference_mode():
+                for k in team.share([len(part) for part in parts]):
+                    condition = self._condition(conditions, slice(parts[k].start, parts[k].stop))
+                    found[str(k)] = make(run, parts[k], condition, bar).numpy()
+                    if team.called:  # to stop: nobody calls for anything else
+                        break
+            everyones = team.gather(found)
+            team.end_if_stopped()
+            report_of_all(self.covariance)
+        batches = {name: batch for arrays, _ in everyones for name, batch in arrays.items()}
+        return torch.from_numpy(np.concatenate([batches[str(k)] for k in range(len(parts))]))
+
+    def _facts(self) -> dict[str, Any]:
+        """What tells this sampler from others, as plain data."""
+        return {
+            "sampler": type(self).__name__,
+            "steps": describe(self.steps),
+            "eta": self.eta,
+            "tau": self.tau,
+            "cap of the last noises": [self.cap_variance, self.capped_steps],
+            "clipped_eps": self.kernels[0].rederives_eps,
+            "covariance": self.covariance.identity(),
+            **self.denoiser.identity().plain(),
+        }
 
 
 def _check_images(images: Any) -> None:
@@ -296,45 +363,5 @@ def _check_images(images: Any) -> None:
     checks.refuse(wrong, f"images must be a sequence of indices, such as range(64), but got {checks.brief(images)}.")
 
 
-def _warn_of_low_start(schedule: NoiseSchedule, start: NoiseLevel) -> None:
-    """Warn where a run from pure noise begins at a level, not the noisiest there is, at which data are far from it."""
-    far = 0.5 * float(np.logaddexp(0.0, start.log_snr))  # KL(q(x_t|x_0) ‖ prior) per dimension, data of unit size [E10]
-    if far > FAR_FROM_NOISE and start.log_snr > schedule.log_snr[-1] + 1e-9:
-        warn(
-            f"sampling begins with pure noise at {start.name}, where x_t still is much of the signal (alpha "
-            f"{start.alpha:.3g}, sigma {start.sigma:.3g}), so that the images will not look like the data; let the "
-            f"steps begin at or near index {schedule.num_steps}."
-        )
-
-
 def _where(level: NoiseLevel) -> str:
     return str(level) if level.index is None else f"index n={level.index}"
-
-
-class _Rows:
-    """A nest of conditions, by slices of the images."""
-
-    def __init__(self, nest: Any) -> None:
-        self._nest = nest
-
-    def __getitem__(self, part: slice) -> Any:
-        return rows_of(self._nest, part)
-
-
-def _check_conditions(conditions: Any, images: int, classes: int | None) -> Any:
-    """What gives the conditions of a slice of the images."""
-    if isinstance(conditions, np.ndarray | list | tuple | torch.Tensor | dict):
-        nest = as_nest(conditions)
-        found = batch_of(nest, what="conditions")
-        checks.refuse(found != images, f"conditions has {found} entries for {images} images; give one for each.")
-        if classes is not None:  # here, where the look waits for no GPU
-            check_classes(map_leaves(lambda leaf: leaf.cpu(), nest), classes)
-        return _Rows(nest)
-    if not hasattr(conditions, "__len__") or not hasattr(conditions, "__getitem__"):
-        raise InputError(
-            f"conditions must hold one condition for each image (a tensor, array or list), but got "
-            f"{type(conditions).__name__}."
-        )
-    found = len(conditions)
-    checks.refuse(found != images, f"conditions has {found} entries for {images} images; give one for each.")
-    return conditions
