@@ -68,6 +68,11 @@ def join(cpu: bool = False) -> None:
         )
     # Without cpu=True, Accelerate takes each process on a machine without a GPU for a run of its own.
     PartialState(cpu=on_cpu, timeout=timedelta(seconds=timeout()))
+    checks.refuse(
+        not is_joined(),
+        f"this program runs in {expected()} processes, but Accelerate was set up in each of them as a run of its own, "
+        "so that they cannot share work; make its Accelerator with cpu=True, or after the work that they share.",
+    )
 
 
 def of_slurm(environment: MutableMapping[str, str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 from many import Many, many
@@ -110,6 +111,19 @@ def warns():
 
 def test_the_first_process_issues_the_warnings_of_all_once_each():
     assert many(2, warns) == [["the same.", "of rank 1."], []]
+
+
+def after_an_accelerator():
+    kept = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    Accelerator(cpu=True)  # of one process
+    os.environ.update(kept)
+    with parallel.sharing("work"):
+        raise AssertionError("it works by itself")
+
+
+def test_processes_that_cannot_be_joined_share_nothing_in_silence():
+    for end in Many(2, after_an_accelerator).ends():
+        assert end.error.startswith("InputError: this program runs in 2 processes, but Accelerate was set up in each")
 
 
 # ---- disagreement -----------------------------------------------------------------------------------------------

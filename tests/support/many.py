@@ -8,8 +8,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import accelerate  # noqa: F401 (once, and not in every fork)
-import torch.distributed  # noqa: F401
+import torch.distributed  # noqa: F401 (once, and not in every fork)
+from accelerate import PartialState
 
 _forks = multiprocessing.get_context("fork")
 
@@ -75,6 +75,7 @@ def free_port() -> int:
 
 def _call(pipe: Any, names: dict[str, Any], function: Callable[..., Any], arguments: Any) -> None:
     os.environ.update({name: str(value) for name, value in names.items()})
+    PartialState._reset_state()  # of trainings that this one's parent did by itself
     try:
         pipe.send((function(*arguments), None))
     except BaseException as error:
