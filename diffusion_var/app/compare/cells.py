@@ -35,6 +35,16 @@ class Measured:
     scores: dict[str, Score]
     grid: npt.NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 1, 1, 1), dtype=np.uint8))
 
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The scores, as plain data."""
+        return {name: asdict(score) for name, score in self.scores.items()}
+
+    @classmethod
+    def from_plain(cls, scores: dict[str, Any], grid: npt.NDArray[np.uint8]) -> Measured:
+        """From `plain` and the images."""
+        return cls({name: Score(**vars(ScoreRecord.model_validate(score))) for name, score in scores.items()}, grid)
+
 
 class ScoreRecord(Record):
     """A `Score`, as its file has it."""
@@ -100,5 +110,4 @@ class CellStore:
 
     def save(self, label: str, own: dict[str, Any], measured: Measured) -> None:
         """Write a cell, atomically."""
-        scores = {name: asdict(score) for name, score in measured.scores.items()}
-        self._parts.save(self.path(label, own).name, ({"grid": measured.grid}, {"scores": scores}))
+        self._parts.save(self.path(label, own).name, ({"grid": measured.grid}, {"scores": measured.plain}))

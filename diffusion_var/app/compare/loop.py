@@ -1,15 +1,16 @@
-"""The loop over a comparison's cells: each is read from its file, or measured and kept there."""
+"""The loop over a comparison's cells: each is read from its file, or measured and kept there, by one process."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from ... import parallel
 from ...data.images import to_uint8
 from ...files import make_folder
 from ...likelihood.bound import plain_variance
@@ -53,6 +54,26 @@ def identity_of(method: Method) -> dict[str, Any]:
     return own | {"name": None, "steps": None}
 
 
+class Row(NamedTuple):
+    """A method at a number of evaluations, and how it is carried out."""
+
+    method: Method
+    evaluations: int
+    steps: StepList | Trajectory
+    sampler: Sampler
+
+
+class Unit(NamedTuple):
+    """What one process measures by itself: a seed of a row, or a group of real images.
+
+    `measure` moves the progress bar that it is given, by `cost` evaluations of the network in all.
+    """
+
+    title: str
+    cost: int
+    measure: Callable[[Any], Measured]
+
+
 class CellLoop:
     """Fills a comparison. `by_metric`: metric -> name of the cell -> its score."""
 
@@ -69,55 +90,134 @@ class CellLoop:
         self.result, self.options, self.model, self.denoiser = result, result.options, model, model.denoiser
         self.scoring, self.likelihoods, self.store, self.decoders = scoring, likelihoods, store, decoders
         self.by_metric: dict[str, dict[str, Score]] = {metric: {} for metric in self.options.metrics}
-        self._table_hash = None if result.table is None else hashlib.sha256(table.read_bytes()).hexdigest()
+        self._table_hash = None
+        if result.table is not None:
+            self._table_hash = parallel.team().first_alone(lambda: hashlib.sha256(table.read_bytes()).hexdigest())
 
-    def measure_cells(self) -> None:
-        """Fill the comparison, computing what is not there yet."""
+    def measure(self, groups: list[Any]) -> None:
+        """Fill the comparison, and its floor from groups of real images, computing what is not there yet."""
+        rows = self._rows()
+        planned = [self._planned(row) for row in rows]
+        units = {key: unit for found in planned for _, key, unit in found}  # of equal cells one
+        real = {f"real images {g}": images for g, images in enumerate(groups)}
+        units |= {Path(label): self._real_unit(label, images) for label, images in real.items()}
+        measured = dict(zip(units, self._shared([*units.values()]), strict=True))
+        for row, found in zip(rows, planned, strict=True):
+            self.result.cells.append(self._cell(row, [(label, measured[key]) for label, key, _ in found]))
+        for label, images in real.items():
+            scores = measured[Path(label)].scores
+            for metric, score in scores.items():
+                self.result.baseline.setdefault(metric, []).append(float(score))
+            if len(images) == self.options.count:  # fewer are set beside the others, not compared with them
+                self._remember(label, scores)
+
+    def _shared(self, units: list[Unit]) -> list[Measured]:
+        """What every unit measures: the dearest first, each in the next process that is free."""
+        team = parallel.team()
+        team.tell_idle(len(units), "cells")
+        order = sorted(range(len(units)), key=lambda i: -units[i].cost)
+        mine: dict[int, Measured] = {}
+        with progress_bar(sum(unit.cost for unit in units), "compare", "eval", unit_scale=True) as bar:
+            for i in map(order.__getitem__, team.claimed(len(order))):
+                bar.set_postfix_str(units[i].title)
+                with parallel.alone():
+                    mine[i] = units[i].measure(bar)
+            told = team.gather({str(i): m.grid for i, m in mine.items()}, {str(i): m.plain for i, m in mine.items()})
+        team.end_if_stopped()
+        found = {int(i): Measured.from_plain(m, grids[i]) for grids, theirs in told for i, m in theirs.items()}
+        return [found[i] for i in range(len(units))]
+
+    def _rows(self) -> list[Row]:
         schedule, table = self.denoiser.schedule, self.result.table
         spread = [
             (method, k, make_steps(schedule, method, k, table, self.decoders, LEVELS))
             for method in self.options.methods
             for k in self.options.method_steps(method)
         ]
-        plan = [(method, k, steps, make_sampler(self.denoiser, method, steps, table)) for method, k, steps in spread]
-        images = self.options.count if self.options.image_metrics else 0
-        with_bits = [k for method, k, *_ in plan if self.likelihoods is not None and method.is_noisy]
-        bound_size = 0 if self.likelihoods is None else len(self.likelihoods.images)
-        evaluations = sum(sampler.evaluations for *_, sampler in plan) * images + sum(with_bits) * bound_size
-        total = evaluations * len(self.options.seeds)
-        with progress_bar(total, "compare", "eval", unit_scale=True) as bar:
-            for method, k, steps, sampler in plan:
-                bar.set_postfix_str(f"{method.label}, K={k}")
-                self.result.cells.append(self._measure(method, k, steps, sampler, bar))
+        return [Row(*row, make_sampler(self.denoiser, row[0], row[2], table)) for row in spread]
 
-    def _measure(self, method: Method, k: int, steps: StepList | Trajectory, sampler: Sampler, bar: Any) -> Cell:
-        """All seeds of one method at one number of steps."""
-        path = steps if isinstance(steps, Trajectory) else None
-        cell = Cell(method, k, path=path, evaluations=sampler.evaluations)
+    def _planned(self, row: Row) -> list[tuple[str, Path, Unit]]:
+        """All seeds of a row, samples first: label, file and unit."""
+        found = []
+        for seed in self.options.seeds if self.options.image_metrics else ():
+            own = self._own(row.method, row.sampler, seed) | {"count": self.options.count}
+            found.append(self._sample_unit(row, seed, own))
+        for seed in self.options.seeds if self.likelihoods is not None and row.method.is_noisy else ():
+            # The cap is on samples alone: capped and not, a method has one likelihood.
+            uncapped = replace(row.method, final_noise_cap=None, capped_steps=1)
+            found.append(self._bits_unit(row, seed, self._own(uncapped, row.sampler, seed)))
+        return found
+
+    def _cell(self, row: Row, measured: list[tuple[str, Measured]]) -> Cell:
+        """A row's scores, of all seeds."""
+        path = row.steps if isinstance(row.steps, Trajectory) else None
+        cell = Cell(row.method, row.evaluations, path=path, evaluations=row.sampler.evaluations)
+        for metric in (*self.options.image_metrics, BITS):
+            if scores := [found.scores[metric] for _, found in measured if metric in found.scores]:
+                cell.scores[metric] = scores
+        for label, found in measured:
+            self._remember(label, found.scores)
         if self.options.image_metrics:
-            measured = [self._cell(method, sampler, seed, bar) for seed in self.options.seeds]
-            cell.grid = torch.from_numpy(measured[0].grid)
-            for metric in self.options.image_metrics:
-                cell.scores[metric] = [m.scores[metric] for m in measured]
-        if self.likelihoods is not None and method.is_noisy:
-            cell.scores[BITS] = [self._bits(method, steps, sampler, seed, bar) for seed in self.options.seeds]
+            cell.grid = torch.from_numpy(measured[0][1].grid)
         return cell
 
-    def _cell(self, method: Method, sampler: Sampler, seed: int, bar: Any) -> Measured:
-        """The samples of one seed of one method at one number of steps, from their file or computed."""
-        assert self.scoring is not None
-        label = f"{method.label} K={sampler.evaluations} seed={seed}"
-        own = self._own(method, sampler, seed) | {"count": self.options.count}
-        measured = self.store.load(label, own)
-        if measured is None:
-            grid: list[torch.Tensor] = []
-            sample = self.scoring.collect(self._images(sampler, seed, grid, bar), label)
-            measured = Measured(self.scoring.scores(sample), torch.cat(grid)[:GRID_IMAGES].numpy())
-            self.store.save(label, own, measured)
-        else:
-            bar.update(sampler.evaluations * self.options.count)
-        self._remember(label, measured)
-        return measured
+    def _remember(self, label: str, scores: Mapping[str, Score]) -> None:
+        for metric, score in scores.items():
+            self.by_metric[metric][label] = score
+
+    def _sample_unit(self, row: Row, seed: int, own: dict[str, Any]) -> tuple[str, Path, Unit]:
+        """The samples of one seed, from their file or computed."""
+        label, sampler = f"{row.method.label} K={row.sampler.evaluations} seed={seed}", row.sampler
+        cost = sampler.evaluations * self.options.count
+
+        def measure(bar: Any) -> Measured:
+            assert self.scoring is not None
+            measured = self.store.load(label, own)
+            if measured is None:
+                grid: list[torch.Tensor] = []
+                sample = self.scoring.collect(self._images(sampler, seed, grid, bar), label)
+                measured = Measured(self.scoring.scores(sample), torch.cat(grid)[:GRID_IMAGES].numpy())
+                self.store.save(label, own, measured)
+            else:
+                bar.update(cost)
+            return measured
+
+        return label, self.store.path(label, own), Unit(_title(row), cost, measure)
+
+    def _bits_unit(self, row: Row, seed: int, own: dict[str, Any]) -> tuple[str, Path, Unit]:
+        """The likelihood bound with one seed's noise, from its file or computed."""
+        assert self.likelihoods is not None
+        label, likelihoods = f"{row.method.label} K={len(row.sampler.steps)} seed={seed}", self.likelihoods
+        own = own | likelihoods.identity | {"decoder": plain_variance(decoder_of_path(row.steps))}
+        cost, path = len(row.sampler.steps) * len(likelihoods.images), self.store.path(label, own)
+
+        def measure(bar: Any) -> Measured:
+            measured = self.store.load(label, own)
+            if measured is None:
+                make_folder(self.store.folder)
+                partial = path.with_suffix(".partial")
+                measured = Measured({BITS: likelihoods.score(row.sampler, row.steps, row.method, seed, partial)})
+                self.store.save(label, own, measured)
+                partial.unlink(missing_ok=True)
+            bar.update(cost)
+            return measured
+
+        return label, path, Unit(_title(row), cost, measure)
+
+    def _real_unit(self, label: str, images: Any) -> Unit:
+        """The scores of a group of real images."""
+
+        def measure(bar: Any) -> Measured:
+            assert self.scoring is not None
+            sample = self.scoring.collect(images, label)
+            own = {"real": sample.origin["sha256"]}
+            measured = self.store.load(label, own)
+            if measured is None:
+                measured = Measured(self.scoring.scores(sample))
+                self.store.save(label, own, measured)
+            return measured
+
+        return Unit(label, 0, measure)
 
     def _own(self, method: Method, sampler: Sampler, seed: int) -> dict[str, Any]:
         """What a cell has for itself."""
@@ -125,25 +225,6 @@ class CellLoop:
         if method.head is not None:
             own["head"] = sampler.covariance.identity()
         return own | {"table": self._table_hash if method.covariance == "analytic" else None}
-
-    def _bits(self, method: Method, steps: StepList | Trajectory, sampler: Sampler, seed: int, bar: Any) -> Score:
-        """The likelihood bound with one seed's noise, from its file or computed."""
-        assert self.likelihoods is not None
-        label = f"{method.label} K={len(sampler.steps)} seed={seed}"
-        # The cap is on samples alone: capped and not, a method has one likelihood.
-        uncapped = replace(method, final_noise_cap=None, capped_steps=1)
-        own = self._own(uncapped, sampler, seed) | self.likelihoods.identity
-        own["decoder"] = plain_variance(decoder_of_path(steps))
-        measured = self.store.load(label, own)
-        if measured is None:
-            make_folder(self.store.folder)
-            partial = self.store.path(label, own).with_suffix(".partial")
-            measured = Measured({BITS: self.likelihoods.score(sampler, steps, method, seed, partial)})
-            self.store.save(label, own, measured)
-            partial.unlink(missing_ok=True)
-        bar.update(len(sampler.steps) * len(self.likelihoods.images))
-        self.by_metric[BITS][label] = measured.scores[BITS]
-        return measured.scores[BITS]
 
     def _images(self, sampler: Sampler, seed: int, grid: list[torch.Tensor], bar: Any) -> Iterator[torch.Tensor]:
         """Batches of uint8 images; the first ones are left in `grid`."""
@@ -159,22 +240,7 @@ class CellLoop:
             yield floats if self.denoiser.exact and self.options.features == "pixels" else images
             bar.update(sampler.evaluations * len(images))
 
-    def measure_baseline(self, groups: list[Any]) -> None:
-        """Score each group of real images."""
-        for g, images in enumerate(groups):
-            assert self.scoring is not None
-            label = f"real images {g}"
-            sample = self.scoring.collect(images, label)
-            own = {"real": sample.origin["sha256"]}
-            measured = self.store.load(label, own)
-            if measured is None:
-                measured = Measured(self.scoring.scores(sample))
-                self.store.save(label, own, measured)
-            for metric, score in measured.scores.items():
-                self.result.baseline.setdefault(metric, []).append(float(score))
-            if len(images) == self.options.count:  # fewer are set beside the others, not compared with them
-                self._remember(label, measured)
 
-    def _remember(self, label: str, measured: Measured) -> None:
-        for metric in self.options.image_metrics:
-            self.by_metric[metric][label] = measured.scores[metric]
+def _title(row: Row) -> str:
+    """A row, beside the progress bar."""
+    return f"{row.method.label}, K={row.evaluations}"

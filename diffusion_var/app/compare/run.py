@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ... import checks
+from ... import checks, parallel
 from ...data.images import to_uint8, writable_shape
 from ...files import make_folder, regular_file, require_empty_folder
 from ...likelihood.decoder_costs import DecoderCosts
@@ -51,34 +52,46 @@ from .sample_scores import Scoring, baseline_groups, open_features
 def run(options: CompareOptions) -> None:
     """Measure, sample, score and write the report into `options.out`; prints the scores and who wins."""
     require_writable(require_empty_folder(options.out, overwrite=True))  # a file is no folder
-    with locked(options.out, folder=True):
-        _run(options)
+    with parallel.sharing("compare"), held_folder(options.out) as first:
+        _check(options)
+        begin = ComparisonFolder(options).begin if first else None
+        result = compare(options, options.out, begin=begin)
+        if first:
+            _report(result, options)
 
 
-def _run(options: CompareOptions) -> None:
+@contextmanager
+def held_folder(folder: Path) -> Iterator[bool]:
+    """An output folder, locked by the first process; whether this is it."""
+    team = parallel.team()
+    with ExitStack() as stack:
+        if team.first:
+            stack.enter_context(locked(folder, folder=True))
+        yield team.first
+
+
+def _report(result: Comparison, options: CompareOptions) -> None:
     from .findings import findings
     from .report import text_table, write_report
 
-    _check(options)
-    folder = ComparisonFolder(options)
-    result = compare(options, folder.path, begin=folder.begin)
     say("3/3 writing the report")
-    write_report(result, folder.path, run_identity("compare", options))
+    write_report(result, options.out, run_identity("compare", options))
     for metric in options.metrics:
         say_lines(text_table(result, metric))
     say_lines("", *(f"- {line}" for line in findings(result)), "")
-    say(f"The report is {folder.path / 'report.html'} (and report.md, with pictures and results.csv beside it).")
+    say(f"The report is {options.out / 'report.html'} (and report.md, with pictures and results.csv beside it).")
 
 
 def compare(
     options: CompareOptions,
     folder: Path,
     announce: Callable[[str], None] = say,
-    begin: Callable[[str | None], None] = lambda network: None,
+    begin: Callable[[str | None], None] | None = None,
 ) -> Comparison:
     """Run a comparison, or what is left of it; `folder` receives the variance table and the cells.
 
-    `begin` is called with the network's fingerprint when everything is in order and the work begins.
+    `begin` is called with the network's fingerprint when everything is in order and the work begins. Processes share
+    the cells, and each is given all of them.
 
     Raises InputError for options that cannot be carried out, before anything long is started.
     """
@@ -109,7 +122,8 @@ def compare(
     likelihoods = LikelihoodScoring(options, model, images) if BITS in options.metrics else None
     groups = baseline_groups(options, images, model.image_shape) if pictures else []
     real = groups[0] if groups else images.get(options.reference)
-    begin(denoiser.fingerprint)
+    if begin is not None:
+        begin(denoiser.fingerprint)
     table, table_file = _table(options, model, sources, folder, announce)
     store = CellStore(folder, _common(options, model, scoring))
     result = Comparison(options, table)
@@ -119,8 +133,7 @@ def compare(
     decoders = None if decoders_from is None else _decoders(options, model, decoders_from, table, folder, announce)
     loop = CellLoop(result, model, scoring, likelihoods, store, table_file, decoders)
     announce("2/3 sampling and scoring" if pictures else "2/3 bounding likelihoods")
-    loop.measure_cells()
-    loop.measure_baseline(groups)
+    loop.measure(groups)
     for metric, scores in loop.by_metric.items():
         shared = require_same_protocol(scores)
         # The rest is the first cell's; the name and hash of its images say nothing about the others.
@@ -225,7 +238,8 @@ def _table(
         max_evaluations=options.max_evaluations,
         checkpoint=folder / FOLDER / f"table-{name}.checkpoint",
     )
-    table.save(folder / TABLE)
+    if parallel.is_first():
+        table.save(folder / TABLE)
     return table, folder / TABLE
 
 

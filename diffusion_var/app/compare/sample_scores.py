@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import Subset
 
+from ... import parallel
 from ...errors import DiffusionVarWarning, InputError
 from ...metrics.networks import FeatureNetwork, load_features
 from ...metrics.sample import FeatureSample, collect, network_origin
@@ -50,7 +51,8 @@ class Scoring:
         self.keep = any(metric != "fid" for metric in options.image_metrics)
         # Two images tell whether the network takes the model's samples, before an hour is spent on making them.
         trial = torch.from_numpy(generator(0, "trial images").integers(0, 256, (2, *shape)).astype("uint8"))
-        collect(trial, self.features, device=self.device, name=f"the samples of {options.model}")
+        with parallel.alone():
+            collect(trial, self.features, device=self.device, name=f"the samples of {options.model}")
         self.reference = self._reference(options.reference)
         self.identity = {
             **network_origin(self.features),
@@ -79,6 +81,7 @@ class Scoring:
         with warnings.catch_warnings():
             # Said once, of the trial images.
             warnings.filterwarnings("ignore", ".*are grey and the feature network wants RGB", DiffusionVarWarning)
+            warnings.filterwarnings("ignore", "there are .* processes, but only", DiffusionVarWarning)  # more cells
             return collect(
                 images, self.features, keep=self.keep, batch_size=self.options.batch_size, device=self.device, name=name
             )

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 
+from ... import parallel
 from ...files import make_folder, require_empty_folder, write_atomic
-from ...locks import locked
 from ..claims import run_identity
 from ..compare.folder import ComparisonFolder
 from ..compare.report import Part, advice, opening, text_table, write_report
-from ..compare.run import compare
+from ..compare.run import compare, held_folder
 from ..outputs import require_writable
 from ..terminal import say, say_lines
 from .options import DemoOptions, PartOptions, demo_parts
@@ -27,21 +27,27 @@ TITLE = "What a measured variance does"
 def run(options: DemoOptions) -> None:
     """Run all parts, or what is left of them, and write the report into `options.out`; prints scores and advice."""
     require_writable(require_empty_folder(options.out, overwrite=True))  # a file is no folder
-    with locked(options.out, folder=True):
-        _run(options)
+    with parallel.sharing("demo"), held_folder(options.out) as first:
+        _run(options, first)
 
 
-def _run(options: DemoOptions) -> None:
+def _run(options: DemoOptions, first: bool) -> None:
     started = time.monotonic()
     parts = demo_parts(options)
-    require_empty_folder(options.out, options.overwrite or (options.out / RECORD).exists())
-    folders = [ComparisonFolder(part) for part in parts]  # refused before the first is computed
+    if first:
+        require_empty_folder(options.out, options.overwrite or (options.out / RECORD).exists())
+    folders = [ComparisonFolder(part) for part in parts if first]  # refused before the first is computed
     measured: list[Part] = []
-    for part, folder in zip(parts, folders, strict=True):
-        say(f"part {len(measured) + 1} of {len(parts)}: {part.title}")
-        if not measured:
+    for i, part in enumerate(parts):
+        say(f"part {i + 1} of {len(parts)}: {part.title}")
+        if first and i == 0:
             _begin(options)
-        measured.append(_measured(part, folder))
+        measured.append(_measured(part, folders[i].begin if first else None))
+    if first:
+        _report(measured, options, started)
+
+
+def _report(measured: list[Part], options: DemoOptions, started: float) -> None:
     write_report(measured, options.out, run_identity("demo", options), TITLE)
     for held in measured:
         say_lines("", held.title, text_table(held.result, held.result.options.metrics[0], held.floor))
@@ -59,7 +65,6 @@ def _begin(options: DemoOptions) -> None:
     write_atomic(options.out / RECORD, (json.dumps(record, indent=2, default=str) + "\n").encode())
 
 
-def _measured(part: PartOptions, folder: ComparisonFolder) -> Part:
-    path: Path = folder.path
-    result = compare(part, path, begin=folder.begin)
+def _measured(part: PartOptions, begin: Callable[[str | None], None] | None) -> Part:
+    result = compare(part, part.out, begin=begin)
     return Part(result, part.part, part.title, part.text, part.remarks, part.floor)
