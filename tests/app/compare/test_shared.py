@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {
     "batch_size": 12,
     "metrics": ["fid", "bits_per_dim"],
     "likelihood_images": "digits:score[:24]",
-    "methods": [{"covariance": "beta"}, {"covariance": "beta_tilde", "eta": 0}, {"covariance": "beta_tilde", "eta": 0.5}],
+    "methods": [{"covariance": "beta"}, *({"covariance": "beta_tilde", "eta": eta} for eta in (0, 0.5))],
 }
 #: Of these, samples and bounds; and two groups of real images.
 CELLS = 3 * 2 * 2 + 2 * 2 * 2 + 2
