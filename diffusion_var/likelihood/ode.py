@@ -50,8 +50,10 @@ _MOST_EXACT = 4096  # elements of an image, each a vector–Jacobian product at 
 class StateOfOde(StateRecord):
     """Where a pass is: how many rows (image and draw) are done.
 
-    Which they are, the array `done` says; in version 1 they were the first.
+    Which they are, the array `done` marks; in version 1 they were the first.
     """
+
+    marked: bool = False
 
     count: Annotated[int, Field(ge=0)]
 
@@ -277,11 +279,13 @@ class OdeRun:
         self.done[rows] = True
 
     def _state(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
-        return {"nats": self.nats, "done": self.done.astype(np.uint8)}, {"count": int(self.done.sum())}
+        return {"nats": self.nats, "done": self.done.astype(np.uint8)}, {"count": int(self.done.sum()), "marked": True}
 
     def _continue_from(self, arrays: dict[str, npt.NDArray[Any]], place: StateOfOde) -> None:
         total, first = self.nats.size, np.arange(self.nats.size) < place.count
-        done = arrays["done"].astype(bool) if "done" in arrays else first
+        missing = place.marked != ("done" in arrays)
+        checks.refuse(missing, "its array done is missing, or not said to be there")
+        done = arrays["done"].astype(bool) if place.marked else first
         wrong = place.count > total
         checks.refuse(wrong, f"it says that {place.count} of {total} rows are done")
         wrong = int(done.sum()) != place.count

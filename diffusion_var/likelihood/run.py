@@ -41,8 +41,10 @@ _CHUNK = 64  # images whose terms are held at once: whatever the batch size, so 
 class StateOfRun(StateRecord):
     """Where a pass is: whole images done, how many rows of the chunks under way, and the noise's variance so far.
 
-    Which rows these are, the array `done` says. In version 1 there was one chunk under way, and they were its first.
+    Which rows these are, the array `done` marks. In version 1 there was one chunk under way, and they were its first.
     """
+
+    marked: bool = False
 
     count: Annotated[int, Field(ge=0)]
     rows_done: Annotated[int, Field(ge=0)]
@@ -172,7 +174,7 @@ class BoundRun:
             "done": done.astype(np.uint8),
         }
         place = {"count": self.moments.count, "noise_variance": self.noise_variance, "rows_done": int(done.sum())}
-        return arrays, place
+        return arrays, place | {"marked": True}
 
     def _rules(self) -> Rules:
         """What the arrays of this run's checkpoint must be like."""
@@ -204,14 +206,15 @@ class BoundRun:
     def _under_way(self, arrays: dict[str, npt.NDArray[Any]], place: StateOfRun) -> tuple[Float64Array, Any]:
         """The values (draws, images, columns) of a checkpoint's chunks under way, and which of their rows are done."""
         left, values = len(self.images) - place.count, arrays["values"]
-        if "done" not in arrays:
+        refuse(place.marked != ("done" in arrays), "its array done is missing, or not said to be there")
+        if not place.marked:
             values = values[:, : min(_CHUNK, left)]
         images = values.shape[1]
         wrong = images > left or (images % _CHUNK != 0 and images != left)
         refuse(wrong, f"it says that {images} of {left} images are under way")
         rows = images * self.per_image
         refuse(place.rows_done > rows, f"it says that {place.rows_done} evaluations of {rows} are done")
-        if "done" not in arrays:
+        if not place.marked:
             done = np.arange(rows) < place.rows_done
             if rows and self.prior is not None:  # which the earlier version took after the last row
                 done[-1] = False

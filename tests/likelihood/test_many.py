@@ -110,7 +110,7 @@ def test_checkpoints_of_the_first_version_are_continued(tmp_path: Path, measure:
             values = np.zeros((2, 64, arrays["values"].shape[2]))
             values[:, : arrays["values"].shape[1]] = arrays["values"]
             arrays["values"] = values
-        write_document(path, replace(module.FORM, version=1), arrays, record.model_dump(mode="json"))
+        write_document(path, replace(module.FORM, version=1), arrays, {**record.model_dump(), "marked": False})
         first, second = many(2, measure, path)
         assert first[0] == second[0] == expected
         assert 0 < first[1] + second[1] < calls
