@@ -27,11 +27,15 @@ from safetensors.numpy import save
 from . import checks
 from .errors import InputError
 from .files import expanded, write_atomic
+from .json_text import parse_json
 
 _KEY = "diffusion_var"
 Arrays = dict[str, npt.NDArray[Any]]
 #: What a parser may raise on a file that somebody made up: of nesting, of numbers and of types that do not exist.
-_UNREADABLE = (SafetensorError, OSError, ValueError, TypeError, OverflowError, RecursionError, MemoryError)
+_UNREADABLE = (
+    *(SafetensorError, OSError, ValueError, TypeError, AttributeError),
+    *(OverflowError, RecursionError, MemoryError),
+)
 
 
 class Record(BaseModel):
@@ -117,7 +121,7 @@ def _read_signed(path: Path, form: Form) -> tuple[Arrays, dict[str, Any]]:
         with safe_open(str(path), framework="numpy") as file:
             text = (file.metadata() or {}).get(_KEY)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        metadata = json.loads(text) if text is not None else None
+        metadata = parse_json(text) if text is not None else None
         digest = metadata.pop("digest", None) if isinstance(metadata, dict) else None
         right = isinstance(metadata, dict) and digest == _digest(arrays, metadata)
     except _UNREADABLE as error:

@@ -11,12 +11,12 @@ import hashlib
 import os
 import re
 from collections.abc import Collection, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from .files import sync_folder, write_atomic, write_together
 
 NAME = "SHA256SUMS"
-_RUN = re.compile(r"# run ([0-9a-f]{64})")
+_RUN = re.compile(r"# run ([0-9a-f]{64})(?: of (\d{1,9}) files)?")
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 
 
@@ -31,6 +31,7 @@ class Manifest:
     def __init__(self, folder: Path, run: str) -> None:
         self.folder, self.path, self.run = folder, folder / NAME, run
         self._sums: dict[str, str] = {}
+        self._count: int | None = None  # of files, where all were committed at once
         self.belongs = self._read()
 
     def _read(self) -> bool:
@@ -42,8 +43,9 @@ class Manifest:
         first = _RUN.fullmatch(lines[0])
         if first is None or first[1] != self.run:
             return False
+        self._count = None if first[2] is None else int(first[2])
         for line in lines[1:-1]:  # what follows the last newline was cut
-            if found := _LINE.fullmatch(line):
+            if (found := _LINE.fullmatch(line)) and _is_inside(found[2]):
                 self._sums[found[2]] = found[1]
         return True
 
@@ -53,12 +55,13 @@ class Manifest:
 
     def is_whole(self) -> bool:
         """Whether this run has written files, and all of them are as they were written."""
-        return bool(self._sums) and len(self.intact()) == len(self._sums)
+        expected = len(self._sums) if self._count is None else self._count
+        return bool(self._sums) and len(self.intact()) == expected
 
     def begin(self, kept: Collection[str] = ()) -> None:
         """From now on the folder is this run's, with those of its files that are `kept`."""
-        self._sums = {name: self._sums[name] for name in sorted(kept)}
-        write_atomic(self.path, "".join([f"# run {self.run}\n", *map(_line, self._sums.items())]).encode())
+        self._sums, self._count = {name: self._sums[name] for name in sorted(kept)}, None
+        self._write()
 
     def write(self, contents: Mapping[str, bytes]) -> None:
         """Write files of a run that has begun, and their lines."""
@@ -72,14 +75,25 @@ class Manifest:
 
     def end(self, names: Collection[str]) -> None:
         """Write the manifest of files that are there: a run that commits them all at once."""
-        self._sums = {name: _digest(self.folder / name) or "" for name in names}
-        self.begin(names)
+        self._sums = {name: _digest(self.folder / name) or "" for name in sorted(names)}
+        self._count = len(self._sums)
+        self._write()
+
+    def _write(self) -> None:
+        count = "" if self._count is None else f" of {self._count} files"
+        write_atomic(self.path, "".join([f"# run {self.run}{count}\n", *map(_line, self._sums.items())]).encode())
 
     def remove(self) -> None:
         """Before files are replaced: nothing in the folder is whole."""
         if self.path.exists():
             self.path.unlink()
             sync_folder(self.folder)
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name leads to a file of the folder."""
+    path = PurePath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def _line(item: tuple[str, str]) -> str:
@@ -91,5 +105,5 @@ def _digest(path: Path) -> str | None:
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+    except (OSError, ValueError):  # a name with a null byte
         return None

@@ -163,8 +163,9 @@ class Parts:
     def __init__(self, folder: Path, form: Form, identity: Identity) -> None:
         self.folder, self.identity, self._form = expanded(folder), _as_json(identity), form
 
-    def load(self, name: str) -> tuple[Arrays, Any] | None:
-        """A part's arrays and record, if it is there; InputError if it is damaged, or belongs to something else."""
+    def load(self, name: str, rules: Rules | None = None) -> tuple[Arrays, Any] | None:
+        """A part's arrays and record, if it is there; InputError if it is damaged, belongs to something else, or breaks
+        the `rules` of its arrays."""
         path = self.folder / name
         if not path.is_file():
             return None
@@ -175,6 +176,9 @@ class Parts:
             f"the {self._form.noun} {path} was made from something else (different {', '.join(unlike)}); delete "
             f"{self.folder} or choose another folder.",
         )
+        if rules is not None:
+            with making(path, self._form):
+                require_arrays(arrays, rules)
         return arrays, record
 
     def save(self, name: str, state: State) -> None:

@@ -43,7 +43,8 @@ class Table:
 
 def kills(folder: Path, chosen: Chosen, wanted: Callable[[str], bool]) -> bool:
     """Print a table of commands: operations, kills, and what came of them; whether nothing did."""
-    from kills import commands, import_everything, sweep
+    from forks import import_everything
+    from kills import commands, sweep
 
     import_everything()
     table = Table("command", "file operations", "killed", "next run failed", "other files than undisturbed", "debris")

@@ -59,6 +59,34 @@ def test_a_torn_manifest_costs_the_files_without_a_line(tmp_path: Path) -> None:
         assert len(Manifest(tmp_path, RUN).intact()) == max(content[:cut].count(b"\n") - 1, 0)
 
 
+def test_a_manifest_of_files_that_were_committed_at_once_knows_how_many(tmp_path: Path) -> None:
+    """Cut between two lines, or with a line that is none, it must not take the rest for all."""
+    manifest = written(tmp_path)
+    manifest.end(FILES)
+    subprocess.run(["sha256sum", "--check", "--strict", NAME], cwd=tmp_path, check=True, capture_output=True)
+    assert Manifest(tmp_path, RUN).is_whole()
+    content = (tmp_path / NAME).read_bytes()
+    for cut in range(len(content)):
+        (tmp_path / NAME).write_bytes(content[:cut])
+        assert not Manifest(tmp_path, RUN).is_whole()
+    (tmp_path / NAME).write_bytes(content.replace(b"  2.png", b" .2.png"))
+    assert Manifest(tmp_path, RUN).intact() == {"1.png", "3.png"}
+    assert not Manifest(tmp_path, RUN).is_whole()
+    (tmp_path / NAME).write_bytes(content.replace(b" of 3 files", b""))  # as older versions wrote it
+    assert Manifest(tmp_path, RUN).is_whole()
+
+
+@pytest.mark.parametrize("name", ["../2.png", "{}/2.png", "part/../../2.png", "2\0.png"])
+def test_a_name_that_leads_elsewhere_is_not_there(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / "part").mkdir(parents=True)
+    written(folder)
+    (tmp_path / "2.png").write_bytes(FILES["2.png"])
+    content = (folder / NAME).read_text()
+    (folder / NAME).write_text(content.replace("2.png", name.format(tmp_path)))
+    assert Manifest(folder, RUN).intact() == {"1.png", "3.png"}
+
+
 def test_what_is_kept_and_what_is_committed_at_once(tmp_path: Path) -> None:
     manifest = written(tmp_path)
     manifest.begin(["2.png"])

@@ -49,10 +49,11 @@ def test_headers_that_nest_without_end_and_numbers_without_end(tmp_path: Path) -
             dv.VarianceTable.load(path)
 
 
-def test_types_that_numpy_does_not_know(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_types_that_numpy_does_not_know(tmp_path: Path, dtype: torch.dtype) -> None:
     from safetensors.torch import save_file
 
-    save_file({"a": torch.zeros(2, dtype=torch.bfloat16)}, tmp_path / "t", {"diffusion_var": json.dumps({"a": 1})})
+    save_file({"a": torch.zeros(2).to(dtype)}, tmp_path / "t", {"diffusion_var": json.dumps({"a": 1})})
     with pytest.raises(dv.InputError, match=r"not a (readable )?variance table"):
         dv.VarianceTable.load(tmp_path / "t")
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +280,8 @@ class _Run:
         self.spent += total
         with progress_bar(total, "likelihood", "eval", self.progress) as bar:
             name = f"likelihood_{len(images)}_{'_'.join(map(str, steps))}"
-            values = kept.get(name, lambda: self._shared(bounds, images, groups, bar.update))
+            measure = partial(self._shared, bounds, images, groups, bar.update)
+            values = kept.get(name, (groups, len(bounds)), measure)
         return likelihood_of(named, values, steps, len(images), self.quantised)
 
     def _shared(

@@ -9,20 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..array_rules import ArrayRule, require_arrays
-from ..documents import Arrays, Form
+from ..array_rules import ArrayRule
+from ..documents import Form
 from ..files import expanded
 from ..process.schedule import Float64Array
 from ..resume import ANEW, Parts, StateRecord
 
-_VALUES = {"values": ArrayRule("float64", ("rows", "columns"))}
-
-
-def _check(arrays: Arrays, record: StateRecord) -> None:
-    require_arrays(arrays, _VALUES)
-
-
-FORM = Form("diffusion_var.advice_part", 1, "part of an advice", StateRecord, _check, remedy=ANEW)
+FORM = Form("diffusion_var.advice_part", 1, "part of an advice", StateRecord, remedy=ANEW)
 
 
 class Kept:
@@ -36,11 +29,12 @@ class Kept:
     def __init__(self, folder: Path | None, identity: dict[str, Any]) -> None:
         self._parts = None if folder is None else Parts(folder, FORM, identity)
 
-    def get(self, name: str, make: Callable[[], Float64Array]) -> Float64Array:
-        """The array (R, C) of that name: as it was kept, or made now. InputError where it belongs to something else."""
+    def get(self, name: str, shape: tuple[int, int], make: Callable[[], Float64Array]) -> Float64Array:
+        """The array of that name and shape: as it was kept, or made now. InputError where what was kept belongs to
+        something else, or cannot be it."""
         if self._parts is None:
             return make()
-        found = self._parts.load(f"{name}.safetensors")
+        found = self._parts.load(f"{name}.safetensors", {"values": ArrayRule("float64", shape)})
         if found is not None:
             return np.asarray(found[0]["values"])
         values = make()

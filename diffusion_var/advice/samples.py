@@ -282,11 +282,11 @@ class SampleTrial:
     def _distances(self, choice: Choice, steps: int, count: int) -> Distances:
         """Of the first `count` images of a choice, drawn in two parts."""
         name = "".join(c if c.isalnum() else "_" for c in f"{choice.name} {steps}".replace("β̃", "beta_tilde"))
-        look = first_look(self.count)
+        look, width = first_look(self.count), self.reference.shape[1]
         parts = [range(look)] + ([range(look, count)] if count > look else [])
         drawn = [
-            self.kept.get(f"{name}_{part.start}_{part.stop}", partial(self._draw, choice, steps, part))
-            for part in parts
+            self.kept.get(f"{name}_{p.start}_{p.stop}", (len(p), width), partial(self._draw, choice, steps, p))
+            for p in parts
         ]
         return distances(np.concatenate(drawn), self.reference, GROUPS)
 

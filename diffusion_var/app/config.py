@@ -6,7 +6,7 @@ experiment (train the features and the network, then compare). Its keys are then
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,12 +36,29 @@ def load_options(kind: type[K], flags: Mapping[str, Any], config: Path | None = 
     values = {} if config is None else _section(read_yaml(expanded(config)), section, config)
     values.update({name: value for name, value in flags.items() if value is not None})
     try:
-        return _at_home(pydantic.TypeAdapter(kind).validate_python(kind.prepared(values, config)))
+        values = kind.prepared(values, config)
+        found = pydantic.TypeAdapter(kind).validate_python(values)
+        problems = list(_truths(values, vars(found)))
     except pydantic.ValidationError as error:
         problems = _readable(error, flags, config)
+    if problems:
         count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
         where = f"the options in {config}" if config is not None else "the options"
-        raise InputError(f"{where} have {count}:", problems) from None
+        raise InputError(f"{where} have {count}:", problems)
+    return _at_home(found)
+
+
+def _truths(given: Any, held: Any, path: str = "") -> Iterator[str]:
+    """Problems of `true` and `false` where a number is expected, which Python takes for 1 and 0."""
+    held = vars(held) if isinstance(held, Options) else held
+    if isinstance(given, bool) and not isinstance(held, bool):
+        yield f"{path}: input should be a number, but got {given}"
+    elif isinstance(given, dict) and isinstance(held, dict):
+        for name in given:
+            yield from _truths(given[name], held.get(name), f"{path}.{name}".removeprefix("."))
+    elif isinstance(given, list) and isinstance(held, list | tuple):
+        for k, (inner, kept) in enumerate(zip(given, held, strict=True)):
+            yield from _truths(inner, kept, f"{path}.{k}")
 
 
 def _at_home(options: K) -> K:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_atomic
+from ..json_text import parse_json
 from .claims import claimed_file, run_identity
 from .outputs import checkpoint_beside, usable_checkpoint
 from .terminal import say, say_lines
@@ -62,15 +63,15 @@ def write_signed(path: Path, content: dict[str, Any], run: str) -> None:
 def run_of_signed(path: Path) -> Any:
     """The run that wrote a file, if the file is as it was written."""
     try:
-        held = json.loads(path.read_bytes())
+        held = parse_json(path.read_bytes())
         return held["run"] if held.pop("digest") == _digest(held) else None
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
 def content_of_signed(path: Path) -> dict[str, Any]:
     """What was written, without run and digest."""
-    held: dict[str, Any] = json.loads(path.read_bytes())
+    held: dict[str, Any] = parse_json(path.read_bytes())
     return {name: value for name, value in held.items() if name not in ("run", "digest")}
 
 

@@ -7,7 +7,6 @@ as EDM writes it) or else its folders; those of an npz or npy are another array,
 
 from __future__ import annotations
 
-import json
 import operator
 import zipfile
 import zlib
@@ -19,6 +18,7 @@ import torch
 
 from ..errors import InputError
 from ..files import regular_file
+from ..json_text import parse_json
 from .arrays import names_in, whole_array
 from .images import read_images
 from .names import ImageName, TorchvisionImages, digits_part, parse_name, photographs_named
@@ -93,7 +93,7 @@ def _dataset_json(path: Path) -> dict[str, int] | None:
         try:
             if (size := archive.getinfo("dataset.json").file_size) > LARGEST_MEMBER:
                 raise ValueError(f"it declares {size} bytes")
-            labels = json.loads(read_member(archive, archive.getinfo("dataset.json")))["labels"]
+            labels = parse_json(read_member(archive, archive.getinfo("dataset.json")))["labels"]
             return None if labels is None else {str(file): operator.index(label) for file, label in labels}
         except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(

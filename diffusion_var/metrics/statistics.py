@@ -31,6 +31,7 @@ from .. import checks
 from ..data.arrays import names_in, whole_array
 from ..errors import InputError
 from ..files import expanded, regular_file, write_atomic
+from ..json_text import parse_json
 
 Array = npt.NDArray[np.float64]
 
@@ -199,21 +200,16 @@ class FeatureStatistics:
         Raises InputError where the file is missing, unreadable or incomplete, or holds no valid mean and covariance.
         """
         path = expanded(path)
+        if path.exists():
+            regular_file(path)
         try:
-            if path.exists():
-                regular_file(path)
             with zipfile.ZipFile(path) as archive:
                 keys = names_in(archive)
-                if missing := [key for key in ("mu", "sigma") if key not in keys]:
-                    raise InputError(
-                        f"{path} lacks {' and '.join(missing)} and holds {keys}; expected feature statistics with mu "
-                        "and sigma."
-                    )
+                missing = [key for key in ("mu", "sigma") if key not in keys]
+                checks.refuse(bool(missing), f"it lacks {' and '.join(missing)}, and holds {keys}")
                 mu, sigma = whole_array(archive, "mu"), whole_array(archive, "sigma")
                 count = checks.whole("count", whole_array(archive, "count").item()) if "count" in keys else None
-                origin = json.loads(str(whole_array(archive, "origin"))) if "origin" in keys else None
-        except InputError:
-            raise
+                origin = parse_json(str(whole_array(archive, "origin"))) if "origin" in keys else None
         except FileNotFoundError as error:
             raise InputError(f"there is no file {path}; expected feature statistics (.npz): check the path.") from error
         except Exception as error:  # numpy raises OSError, ValueError, EOFError, BadZipFile, zlib.error, ...

@@ -102,3 +102,18 @@ def test_bundled_configs_are_valid(path):
     sections = set(read_yaml(path)) & SECTIONS or {"compare"}
     for section in sections:
         load_options(kinds[section], {}, path, section)
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("count: true", "count"),
+        ("tolerance: false", "tolerance"),
+        ("seeds: [0, true]", "seeds.1"),
+        ("methods: [{covariance: beta}, {covariance: beta_tilde, eta: true}]", "methods.1.eta"),
+    ],
+)
+def test_true_and_false_are_no_numbers(config, text, path):
+    with pytest.raises(InputError, match=rf"c\.yaml have one problem:\n  {path}: input should be a number, but got "):
+        load_options(CompareOptions, {}, config(text))
+    assert load_options(CompareOptions, {}, config("overwrite: true\ncount: 7")).overwrite

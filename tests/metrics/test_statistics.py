@@ -185,6 +185,8 @@ def test_one_name_twice_is_refused(tmp_path):
         ({"mu": np.array([0.0, np.inf]), "sigma": np.eye(2)}, "NaN or Inf"),
         ({"mu": np.array(["a", "b"]), "sigma": np.eye(2)}, "numbers"),
         ({"mu": np.zeros(2), "sigma": np.eye(2), "count": 1}, "count is 1"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "count": 2.5}, "count=2.5 must be a whole number"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "origin": "[" * 100_000}, "nested too deeply"),
     ],
 )
 def test_loading_refuses_what_is_no_statistics(tmp_path, arrays, message):

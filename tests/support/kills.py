@@ -1,27 +1,22 @@
 """Every file operation of a command, killed once: the process ends there, as by SIGKILL, and the command is run again.
 
-Each run is a fork of a process that has imported everything and computed nothing. A killed one ends before its k-th
-operation (opening for writing, renaming, removing, making a folder, ...), or, at an fsync, after half of what was
-written since the last one is lost. The next run must end well, with the files of an undisturbed run and no others.
+Each run is a fork (see forks.py). A killed one ends before its k-th operation (opening for writing, renaming,
+removing, making a folder, ...), or, at an fsync, after half of what was written since the last one is lost. The next
+run must end well, with the files of an undisturbed run and no others.
 """
 
 import builtins
-import hashlib
-import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from forks import Command, debris, ended, start, tree
 from senseless import latents
-
-Command = list[str] | Callable[[], object]  # arguments of the command line, or calls
 
 KILLED = 137
 _OPERATIONS = (
@@ -37,7 +32,6 @@ _OPERATIONS = (
     "ftruncate",
     "pwrite",
 )
-TIMED = "training.json"  # it tells how many seconds a training took
 
 
 @dataclass
@@ -91,57 +85,19 @@ class Killer:
 
 
 def run(command: Command, log: Path, last: int | None = None) -> tuple[int, int]:
-    """Run a command in a fork of this process, killed at operation `last`; its exit code and number of operations."""
+    """Run a command in a fork, killed at operation `last`; its exit code and number of operations."""
     read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
+    killer = Killer(last)
+
+    def begin() -> None:
         os.close(read)
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        killer = Killer(last)
         killer.install()
-        code = _call(command)
-        os.write(write, str(killer.count).encode())
-        os._exit(code)
+
+    child = start(command, log, begin, lambda: os.write(write, str(killer.count).encode()))
     os.close(write)
     with os.fdopen(read) as pipe:
         told = pipe.read()
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status), int(told or -1)
-
-
-def _call(command: Command) -> int:
-    from diffusion_var.app.cli import main
-
-    try:
-        if callable(command):
-            command()
-        else:
-            sys.argv = ["diffusion-var", *command]
-            main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        return 1
-    return 0
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """The files below a folder by their content, seconds apart."""
-    found = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        content = path.read_bytes()
-        if path.name == TIMED:
-            content = json.dumps({**json.loads(content), "seconds": None}).encode()
-        elif path.name == "SHA256SUMS":  # lines in any order; that of the record has its seconds
-            lines = [line for line in content.decode().splitlines() if not line.endswith(TIMED)]
-            content = "\n".join(sorted(set(lines))).encode()
-        found[str(path.relative_to(folder))] = hashlib.sha256(content).hexdigest()
-    return found
+    return ended(child), int(told or -1)
 
 
 def sweep(command: Callable[[Path], Command], place: Path, chosen: Callable[[int], list[int]]) -> Outcome:
@@ -168,9 +124,9 @@ def sweep(command: Callable[[Path], Command], place: Path, chosen: Callable[[int
         found = tree(out)
         if code != 0:
             outcome.failed.append(f"{k}: {log.read_text()[-300:]}")
-        debris = [n for n in found if (name := Path(n).name).endswith((".tmp", ".lock", ".partial")) or name[0] == "."]
-        outcome.debris += [f"{k}: {name}" for name in debris]
-        if {n: d for n, d in found.items() if n not in debris} != expected:
+        left = debris([*found])
+        outcome.debris += [f"{k}: {name}" for name in left]
+        if {n: d for n, d in found.items() if n not in left} != expected:
             outcome.unlike.append(f"{k}: {sorted(n for n in {**found, **expected} if found.get(n) != expected.get(n))}")
     return outcome
 
@@ -251,13 +207,3 @@ def commands(inputs: Path) -> dict[str, Callable[[Path], Command]]:
     if run(measured, inputs / "log")[0] != 0:
         raise RuntimeError((inputs / "log").read_text())
     return made
-
-
-def import_everything() -> None:
-    """What the forks need, so that each starts in no time."""
-    for name in ("matplotlib.figure", "diffusers.training_utils", "diffusers.pipelines.ddpm.pipeline_ddpm"):
-        import_module(name)
-    from diffusion_var.app.cli import COMMANDS
-
-    for _kind, home in COMMANDS.values():
-        import_module(f"diffusion_var.app.{home}")

@@ -22,7 +22,7 @@ SIGNED = ("seed", "value", "mean", "steps_offset")
 #: Arrays of which a change is another, sensible array: a mirrored basis, another mean, weights.
 ZERO_IS_FINE = (
     *("head.", "network.", "extra.", "average."),  # weights
-    *("data.mean", "grid", "latents", "values", "noise", "squares", "mean", "image_variance", "draws."),
+    *("data.mean", "grid", "latents", "values", "noise", "squares", "mean", "image_variance", "draws.", "nats"),
 )
 OPTIONAL = ("optimizer.", "extra.", "image_variance", "draws.", "isotropic.fold")
 NEGATIVE_IS_FINE = (*ZERO_IS_FINE, "data.rotation", "optimizer.", "trunk.", "curve")

@@ -41,20 +41,21 @@ def save_model(folder: Path) -> None:
 
 def outcome(path: Path, folder: Path, use: Callable[[], Any], chosen: Callable[[int], list[int]]) -> Outcome:
     """Use what a JSON file belongs to with those of its mutants that are chosen of their number; sentences name
-    the folder."""
+    the folder. All that are accepted are told, whatever they mean."""
     original, found = path.read_text(), Outcome(longest=1000)
     every = list(json_mutants(json.loads(original)))
     try:
-        for name, text in [every[k] for k in chosen(len(every))]:
+        for number in chosen(len(every)):
+            name, text = every[number]
             path.write_text(text)
-            found.take(name, folder.name, use)
+            found.take(number, name, folder.name, use, lambda it: False)
     finally:
         path.write_text(original)
     return found
 
 
-def senseless(found: Outcome) -> list[str]:
+def senseless(found: Outcome) -> list[tuple[int, str]]:
     """What a scheduler must not accept. What is gone has its default, which must be what it was; other settings are
     other, sensible schedulers."""
-    changed = [name for name in found.accepted if " = " in name and not name.startswith(FREE)]
-    return changed + [name for name in found.accepted if "variance" in name and "digest" not in name]
+    changed = [(k, name) for k, name in found.accepted if " = " in name and not name.startswith(FREE)]
+    return changed + [(k, name) for k, name in found.accepted if "variance" in name and "digest" not in name]

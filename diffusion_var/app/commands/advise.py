@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
+from ...json_text import parse_json
 from ...variance.table import VarianceTable
 from ..model import Model, check_model_options, open_model, read
 from ..options import AdviseOptions
@@ -92,7 +92,7 @@ def _trained_on(options: AdviseOptions, model: Model) -> Any:
 
 def _recorded(path: Path) -> str | None:
     try:
-        name = json.loads(path.read_bytes())["images"]
+        name = parse_json(path.read_bytes())["images"]
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return name if isinstance(name, str) else None

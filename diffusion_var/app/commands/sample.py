@@ -12,6 +12,7 @@ from ... import checks
 from ...data.images import writable_shape
 from ...errors import InputError
 from ...files import require_empty_folder, write_atomic
+from ...json_text import parse_json
 from ...locks import locked
 from ...manifest import Manifest
 from ...process.steps import describe
@@ -195,6 +196,6 @@ def _settings(sampler: Any, options: SampleOptions) -> dict[str, Any]:
 
 def _read_settings(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return parse_json(path.read_bytes())
     except (OSError, ValueError):
         return None

@@ -13,6 +13,7 @@ from typing import Any
 from ... import checks
 from ...errors import InputError
 from ...files import make_folder, regular_file, require_empty_folder, write_atomic
+from ...json_text import parse_json
 from ...manifest import NAME as MANIFEST
 from ..claims import recorded
 from ..outputs import require_writable
@@ -85,7 +86,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(regular_file(path).read_text())
+        content = parse_json(regular_file(path).read_bytes())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

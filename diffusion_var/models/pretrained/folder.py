@@ -7,7 +7,6 @@ root, with `scheduler_config.json` beside it or in `scheduler/`. From the hub on
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,6 +16,7 @@ from ... import checks
 from ...errors import InputError, printable
 from ...files import expanded
 from ...hub import fetch_snapshot
+from ...json_text import parse_json
 
 #: The small models that come with the package: of handwritten digits, and of patches of two photographs.
 BUNDLED = ("digits", "photographs")
@@ -155,8 +155,8 @@ def _fetch(name: str, revision: str | None, patterns: list[str]) -> Path:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; InputError for anything else."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         reason = printable(str(error), 200)
         raise InputError(f"{path} could not be read as JSON ({reason}); save the model again.") from error
     if not isinstance(content, dict):

@@ -1,0 +1,102 @@
+"""Commands in forks of a process that has imported everything and computed nothing: each starts in no time, and may be
+killed as a process of its own. And what they leave: files, and debris."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+Command = list[str] | Callable[[], object]  # arguments of the command line, or calls
+
+TIMED = "training.json"  # it tells how many seconds a training took
+
+
+def import_everything() -> None:
+    """What the forks need."""
+    for name in ("matplotlib.figure", "diffusers.training_utils", "diffusers.pipelines.ddpm.pipeline_ddpm"):
+        import_module(name)
+    from diffusion_var.app.cli import COMMANDS
+
+    for _kind, home in COMMANDS.values():
+        import_module(f"diffusion_var.app.{home}")
+
+
+def start(command: Command, log: Path, before: Callable[[], object], after: Callable[[], object] = lambda: None) -> int:
+    """Begin a command in a fork, whose output goes to `log`; the process. The two calls are made in it."""
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)  # so that what it starts in its turn is found
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        before()
+        code = _call(command)
+        after()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+    return child
+
+
+def ended(child: int) -> int:
+    """Wait for the end of a fork; its exit code, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _call(command: Command) -> int:
+    from diffusion_var.__main__ import main
+    from diffusion_var.stopping import StopSignals, exit_code, unwinding, word
+
+    try:
+        if callable(command):
+            with StopSignals(), unwinding():
+                command()
+        else:
+            sys.argv = ["diffusion-var", *command]
+            main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    except KeyboardInterrupt as stop:
+        print(word(stop), file=sys.stderr)
+        return exit_code(stop)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def ranks(count: int) -> list[dict[str, str]]:
+    """The environments of the processes of one program on this machine, as torchrun gives them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    shared |= {"LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)] if count > 1 else [{}]
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """The files below a folder by their content, seconds apart."""
+    found = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        content = path.read_bytes()
+        if path.name == TIMED:
+            content = json.dumps({**json.loads(content), "seconds": None}).encode()
+        elif path.name == "SHA256SUMS":  # lines in any order; that of the record has its seconds
+            lines = [line for line in content.decode().splitlines() if not line.endswith(TIMED)]
+            content = "\n".join(sorted(set(lines))).encode()
+        found[str(path.relative_to(folder))] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+def debris(names: list[str]) -> list[str]:
+    """Of the files that a finished run left, those that it must not leave."""
+    return [n for n in names if (name := Path(n).name).endswith((".tmp", ".lock", ".partial")) or name[0] == "."]
