@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .. import checks
-from ..errors import InputError, NetworkError, NumericalError
+from ..errors import InputError, NetworkError, NumericalError, RankError
 from ..process.level import NoiseLevel
 
 _NO_MEMORY = ("out of memory", "outofmemory", "can't allocate memory", "not enough memory", "alloc_failed")
@@ -111,7 +111,7 @@ def is_of_device(error: BaseException) -> bool:
     late."""
     if isinstance(error, MemoryError):
         return True
-    said, ours = f"{type(error).__name__} {error}".lower(), isinstance(error, NumericalError | NetworkError)
+    said, ours = f"{type(error).__name__} {error}".lower(), isinstance(error, NumericalError | NetworkError | RankError)
     return isinstance(error, RuntimeError) and not ours and any(word in said for word in (*_NO_MEMORY, *_OF_DEVICE))
 
 
