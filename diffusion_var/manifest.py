@@ -65,13 +65,22 @@ class Manifest:
 
     def write(self, contents: Mapping[str, bytes]) -> None:
         """Write files of a run that has begun, and their lines."""
-        write_together({self.folder / name: content for name, content in contents.items()})
-        sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        self.note(write_files(self.folder, contents))
+
+    def note(self, sums: Mapping[str, str]) -> None:
+        """Write the lines of files that are on the disk, with their SHA-256."""
+        if not sums:
+            return
         with open(self.path, "ab") as file:
             file.write("".join(map(_line, sums.items())).encode())
             file.flush()
             os.fsync(file.fileno())
         self._sums |= sums
+
+    def settle(self) -> None:
+        """The run is over: its lines stand in the order of names, whoever wrote the files and when."""
+        if [*self._sums] != sorted(self._sums):
+            self.begin([*self._sums])
 
     def end(self, names: Collection[str]) -> None:
         """Write the manifest of files that are there: a run that commits them all at once."""
@@ -94,6 +103,12 @@ def _is_inside(name: str) -> bool:
     """Whether a name leads to a file of the folder."""
     path = PurePath(name)
     return not path.is_absolute() and ".." not in path.parts
+
+
+def write_files(folder: Path, contents: Mapping[str, bytes]) -> dict[str, str]:
+    """Write files into a manifest's folder, for whoever has the manifest to `note`: the SHA-256 of each."""
+    write_together({folder / name: content for name, content in contents.items()})
+    return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
 
 
 def _line(item: tuple[str, str]) -> str:

@@ -12,7 +12,8 @@ network may run under autocast, the state is float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -40,6 +41,9 @@ from ..progress import progress_bar
 from .conditions import check_conditions, facts_of
 from .inversion import check_invertible, invert_batch
 from .noise import ImageNoise
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 #: Nats per dimension between data and noise at the first step from which a run is warned of: an SNR of 0.22. The steps
 #: in use begin below that: the quadratic ones at 0.8 N, the cosine schedule's among them, at 0.05.
@@ -125,7 +129,7 @@ class Sampler:
         seed: int = 0,
         batch_size: int = 64,
         conditions: Any = None,
-        progress: bool = False,
+        progress: bool | tqdm[Any] = False,
         visit: Callable[[ReverseKernel, torch.Tensor], None] | None = None,
     ) -> Iterator[torch.Tensor]:
         """Images in batches, in constant memory, made by this process alone, whatever the others do.
@@ -140,7 +144,8 @@ class Sampler:
             batch_size: images at once.
             conditions: None, or one condition per image of `images` (a tensor, array or list, a nest of such, or
                 whatever gives nests by slices), passed to the network.
-            progress: a progress bar over network evaluations.
+            progress: a progress bar over network evaluations; or one that is there, which is moved: whoever has it also
+                asks the covariance for its report at the end.
             visit: called after every step of every batch with its kernel and x_s, (B, C, *spatial) on the device.
 
         Yields: (B, C, *spatial) float32 on the CPU, in the data range. Raises NumericalError for NaN or Inf.
@@ -160,11 +165,12 @@ class Sampler:
         seed: int,
         batch_size: int,
         conditions: Any,
-        progress: bool,
+        progress: bool | tqdm[Any],
         visit: Callable[[ReverseKernel, torch.Tensor], None] | None,
     ) -> Iterator[torch.Tensor]:
-        run = NetworkRun(self.denoiser)
-        with progress_bar(len(images) * self.evaluations, "sample", "eval", progress) as bar:
+        run, own = NetworkRun(self.denoiser), isinstance(progress, bool)
+        total = len(images) * self.evaluations
+        with progress_bar(total, "sample", "eval", progress) if own else nullcontext(progress) as bar:
             for start in range(0, len(images), batch_size):
                 part = [checks.index("image index", i) for i in images[start : start + batch_size]]
                 condition = self._condition(conditions, slice(start, start + batch_size))
@@ -172,7 +178,8 @@ class Sampler:
                 with run:  # and not while the user has the images: the network is theirs then
                     found = self._batch(run, part, seed, condition, bar, visit)
                 yield found.clone()
-        self.covariance.report()
+        if own:
+            self.covariance.report()
 
     def _condition(self, conditions: Any, part: slice) -> Any:
         """The conditions of a batch, on the device."""

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
+from contextlib import ExitStack
 from dataclasses import fields, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ... import checks
+from ... import checks, parallel
 from ...data.images import writable_shape
 from ...errors import InputError
 from ...files import require_empty_folder, write_atomic
 from ...json_text import parse_json
 from ...locks import locked
-from ...manifest import Manifest
+from ...manifest import Manifest, write_files
 from ...process.steps import describe
+from ...progress import progress_bar
+from ...same_folder import require_shared
 from ...variance.table import VarianceTable
 from ..claims import claimed_file, recorded, run_identity, run_of_npz
 from ..methods import make_covariance, make_sampler, make_steps
@@ -25,7 +30,7 @@ from ..outputs import require_writable
 from ..terminal import say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     import torch
 
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
     from ..model import Model
 
 _SETTINGS = "sampling.json"
+_SECONDS = 5.0  # between two meetings of processes that share a folder
 _OTHER_FILES = frozenset({".npy", ".zip", ".png", ".jpg", ".jpeg", ".pt", ".safetensors"})  # no names of folders
 # Options that older versions did not have: they decide the images only where they are given.
 _LATER = ("unconditional", "data_range", "capped_steps", "rho", "power", "average", "call", "weights_dtype")
@@ -54,10 +60,16 @@ def run(options: SampleOptions) -> None:
     checks.refuse(
         wrong, f"the output {options.out} is neither a folder nor a file ending in .npz; choose one of these."
     )
+    with ExitStack() as held:
+        parallel.team().first_alone(lambda: _hold(options, held))
+        _sample_folder(*_open(options), options)
+
+
+def _hold(options: SampleOptions, held: ExitStack) -> None:
+    """The output folder is this run's, unless it is another's."""
     continues = (options.out / _SETTINGS).is_file()  # whether by the same settings is known with the model
     require_writable(require_empty_folder(options.out, options.overwrite or continues))
-    with locked(options.out, folder=True):
-        _sample_folder(*_open(options), options)
+    held.enter_context(locked(options.out, folder=True))
 
 
 def _open(options: SampleOptions) -> tuple[Model, Sampler]:
@@ -95,13 +107,23 @@ def _refuse_unused(options: SampleOptions) -> None:
             raise InputError(f"--{name} is for the images of a variance table, and has no meaning here; leave it out.")
 
 
-def _pictures(model: Model, sampler: Sampler, wanted: list[int], options: SampleOptions) -> Iterator[torch.Tensor]:
-    """The wanted images in batches, uint8."""
+def _pictures(
+    model: Model, sampler: Sampler, batches: list[list[int]], options: SampleOptions, bar: Any
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Of batches of image numbers, each with its images, uint8."""
     from ...data.images import to_uint8
 
+    wanted = [i for batch in batches for i in batch]
     conditions, image_range = model.sample_conditions(wanted), model.image_range
-    batches = sampler.stream(wanted, options.seed, options.batch_size, conditions, progress=True)
-    return (to_uint8(model.pictures(batch), image_range) for batch in batches)
+    images = sampler.stream(wanted, options.seed, max(options.batch_size, 1), conditions, bar) if wanted else ()
+    for batch, drawn in zip(batches, images, strict=True):
+        yield batch, to_uint8(model.pictures(drawn), image_range)
+
+
+def _batches(options: SampleOptions) -> list[list[int]]:
+    """The image numbers that are wanted, in whole batches."""
+    wanted, size = _wanted(options), checks.whole("batch_size", options.batch_size, least=1)
+    return [wanted[k : k + size] for k in range(0, len(wanted), size)]
 
 
 def _wanted(options: SampleOptions) -> list[int]:
@@ -111,60 +133,123 @@ def _wanted(options: SampleOptions) -> list[int]:
 def _sample_npz(model: Model, sampler: Sampler, options: SampleOptions, this: str) -> None:
     import torch
 
+    from ...covariance.reverse import report_of_all
     from ...data.images import save_npz
 
-    save_npz(torch.cat(list(_pictures(model, sampler, _wanted(options), options))), options.out, run=this)
+    team, batches, found = parallel.team(), _batches(options), {}
+    with _bar(sampler, batches) as bar:
+        for batch, images in _pictures(model, sampler, batches[team.rank :: team.count], options, bar):
+            found[_name(batch[0])] = images.numpy()
+            if team.called:
+                break
+    told = team.gather(found, to_first=True)
+    team.end_if_stopped()
+    report_of_all(sampler.covariance)
+    if team.first:
+        everyones = {name: images for arrays, _ in told for name, images in arrays.items()}
+        in_order = [torch.from_numpy(everyones[_name(batch[0])]) for batch in batches]
+        save_npz(torch.cat(in_order), options.out, run=this)
     say(f"written: {options.count} images in {options.out}")
 
 
+def _bar(sampler: Sampler, batches: list[list[int]]) -> Any:
+    parallel.team().tell_idle(len(batches), "batches of images")
+    return progress_bar(sum(map(len, batches)) * sampler.evaluations, "sample", "eval")
+
+
 def _sample_folder(model: Model, sampler: Sampler, options: SampleOptions) -> None:
+    """Each process draws, encodes and writes batches of its own; the first keeps the manifest."""
+    from ...covariance.reverse import report_of_all
+
+    team, folder = parallel.team(), _Folder(sampler, options)
+    missing = {*team.first_alone(folder.missing)}
+    # Whole batches, as an uninterrupted run draws them: their size may move a value across a rounding boundary.
+    batches = [batch for batch in _batches(options) if not missing.isdisjoint(batch)]
+    if not batches:
+        return
+    require_shared(options.out, team)
+    with _bar(sampler, batches) as bar:
+        images = _pictures(model, sampler, batches[team.rank :: team.count], options, bar)
+        first = [*islice(images, 1)]
+        team.first_alone(folder.begin)  # not before: a run that fails at once leaves nothing in a mended one's way
+        _write(folder.manifest, chain(first, images), {*map(_name, missing)}, -(-len(batches) // team.count))
+    report_of_all(sampler.covariance)
+    if team.first:
+        folder.manifest.settle()
+    say(f"written: {options.count} images in {options.out}")
+
+
+def _write(
+    manifest: Manifest, images: Iterable[tuple[list[int], torch.Tensor]], missing: set[str], batches: int
+) -> None:
+    """Write the files that are missing, and every few seconds the lines of all processes' files.
+
+    Args:
+        batches: the most that any process has.
+    """
     from ...data.images import encode_images
 
-    settings, folder, wanted = _settings(sampler, options), options.out, _wanted(options)
-    manifest = Manifest(folder, _digest(settings))
-    continues = manifest.belongs or _read_settings(folder / _SETTINGS) == settings
-    require_empty_folder(folder, options.overwrite or continues)
-    there = manifest.intact()
-    missing = [i for i in wanted if _name(i) not in there]
-    _tell_found(folder, wanted, missing, continues)
-    # Whole batches, as an uninterrupted run draws them: their size may move a value across a rounding boundary.
-    size = max(options.batch_size, 1)  # the sampler refuses others
-    batches = [wanted[k : k + size] for k in range(0, len(wanted), size)]
-    drawn = [i for batch in batches if not {*missing}.isdisjoint(batch) for i in batch]
-    done = 0
-    for batch in _pictures(model, sampler, drawn, options) if drawn else ():
-        if done == 0:  # not before: a run that fails at once leaves nothing in the way of the mended command
-            _begin(manifest, settings, there, continues)
-        files = dict(zip(map(_name, drawn[done : done + len(batch)]), encode_images(batch), strict=True))
-        manifest.write({name: content for name, content in files.items() if name not in there})
-        done += len(batch)
-    if drawn:
-        say(f"written: {len(wanted)} images in {folder}")
+    team, size, images = parallel.team(), 1, iter(images)
+    while batches > 0:
+        begun, theirs = time.monotonic(), {}
+        for batch, drawn in islice(images, size):
+            files = dict(zip(map(_name, batch), encode_images(drawn), strict=True))
+            sums = write_files(manifest.folder, {name: files[name] for name in files if name in missing})
+            manifest.note(sums) if team.first else theirs.update(sums)
+            if team.called:  # to stop: nobody calls for anything else
+                break
+        told = team.gather({}, [theirs, time.monotonic() - begun])
+        for _, (others, _) in told if team.first else ():
+            manifest.note(others)
+        team.end_if_stopped()
+        batches -= size
+        slowest = max(seconds for _, (_, seconds) in told)
+        size = max(min(2 * size, int(size * _SECONDS / max(slowest, 1e-3))), 1)
 
 
 def _name(i: int) -> str:
     return f"{i:06d}.png"
 
 
-def _tell_found(folder: Path, wanted: list[int], missing: list[int], continues: bool) -> None:
-    """What a run before has left."""
-    if not missing:
-        say(f"already finished: the {len(wanted)} images are in {folder}, as this command wrote them")
-    elif len(missing) < len(wanted):
-        say(f"{len(wanted) - len(missing)} of {len(wanted)} images are there already")
-    damaged = [_name(i) for i in missing if continues and (folder / _name(i)).exists()]
-    if damaged:
-        say(f"{len(damaged)} images are not as they were written ({checks.listing(damaged, 4)}); they are drawn again")
+class _Folder:
+    """The output folder of a run; what is there already, its first process knows."""
 
+    def __init__(self, sampler: Sampler, options: SampleOptions) -> None:
+        self._path, self._wanted, self._overwrite = options.out, _wanted(options), options.overwrite
+        self._settings = _settings(sampler, options)
+        self.manifest = Manifest(options.out, _digest(self._settings))
+        self._there: set[str] = set()
+        self._continues = False
 
-def _begin(manifest: Manifest, settings: dict[str, Any], there: set[str], continues: bool) -> None:
-    """The folder is this run's: images of others go, since they must not be taken for its own."""
-    if not continues:
-        manifest.remove()
-        for old in manifest.folder.glob("[0-9]" * 6 + "*.png"):
-            old.unlink()
-    write_atomic(manifest.folder / _SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
-    manifest.begin(there)
+    def missing(self) -> list[int]:
+        """Which of the wanted images are not there."""
+        self._continues = self.manifest.belongs or _read_settings(self._path / _SETTINGS) == self._settings
+        require_empty_folder(self._path, self._overwrite or self._continues)
+        self._there = self.manifest.intact()
+        missing = [i for i in self._wanted if _name(i) not in self._there]
+        self._tell_found(missing)
+        return missing
+
+    def _tell_found(self, missing: list[int]) -> None:
+        """What a run before has left."""
+        count = len(self._wanted)
+        if not missing:
+            say(f"already finished: the {count} images are in {self._path}, as this command wrote them")
+        elif len(missing) < count:
+            say(f"{count - len(missing)} of {count} images are there already")
+        damaged = [_name(i) for i in missing if self._continues and (self._path / _name(i)).exists()]
+        if damaged:
+            named = checks.listing(damaged, 4)
+            say(f"{len(damaged)} images are not as they were written ({named}); they are drawn again")
+
+    def begin(self) -> None:
+        """The folder is this run's: images of others go, since they must not be taken for its own."""
+        if not self._continues:
+            self.manifest.remove()
+            for old in self._path.glob("[0-9]" * 6 + "*.png"):
+                old.unlink()
+        write_atomic(self._path / _SETTINGS, (json.dumps(self._settings, indent=2) + "\n").encode())
+        self.manifest.begin(self._there)
 
 
 def _digest(settings: dict[str, Any]) -> str:
