@@ -289,7 +289,7 @@ class Team:
             key, r = next(iter(unlike.items()))
             raise InputError(
                 f"the processes differ in {checks.listing([*unlike], 6)} (the {key} of rank 0 is "
-                f"{shown(found[0].get(key))}, of rank {r} {shown(found[r].get(key))}), but {what} is shared by all: "
+                f"{_fact(found[0], key)}, of rank {r} {_fact(found[r], key)}), but {what} is shared by all: "
                 "give all of them the same, or what is not shared stands in `with dv.alone():`."
             )
 
@@ -441,6 +441,10 @@ class Team:
     def others_done(self, bar: int) -> int:
         """What the other processes have done of a bar."""
         return 0 if self._peers is None else self._peers.others_done(bar)
+
+
+def _fact(facts: Mapping[str, Any], key: str) -> str:
+    return shown(facts[key]) if key in facts else "missing"
 
 
 #: What is said where an exchange broke, or a store is gone.

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..files import require_empty_folder, require_new_file, require_writable_folder
 from ..locks import locked
 from ..manifest import Manifest
+from ..parallel import team
 from .outputs import require_writable
 from .terminal import say
 
@@ -50,6 +51,25 @@ def recorded(options: Any) -> dict[str, Any]:
     return found
 
 
+def named_path(value: str | Path) -> Path | None:
+    """The path that an option's value names, if something lies there: FILE, or of images by name FILE.npz:KEY[A:B]."""
+    base = str(value).partition("[")[0]
+    names = (str(value), base, base.rpartition(":")[0])
+    return next((Path(name) for name in names if name and os.path.exists(name)), None)
+
+
+def content_of(path: Path) -> str:
+    """What lies under a path, in words that are the same for its copies."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        listed = [[str(file.relative_to(path)), file.stat().st_size] for file in files]
+        return f"{len(files)} files, {hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:12]}"
+    size = path.stat().st_size
+    if not path.is_file() or size > _SMALL:
+        return f"{size} bytes"
+    return f"{size} bytes, {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+
+
 def _told(value: Any) -> Any:
     """An option's value, with what lies under the path that it names, if it names one."""
     if isinstance(value, dict):
@@ -58,11 +78,8 @@ def _told(value: Any) -> Any:
         return [_told(inner) for inner in value]
     if not isinstance(value, str | Path):
         return value
-    base = str(value).partition("[")[0]  # images by name: FILE.npz:KEY[START:STOP]
-    for name in (str(value), base, base.rpartition(":")[0]):
-        if name and os.path.exists(name):
-            return [str(value), _under(Path(name))]
-    return str(value)
+    path = named_path(value)
+    return str(value) if path is None else [str(value), _under(path)]
 
 
 def _under(path: Path) -> Any:
@@ -91,6 +108,8 @@ def claimed_file(
 ) -> Iterator[bool]:
     """An output file, locked; whether this very run has finished it (then there is nothing to do, and it is said).
 
+    Of processes that share the work, the first one has it, and all know what it found.
+
     Args:
         run: `run_identity` of the request, which the file is to carry.
         read_run: what a file carries; it may raise InputError for one that is damaged.
@@ -98,17 +117,21 @@ def claimed_file(
         checkpoint: which a finished run needs no more.
         aloud: whether to print that there is nothing to do.
     """
-    if not path.is_dir():
+
+    def claimed(held: ExitStack) -> bool:
+        if path.is_dir():
+            require_new_file(path, overwrite)
         require_writable_folder(path.parent)
-        with locked(path):
-            finished = not overwrite and path.is_file() and _carries(path, run, read_run)
-            if finished:
-                _leave_finished(path, checkpoint, aloud)
-            else:
-                require_new_file(path, overwrite)
-            yield finished
-    else:
-        require_new_file(path, overwrite)
+        held.enter_context(locked(path))
+        finished = not overwrite and path.is_file() and _carries(path, run, read_run)
+        if finished:
+            _leave_finished(path, checkpoint, aloud)
+        else:
+            require_new_file(path, overwrite)
+        return finished
+
+    with ExitStack() as held:
+        yield team().first_alone(lambda: claimed(held))
 
 
 def run_of_npz(path: Path) -> str | None:
@@ -132,19 +155,24 @@ def _carries(path: Path, run: str, read_run: Callable[[Path], Any]) -> bool:
 
 @contextmanager
 def claimed_folder(folder: Path, run: str, overwrite: bool, checkpoint: str) -> Iterator[bool]:
-    """An output folder, locked; whether this very run has finished it, which its manifest says.
+    """An output folder, locked by the first process; whether this very run has finished it, which its manifest says.
 
     A folder with anything else in it is refused, unless `overwrite` or the file `checkpoint` of an interrupted run is
     there.
     """
-    require_empty_folder(folder, overwrite=True)  # a file is no folder
-    with locked(folder, folder=True):
+
+    def claimed(held: ExitStack) -> bool:
+        require_empty_folder(folder, overwrite=True)  # a file is no folder
+        held.enter_context(locked(folder, folder=True))
         finished = not overwrite and Manifest(folder, run).is_whole()
         if finished:
             _leave_finished(folder, folder / checkpoint)
         else:
             require_empty_folder(folder, overwrite or (folder / checkpoint).is_file())
-        yield finished
+        return finished
+
+    with ExitStack() as held:
+        yield team().first_alone(lambda: claimed(held))
 
 
 def _leave_finished(path: Path, checkpoint: Path | None, aloud: bool = True) -> None:
@@ -155,15 +183,9 @@ def _leave_finished(path: Path, checkpoint: Path | None, aloud: bool = True) -> 
 
 
 def train_into_folder(command: str, options: Any, checkpoint: str, train: Callable[[str], None]) -> None:
-    """Call `train` with the run's identity, in every process of torchrun; the first one holds the output folder."""
-    from ..training.loop import processes
-
+    """Call `train` with the run's identity, in every process; the first one holds the output folder."""
     require_writable(options.out)
-    state, this = processes(), run_identity(command, options)
-    if not state.is_main_process:
-        train(this)
-    else:
-        with claimed_folder(options.out, this, options.overwrite, checkpoint) as finished:
-            if not finished:
-                train(this)
-    state.destroy_process_group()
+    this = run_identity(command, options)
+    with claimed_folder(options.out, this, options.overwrite, checkpoint) as finished:
+        if not finished:
+            train(this)

@@ -48,6 +48,8 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
     "stats": (StatsOptions, "commands.stats"),
     "fid": (FidOptions, "commands.fid"),
 }
+#: Those whose work processes do not share: the first one does it.
+OF_ONE_PROCESS = frozenset({"advise", "show", "train-features"})
 #: What the list of commands says of those whose first sentence does not fit into a line.
 IN_SHORT = {
     "demo": "See what a measured variance does; takes some minutes.",
@@ -97,7 +99,7 @@ def _register(name: str, kind: type[Any], home: str) -> None:
     def carry_out(options: Any) -> None:
         import_module(f".{home}", __package__).run(options)
 
-    command(app, kind, name, IN_SHORT.get(name))(carry_out)
+    command(app, kind, name, IN_SHORT.get(name), name not in OF_ONE_PROCESS)(carry_out)
 
 
 for _name, (_kind, _home) in COMMANDS.items():

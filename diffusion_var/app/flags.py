@@ -20,13 +20,15 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from ..checks import brief
-from ..errors import DiffusionVarWarning, InputError, NetworkError, NumericalError, printable
+from ..errors import DiffusionVarWarning, InputError
+from ..parallel import is_first
 from ..progress import quiet
 from ..stopping import StopSignals, exit_code, unwinding, word
 from . import options as option_sets
 from .shell_patterns import restored
-from .terminal import complain, streams_for_people
-from .words import spoken, words_of
+from .terminal import complain, sentence_of, streams_for_people
+from .together import end, leave, together
+from .words import spoken
 
 _ARGUMENT = "_argument"  # ends the name of what is given without a flag
 #: Other names of a flag.
@@ -48,36 +50,18 @@ def new_app(name: str | None = None, help_text: str | None = None) -> typer.Type
 
 def run_app(app: typer.Typer) -> None:
     """Run an application and end as the module docstring says."""
-    with streams_for_people():
-        _run_app(app)
-
-
-def _run_app(app: typer.Typer) -> None:
-    warnings.showwarning = _show_warning
-    try:
-        with StopSignals():
+    with streams_for_people(), StopSignals():
+        warnings.showwarning = _show_warning
+        try:
             app()
-    except Exception as error:
-        if (said := _sentence(error)) is None:
-            raise
-        complain(f"error: {said}")
-        sys.exit(2)
-
-
-def _sentence(error: Exception) -> str | None:
-    """What is said of an error; None for what only a fault of the package raises, which is shown whole."""
-    if isinstance(error, NetworkError):
-        return f"{error} Where in the network it was, --debug shows."
-    if isinstance(error, InputError | NumericalError):
-        return str(error)
-    # torch.OutOfMemoryError is a RuntimeError, and torch is not to be imported for its sake
-    no_memory = "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error)
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and no_memory):
-        return "out of memory; lower --batch-size."
-    if isinstance(error, OSError) and error.errno is not None:
-        where = f" ({printable(str(error.filename))})" if error.filename else ""
-        return f"the operating system refused{where}: {error.strerror}."
-    return None
+        except Exception as error:
+            code = end(error)
+        except SystemExit as done:  # as typer ends
+            code = done.code if isinstance(done.code, int) else int(done.code is not None)
+        else:
+            code = 0
+        leave(code)
+        sys.exit(code)
 
 
 @contextmanager
@@ -86,7 +70,7 @@ def _in_full(wanted: bool) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if wanted and _sentence(error) is not None:
+        if wanted and sentence_of(error) is not None:
             complain("".join(traceback.format_exception(error)).rstrip(), most=None)
         raise
 
@@ -94,16 +78,17 @@ def _in_full(wanted: bool) -> Iterator[None]:
 def _show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
     if issubclass(category, DiffusionVarWarning):
         complain(f"warning: {spoken(str(message))}")
-    elif not issubclass(category, (DeprecationWarning, FutureWarning)):
+    elif is_first() and not issubclass(category, (DeprecationWarning, FutureWarning)):
         complain(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
 
 
 def command(
-    app: typer.Typer, kind: type[Any], name: str, short: str | None = None
+    app: typer.Typer, kind: type[Any], name: str, short: str | None = None, shared: bool = True
 ) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
     """Register a function of one option set as a command, with a flag per option and --config.
 
-    `short` stands in the list of commands, where the first sentence of the option set's docstring is too long.
+    `short` stands in the list of commands, where the first sentence of the option set's docstring is too long; `shared`
+    is whether the processes that a launcher started share the work, or the first one does it.
     """
 
     def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -118,13 +103,17 @@ def command(
 
             hints = _hints(kind)
             debug = debug or context.find_root().params.get("debug", False)
+
+            def read() -> Any:
+                given, loose = _with_patterns(hints, context.args, flags)
+                given = _placed(given, _positional(hints))
+                values = {key: _parse(value, hints[key]) for key, value in given.items()}
+                _refuse_loose(name, kind, loose, given, config is not None)
+                return load_options(kind, values, config, section=name.replace("-", "_"))
+
             try:
-                with _in_full(debug), unwinding(), words_of(hints), quiet(silent):
-                    flags, loose = _with_patterns(hints, context.args, flags)
-                    flags = _placed(flags, _positional(hints))
-                    values = {key: _parse(value, hints[key]) for key, value in flags.items()}
-                    _refuse_loose(name, kind, loose, flags, config is not None)
-                    function(load_options(kind, values, config, section=name.replace("-", "_")))
+                with _in_full(debug), unwinding(), quiet(silent), together(name, read, hints, shared) as options:
+                    function(options)
             except KeyboardInterrupt as stop:
                 complain(f"\n{word(stop)}; the same command continues where it can.")
                 raise typer.Exit(exit_code(stop)) from None

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..files import write_atomic
 from ..json_text import parse_json
+from ..parallel import is_first
 from .claims import claimed_file, run_identity
 from .outputs import checkpoint_beside, usable_checkpoint
 from .terminal import say, say_lines
@@ -38,19 +39,23 @@ def find_and_tell(
     aloud = not options.json
     with claimed_file(options.out, this, run_of_signed, options.overwrite, checkpoint, aloud) as finished:
         if finished:
-            if options.json:
+            if options.json and is_first():
                 print(json.dumps(content_of_signed(options.out)))
             return
         content, result = find(checkpoint)
-        write_signed(options.out, content, this)
-        forget(checkpoint)
+        if is_first():
+            write_signed(options.out, content, this)
+            forget(checkpoint)
         _tell(options, content, result)
         if aloud:
             say(f"written: {options.out}")
 
 
 def _tell(options: Any, content: dict[str, Any], result: object) -> None:
-    print(json.dumps(content)) if options.json else say_lines(str(result))
+    if not options.json:
+        say_lines(str(result))
+    elif is_first():
+        print(json.dumps(content))
 
 
 def write_signed(path: Path, content: dict[str, Any], run: str) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..errors import LONGEST, printable
+from ..errors import LONGEST, InputError, NetworkError, NumericalError, RankError, printable
 from ..parallel import is_first
 
 
@@ -45,3 +45,19 @@ def say_lines(*texts: str) -> None:
 def complain(text: str, most: int | None = LONGEST) -> None:
     """The same on stderr, for errors and warnings, each line of at most `most` characters (None: of any number)."""
     print("\n".join(printable(line, most) for line in text.split("\n")), file=sys.stderr, flush=True)
+
+
+def sentence_of(error: BaseException) -> str | None:
+    """What is said of an error; None for what only a fault of the package raises, which is shown whole."""
+    if isinstance(error, NetworkError):
+        return f"{error} Where in the network it was, --debug shows."
+    if isinstance(error, InputError | NumericalError | RankError):
+        return str(error)
+    # torch.OutOfMemoryError is a RuntimeError, and torch is not to be imported for its sake
+    no_memory = "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and no_memory):
+        return "out of memory; lower --batch-size."
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f" ({printable(str(error.filename))})" if error.filename else ""
+        return f"the operating system refused{where}: {error.strerror}."
+    return None
