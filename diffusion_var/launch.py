@@ -85,7 +85,7 @@ def join(cpu: bool = False) -> None:
     checks.refuse(
         not is_joined(),
         f"this program runs in {expected()} processes, but Accelerate was set up in each of them as a run of its own, "
-        "so that they cannot share work; make its Accelerator with cpu=True, or after the work that they share.",
+        "so that they cannot share work; make its Accelerator for the CPU, or after the work that they share.",
     )
 
 

@@ -50,8 +50,8 @@ def test_shares_are_whole_disjoint_and_balanced(costs, count):
     shares = [Team(_Rank(r, count)).share(costs) for r in range(count)]
     assert sorted(i for share in shares for i in share) == list(range(len(costs)))
     loads = [sum(costs[i] for i in share) for share in shares]
-    # Graham's bound for the dearest first: 4/3 of the best, which is no less than the mean and the dearest.
-    assert max(loads) <= 4 / 3 * max(sum(costs) / count, max(costs, default=0)) + max(costs, default=0) / 3
+    # Graham's bound: whoever takes a unit has no more than the mean of the others before it.
+    assert max(loads) <= sum(costs) / count + max(costs, default=0) * (1 - 1 / count) + 1e-9
 
 
 def shared_work(size):
