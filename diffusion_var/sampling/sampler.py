@@ -168,9 +168,9 @@ class Sampler:
         progress: bool | tqdm[Any],
         visit: Callable[[ReverseKernel, torch.Tensor], None] | None,
     ) -> Iterator[torch.Tensor]:
-        run, own = NetworkRun(self.denoiser), isinstance(progress, bool)
-        total = len(images) * self.evaluations
-        with progress_bar(total, "sample", "eval", progress) if own else nullcontext(progress) as bar:
+        run, total = NetworkRun(self.denoiser), len(images) * self.evaluations
+        own = progress_bar(total, "sample", "eval", progress) if isinstance(progress, bool) else None
+        with nullcontext(progress) if own is None else own as bar:
             for start in range(0, len(images), batch_size):
                 part = [checks.index("image index", i) for i in images[start : start + batch_size]]
                 condition = self._condition(conditions, slice(start, start + batch_size))
@@ -178,7 +178,7 @@ class Sampler:
                 with run:  # and not while the user has the images: the network is theirs then
                     found = self._batch(run, part, seed, condition, bar, visit)
                 yield found.clone()
-        if own:
+        if own is not None:
             self.covariance.report()
 
     def _condition(self, conditions: Any, part: slice) -> Any:
