@@ -5,8 +5,9 @@ within a round, shards of 16 draws from all indices fill batches of one size, so
 shard's random numbers come from (seed, index n, shard number), and an index's shards are merged in their order, so that
 a resumed run gives the bytes of an uninterrupted one. Memory does not grow with the number of draws.
 
-Many processes share a round by whole indices, each of which one of them takes to the round's end. Where they meet, each
-takes over the others' sums as they are: nothing is added up in another order than one process has.
+Many processes share a round by whole indices, each of which one of them takes to the round's end, and by batches of
+those that do not fit (`shares`). Where they meet, each takes over the others' sums of an index as they are, and merges
+what the batches gave: nothing is added up in another order than one process has.
 
 Sources: Analytic-DPM (arXiv:2201.06503) for the quantity, Extended-Analytic-DPM (arXiv:2206.07309) for the residual
 under an imperfect mean; control variates and allocation are [E6]'s.
@@ -39,11 +40,14 @@ from .between_images import ImageDraws
 from .moments import CONTROLS, SHARD, MomentSums, StructureMoments, control_expectations
 from .plausibility import check_agreement, check_folds, check_moments, check_noise
 from .population import Population
-from .shards import ShardEvaluator
+from .shards import Evaluated, Shard, ShardEvaluator
+from .shares import batch_of_rest, whole_shares
 from .table import VarianceTable
 
 #: Arrays of a state that change between rounds alone.
 _PLANNED = frozenset({"targets", "start_counts", *(f"{name}.weights" for name in STRUCTURE_NAMES)})
+#: Bytes of shards' sums that a process holds before it calls a meeting.
+_HELD = 32 << 20
 _FEW = 0.05  # relative error with the choice of the images (and twice the tolerance), above which there is a warning
 
 
@@ -111,7 +115,8 @@ def estimate(
         evaluator = ShardEvaluator(denoiser, population, given, seed, batch_size, kinds)
         run = _Run(evaluator, wanted, float(tolerance), max_evaluations, team)
         team.agree(run.facts(), "estimate")
-        team.tell_idle(len(wanted), "indices")
+        sure = (allocation.LEAST_DRAWS - allocation.PILOT_DRAWS) // SHARD
+        team.tell_idle(sure * len(wanted), f"shards of {SHARD} draws")
         with Checkpoint(checkpoint, FORM, run.identity()) as kept:
             run.finish(kept, progress)
         run.refuse_changed()
@@ -244,18 +249,27 @@ class _Run:
     # ---- a round ----------------------------------------------------------------------------------------------
 
     def _run_round(self, checkpoint: Checkpoint, bar: Any) -> None:
-        """All draws of the round, each process those of its indices; now and then they meet."""
+        """All draws of the round: each process those of its indices, then of the rest what is free; now and then they
+        meet."""
         ends = self._ends()
-        batches = self._batches(ends)
+        batches, rest = self._batches(ends)
         while (self.counts < ends).any():
             while batches and not self.team.called:
                 batch = batches.popleft()
-                self._evaluate(batch, checkpoint)
+                found = self._evaluate(batch)
+                with checkpoint.changing():
+                    self._add(batch, found)
                 bar.update(len(batch) * SHARD)
                 if checkpoint.due():
                     self.team.call()
                     break
-            if self._meet(checkpoint):
+            held: dict[int, Evaluated] = {}
+            for k in self.team.claimed(len(rest)):
+                held[k] = self._evaluate(rest[k])
+                bar.update(len(rest[k]) * SHARD)
+                if checkpoint.due() or sum(found.bytes for found in held.values()) > _HELD:
+                    self.team.call()
+            if self._meet(rest, held, checkpoint):
                 checkpoint.save(self._state())
             self.team.end_if_stopped()
 
@@ -267,38 +281,80 @@ class _Run:
         left, budget = self.targets - self.counts, max(self.max_evaluations - self.evaluations, 0) // SHARD * SHARD
         return np.asarray(self.counts + np.clip(budget - (np.cumsum(left) - left), 0, left))
 
-    def _batches(self, ends: npt.NDArray[np.int64]) -> deque[list[tuple[int, int]]]:
-        """What is left to this process of the round: batches of (index position, shard number), in the order in which
-        they are merged. Who has which index follows from the plan alone, and so is the same after an interruption."""
-        mine = self.team.share((ends - self.start_counts).tolist())
-        queue = [(i, k) for i in mine for k in range(int(self.counts[i]) // SHARD, int(ends[i]) // SHARD)]
-        size = max(1, self.evaluator.batch_size // SHARD)
-        return deque(queue[k : k + size] for k in range(0, len(queue), size))
+    def _batches(self, ends: npt.NDArray[np.int64]) -> tuple[deque[list[Shard]], list[list[Shard]]]:
+        """What is left of the round, in batches of (index position, shard number), each in the order in which they are
+        merged: this process's own, and those that are for whoever is free.
 
-    def _evaluate(self, batch: list[tuple[int, int]], checkpoint: Checkpoint) -> None:
+        Which is which follows from the round's plan alone, and so is the same after an interruption.
+        """
+        costs = ((ends - self.start_counts) // SHARD).tolist()
+        shares, rest = whole_shares(costs, self.team.count)
+        most = max(1, self.evaluator.batch_size // SHARD)
+        few = batch_of_rest(sum(costs[i] for i in rest), self.team.count, most)
+
+        def cut(positions: list[int], size: int) -> list[list[Shard]]:
+            queue = [(i, k) for i in positions for k in range(int(self.counts[i]) // SHARD, int(ends[i]) // SHARD)]
+            return [queue[k : k + size] for k in range(0, len(queue), size)]
+
+        return deque(cut(shares[self.team.rank], most)), cut(rest, few)
+
+    def _evaluate(self, batch: list[Shard]) -> Evaluated:
         positions = [i for i, _ in batch]
         weights = {name: None if s.weights is None else s.weights[positions] for name, s in self.sums.items()}
-        shards = [(self.indices[i], shard) for i, shard in batch]
-        found = self.evaluator.sums(shards, weights, self.evaluations)
-        with checkpoint.changing():
-            for name, (values, covariances) in found.sums.items():
-                for i, value, covariance in zip(positions, values, covariances, strict=True):
-                    self.sums[name].add(i, value, covariance)
-            for (i, shard), images, values in zip(batch, found.images, found.values, strict=True):
-                self.draws.add(i, shard, images, values)
+        return self.evaluator.sums([(self.indices[i], shard) for i, shard in batch], weights, self.evaluations)
 
-    def _meet(self, checkpoint: Checkpoint) -> bool:
-        """Everybody's running sums, of the indices that it took further since the last meeting, in every process;
-        whether it is time to save."""
+    def _add(self, batch: list[Shard], found: Evaluated) -> None:
+        """Merge the shards of a batch."""
+        for name, pair in found.sums.items():
+            self._add_sums(name, batch, *pair)
+        self._add_draws(batch, found.images, found.values)
+
+    def _add_sums(self, name: str, batch: list[Shard], sums: npt.NDArray[Any], covariances: npt.NDArray[Any]) -> None:
+        for (i, _), value, covariance in zip(batch, sums, covariances, strict=True):
+            self.sums[name].add(i, value, covariance)
+
+    def _add_draws(self, batch: list[Shard], images: npt.NDArray[Any], values: npt.NDArray[Any]) -> None:
+        for (i, shard), image, value in zip(batch, images, values, strict=True):
+            self.draws.add(i, shard, image, value)
+
+    # ---- meeting ----------------------------------------------------------------------------------------------
+
+    def _meet(self, rest: list[list[Shard]], held: dict[int, Evaluated], checkpoint: Checkpoint) -> bool:
+        """Everybody's running sums of the indices that it took further since the last meeting, and everybody's batches
+        of the rest, in every process. Whether it is time to save.
+
+        Args:
+            rest: what is left of it; what is done is taken out.
+            held: what this process has of it, by position: together the processes have the first ones.
+        """
         mine = np.flatnonzero(self.counts > self.shared_counts)
         sums = {name: array for name, array in self._state()[0].items() if name not in _PLANNED}
-        found = self.team.gather({"positions": mine, **{n: a[mine] for n, a in sums.items()}}, checkpoint.due())
+        told = {"positions": mine, **{name: array[mine] for name, array in sums.items()}}
+        found = self.team.gather(told, [checkpoint.due(), len(held)])
         with checkpoint.changing():
             for theirs, _ in found:
                 for name, array in sums.items():
                     array[theirs["positions"]] = theirs[name]
+            if done := sum(number for _, (_, number) in found):
+                self._merge_rest(rest[:done], held)
+                del rest[:done]
             self.shared_counts = self.counts.copy()
-        return any(due for _, due in found)
+        return any(due for _, (due, _) in found)
+
+    def _merge_rest(self, done: list[list[Shard]], held: dict[int, Evaluated]) -> None:
+        """Merge what the processes hold of the rest, in its order; by structure, since it may be large."""
+        for name in self.sums:
+            for batch, pair in zip(done, self._of_all({k: found.sums[name] for k, found in held.items()}), strict=True):
+                self._add_sums(name, batch, *pair)
+        draws = self._of_all({k: (found.images, found.values) for k, found in held.items()})
+        for batch, pair in zip(done, draws, strict=True):
+            self._add_draws(batch, *pair)
+
+    def _of_all(self, mine: dict[int, tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> list[Any]:
+        """The pairs of arrays that the processes have, by their numbers, in order."""
+        told = {f"{k}.{part}": array for k, pair in mine.items() for part, array in enumerate(pair)}
+        found = {name: array for theirs, _ in self.team.gather(told) for name, array in theirs.items()}
+        return [(found[f"{k}.0"], found[f"{k}.1"]) for k in range(len(found) // 2)]
 
     # ---- between rounds ---------------------------------------------------------------------------------------
 

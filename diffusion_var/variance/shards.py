@@ -38,6 +38,11 @@ class Evaluated(NamedTuple):
     images: npt.NDArray[np.int64]
     values: npt.NDArray[np.float32]
 
+    @property
+    def bytes(self) -> int:
+        """Of the sums."""
+        return sum(array.nbytes for pair in self.sums.values() for array in pair)
+
 
 class ShardEvaluator:
     """Draws batches of shards, runs the network on them and sums their moments.

@@ -71,19 +71,23 @@ def test_where_batches_are_cut_otherwise_it_is_equal_to_rounding(tmp_path):
         assert np.abs(x - y).max() <= 1e-5 * np.abs(x).max()
 
 
-def idle(folder):
+def of_one_index(folder):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         content, calls = measure(folder, {**WHOLE, "indices": [40], "tolerance": 9.0})
     return content, calls, [str(w.message) for w in caught if "processes" in str(w.message)]
 
 
-def test_more_processes_than_indices_is_said_once(tmp_path):
-    (content, calls, said), (other, none, nothing) = many(2, idle, tmp_path)
-    assert content == other
-    assert (calls, none, nothing) == (16, 0, [])
-    assert len(said) == 1
-    assert "2 processes, but only 1 indices" in said[0]
+@pytest.mark.parametrize("count", [2, 13])
+def test_an_index_is_shared_by_more_processes_than_there_are_indices(tmp_path, count):
+    expected, every, _ = of_one_index(tmp_path)
+    contents, calls, said = zip(*many(count, of_one_index, tmp_path), strict=True)
+    assert set(contents) == {expected}
+    assert sum(calls) == every == 16
+    assert count > 2 or min(calls) > 4
+    many_said = ["there are 13 processes, but only 12 shards of 16 draws to share between them"]
+    assert [text.partition(";")[0] for text in said[0]] == (many_said if count == 13 else [])
+    assert not any(said[1:])
 
 
 # ---- interruption -------------------------------------------------------------------------------------------------
