@@ -6,11 +6,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import socket
+import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
+
+from many import free_port
 
 Command = list[str] | Callable[[], object]  # arguments of the command line, or calls
 
@@ -27,7 +31,13 @@ def import_everything() -> None:
         import_module(f"diffusion_var.app.{home}")
 
 
-def start(command: Command, log: Path, before: Callable[[], object], after: Callable[[], object] = lambda: None) -> int:
+def start(
+    command: Command,
+    log: Path,
+    before: Callable[[], object],
+    after: Callable[[], object] = lambda: None,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> int:
     """Begin a command in a fork, whose output goes to `log`; the process. The two calls are made in it."""
     child = os.fork()
     if child == 0:
@@ -35,6 +45,7 @@ def start(command: Command, log: Path, before: Callable[[], object], after: Call
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        os.environ.update(environment)
         before()
         code = _call(command)
         after()
@@ -47,6 +58,35 @@ def start(command: Command, log: Path, before: Callable[[], object], after: Call
 def ended(child: int) -> int:
     """Wait for the end of a fork; its exit code, negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def all_ended(children: list[int], seconds: float) -> list[int | None]:
+    """Wait for the ends of forks, and kill those that have not ended within some seconds, which have no code."""
+    until = time.monotonic() + seconds
+    codes: dict[int, int | None] = dict.fromkeys(children)
+    while None in codes.values() and time.monotonic() < until:
+        for child in [c for c in children if codes[c] is None]:
+            found, status = os.waitpid(child, os.WNOHANG)
+            if found:
+                codes[child] = os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    for child in [c for c in children if codes[c] is None]:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return [codes[child] for child in children]
+
+
+def orphans(children: list[int]) -> list[int]:
+    """Processes that forks have started and that live, killed now."""
+    found = []
+    for child in children:
+        try:
+            os.killpg(child, 0)
+        except ProcessLookupError:
+            continue
+        found.append(child)
+        os.killpg(child, signal.SIGKILL)
+    return found
 
 
 def _call(command: Command) -> int:
@@ -75,12 +115,11 @@ def _call(command: Command) -> int:
 
 def ranks(count: int) -> list[dict[str, str]]:
     """The environments of the processes of one program on this machine, as torchrun gives them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    if count == 1:
+        return [{}]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
     shared |= {"LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
-    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)] if count > 1 else [{}]
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -36,13 +36,13 @@ _OPERATIONS = (
 
 @dataclass
 class Outcome:
-    """What the kills of one command came to."""
+    """What the kills of one command came to; each fault is (operation, in words)."""
 
     operations: int = 0
     kills: int = 0
-    failed: list[str] = field(default_factory=list)  # the next run did not end well
-    unlike: list[str] = field(default_factory=list)  # it made other files than an undisturbed run
-    debris: list[str] = field(default_factory=list)  # it left temporary files or locks
+    failed: list[tuple[int, str]] = field(default_factory=list)  # the next run did not end well
+    unlike: list[tuple[int, str]] = field(default_factory=list)  # it made other files than an undisturbed run
+    debris: list[tuple[int, str]] = field(default_factory=list)  # it left temporary files or locks
 
 
 class Killer:
@@ -114,20 +114,21 @@ def sweep(command: Callable[[Path], Command], place: Path, chosen: Callable[[int
     if code != 0:
         raise RuntimeError(f"the undisturbed run of {command(out)} ended with {code}: {log.read_text()[-2000:]}")
     expected = tree(out)
-    for k in (1 + position for position in chosen(outcome.operations)):
+    for case in chosen(outcome.operations):
         fresh()
-        code, _ = run(command(out), log, k)
+        code, _ = run(command(out), log, case + 1)
         if code != KILLED:
-            raise RuntimeError(f"operation {k} was not reached: {log.read_text()[-2000:]}")
+            raise RuntimeError(f"operation {case} was not reached: {log.read_text()[-2000:]}")
         outcome.kills += 1
         code, _ = run(command(out), log)
         found = tree(out)
         if code != 0:
-            outcome.failed.append(f"{k}: {log.read_text()[-300:]}")
+            outcome.failed.append((case, log.read_text()[-300:]))
         left = debris([*found])
-        outcome.debris += [f"{k}: {name}" for name in left]
+        outcome.debris += [(case, f"it left {name}") for name in left]
         if {n: d for n, d in found.items() if n not in left} != expected:
-            outcome.unlike.append(f"{k}: {sorted(n for n in {**found, **expected} if found.get(n) != expected.get(n))}")
+            other = sorted(name for name in {**found, **expected} if found.get(name) != expected.get(name))
+            outcome.unlike.append((case, f"other files than undisturbed: {', '.join(other)}"))
     return outcome
 
 

@@ -1,15 +1,18 @@
-"""Commands killed at random moments of the clock, and run again: nothing is lost, and nothing else is there.
+"""Commands killed at random moments of the clock, in one process and in several, and run again: nothing is lost, and
+nothing else is there.
 
-A moment is drawn uniformly over the time that the command works when nothing disturbs it. It is killed by SIGKILL, or
-told to end by SIGTERM or SIGINT. The next run must end well, with the files of an undisturbed run and no others; and it
-must go on: it evaluates networks no more often than what was not yet saved asks for, and what is lost is younger than
-the interval between two saves, which is short here.
+A moment is drawn uniformly over the time that the command works when nothing disturbs it. One process, drawn, gets
+SIGKILL or SIGTERM, or all get SIGINT, as from a terminal. All must end by themselves, and say why. The next run, in
+another number of processes where there were several, must end well, with the files of an undisturbed run and no others;
+and it must go on: it evaluates networks no more often than what was not yet saved asks for, and what is lost is younger
+than the interval between two saves, which is short here.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import re
 import shutil
 import signal
 import time
@@ -21,13 +24,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from forks import Command, debris, ended, start, tree
+from alike import unlike
+from forks import Command, all_ended, debris, orphans, ranks, start
 from senseless import latents
+
+from diffusion_var.randomness import generator
 
 SECONDS = 0.1  # between two saves of a running checkpoint
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)  # in turn
 WORDS = {signal.SIGTERM: "stopped by SIGTERM", signal.SIGINT: "interrupted"}
-_MOST_SAVES, _TRIES = 4000, 20
+NAMES_A_RANK = re.compile(r"rank \d+ of \d+")
+#: Seconds without progress after which a process counts as one that hangs, and those that all have to end.
+HANGS, BOUND = 20.0, 90.0
+_MOST_RANKS, _MOST_SAVES, _TRIES = 8, 4000, 20
 
 
 @dataclass(frozen=True)
@@ -46,15 +55,17 @@ class Outcome:
     kills: int = 0
     by: dict[str, int] = field(default_factory=dict)
     oldest: float = 0.0  # seconds of work that a kill took
+    longest: float = 0.0  # seconds until the last process had ended
     lost: list[tuple[int, str]] = field(default_factory=list)  # work that had been saved, or that should have been
-    failed: list[tuple[int, str]] = field(default_factory=list)  # the next run, or the way in which a run ended
+    ends: list[tuple[int, str]] = field(default_factory=list)  # the way in which a disturbed run ended
+    failed: list[tuple[int, str]] = field(default_factory=list)  # the next run
     unlike: list[tuple[int, str]] = field(default_factory=list)  # other files than those of an undisturbed run
     debris: list[tuple[int, str]] = field(default_factory=list)
 
     @property
     def faults(self) -> list[tuple[int, str]]:
         """All of them."""
-        return [*self.lost, *self.failed, *self.unlike, *self.debris]
+        return [*self.lost, *self.ends, *self.failed, *self.unlike, *self.debris]
 
 
 class Progress:
@@ -62,11 +73,12 @@ class Progress:
     were whenever a file was put in its place."""
 
     def __init__(self) -> None:
-        held = np.frombuffer(mmap.mmap(-1, 8 * (2 + 2 * _MOST_SAVES)), dtype=np.float64)
-        self._counts: npt.NDArray[np.float64] = held[:2]  # evaluations, saves
-        self._saves: npt.NDArray[np.float64] = held[2:].reshape(_MOST_SAVES, 2)
+        held = np.frombuffer(mmap.mmap(-1, 8 * (_MOST_RANKS + 1 + 2 * _MOST_SAVES)), dtype=np.float64)
+        self._counts: npt.NDArray[np.float64] = held[:_MOST_RANKS]
+        self._kept: npt.NDArray[np.float64] = held[_MOST_RANKS : _MOST_RANKS + 1]  # how many saves
+        self._saves: npt.NDArray[np.float64] = held[_MOST_RANKS + 1 :].reshape(_MOST_SAVES, 2)
 
-    def watch(self, folder: Path) -> None:
+    def watch(self, folder: Path, rank: int) -> None:
         """From now on, in this process: a batch is counted when a network has answered, and files of the folder."""
         from torch.nn.modules import module
 
@@ -78,13 +90,13 @@ class Progress:
         def after(network: Any, arguments: Any, found: Any) -> None:
             depth[0] -= 1
             if depth[0] == 0:
-                self._counts[0] += next((len(a) for a in arguments if getattr(a, "ndim", 0)), 1)
+                self._counts[rank] += next((len(a) for a in arguments if getattr(a, "ndim", 0)), 1)
 
         def replace(source: Any, target: Any, **options: Any) -> None:
             genuine(source, target, **options)
             if Path(target).is_relative_to(folder):
-                self._saves[int(self._counts[1]) % _MOST_SAVES] = self._counts[0], time.monotonic()
-                self._counts[1] += 1
+                self._saves[int(self._kept[0]) % _MOST_SAVES] = self._counts.sum(), time.monotonic()
+                self._kept[0] += 1
 
         module.register_module_forward_pre_hook(before)
         module.register_module_forward_hook(after, always_call=True)
@@ -92,127 +104,178 @@ class Progress:
 
     @property
     def evaluations(self) -> float:
-        """So far."""
-        return float(self._counts[0])
+        """So far, of all processes."""
+        return float(self._counts.sum())
 
     @property
     def saves(self) -> npt.NDArray[np.float64]:
-        """(S, 2) evaluations and seconds of the clock of each."""
-        return self._saves[: int(self._counts[1])].copy()
+        """(S, 2) evaluations of all processes and seconds of the clock of each save."""
+        return self._saves[: int(self._kept[0])].copy()
 
 
 @dataclass
 class Undisturbed:
-    """A run to compare with: its files, its seconds of work, and what it had evaluated at the end and at its saves."""
+    """A run to compare with: its seconds of work, and what it had evaluated at the end and at its saves."""
 
-    files: dict[str, str]
     seconds: float
     evaluations: float
     saves: npt.NDArray[np.float64]
 
-    def left(self, saved: npt.NDArray[np.float64]) -> float:
-        """The most evaluations that a run may need after one with these saves: what it asks a network before its first
-        file, what was not saved, and the unit that was being saved."""
+    def left(self, saved: npt.NDArray[np.float64], before: int, now: int) -> float:
+        """The most evaluations that a run in `now` processes may need after one in `before` with these saves, this one
+        having had a single process: what each asks a network before the first file, what was not saved, and the units
+        that were being saved."""
+        own = float(self.saves[0, 0])
         if not len(saved):
-            return self.evaluations
-        units = np.diff(self.saves[:, 0], prepend=0.0, append=self.evaluations)
-        return float(self.saves[0, 0] + self.evaluations - saved[-1, 0] + units.max())
+            return self.evaluations + (now - 1) * own
+        unit = float(np.diff(self.saves[:, 0], prepend=0.0, append=self.evaluations).max())
+        return self.evaluations - own - (float(saved[-1, 0]) - before * own) + now * own + max(before, now) * unit
 
     def interval(self) -> float:
         """The longest time between two saves, in seconds."""
         return float(np.diff(self.saves[:, 1]).max(initial=0.0))
 
 
-def begin(run: Run, out: Path, log: Path, progress: Progress) -> int:
-    """Start a command in a fork that saves often; its process."""
+def begin(run: Run, out: Path, logs: Path, progress: Progress, processes: int = 1) -> list[int]:
+    """Start a command in forks that save often; their processes."""
+    out.mkdir(parents=True, exist_ok=True)
 
-    def before() -> None:
+    def before(rank: int) -> None:
         from diffusion_var import resume
 
         resume.SECONDS = SECONDS
-        progress.watch(out)
+        progress.watch(out, rank)
 
-    return start(run.command(out), log, before)
+    return [
+        start(
+            run.command(out),
+            logs / f"log-{rank}",
+            partial(before, rank),
+            environment={"DIFFUSION_VAR_TIMEOUT": f"{HANGS}", **environment},
+        )
+        for rank, environment in enumerate(ranks(processes))
+    ]
 
 
-def undisturbed(run: Run, out: Path, log: Path) -> Undisturbed:
+def said(logs: Path, processes: int) -> list[str]:
+    """What each process printed."""
+    return [(logs / f"log-{rank}").read_text(errors="replace") for rank in range(processes)]
+
+
+def undisturbed(run: Run, out: Path, logs: Path, processes: int = 1) -> Undisturbed:
     """Carry out a command."""
     progress, began = Progress(), time.monotonic()
-    code = ended(begin(run, out, log, progress))
-    if code != 0:
-        raise RuntimeError(f"the undisturbed run ended with {code}: {log.read_text()[-2000:]}")
-    return Undisturbed(tree(out), time.monotonic() - began, progress.evaluations, progress.saves)
+    codes = all_ended(begin(run, out, logs, progress, processes), BOUND)
+    if any(codes):
+        raise RuntimeError(f"the undisturbed run ended with {codes}: {[s[-2000:] for s in said(logs, processes)]}")
+    return Undisturbed(time.monotonic() - began, progress.evaluations, progress.saves)
 
 
-def sweep(run: Run, place: Path, cases: list[int], stream: Callable[[int, int], np.random.Generator]) -> Outcome:
-    """Kill a command at the moments of the cases, drawn by the stream of (case, attempt); with a folder `kept`, that of
-    a fault as its kill has left it stays there."""
-    log, out = place / "log", place / "out"
-    expected, found = undisturbed(run, _fresh(out), log), Outcome()
-    found.seconds = expected.seconds
-    for case in cases:
-        number = SIGNALS[case % len(SIGNALS)]
+class Sweep:
+    """Kills of one command in a folder `place`.
+
+    Args:
+        processes: of the runs that are killed; the next run has one process where that is 1, else one or three.
+        name: of the command, from which with the seed and the case the moment and the process are drawn.
+        kept: a folder to which that of a fault is copied as its kill has left it, if there is one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        run: Run,
+        place: Path,
+        seed: int = 0,
+        processes: int = 1,
+        kept: Path | None = None,
+    ) -> None:
+        self.name, self.run, self.place, self.seed, self.processes, self.kept = name, run, place, seed, processes, kept
+        self.found, self._out = Outcome(), place / "out"
+        place.mkdir(parents=True, exist_ok=True)
+        self._usual = self._single = undisturbed(run, self._out, place)
+        self._whole = self._out.rename(place / "whole")  # with which all are compared
+        if processes > 1:
+            self._usual = undisturbed(run, self._out, place, processes)
+            if other := unlike(self._out, self._whole, exact=False):
+                self.found.unlike.append((-1, f"undisturbed, {processes} processes make others: {', '.join(other)}"))
+        self.found.seconds = self._usual.seconds
+
+    def kill(self, case: int) -> None:
+        """Disturb a run, and carry on with another."""
+        number, before = SIGNALS[case % len(SIGNALS)], len(self.found.faults)
         for attempt in range(_TRIES):
-            progress = Progress()
-            child = begin(run, _fresh(out), log, progress)
-            time.sleep(0.01 + float(stream(case, attempt).random()) * expected.seconds)
+            shutil.rmtree(self._out, ignore_errors=True)
+            progress, stream = Progress(), generator(self.seed, f"moments of {self.name}", case, attempt)
+            children = begin(self.run, self._out, self.place, progress, self.processes)
+            time.sleep(0.01 + float(stream.random()) * self._usual.seconds)
+            victim = int(stream.integers(self.processes))
             killed = time.monotonic()
-            os.kill(child, number)
-            code = ended(child)
-            if code != 0:  # it had not ended before
+            for child in children if number == signal.SIGINT else [children[victim]]:
+                os.kill(child, number)
+            codes = all_ended(children, BOUND)
+            if any(code != 0 for code in codes):  # it had not ended before
                 break
         else:
-            raise RuntimeError(f"the command is quicker than {expected.seconds:.1f} s: {log.read_text()[-2000:]}")
-        found.kills += 1
-        found.by[number.name] = found.by.get(number.name, 0) + 1
-        if wrong := _ended_badly(number, code, log.read_text()):
-            found.failed.append((case, wrong))
-        _look(found, case, run, expected, progress, killed)
-        _again(found, case, run, expected, progress, out, log)
-    return found
+            raise RuntimeError(f"the command is quicker than {self._usual.seconds:.1f} s")
+        self.found.kills += 1
+        self.found.longest = max(self.found.longest, time.monotonic() - killed)
+        self.found.by[number.name] = self.found.by.get(number.name, 0) + 1
+        self._look_at_ends(case, number, victim, codes, children)
+        self._look_at_loss(case, progress, killed)
+        left = self.place / "left"
+        shutil.rmtree(left, ignore_errors=True)
+        shutil.copytree(self._out, left)
+        self._again(case, progress)
+        if self.kept is not None and len(self.found.faults) > before:
+            shutil.copytree(left, self.kept / f"{self.place.name}-{self.processes}-{case}", dirs_exist_ok=True)
 
+    def _look_at_ends(
+        self, case: int, number: signal.Signals, victim: int, codes: list[int | None], children: list[int]
+    ) -> None:
+        """What is wrong with the end of a run that got a signal."""
+        texts = said(self.place, self.processes)
+        if number == signal.SIGKILL:
+            wrong = codes[victim] != -number
+            others = [text for rank, text in enumerate(texts) if rank != victim]
+            wrong |= bool(others) and not any(NAMES_A_RANK.search(text) for text in others)
+        else:
+            told = [text for text in texts if WORDS[number] in text]
+            wrong = not told or codes[victim] != 128 + number
+        wrong |= any(code is None or code == 0 for code in codes)
+        wrong |= any("Traceback" in text or text.count("error:") > 1 for text in texts)
+        if wrong:
+            lines = [f"{code}: {text[-500:]}" for code, text in zip(codes, texts, strict=True)]
+            self.found.ends.append((case, f"{number.name} to rank {victim}, it ended with {lines}"))
+        if live := orphans(children):
+            self.found.ends.append((case, f"{number.name} to rank {victim} left {len(live)} processes"))
 
-def _fresh(out: Path) -> Path:
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    return out
+    def _look_at_loss(self, case: int, progress: Progress, killed: float) -> None:
+        """How old the work is that was lost."""
+        saves = progress.saves
+        if self.run.keeps and len(saves):
+            age = max(killed - float(saves[-1, 1]), 0.0)
+            self.found.oldest = max(self.found.oldest, age)
+            if age > SECONDS + 5.0 * self._usual.interval() + 1.0:
+                words = f"the last save was {age:.1f} s old, in a run that saves every {SECONDS} s"
+                self.found.lost.append((case, words))
 
-
-def _ended_badly(number: signal.Signals, code: int, said: str) -> str:
-    """What is wrong with the end of a run that got a signal, in words."""
-    if number == signal.SIGKILL:
-        return "" if code == -number else f"killed, it ended with {code}: {said[-300:]}"
-    if code != 128 + number or WORDS[number] not in said or "Traceback" in said:
-        return f"told to end by {number.name}, it ended with {code}: {said[-300:]}"
-    return ""
-
-
-def _look(found: Outcome, case: int, run: Run, expected: Undisturbed, progress: Progress, killed: float) -> None:
-    """How old the work is that was lost."""
-    saves = progress.saves
-    if run.keeps and len(saves):
-        age = max(killed - float(saves[-1, 1]), 0.0)
-        found.oldest = max(found.oldest, age)
-        if age > SECONDS + 5.0 * expected.interval() + 1.0:
-            found.lost.append((case, f"the last save was {age:.1f} s old, in a run that saves every {SECONDS} s"))
-
-
-def _again(found: Outcome, case: int, run: Run, expected: Undisturbed, before: Progress, out: Path, log: Path) -> None:
-    """Run the command once more, and look at what it does and leaves."""
-    progress = Progress()
-    code = ended(begin(run, out, log, progress))
-    if code != 0:
-        found.failed.append((case, f"the next run ended with {code}: {log.read_text()[-300:]}"))
-    most = expected.left(before.saves) if run.keeps else expected.evaluations
-    if progress.evaluations > most:
-        numbers = f"{progress.evaluations:g} evaluations of {expected.evaluations:g}, where {most:g} were left"
-        found.lost.append((case, f"the next run made {numbers}"))
-    files = tree(out)
-    left = debris([*files])
-    found.debris += [(case, f"it left {name}") for name in left]
-    if {name: digest for name, digest in files.items() if name not in left} != expected.files:
-        other = sorted(n for n in {**files, **expected.files} if files.get(n) != expected.files.get(n))
-        found.unlike.append((case, f"other files than undisturbed: {', '.join(other)}"))
+    def _again(self, case: int, before: Progress) -> None:
+        """Run the command once more, and look at what it does and leaves."""
+        progress, processes = Progress(), 1 if self.processes == 1 else (1, self.processes + 1)[case % 2]
+        codes = all_ended(begin(self.run, self._out, self.place, progress, processes), BOUND)
+        if any(codes):
+            texts = [text[-500:] for text in said(self.place, processes)]
+            self.found.failed.append((case, f"the next run, of {processes}, ended with {codes}: {texts}"))
+            return
+        most = self._single.left(before.saves, self.processes, processes)
+        if self.run.keeps and progress.evaluations > most:
+            numbers = f"{progress.evaluations:g} evaluations of {self._single.evaluations:g}, where {most:g} were left"
+            self.found.lost.append((case, f"the next run, of {processes}, made {numbers}"))
+        left = debris([str(path.relative_to(self._out)) for path in self._out.rglob("*") if path.is_file()])
+        self.found.debris += [(case, f"it left {name}") for name in left]
+        exact = self.processes == processes == 1
+        if other := [name for name in unlike(self._out, self._whole, exact) if name not in left]:
+            self.found.unlike.append((case, f"other files than undisturbed: {', '.join(other)}"))
 
 
 def runs(inputs: Path) -> dict[str, Run]:
@@ -243,7 +306,7 @@ def runs(inputs: Path) -> dict[str, Run]:
         "encode_latents": Run(lambda out: partial(_encode, out / "latents")),
     }
     measured = Run(lambda out: [*estimate, "9", "-o", str(table)])
-    undisturbed(measured, inputs / "measured", inputs / "log")
+    undisturbed(measured, inputs / "measured", inputs)
     return made
 
 

@@ -228,6 +228,8 @@ class _Folder:
         self._there = self.manifest.intact()
         missing = [i for i in self._wanted if _name(i) not in self._there]
         self._tell_found(missing)
+        if not missing and _read_settings(self._path / _SETTINGS) != self._settings:  # damaged since
+            self._write_settings()
         return missing
 
     def _tell_found(self, missing: list[int]) -> None:
@@ -248,8 +250,11 @@ class _Folder:
             self.manifest.remove()
             for old in self._path.glob("[0-9]" * 6 + "*.png"):
                 old.unlink()
-        write_atomic(self._path / _SETTINGS, (json.dumps(self._settings, indent=2) + "\n").encode())
+        self._write_settings()
         self.manifest.begin(self._there)
+
+    def _write_settings(self) -> None:
+        write_atomic(self._path / _SETTINGS, (json.dumps(self._settings, indent=2) + "\n").encode())
 
 
 def _digest(settings: dict[str, Any]) -> str:
