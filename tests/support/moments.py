@@ -33,7 +33,8 @@ from diffusion_var.randomness import generator
 SECONDS = 0.1  # between two saves of a running checkpoint
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)  # in turn
 WORDS = {signal.SIGTERM: "stopped by SIGTERM", signal.SIGINT: "interrupted"}
-NAMES_A_RANK = re.compile(r"rank \d+ of \d+")
+#: What is said of a process that is gone: which, or, where they had not met yet, how many there were.
+NAMES_A_RANK = re.compile(r"rank \d+ of \d+|could not join the others .*clients joined")
 #: Seconds without progress after which a process counts as one that hangs, and those that all have to end.
 HANGS, BOUND = 20.0, 90.0
 _MOST_RANKS, _MOST_SAVES, _TRIES = 8, 4000, 20
