@@ -17,6 +17,7 @@ from pathlib import Path
 
 from .errors import InputError
 from .files import beginning, lock_handle, remove_if_nobodys, sweep
+from .parallel import beat
 from .stopping import leaving
 
 NAME = ".lock"  # of a folder's
@@ -92,6 +93,7 @@ def _acquire(file: Path, output: Path, folder: bool, wait: bool) -> int:
         if not told:
             print(f"waiting for {_words(holder)}, which writes {output}", flush=True)
             told = True
+        beat()  # processes that share the work wait with this one
         time.sleep(0.2)
 
 

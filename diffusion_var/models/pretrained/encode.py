@@ -2,11 +2,12 @@
 
 The cache is a folder of files of 256 latents each. Each file names the images and the autoencoder that it was made
 from, so that a cache of other images is refused, and an interrupted run goes on with the files that are missing.
+Processes share the files, and each writes those that it has made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -16,15 +17,17 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ... import checks
+from ... import checks, parallel
 from ...array_rules import ArrayRule, require_arrays
 from ...data.fixed_images import CHUNK, FixedImages
 from ...documents import Arrays, Form
 from ...errors import InputError, NetworkError
 from ...files import expanded, make_folder
 from ...locks import locked, tidy
+from ...parallel import Team
 from ...progress import progress_bar
 from ...resume import Parts, StateRecord
+from ...same_folder import require_shared
 from ..denoiser import Denoiser, check_denoiser
 from .latents import IMAGE_RANGE, LatentCodec
 
@@ -53,9 +56,9 @@ def encode_latents(
         batch_size: images at once.
         progress: a progress bar.
 
-    Returns: (M, c, h, w) float32 without a cache, a Dataset that reads the cache with one.
-    Raises InputError for a model without an autoencoder, unusable images, and a cache of other images; NetworkError,
-    naming the images, where the autoencoder fails (a cache keeps the files until then).
+    Returns: (M, c, h, w) float32 without a cache, a Dataset that reads the cache with one; in every process.
+    Raises InputError for a model without an autoencoder, unusable images, a cache of other images, and one that not all
+    processes see; NetworkError, naming the images, where the autoencoder fails (a cache keeps the files until then).
     """
     check_denoiser(denoiser)
     codec = denoiser.codec
@@ -63,61 +66,110 @@ def encode_latents(
         raise InputError("this model has no autoencoder, so there is nothing to encode; pass the images as they are.")
     batch_size = checks.whole("batch_size", batch_size, least=1)
     source = FixedImages(images, codec.image_shape(denoiser.shape), IMAGE_RANGE)
-    identity = {
-        "images": source.scan(),
-        "autoencoder": codec.fingerprint,
-        "what the autoencoder does": codec.probe(),
-        "scaling": [list(part) if isinstance(part, tuple) else part for part in codec.scaling],
-        "count": len(source),
-    }
-    files = None if cache is None else _CacheFiles(expanded(cache), identity, denoiser.shape)
-    encoded, alone = [], False
-    with ExitStack() as held, codec.evaluating(), progress_bar(len(source), "encode", "image", progress) as bar:
-        for start in range(0, len(source), CHUNK):
-            positions = np.arange(start, min(start + CHUNK, len(source)))
-            if files is None:
-                encoded.append(_encode(codec, source, positions, batch_size, denoiser.shape))
-            elif not files.has(start // CHUNK):
-                if not alone:  # a cache is there to be shared: whoever is second waits, and finds what the first made
-                    held.enter_context(locked(files.folder, folder=True, wait=True))
-                    alone = True
-                if not files.has(start // CHUNK):
-                    with files.naming():
-                        latents = _encode(codec, source, positions, batch_size, denoiser.shape)
-                    files.write(start // CHUNK, latents)
-            bar.update(len(positions))
-    if files is not None and not alone:
-        tidy(files.folder)
-    return torch.cat(encoded) if files is None else CachedLatents(files, len(source))
+    with parallel.sharing("encode_latents") as team:
+        identity = {
+            "images": source.scan(),
+            "autoencoder": codec.fingerprint,
+            "what the autoencoder does": codec.probe(),
+            "scaling": [list(part) if isinstance(part, tuple) else part for part in codec.scaling],
+            "count": len(source),
+        }
+        team.agree({**identity, "batch_size": batch_size, "cache": cache is not None}, "encode_latents")
+        work = _Encoding(codec, source, batch_size, denoiser.shape)
+        if cache is None:
+            return work.in_memory(team, progress)
+        files = _CacheFiles(expanded(cache), identity, denoiser.shape, team)
+        work.into(files, team, progress)
+        return CachedLatents(files, len(source))
 
 
-def _encode(
-    codec: LatentCodec, source: FixedImages, positions: np.ndarray[Any, Any], batch_size: int, shape: tuple[int, ...]
-) -> torch.Tensor:
-    parts = []
-    for k in range(0, len(positions), batch_size):
-        batch = positions[k : k + batch_size]
-        try:
-            parts.append(codec.encode(source.take(batch)))
-        except NetworkError as error:
-            error.after = f", images {batch[0]} to {batch[-1]}"
-            raise
-    latents = torch.cat(parts)
-    if tuple(latents.shape[1:]) != shape:
-        raise InputError(
-            f"the autoencoder gives latents of shape {tuple(latents.shape[1:])}, but the network takes {shape}; the "
-            "two do not belong together."
-        )
-    return latents
+class _Encoding:
+    """Images that become latents of a shape, in parts of `CHUNK`."""
+
+    def __init__(self, codec: LatentCodec, source: FixedImages, batch_size: int, shape: tuple[int, ...]) -> None:
+        self._codec, self._source, self._batch_size, self._shape = codec, source, batch_size, shape
+        self.parts = range(-(-len(source) // CHUNK))
+
+    def in_memory(self, team: Team, progress: bool) -> torch.Tensor:
+        """All latents, in every process."""
+        found = {}
+        with self._bar(progress) as bar, self._codec.evaluating():
+            team.tell_idle(len(self.parts), f"parts of {CHUNK} images")
+            for k in team.share([len(self._positions(k)) for k in self.parts]):
+                found[str(k)] = self._encode(k).numpy()
+                bar.update(len(self._positions(k)))
+                if team.called:  # to stop: nobody calls for anything else
+                    break
+        told = team.gather(found)
+        team.end_if_stopped()
+        everyones = {name: part for arrays, _ in told for name, part in arrays.items()}
+        return torch.from_numpy(np.concatenate([everyones[str(k)] for k in self.parts]))
+
+    def into(self, files: _CacheFiles, team: Team, progress: bool) -> None:
+        """The files of a cache that are not there yet."""
+        with ExitStack() as held:
+            missing = team.first_alone(lambda: self._missing(files, held))
+            if missing:
+                require_shared(files.folder, team)
+                team.tell_idle(len(missing), f"files of {CHUNK} latents")
+            bar = held.enter_context(self._bar(progress, missing))
+            held.enter_context(self._codec.evaluating())
+            for i in team.claimed(len(missing)):
+                with files.naming():
+                    latents = self._encode(missing[i])
+                files.write(missing[i], latents)
+                bar.update(len(self._positions(missing[i])))
+            team.gather({})
+            team.end_if_stopped()
+
+    def _missing(self, files: _CacheFiles, held: ExitStack) -> list[int]:
+        """The files that are to be made, by this run alone: the cache is locked while there are any."""
+        missing = [k for k in self.parts if not files.has(k)]
+        if not missing:
+            tidy(files.folder)
+            return missing
+        # A cache is there to be shared: whoever is second waits, and finds what the first made.
+        held.enter_context(locked(files.folder, folder=True, wait=True))
+        return [k for k in missing if not files.has(k)]
+
+    def _bar(self, progress: bool, missing: Sequence[int] | None = None) -> Any:
+        left = sum(len(self._positions(k)) for k in (self.parts if missing is None else missing))
+        return progress_bar(len(self._source), "encode", "image", progress, initial=len(self._source) - left)
+
+    def _positions(self, k: int) -> np.ndarray[Any, Any]:
+        return np.arange(k * CHUNK, min((k + 1) * CHUNK, len(self._source)))
+
+    def _encode(self, k: int) -> torch.Tensor:
+        """The latents of a part."""
+        positions, parts = self._positions(k), []
+        for start in range(0, len(positions), self._batch_size):
+            batch = positions[start : start + self._batch_size]
+            try:
+                parts.append(self._codec.encode(self._source.take(batch)))
+            except NetworkError as error:
+                error.after = f", images {batch[0]} to {batch[-1]}"
+                raise
+            parallel.beat()
+        latents = torch.cat(parts)
+        if tuple(latents.shape[1:]) != self._shape:
+            raise InputError(
+                f"the autoencoder gives latents of shape {tuple(latents.shape[1:])}, but the network takes "
+                f"{self._shape}; the two do not belong together."
+            )
+        return latents
 
 
 class _CacheFiles:
     """The files of one cache folder, of `CHUNK` latents of a shape each."""
 
-    def __init__(self, folder: Path, identity: dict[str, Any], shape: tuple[int, ...]) -> None:
+    def __init__(self, folder: Path, identity: dict[str, Any], shape: tuple[int, ...], team: Team) -> None:
         self.folder, self._shape = folder, shape
-        self._parts = Parts(make_folder(folder), FORM, identity)
-        for path in sorted(folder.glob("latents-*.safetensors"))[:1]:
+        self._parts = Parts(folder, FORM, identity)
+        team.first_alone(self._open)
+
+    def _open(self) -> None:
+        make_folder(self.folder)
+        for path in sorted(self.folder.glob("latents-*.safetensors"))[:1]:
             self._load(path.name)  # another cache is refused before the work, not after
 
     def _load(self, name: str) -> torch.Tensor | None:

@@ -1,6 +1,9 @@
 """encode_latents: the latents of a fixed set of images, and a cache that is resumed, recognised and checked."""
 
 import copy
+import os
+import signal
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from many import Many, many
 from torch.utils.data import Dataset, TensorDataset
 
 import diffusion_var as dv
+from diffusion_var import same_folder
 from diffusion_var.models.pretrained import encode as module
 from diffusion_var.models.pretrained.latents import LatentCodec
 from diffusion_var.process.linear import linear_mmse
@@ -208,6 +213,68 @@ class Own(torch.nn.Module):
         self.left -= 1
         if self.left == 0:
             raise error
+
+
+# ---- in several processes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_the_files_and_all_have_the_latents(tmp_path: Path, count: int) -> None:
+    def share(folder: Path | None) -> np.ndarray[Any, Any]:
+        latents = encoded(bytes_of_images(), cache=folder, batch_size=3)
+        return torch.stack([*latents]).numpy()
+
+    expected = encoded(bytes_of_images(), cache=tmp_path / "one", batch_size=3)
+    for folder in (None, tmp_path / "many"):
+        for found in many(count, share, folder):
+            assert np.array_equal(found, torch.stack([*expected]).numpy())
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_what_stopped_processes_have_made_is_made_once(tmp_path: Path, number: int) -> None:
+    images = np.random.default_rng(3).integers(0, 256, (40, *IMAGE), dtype=np.uint8)
+
+    def stop() -> None:
+        write, calls = module._CacheFiles.write, []
+
+        def stops(files: Any, *arguments: Any) -> None:
+            write(files, *arguments)
+            calls.append(arguments)
+            if len(calls) == 2 and os.environ["RANK"] == "1":
+                os.kill(os.getpid(), number)
+            time.sleep(0.3)
+
+        module._CacheFiles.write = stops  # type: ignore[method-assign]  # in this fork alone
+        encoded(images, cache=tmp_path)
+
+    def go_on() -> int:
+        sizes: list[int] = []
+        autoencoder().encoder.register_forward_hook(lambda _, given, out: sizes.append(len(given[0])))
+        encoded(images, cache=tmp_path)
+        return sizes.count(4)  # and not the probe's
+
+    first = Many(2, stop).ends()[0]
+    assert (first.error or "").startswith("RankError: rank 1" if number == signal.SIGKILL else "Stopped: 15")
+    made = len([*tmp_path.glob("latents-*.safetensors")])
+    assert 3 <= made < 10
+    assert sum(many(3, go_on)) == 10 - made
+    assert not [*tmp_path.glob(".*")]
+
+
+def test_a_cache_that_one_process_does_not_see_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(same_folder, "_SECONDS", 0.2)
+
+    def own() -> None:
+        encoded(bytes_of_images(), cache=tmp_path / os.environ["RANK"])
+
+    for end in Many(2, own).ends():
+        assert "is not the same for all processes" in (end.error or "")
+    assert not [*tmp_path.rglob("latents*")]
 
 
 def test_an_autoencoder_in_training_is_evaluated_on_copies_and_left_in_training() -> None:
