@@ -91,6 +91,7 @@ def orphans(children: list[int]) -> list[int]:
 
 def _call(command: Command) -> int:
     from diffusion_var.__main__ import main
+    from diffusion_var.errors import InputError, RankError
     from diffusion_var.stopping import StopSignals, exit_code, unwinding, word
 
     try:
@@ -105,6 +106,9 @@ def _call(command: Command) -> int:
     except KeyboardInterrupt as stop:
         print(word(stop), file=sys.stderr)
         return exit_code(stop)
+    except (InputError, RankError) as error:  # of a call
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except BaseException:
         import traceback
 

@@ -293,7 +293,7 @@ def runs(inputs: Path) -> dict[str, Run]:
     estimate = ["estimate", *digits, "--images", images, *indices, "--tolerance"]
     sample = ["sample", *digits, "--steps", "5", "--batch-size", "4"]
     nll = ["nll", *digits, "--images", "digits:score[:48]", "--steps", "5", "--covariance", "beta_tilde"]
-    head = ["train-head", *digits, "--table", f"{table}", "--images", images, "--steps", "60", "--batch-size", "8"]
+    head = ["train-head", *digits, "--table", f"{table}", "--images", images, "--steps", "60", "--batch-size", "6"]
     head += ["--evaluate-every", "10", "--likelihood-images", "0"]
     stats = ["stats", "digits:score[:700]", "--features", "digits", "--batch-size", "4"]
     made = {
