@@ -12,6 +12,9 @@ def main() -> None:
     if "RANK" in os.environ or "SLURM_PROCID" in os.environ:  # what c10d warns of is said in one sentence
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with StopSignals():
+        from .app.processes import watch_starter
+
+        watch_starter()
         from .app.cli import main as command_line
 
         command_line()

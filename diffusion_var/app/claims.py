@@ -25,7 +25,7 @@ from .terminal import say
 
 #: Options that do not decide what is written.
 _ASIDE = frozenset({"out", "plot", "checkpoint", "latents", "device", "overwrite", "download", "json", "quiet"})
-_ASIDE |= {"report_to", "save_table"}
+_ASIDE |= {"report_to", "save_table", "processes"}
 #: Options that came later: where they are left out, a request is the one that it was before.
 _LATER = frozenset({"license", "call", "weights_dtype"})
 #: What they were, where they were left out, in older versions.

@@ -7,6 +7,7 @@ if __name__ == "__main__":  # `python -m diffusion_var.app.cli` has no other edg
 
     StopSignals().__enter__()
 
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -29,6 +30,7 @@ from .options import (
     StepsOptions,
     TrainHeadOptions,
 )
+from .processes import carried_out, starting
 
 app = new_app("diffusion-var", "The reverse covariance of diffusion models: measure it once, sample and score with it.")
 
@@ -67,7 +69,8 @@ IN_SHORT = {
 
 def main() -> None:
     """Entry point of the console script."""
-    run_app(app)
+    with starting(sys.argv[1:]):
+        run_app(app)
 
 
 def _print_version(wanted: bool) -> None:
@@ -97,6 +100,8 @@ def _help(name: str | None = typer.Argument(None, metavar="COMMAND", help="e.g. 
 
 def _register(name: str, kind: type[Any], home: str) -> None:
     def carry_out(options: Any) -> None:
+        if (code := carried_out(options)) is not None:
+            raise typer.Exit(code)
         import_module(f".{home}", __package__).run(options)
 
     command(app, kind, name, IN_SHORT.get(name), name not in OF_ONE_PROCESS)(carry_out)

@@ -80,6 +80,7 @@ DecoderImagesHelp = (
     "for the spacing optimal: held-out images that the decoder's variance and the first index are found on"
 )
 FirstIndexHelp = "index that optimal paths begin at; by default it is found, with the decoder"
+ProcessesHelp = "processes of one thread that share the cells on CPUs; 0: as many as cores, at most the cells left"
 Positional = "positional"  # marks an option that may also be given without its flag, in the order of the options
 
 

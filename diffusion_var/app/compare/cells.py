@@ -26,6 +26,7 @@ from ...metrics.score import Score
 from ...resume import Parts, StateRecord
 
 FOLDER = "cells"
+_DIGITS = 24  # of a hash, in the name of a file
 
 
 @dataclass
@@ -74,6 +75,15 @@ def _check(arrays: Arrays, record: CellRecord) -> None:
 FORM = Form("diffusion_var.comparison_cell", 1, "cell of a comparison", CellRecord, _check)
 
 
+def files_of(folder: Path, label: str) -> list[Path]:
+    """The cells in the folder of a comparison that are called so."""
+    return [*(folder / FOLDER).glob(f"{_name(label)}-{'?' * _DIGITS}.safetensors")]
+
+
+def _name(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.=-]+", "_", label).strip("_")[:80]
+
+
 class CellStore:
     """The cells in the folder of a comparison.
 
@@ -90,11 +100,10 @@ class CellStore:
     def path(self, label: str, own: dict[str, Any]) -> Path:
         """The file of the cell that `own` describes; `label` is for people who look into the folder."""
         identity = json.dumps({**self.common, **own}, sort_keys=True, default=str)
-        digest = hashlib.sha256(identity.encode()).hexdigest()[:24]
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:_DIGITS]
         # The label may have changed since: only the hash tells.
         known = next(iter(self.folder.glob(f"*-{digest}.safetensors")), None)
-        name = re.sub(r"[^A-Za-z0-9.=-]+", "_", label).strip("_")[:80]
-        return known or self.folder / f"{name}-{digest}.safetensors"
+        return known or self.folder / f"{_name(label)}-{digest}.safetensors"
 
     def load(self, label: str, own: dict[str, Any]) -> Measured | None:
         """A cell computed before; None, with a warning, also for one whose file is damaged."""

@@ -25,7 +25,7 @@ TABLE = "table.safetensors"
 # What a report may have more of, and what decides no number.
 _GROWS = ("methods", "steps", "seeds", "metrics")
 _SAID = ("part", "title", "text", "remarks", "floor")  # of a part of the demo
-_IDLE = (*_SAID, "out", "overwrite", "device", "batch_size", "download", "latents", "skip_corrupt")
+_IDLE = (*_SAID, "out", "overwrite", "device", "batch_size", "download", "latents", "skip_corrupt", "processes")
 _REPORT = ("results.*", "report.*", "figure.png", "variance*.png", "scores_*.png", "samples_*.png", MANIFEST)
 
 

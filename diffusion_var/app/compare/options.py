@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, fields
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -25,6 +27,7 @@ from ..options import (
     ModelHelp,
     ModelOptions,
     Options,
+    ProcessesHelp,
     Solvers,
     Structures,
 )
@@ -207,6 +210,7 @@ class CompareOptions(ModelOptions, ImageOptions):
     count: Annotated[int, "images per method, number of steps and seed"] = 400
     batch_size: Annotated[int, "images at once"] = 200
     methods: list[Method] = field(default_factory=_usual_methods)
+    processes: Annotated[int, ProcessesHelp] = 0
     overwrite: Annotated[bool, "replace another comparison's report, or write beside other files"] = False
 
     @classmethod
@@ -243,6 +247,17 @@ class CompareOptions(ModelOptions, ImageOptions):
         )
         own = self.table_images if self.table is None else None
         return None if not wanted or self.decoder_images == "none" else self.decoder_images or own
+
+    def cells_left(self) -> int:
+        """How many cells are to be measured, by the names of those that are there."""
+        from .cells import files_of
+
+        planned: Counter[str] = Counter()
+        for method in self.methods:
+            kinds = bool(self.image_metrics) + (BITS in self.metrics and method.is_noisy)
+            for k, seed in product(self.method_steps(method), self.seeds):
+                planned[f"{method.label} K={k} seed={seed}"] += kinds
+        return sum(max(kinds - len(files_of(self.out, label)), 0) for label, kinds in planned.items())
 
     @property
     def all_steps(self) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from ...checks import refuse
 from ..compare.options import CompareOptions
-from ..options import DeviceHelp, Options
+from ..options import DeviceHelp, Options, ProcessesHelp
 
 #: Where the parts have the side of the photographs' patches, and how many images likelihoods are of, by default.
 _SIZE, _IMAGES, _MOST_IMAGES = "SIZE", "IMAGES", 300
@@ -41,7 +41,12 @@ class DemoOptions(Options):
     tolerance: Annotated[float | None, "tolerance of the variance tables; by default each part's own"] = None
     size: Annotated[int, "side of the photographs' patches; smaller ones are quicker"] = 16
     device: Annotated[str | None, DeviceHelp] = None
+    processes: Annotated[int, ProcessesHelp] = 0
     overwrite: Annotated[bool, "begin anew, or write beside other files"] = False
+
+    def cells_left(self) -> int:
+        """How many cells of the largest part are to be measured."""
+        return max(part.cells_left() for part in demo_parts(self))
 
 
 def demo_parts(options: DemoOptions) -> list[PartOptions]:

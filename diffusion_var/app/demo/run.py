@@ -61,7 +61,7 @@ def _report(measured: list[Part], options: DemoOptions, started: float) -> None:
 
 def _begin(options: DemoOptions) -> None:
     make_folder(options.out)
-    record = {key: value for key, value in asdict(options).items() if key not in ("out", "overwrite")}
+    record = {key: value for key, value in asdict(options).items() if key not in ("out", "overwrite", "processes")}
     write_atomic(options.out / RECORD, (json.dumps(record, indent=2, default=str) + "\n").encode())
 
 
