@@ -389,9 +389,12 @@ class Team:
             self._group = _new_group()
         group = self._group
         assert self._peers is not None
-        told = [torch.zeros(3, dtype=torch.int64) for _ in range(self.count)]
-        _all_gather(told, torch.tensor([len(mine), *(self._peers.stop or (-1, -1))]), group)
-        sizes, stops = [int(size) for size, *_ in told], [(int(r), int(number)) for _, r, number in told if r >= 0]
+        told = [torch.zeros(5, dtype=torch.int64) for _ in range(self.count)]
+        own = [len(mine), *(self._peers.stop or (-1, -1)), self._peers.bar, self._peers.done]
+        _all_gather(told, torch.tensor(own), group)
+        self._peers.note_done([(int(bar), int(done)) for *_, bar, done in told])
+        sizes = [int(size) for size, *_ in told]
+        stops = [(int(r), int(number)) for _, r, number, *_ in told if r >= 0]
         self._agreed = self._agreed or (stops[0] if stops else None)
         most, parts = max(sizes), [bytearray() for _ in sizes]
         receives = not to_first or self.first

@@ -20,6 +20,7 @@ from .errors import InputError, RankError
 SILENT = 120.0
 LOOK = 0.5  # seconds between two looks
 GRACE = 12.0  # seconds after a stop that the processes have to meet: schedulers kill after 30
+_STOOD_STILL = 10.0  # seconds between two looks after which this very process was stopped (Ctrl-Z), or swapped out
 _LEAVE = 25.0  # seconds that the main thread has to end after a failure, where it is guarded
 _WORDS = ("failed", "stop", "call")
 
@@ -45,7 +46,7 @@ class Peers:
         #: What this process tells of itself: steps of its work, whether it waits, its progress bar and what is done.
         self.steps, self.waits, self.bar, self.done = 0, False, 0, 0
         self._store = store
-        self._looks = 0
+        self._looks, self._looked = 0, time.monotonic()
         self._told: dict[int, list[int]] = {r: [0, 0, 0, 0, 0] for r in range(count)}
         self._heard = dict.fromkeys(range(count), time.monotonic())
         self._moved = dict.fromkeys(range(count), time.monotonic())
@@ -129,6 +130,11 @@ class Peers:
         """What the others have done of a progress bar."""
         return sum(told[4] for r, told in self._told.items() if r != self.rank and told[3] == bar)
 
+    def note_done(self, every: list[tuple[int, int]]) -> None:
+        """What each process has done of which progress bar, as they said when they met."""
+        for r, (bar, done) in enumerate(every):
+            self._told[r] = [*self._told[r][:3], bar, done]
+
     # ---- the thread -------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
@@ -158,7 +164,10 @@ class Peers:
             rank, signal = json.loads(stop)
             self.stop = rank, signal
         self.called = max(self.called, int(called or 0))
-        now = time.monotonic()
+        now, before = time.monotonic(), self._looked
+        self._looked = now
+        if now - before > _STOOD_STILL:  # nobody else is to blame for what was not heard meanwhile
+            self._heard, self._moved = (dict.fromkeys(range(self.count), now) for _ in range(2))
         for r, text in enumerate(beats):
             told = [int(number) for number in text.split()]
             if told[0] != self._told[r][0]:

@@ -65,6 +65,11 @@ def _shared_bar() -> type[tqdm[Any]]:
             self.pull()
             return shown
 
+        def close(self) -> None:
+            self.looked = 0.0
+            self.pull()
+            super().close()
+
         def pull(self) -> None:
             """Show what the others have done, at most twice a second."""
             if self.disable or self.number is None or time.monotonic() - self.looked < 0.5:

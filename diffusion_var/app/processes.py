@@ -26,6 +26,7 @@ from .. import checks, launch
 from ..stopping import TakenOver
 from .terminal import complain
 
+PROGRAM = [sys.executable, "-m", "diffusion_var"]
 STARTED = "DIFFUSION_VAR_STARTED"  # set in processes that are started here
 _PATIENCE = 60.0  # seconds that the others have to end after one has failed
 _BASE, _UNKNOWN = 1 << 30, 4 << 30  # bytes of memory: of a process without its model; of a model that is not here yet
@@ -54,7 +55,7 @@ def carried_out(options: Any) -> int | None:
     if words is None or not hasattr(options, "processes"):
         return None
     count = wanted(options)
-    return None if count == 1 else _Started(words, count, options.device).ended()
+    return None if count == 1 else Started(words, count, options.device).ended()
 
 
 def wanted(options: Any) -> int:
@@ -72,10 +73,10 @@ def wanted(options: Any) -> int:
 def cores() -> int:
     """How many cores this process may use: those it is bound to, and no more than its share of the machine."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(int(min([bound, *_shares()])), 1)
+    return max(int(min([bound, *shares()])), 1)
 
 
-def _shares(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[float]:
+def shares(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[float]:
     """Cores' worth of time that control groups allow, by every group that this process is in."""
     with suppress(OSError, ValueError):
         for line in own.read_text().splitlines():
@@ -108,12 +109,16 @@ def _on_cpu(device: str | None) -> bool:
 
 def _fitting(options: Any) -> int:
     """How many processes have room in memory, each with a model of its own."""
-    try:
+    free = _free_memory()
+    return cores() if free is None else free // (_BASE + _COPIES * _size(str(getattr(options, "model", ""))))
+
+
+def _free_memory() -> int | None:
+    """Bytes that programs may still take, where the system says it."""
+    with suppress(OSError, ValueError, KeyError):
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) << 10
-    except (OSError, ValueError, KeyError):
-        return cores()
-    return free // (_BASE + _COPIES * _size(str(getattr(options, "model", ""))))
+        return int(lines["MemAvailable"].split()[0]) << 10
+    return None
 
 
 def _size(model: str) -> int:
@@ -124,7 +129,7 @@ def _size(model: str) -> int:
     return _UNKNOWN if "/" in model else 0  # or it is one of the package's own, which are small
 
 
-class _Started:
+class Started:
     """The processes, from their start to their end.
 
     Args:
@@ -144,7 +149,7 @@ class _Started:
             for rank, kept in enumerate(self._kept):
                 self._children.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", "diffusion_var", *words],
+                        [*PROGRAM, *words],
                         env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                         stdin=subprocess.PIPE,  # never written to: it ends when this process does
                         stdout=subprocess.DEVNULL if rank else None,
