@@ -49,6 +49,7 @@ _PLANNED = frozenset({"targets", "start_counts", *(f"{name}.weights" for name in
 #: Bytes of shards' sums that a process holds before it calls a meeting.
 _HELD = 32 << 20
 _FEW = 0.05  # relative error with the choice of the images (and twice the tolerance), above which there is a warning
+Pair = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 
 class StateOfRun(StateRecord):
@@ -75,6 +76,9 @@ def estimate(
     progress: bool = True,
 ) -> VarianceTable:
     """Measure a denoiser's reverse-variance moments on images.
+
+    In a program of several processes (torchrun) every one makes this call; they share the evaluations, and all get the
+    same table.
 
     Args:
         denoiser: the network, its schedule and conventions.
@@ -344,17 +348,20 @@ class _Run:
     def _merge_rest(self, done: list[list[Shard]], held: dict[int, Evaluated]) -> None:
         """Merge what the processes hold of the rest, in its order; by structure, since it may be large."""
         for name in self.sums:
-            for batch, pair in zip(done, self._of_all({k: found.sums[name] for k, found in held.items()}), strict=True):
+            for batch, pair in self._of_all(done, {k: found.sums[name] for k, found in held.items()}):
                 self._add_sums(name, batch, *pair)
-        draws = self._of_all({k: (found.images, found.values) for k, found in held.items()})
-        for batch, pair in zip(done, draws, strict=True):
+        for batch, pair in self._of_all(done, {k: (found.images, found.values) for k, found in held.items()}):
             self._add_draws(batch, *pair)
 
-    def _of_all(self, mine: dict[int, tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> list[Any]:
-        """The pairs of arrays that the processes have, by their numbers, in order."""
-        told = {f"{k}.{part}": array for k, pair in mine.items() for part, array in enumerate(pair)}
-        found = {name: array for theirs, _ in self.team.gather(told) for name, array in theirs.items()}
-        return [(found[f"{k}.0"], found[f"{k}.1"]) for k in range(len(found) // 2)]
+    def _of_all(self, done: list[list[Shard]], mine: dict[int, Pair]) -> list[tuple[list[Shard], Pair]]:
+        """The batches, each with the two arrays (of its shards) that one of the processes has of it."""
+        told = {str(part): np.concatenate([pair[part] for pair in mine.values()]) for part in (0, 1) if mine}
+        found: dict[int, Pair] = {}
+        for theirs, positions in self.team.gather(told, [*mine]):
+            cuts = np.cumsum([len(done[k]) for k in positions])[:-1]
+            pairs = zip(np.split(theirs["0"], cuts), np.split(theirs["1"], cuts), strict=True) if positions else ()
+            found |= zip(positions, pairs, strict=True)
+        return [(batch, found[k]) for k, batch in enumerate(done)]
 
     # ---- between rounds ---------------------------------------------------------------------------------------
 
