@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
+from ...parallel import is_first
 from ...variance.table import VarianceTable
 from ..decoders import measure_decoders
 from ..methods import make_covariance, make_noise, make_steps, refuse_set
@@ -96,7 +97,7 @@ def _bound(options: NllOptions, table: VarianceTable | None, checkpoint: Path | 
         checkpoint=checkpoint,
         progress=True,
     )
-    if checkpoint is not None:
+    if checkpoint is not None and is_first():
         _checkpoint_of_decoders(checkpoint).unlink(missing_ok=True)
     return result
 

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
+from ...parallel import is_first
 from ...process import steps as step_lists
 from ...variance.allocation import merge_indices
 from ...variance.table import VarianceTable
@@ -36,7 +37,8 @@ def run(options: StepsOptions) -> None:
         found, schedule = _find(options)
         if finished:
             return
-        save_figure(trajectories(found, schedule.num_steps), options.plot, this)
+        if is_first():
+            save_figure(trajectories(found, schedule.num_steps), options.plot, this)
         if not options.json:
             say_lines("", f"written: {options.plot}")
 
@@ -81,7 +83,7 @@ def _find(options: StepsOptions) -> tuple[list[dict[str, Any]], NoiseSchedule]:
         decoder_variance=options.decoder_variance,
     )
     found = [_path_facts(paths, costs, count) for count in options.steps]
-    for facts in found:
+    for facts in found if is_first() else ():
         print(json.dumps(facts)) if options.json else say_lines(_path_text(facts))
     return found, costs.schedule
 
