@@ -209,6 +209,11 @@ def _common(count: int, device: str | None) -> dict[str, str]:
     return {name: str(value) for name, value in found.items()}
 
 
+def speaks_for_all() -> bool:
+    """Whether this is the one that is heard, of processes that were started here: as if there were no others."""
+    return STARTED in os.environ and os.environ.get("RANK") == "0"
+
+
 def watch_starter() -> None:
     """In a process that was started here: end it with whoever started it."""
 

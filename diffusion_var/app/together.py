@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from .. import launch, parallel
 from ..errors import InputError, RankError, warn
 from .claims import content_of, named_path
+from .processes import speaks_for_all
 from .terminal import complain, sentence_of
 from .words import words_of
 
@@ -66,7 +67,7 @@ def end(error: BaseException) -> int:
     if (said := sentence_of(error)) is None:
         traceback.print_exception(error)
         return 1
-    if not parallel.said_already(error):
+    if speaks_for_all() or not parallel.said_already(error):
         complain(f"error: {_named()}{said}")
     return 2
 
@@ -82,7 +83,7 @@ def leave(code: int) -> None:
 
 
 def _named() -> str:
-    if not launch.is_joined():
+    if not launch.is_joined() or speaks_for_all():
         return ""
     from torch import distributed
 

@@ -27,6 +27,7 @@ from ...locks import locked
 from ...metrics.score import require_same_protocol
 from ...models.denoiser import Denoiser
 from ...process.schedule import NoiseSchedule
+from ...same_folder import require_shared
 from ...sampling.solvers import check_order
 from ...unwrapping import unwrapped
 from ...variance.allocation import check_budget, default_indices
@@ -62,11 +63,12 @@ def run(options: CompareOptions) -> None:
 
 @contextmanager
 def held_folder(folder: Path) -> Iterator[bool]:
-    """An output folder, locked by the first process; whether this is it."""
+    """An output folder, which all processes see, locked by the first one; whether this is it."""
     team = parallel.team()
     with ExitStack() as stack:
         if team.first:
             stack.enter_context(locked(folder, folder=True))
+        require_shared(folder, team)
         yield team.first
 
 
