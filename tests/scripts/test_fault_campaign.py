@@ -7,7 +7,7 @@ import pytest
 from places import ROOT
 
 #: Each writes in its own way, and quickly.
-WRITERS = ["estimate", "sample", "nll", "stats", "train-features", "train-unet", "encode_latents"]
+WRITERS = ["sample", "nll", "train-unet", "encode_latents"]
 KINDS = ["manifest", "result of a run", "config", "statistics", "scheduler's config with lists", "model's config"]
 
 
@@ -24,8 +24,8 @@ def sums(*arguments: str) -> list[float]:
 
 @pytest.mark.slow
 def test_a_command_that_is_killed_at_a_file_operation_ends_well_when_it_is_run_again() -> None:
-    operations, killed, survived, *faults = sums("operations", "--share", "0.02", "--seed", "1", "--only", *WRITERS)
-    assert operations > 200
+    operations, killed, survived, *faults = sums("operations", "--share", "0.01", "--seed", "1", "--only", *WRITERS)
+    assert operations > 150
     assert killed == survived >= len(WRITERS)
     assert faults == [0, 0, 0]
 
@@ -33,14 +33,13 @@ def test_a_command_that_is_killed_at_a_file_operation_ends_well_when_it_is_run_a
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_command_that_is_killed_at_any_moment_goes_on_when_it_is_run_again(processes: int) -> None:
-    arguments = ["moments", "--processes", str(processes), "--kills", "1", "--only", "sample", "nll"]
-    _, killed, survived, *faults = sums(*arguments)
-    assert killed == survived == 2
+    _, killed, survived, *faults = sums("moments", "--processes", str(processes), "--kills", "1", "--only", "sample")
+    assert killed == survived == 1
     assert faults[:5] == [0, 0, 0, 0, 0]
 
 
 def test_damaged_files_are_refused_or_mean_what_they_say() -> None:
-    mutants, refused, used, *faults = sums("mutants", "--random", "60", "--only", *KINDS)
-    assert mutants == refused + used == 60 * len(KINDS)
+    mutants, refused, used, *faults = sums("mutants", "--random", "30", "--only", *KINDS)
+    assert mutants == refused + used == 30 * len(KINDS)
     assert refused > mutants / 2
     assert faults == [0, 0, 0]

@@ -76,6 +76,12 @@ def all_ended(children: list[int], seconds: float) -> list[int | None]:
     return [codes[child] for child in children]
 
 
+def is_working(children: list[int]) -> bool:
+    """Whether one of some forks has not ended; they are waited for later."""
+    ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return any(os.waitid(os.P_PID, child, ended) is None for child in children)
+
+
 def orphans(children: list[int]) -> list[int]:
     """Processes that forks have started and that live, killed now."""
     found = []
