@@ -44,6 +44,14 @@ def test_two_processes_write_the_folder_of_one(
     assert contents(tmp_path / "out") == expected
 
 
+def test_a_record_that_was_damaged_since_is_written_again(tmp_path: Path) -> None:
+    draw(tmp_path / "out", count=3)
+    before = contents(tmp_path / "out")
+    (tmp_path / "out" / "sampling.json").write_text('{"steps": ')
+    draw(tmp_path / "out", count=3)
+    assert contents(tmp_path / "out") == before
+
+
 def test_and_its_npz(tmp_path: Path) -> None:
     draw(tmp_path / "one.npz", count=7)
     many(2, lambda: draw(tmp_path / "two.npz", count=7))
