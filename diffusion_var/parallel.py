@@ -304,11 +304,18 @@ class Team:
         if self._peers is not None:
             self._peers.ask(signal)
 
+    @property
+    def stop(self) -> Stopped | None:
+        """What ends all processes, where one was told to stop before the last `gather`: all know of it alike."""
+        if self._agreed is None:
+            return None
+        rank, signal = self._agreed
+        return Stopped(signal, together=True, rank=None if rank == self.rank else rank)
+
     def end_if_stopped(self) -> None:
-        """Raise Stopped where a process was told to stop before the last `gather`: all know of it alike."""
-        if self._agreed is not None:
-            rank, signal = self._agreed
-            raise Stopped(signal, together=True, rank=None if rank == self.rank else rank)
+        """Raise `stop`, if there is any."""
+        if (stop := self.stop) is not None:
+            raise stop
 
     def beat(self, done: int = 0) -> None:
         """See the function `beat`."""
@@ -341,12 +348,25 @@ class Team:
             return error
         if not any(word in f"{type(error).__name__} {error}".lower() for word in _BROKEN):
             return error
-        until = time.monotonic() + 5.0
+        until, self._peers.waits = time.monotonic() + 5.0, True  # where it took too long, it is seen for whom
         while self._peers.failed is None and time.monotonic() < until:
             time.sleep(0.05)
         return self._peers.failed or error
 
     # ---- waiting and exchanging -------------------------------------------------------------------------------
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While this process waits for the others in an exchange of somebody else's (DistributedDataParallel's)."""
+        if self._peers is None:
+            yield
+            return
+        self._peers.waits = True
+        try:
+            yield
+        finally:
+            self._peers.waits = False
+        self._peers.steps += 1
 
     @property
     def _store(self) -> Any:

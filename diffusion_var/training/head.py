@@ -28,10 +28,11 @@ from ..files import expanded
 from ..likelihood.bound import bits_per_dim, density_bound
 from ..models.denoiser import Denoiser
 from ..models.heads import HeadNetwork
+from ..parallel import beat, sharing, team
 from ..randomness import generator
 from ..variance.table import VarianceTable
 from .head_draws import HeadDraws, Source
-from .loop import checkpoint_of, processes, share_of, train
+from .loop import averaging, checkpoint_of, share_of, train
 from .loss import spread
 from .state import TrainingState
 from .trackers import Trackers
@@ -156,35 +157,38 @@ def train_head(
     Raises InputError for what does not fit together and for a checkpoint of another run; NumericalError, naming the
     step, where the loss is not finite (the checkpoint then holds the last good state).
     """
-    spec = HeadSpec() if spec is None else spec
-    trackers = Trackers(report_to, logs, {**vars(spec), **vars(settings)})
-    alone = settings.patience is not None and held_out is None
-    checks.refuse(alone, "patience stops by the loss on held-out images, but there are none; pass held_out=.")
-    if settings.weighting == "likelihood" and spec.target in ("sn", "ocm"):
-        raise no_likelihood(spec.target)
-    checks.refuse(
-        settings.weighting == "likelihood" and spec.output == "papers",
-        "output='papers' may be negative while it is trained, so that it has no likelihood; use weighting='table' or "
-        "'papers', or output='ratio'.",
-    )
-    checks.refuse(
-        spec.output == "bounded",
-        "output='bounded' is of heads from earlier files, and no new ones are trained; use 'ratio' or 'papers'.",
-    )
-    table.check(denoiser)
-    sources = [Source.of(images, conditions, denoiser, "images")]
-    if held_out is not None:
-        sources.append(Source.of(held_out, held_out_conditions, denoiser, "held_out"))
-    path = None if checkpoint is None else expanded(checkpoint)
-    with _frozen(denoiser):
-        run = HeadRun(new_head(denoiser, table, spec, settings.seed, sources[0]), denoiser, sources, settings)
-        kept = checkpoint_of(path, {} if path is None else run.identity(), checkpoint_seconds)
-        with run.draws.run:
-            stopped = train(run, settings.steps, settings.evaluate_every, kept, "train head", progress, trackers)
-    curve = [HeadPoint(int(step), *values) for step, *values in run.state.curve]
-    head = run.result()
-    head.training = _record(settings, curve, run.state.step, stopped)
-    return HeadResult(head, curve, run.state.seconds, stopped)
+    with sharing("train_head") as processes:
+        spec = HeadSpec() if spec is None else spec
+        trackers = Trackers(report_to, logs, {**vars(spec), **vars(settings)})
+        alone = settings.patience is not None and held_out is None
+        checks.refuse(alone, "patience stops by the loss on held-out images, but there are none; pass held_out=.")
+        if settings.weighting == "likelihood" and spec.target in ("sn", "ocm"):
+            raise no_likelihood(spec.target)
+        checks.refuse(
+            settings.weighting == "likelihood" and spec.output == "papers",
+            "output='papers' may be negative while it is trained, so that it has no likelihood; use weighting='table' "
+            "or 'papers', or output='ratio'.",
+        )
+        checks.refuse(
+            spec.output == "bounded",
+            "output='bounded' is of heads from earlier files, and no new ones are trained; use 'ratio' or 'papers'.",
+        )
+        table.check(denoiser)
+        sources = [Source.of(images, conditions, denoiser, "images")]
+        if held_out is not None:
+            sources.append(Source.of(held_out, held_out_conditions, denoiser, "held_out"))
+        path = None if checkpoint is None else expanded(checkpoint)
+        with _frozen(denoiser):
+            run = HeadRun(new_head(denoiser, table, spec, settings.seed, sources[0]), denoiser, sources, settings)
+            identity = {} if path is None and processes.count == 1 else run.identity()
+            processes.agree(identity, "train_head")
+            kept = checkpoint_of(path, identity, checkpoint_seconds)
+            with run.draws.run:
+                stopped = train(run, settings.steps, settings.evaluate_every, kept, "train head", progress, trackers)
+        curve = [HeadPoint(int(step), *values) for step, *values in run.state.curve]
+        head = run.result()
+        head.training = _record(settings, curve, run.state.step, stopped)
+        return HeadResult(head, curve, run.state.seconds, stopped)
 
 
 class HeadRun:
@@ -202,24 +206,18 @@ class HeadRun:
     names: tuple[str, ...] = ("train_loss", "held_out_loss", "bits_per_dim")
 
     def __init__(self, head: Head, denoiser: Denoiser, sources: list[Source], settings: HeadTraining) -> None:
-        from accelerate import Accelerator
         from diffusers.training_utils import EMAModel
 
         self.head, self.sources, self.settings = head, sources, settings
         self.denoiser = head.prepare(denoiser)
         self.draws = HeadDraws(head, self.denoiser)
-        processes()
-        # The trunk's precision is the denoiser's autocast; Accelerate's own settings must not add theirs.
-        self.accelerator: Any = Accelerator(mixed_precision="no")
-        count = self.accelerator.num_processes
-        self.share = share_of(settings.batch_size, count, self.accelerator.process_index)
+        self.team = team()
+        self.share = share_of(settings.batch_size, self.team.count, self.team.rank)
         network = head.network.train()
         optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate)
         average = EMAModel(network.parameters(), decay=settings.ema_decay)
         self.state = TrainingState(network, average, optimizer)
-        self.network: Any = network
-        if count > 1:
-            self.network = torch.nn.parallel.DistributedDataParallel(network)
+        self.network: Any = averaging(network, self.denoiser.device)
         self.averaged = Head(copy.deepcopy(network).eval().requires_grad_(False), head.table, head.spec)
         self._losses: list[torch.Tensor] = []
 
@@ -253,10 +251,12 @@ class HeadRun:
         n = stream.integers(low, high + 1, size=settings.batch_size)
         rows = np.arange(settings.batch_size)[self.share]
         loss = torch.zeros((), device=self.denoiser.device)
-        for part, draw, posterior in self.draws.batch(self.sources[0], picks, n, stream, rows, settings.accumulate):
+        parts = np.array_split(rows, min(settings.accumulate, len(rows)))
+        for part, draw, posterior in self.draws.batch(self.sources[0], picks, n, stream, parts):
             predicted = self._predicted(self.head, self.network, posterior, n[part])
             own = self.head.target.loss(predicted, draw, settings.weighting) * (len(part) / len(rows))
-            own.backward()  # type: ignore[no-untyped-call,unused-ignore]
+            with self.team.waiting():
+                own.backward()  # type: ignore[no-untyped-call,unused-ignore]
             loss = loss + own.detach()
         self.state.optimizer.step()
         self.state.average.step(self.state.network.parameters())
@@ -271,8 +271,9 @@ class HeadRun:
 
     def refuse_nan(self) -> None:
         """Look at the losses since the last look, of all processes alike."""
-        losses = self.accelerator.gather(torch.stack(self._losses)[None]) if self._losses else torch.zeros(1, 0)
-        bad = (~torch.isfinite(losses)).any(0).nonzero()
+        own = [float(loss) for loss in torch.stack(self._losses)] if self._losses else []
+        losses = np.array([theirs for _, theirs in self.team.gather({}, own)])
+        bad = np.flatnonzero((~np.isfinite(losses)).any(0))
         if len(bad):
             first = int(bad[0])
             step = self.state.step - losses.shape[1] + first
@@ -317,12 +318,18 @@ class HeadRun:
         low, high = head.prior.indices
         n = low + (np.arange(len(picks)) * (high - low + 1)) // len(picks)
         n = stream.permutation(n)
-        total, rows = 0.0, np.arange(len(picks))
-        parts = math.ceil(len(rows) / max(1, self.settings.batch_size // self.settings.accumulate))
-        for part, draw, posterior in self.draws.batch(source, picks, n, stream, rows, parts):
+        count = math.ceil(len(picks) / max(1, self.settings.batch_size // self.settings.accumulate))
+        parts, own = np.array_split(np.arange(len(picks)), min(count, len(picks))), {}
+        mine = self.team.share([len(part) for part in parts])
+        drawn = self.draws.batch(source, picks, n, stream, [parts[i] for i in mine])
+        for i, (part, draw, posterior) in zip(mine, drawn, strict=True):
             predicted = self._predicted(head, head.network, posterior, n[part])
-            total += float(head.target.loss(predicted, draw, self.settings.weighting)) * len(part)
-        return total / len(picks)
+            own[i] = float(head.target.loss(predicted, draw, self.settings.weighting)) * len(part)
+            beat()
+        gathered = self.team.gather({}, list(own.items()))
+        losses = {i: loss for _, theirs in gathered for i, loss in theirs}
+        self.team.end_if_stopped()
+        return sum((losses[i] for i in range(len(parts))), 0.0) / len(picks)
 
     def _bits(self, head: Head) -> float:
         count = min(self.settings.likelihood_images, 0 if len(self.sources) < 2 else len(self.sources[1].images))

@@ -7,7 +7,7 @@ product.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,20 +67,20 @@ class HeadDraws:
         self.head, self.denoiser, self.run = head, denoiser, NetworkRun(denoiser)
 
     def batch(
-        self, source: Source, picks: IntArray, n: IntArray, stream: np.random.Generator, rows: IntArray, parts: int
+        self, source: Source, picks: IntArray, n: IntArray, stream: np.random.Generator, parts: Sequence[IntArray]
     ) -> Iterator[tuple[IntArray, HeadDraw, Posterior]]:
-        """(rows, draw, posterior) of some rows of a batch, in parts.
+        """(rows, draw, posterior) of parts of a batch.
 
         Args:
             picks, n: of the whole batch, which images and indices.
             stream: of all its other random numbers.
-            rows: those that this process evaluates.
+            parts: the rows of each that this process evaluates.
         """
         eps = normal(stream, len(picks), *self.denoiser.shape)
         probe = torch.from_numpy(stream.integers(0, 2, eps.shape, dtype=np.int8)).float() * 2 - 1
         chosen = None if source.conditions is None else source.conditions.pick(picks, stream)
         floor = random_floors(self.denoiser.schedule, n, stream).view(-1, *(1,) * len(self.denoiser.shape))
-        for part in np.array_split(rows, min(parts, len(rows))):
+        for part in parts:
             x_0, condition = source.images.take(picks[part]), None
             if chosen is not None and source.conditions is not None:
                 condition = source.conditions.take(chosen[part], self.denoiser.device)

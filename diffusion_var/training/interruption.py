@@ -11,12 +11,11 @@ from ..stopping import Stopped, TakenOver
 class Interruption(TakenOver):
     """While entered, a stop is noted in `stop` instead of happening in the middle of a step; a second Ctrl-C happens.
 
-    Does nothing where `deferred` is false (processes that wait for each other cannot stop at different steps), outside
-    the main thread, or where somebody else handles the signal.
+    Does nothing outside the main thread, or where somebody else handles the signal: a work that processes share does.
     """
 
-    def __init__(self, deferred: bool = True) -> None:
-        super().__init__(self._note, deferred)
+    def __init__(self) -> None:
+        super().__init__(self._note)
         self.stop: Stopped | None = None
 
     @property

@@ -41,8 +41,8 @@ class Trackers:
         self._running: list[Any] = []
 
     def begin(self, accelerator: Any) -> None:
-        """Start them, in the first process."""
-        if not self.wanted or not accelerator.is_main_process:
+        """Start them; of several processes the first one does."""
+        if not self.wanted:
             return
         accelerator.project_configuration.set_directories(str(self.folder))
         accelerator.log_with = self.wanted

@@ -3,7 +3,7 @@ by the hybrid loss (`hybrid_loss`), or together with a head (`joint`).
 
 The weights that are returned are the exponential moving average of those that were trained. Every random number comes
 from (seed, purpose, step), so that a run can be repeated, and continued exactly from a checkpoint; dropout's come from
-a forked, seeded global generator. Each process of a distributed run (Accelerate) takes its share of the step's one
+a forked, seeded global generator. Each process of several takes its share of the step's one
 batch, so that a run does not depend on their number, dropout and rounding apart.
 """
 
@@ -28,11 +28,12 @@ from ..errors import NumericalError
 from ..models.heads import HeadKind, HeadNetwork
 from ..models.network_use import keeping_modes
 from ..models.prediction import TrainedPrediction, check_prediction
+from ..parallel import sharing, team
 from ..process.schedule import NoiseSchedule
 from ..randomness import generator
 from .hybrid_loss import hybrid_loss, levels_held, step_coefficients
 from .joint import JointNetwork, joint_loss, joint_losses
-from .loop import checkpoint_of, processes, share_of, train
+from .loop import averaging, checkpoint_of, own_device, share_of, train
 from .loss import evaluation_loss, float_images, simple_loss, spread
 from .state import TrainingState
 from .trackers import Trackers
@@ -140,7 +141,7 @@ def train_unet(
     report_to: Any = None,
     logs: str | Path | None = None,
 ) -> TrainingResult:
-    """Train a diffusers UNet, on the device and in as many processes as Accelerate finds.
+    """Train a diffusers UNet, on the device that Accelerate finds and in as many processes as there are.
 
     Args:
         network: called as network(x_t, timestep).sample, C channels, or 2C for a learned range; trained in place.
@@ -155,22 +156,24 @@ def train_unet(
     Raises InputError for unusable arguments and for a checkpoint of another run, NumericalError where the loss is not
     finite.
     """
-    trackers = Trackers(report_to, logs, vars(settings))
-    check_prediction(settings.prediction, schedule)
-    images = by_position(images)
-    held_out = None if held_out is None else by_position(held_out, "held_out")
-    checks.refuse(len(images) == 0, "there are no images to train on; pass at least one.")
-    with keeping_modes(network):
-        run = _Run(network, images, held_out, schedule, settings)
-        kept = checkpoint_of(checkpoint, run.identity, checkpoint_seconds)
-        with torch.random.fork_rng(devices=_cuda(run.device)):
-            train(run, settings.steps, settings.evaluate_every, kept, "train", progress, trackers)
-    curve = [(int(step), losses[0], losses[1]) for step, *losses in run.state.curve]
-    averaged = run.averaged()
-    if not isinstance(averaged, JointNetwork):
-        return TrainingResult(averaged, curve, run.state.seconds)
-    of_head = [(int(step), losses[2], losses[3]) for step, *losses in run.state.curve]
-    return TrainingResult(averaged.trunk, curve, run.state.seconds, averaged.head, of_head)
+    with sharing("train_unet") as processes:
+        trackers = Trackers(report_to, logs, vars(settings))
+        check_prediction(settings.prediction, schedule)
+        images = by_position(images)
+        held_out = None if held_out is None else by_position(held_out, "held_out")
+        checks.refuse(len(images) == 0, "there are no images to train on; pass at least one.")
+        with keeping_modes(network):
+            run = _Run(network, images, held_out, schedule, settings)
+            processes.agree(run.identity, "train_unet")
+            kept = checkpoint_of(checkpoint, run.identity, checkpoint_seconds)
+            with torch.random.fork_rng(devices=_cuda(run.device)):
+                train(run, settings.steps, settings.evaluate_every, kept, "train", progress, trackers)
+        curve = [(int(step), losses[0], losses[1]) for step, *losses in run.state.curve]
+        averaged = run.averaged()
+        if not isinstance(averaged, JointNetwork):
+            return TrainingResult(averaged, curve, run.state.seconds)
+        of_head = [(int(step), losses[2], losses[3]) for step, *losses in run.state.curve]
+        return TrainingResult(averaged.trunk, curve, run.state.seconds, averaged.head, of_head)
 
 
 class _Run:
@@ -179,15 +182,12 @@ class _Run:
     def __init__(
         self, network: torch.nn.Module, images: Any, held_out: Any, schedule: NoiseSchedule, settings: UNetTraining
     ) -> None:
-        from accelerate import Accelerator
         from diffusers.training_utils import EMAModel
 
         self.images, self.held_out, self.schedule, self.settings = images, held_out, schedule, settings
-        processes()
-        # Autocast is this module's own; Accelerate's settings (a file, the environment) must not add theirs.
-        self.accelerator: Any = Accelerator(mixed_precision="no")
-        self.device = self.accelerator.device
-        self.share = share_of(settings.batch_size, self.accelerator.num_processes, self.accelerator.process_index)
+        self.device = own_device()
+        self.team = team()
+        self.share = share_of(settings.batch_size, self.team.count, self.team.rank)
         pixels = float_images(images, spread(len(images), FINGERPRINT_IMAGES))
         wrong = pixels.ndim != 4
         checks.refuse(wrong, f"an image has shape {tuple(pixels.shape[1:])}; expected (C, H, W): reshape the images.")
@@ -211,7 +211,7 @@ class _Run:
         network.train()
         optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
         self.state = TrainingState(network, EMAModel(network.parameters(), decay=settings.ema_decay), optimizer)
-        self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
+        self.network, self.optimizer = averaging(network, self.device), optimizer
         self.identity = {
             **{k: v for k, v in vars(settings).items() if settings.head is not None or not k.startswith("head")},
             # The checkpoints of before there was a prediction have no entry of it, and are of ε.
@@ -237,9 +237,10 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = settings.rate(step)
         self.optimizer.zero_grad()
-        self.accelerator.backward(loss)
+        with self.team.waiting():
+            loss.backward()  # type: ignore[no-untyped-call,unused-ignore]
         for part in self.parts:
-            self.accelerator.clip_grad_norm_(part.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(part.parameters(), 1.0)
         self.optimizer.step()
         self.state.average.step(self.state.network.parameters())
         self.state.step += 1
@@ -257,11 +258,11 @@ class _Run:
         return x_0
 
     def refuse_nan(self) -> None:
-        """Look at the losses since the last look."""
-        if not bool(torch.isfinite(self._recent)):
+        """Look at the losses since the last look, of all processes alike."""
+        recent = sum(theirs for _, theirs in self.team.gather({}, float(self._recent)))
+        if not math.isfinite(recent):
             raise NumericalError(
-                f"the training loss became {float(self._recent)} at or before step {self.state.step - 1}; "
-                "lower the learning rate."
+                f"the training loss became {recent} at or before step {self.state.step - 1}; lower the learning rate."
             )
         self._recent = torch.zeros_like(self._recent)
 
@@ -274,8 +275,13 @@ class _Run:
 
     def evaluate(self) -> str:
         """Add the averaged network's training and held-out losses to the curve."""
-        if not self.accelerator.is_main_process:
-            return ""
+        losses = self.team.first_alone(self._losses)
+        self.state.curve.append((float(self.state.step), *losses))
+        of_head = f", head={losses[2]:.4f}" if len(losses) > 2 else ""
+        return f"train={losses[0]:.4f}, held_out={losses[1]:.4f}{of_head}"
+
+    def _losses(self) -> list[float]:
+        """Of the averaged network: in training and held out, of the simple loss and of a head's, if there is one."""
         network, losses = self.averaged(), []
         measured: list[Callable[..., torch.Tensor]] = [self.simple_loss]
         if isinstance(network, JointNetwork):
@@ -288,9 +294,7 @@ class _Run:
                 chosen = float_images(images, spread(len(images), EVALUATION_IMAGES))
                 with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
                     losses.append(evaluation_loss(network, chosen, self.schedule, loss=loss))
-        self.state.curve.append((float(self.state.step), *losses))
-        of_head = f", head={losses[2]:.4f}" if len(losses) > 2 else ""
-        return f"train={losses[0]:.4f}, held_out={losses[1]:.4f}{of_head}"
+        return losses
 
     def is_content(self) -> bool:
         return False

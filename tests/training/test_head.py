@@ -1,13 +1,8 @@
 """Training of heads: exact resumption, interruptions, NaN, early stopping, and a trunk that is left alone."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from places import SUPPORT
 from small_heads import denoiser, head, images, table
 
 import diffusion_var as dv
@@ -171,26 +166,6 @@ def test_a_guided_mean_is_not_the_posteriors():
     with pytest.raises(dv.InputError, match="the target 'sn' takes the mean for"):
         head(target="sn").prior.refuse_guided(model)
     head(target="npr").prior.refuse_guided(model)
-
-
-@pytest.mark.slow
-def test_two_processes_train_what_one_trains(tmp_path):
-    """torchrun and gloo, each process on its half of every batch."""
-    out = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
-    code = tmp_path / "run.py"
-    code.write_text(
-        "import sys; sys.path[:0] = sys.argv[2:]\n"
-        "from test_head import train\n"
-        "import torch.distributed as dist\n"
-        "result = train()\n"
-        "if not dist.is_initialized() or dist.get_rank() == 0: result.head.save(sys.argv[1])\n"
-    )
-    paths = [str(Path(__file__).parent), str(SUPPORT)]
-    subprocess.run([sys.executable, code, out[0], *paths], check=True)
-    run = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29517"]
-    subprocess.run([*run, code, out[1], *paths], check=True)
-    one, two = (torch.cat([p.flatten() for p in dv.Head.load(path).network.parameters()]) for path in out)
-    assert float((one - two).abs().max()) < 1e-5
 
 
 def test_floors_are_those_of_steps_of_every_length():

@@ -11,6 +11,7 @@ from ...cards import CARD
 from ...errors import InputError
 from ...files import write_atomic
 from ...manifest import Manifest
+from ...parallel import is_first
 from ...variance.table import VarianceTable
 from ..claims import train_into_folder
 from ..model import Model, check_model_options, open_model, read
@@ -32,11 +33,9 @@ def run(options: TrainHeadOptions) -> None:
 def _train(options: TrainHeadOptions, this: str) -> None:
     from ...covariance.head_spec import HeadSpec
     from ...training.head import HeadTraining, train_head
-    from ...training.loop import processes
 
     settings = HeadTraining(**{name: getattr(options, name) for name in HeadTraining.__dataclass_fields__})
     spec = HeadSpec(options.target, options.kind, options.structure, options.output, options.features)
-    state = processes()
     # What can be wrong without the model is told at once.
     table = VarianceTable.load(options.table)
     if options.held_out is None and options.held_out_labels is not None:
@@ -44,8 +43,6 @@ def _train(options: TrainHeadOptions, this: str) -> None:
     check_model_options(options)
     images = read(options.images, options)
     held_out = None if options.held_out is None else read(options.held_out, options)
-    if state.num_processes > 1 and options.device is None:
-        options = replace(options, device=str(state.device))
     model = open_model(options.model, options)
     table.check(model.denoiser)
     conditions, held_out_conditions = model.table_conditions(options.images, options.download), None
@@ -67,7 +64,7 @@ def _train(options: TrainHeadOptions, this: str) -> None:
         report_to=options.report_to,
         logs=options.out / LOGS,
     )
-    if state.is_main_process:
+    if is_first():
         _save(result, options, this)
 
 

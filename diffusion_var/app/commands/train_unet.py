@@ -12,6 +12,7 @@ from ...cards import CARD
 from ...errors import InputError
 from ...files import write_atomic, write_folder
 from ...manifest import Manifest
+from ...parallel import alone, is_first
 from ..claims import train_into_folder
 from ..options import ImageOptions, ImagesHelp, LicenseHelp, ReportHelp
 from ..terminal import say
@@ -72,14 +73,12 @@ def run(options: TrainUNetOptions) -> None:
 def _train(options: TrainUNetOptions, this: str) -> None:
     from ...process.schedule import NoiseSchedule
     from ...training.hybrid_loss import step_coefficients
-    from ...training.loop import processes
     from ...training.unet import UNetTraining, train_unet
     from ..model import read
 
     settings = UNetTraining(
         **{name: getattr(options, name) for name in UNetTraining.__dataclass_fields__}  # the same names in both
     )
-    main = processes().is_main_process
     unet, scheduler = (
         _mapping("unet", options.unet),
         make_scheduler(_mapping("scheduler", options.scheduler), options.learned_range, options.prediction),
@@ -100,8 +99,7 @@ def _train(options: TrainUNetOptions, this: str) -> None:
     if learned_range:
         step_coefficients(schedule)  # refuses some schedules, and now is before anything is written
     parameters = sum(p.numel() for p in network.parameters())
-    if main:
-        say(f"training {parameters / 1e6:.2f} M parameters on {len(images)} images, {settings.steps} steps")
+    say(f"training {parameters / 1e6:.2f} M parameters on {len(images)} images, {settings.steps} steps")
     result = train_unet(
         network,
         images,
@@ -112,10 +110,11 @@ def _train(options: TrainUNetOptions, this: str) -> None:
         report_to=options.report_to,
         logs=options.out / LOGS,
     )
-    if main:
+    if is_first():
         record = {"images": options.images, "held_out": options.held_out, "parameters": parameters}
         measured = images if held_out is None else held_out
-        _save(result, scheduler, {**vars(settings), **record}, Manifest(options.out, this), options, measured)
+        with alone():  # the others are done; a head's table is measured by this process
+            _save(result, scheduler, {**vars(settings), **record}, Manifest(options.out, this), options, measured)
 
 
 def make_unet(arguments: dict[str, Any], shape: tuple[int, ...], seed: int, learned_range: bool = False) -> Any:
