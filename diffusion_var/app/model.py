@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import checks
+from .. import checks, launch
 from ..data.labels import open_labels
 from ..data.names import open_images, parse_name
 from ..data.photographs import photographs_part
@@ -281,10 +281,18 @@ def _null_condition(denoiser: Denoiser, text: str) -> Any:
 
 
 def open_device(name: str | None) -> torch.device:
-    """The device of that name; by default the GPU if there is one."""
+    """The device of that name; by default the GPU if there is one. Of processes that share work each has its own."""
     kind, _, number = (name or ("cuda" if torch.cuda.is_available() else "cpu")).partition(":")
     known = kind in _DEVICES and (not number or number.isdecimal())
     checks.refuse(not known, f"the device {checks.brief(name)} is not known; use cpu, cuda, cuda:N, mps or xpu.")
+    if launch.is_joined() and kind != "cpu":
+        own, here = launch.local_rank()
+        checks.refuse(
+            bool(number) and here > 1,
+            f"the device {name} is one, but {here} processes of this machine would share it; say {kind} (each takes "
+            "its own), or start one process.",
+        )
+        number = number or str(own)
     count = _DEVICES[kind]()
     here = f"this PyTorch finds no {kind} device here" if count == 0 else f"there are {count} of them, from {kind}:0 on"
     checks.refuse(int(number or 0) >= count, f"the device {name} cannot be used: {here}; try cpu.")
