@@ -286,10 +286,10 @@ def open_device(name: str | None) -> torch.device:
     known = kind in _DEVICES and (not number or number.isdecimal())
     checks.refuse(not known, f"the device {checks.brief(name)} is not known; use cpu, cuda, cuda:N, mps or xpu.")
     if launch.is_joined() and kind != "cpu":
-        own, here = launch.local_rank()
+        own, others = launch.local_rank()
         checks.refuse(
-            bool(number) and here > 1,
-            f"the device {name} is one, but {here} processes of this machine would share it; say {kind} (each takes "
+            bool(number) and others > 1,
+            f"the device {name} is one, but {others} processes of this machine would share it; say {kind} (each takes "
             "its own), or start one process.",
         )
         number = number or str(own)
