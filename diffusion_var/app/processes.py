@@ -145,7 +145,7 @@ class Started:
         self._children: list[subprocess.Popen[bytes]] = []
         self._told: list[int] = []
         shared = {**os.environ, **_common(count, device)}
-        with TakenOver(self._hand_on):
+        with TakenOver(self._hand_on), self._suspended_together():
             for rank, kept in enumerate(self._kept):
                 self._children.append(
                     subprocess.Popen(
@@ -184,8 +184,30 @@ class Started:
                 self._hand_on(signal.SIGKILL)
             time.sleep(0.02)
 
+    @contextmanager
+    def _suspended_together(self) -> Iterator[None]:
+        """Ctrl-Z stops them before this process, and they go on after it."""
+
+        def stop(number: int, frame: Any) -> None:
+            self._send(signal.SIGSTOP)
+            os.kill(os.getpid(), signal.SIGSTOP)
+            self._send(signal.SIGCONT)
+
+        usual = signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL
+        if not usual or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        signal.signal(signal.SIGTSTP, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+
     def _hand_on(self, number: int, frame: Any = None) -> None:
         self._told.append(number)
+        self._send(number)
+
+    def _send(self, number: int) -> None:
         for child in self._children:
             if child.poll() is None:
                 child.send_signal(number)

@@ -79,11 +79,15 @@ def until(condition: Any) -> None:
 
 
 def is_there(pid: int) -> bool:
+    return state(pid) not in ("", "Z", "X")
+
+
+def state(pid: int) -> str:
+    """What a process does, by a letter of the system's; nothing where it is gone."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 @pytest.mark.parametrize(
@@ -108,6 +112,16 @@ def test_a_signal_reaches_each_of_them_once(programs: list[str], number: int) ->
     assert starter.wait(30) == 128 + number
     assert [(Path(programs[-1]) / f"{rank} signals").read_text() for rank in range(2)] == [f"{int(number)}"] * 2
     assert not any(map(is_there, pids))
+
+
+def test_they_are_suspended_with_it_and_go_on_with_it(programs: list[str]) -> None:
+    starter, pids = begun(programs, "waits")
+    os.kill(starter.pid, signal.SIGTSTP)
+    until(lambda: {state(pid) for pid in (starter.pid, *pids)} == {"T"})
+    os.kill(starter.pid, signal.SIGCONT)
+    until(lambda: "T" not in {state(pid) for pid in (starter.pid, *pids)})
+    os.kill(starter.pid, signal.SIGTERM)
+    assert starter.wait(30) == 128 + signal.SIGTERM
 
 
 def test_of_a_first_one_that_was_killed_another_one_tells(programs: list[str]) -> None:
