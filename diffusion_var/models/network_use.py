@@ -17,7 +17,14 @@ from .. import checks
 from ..errors import InputError, NetworkError, NumericalError, RankError
 from ..process.level import NoiseLevel
 
-_NO_MEMORY = ("out of memory", "outofmemory", "can't allocate memory", "not enough memory", "alloc_failed")
+_NO_MEMORY = (
+    "out of memory",
+    "outofmemory",
+    "can't allocate memory",
+    "not enough memory",
+    "alloc_failed",
+    "could not create a primitive",  # oneDNN
+)
 _OF_DEVICE = ("cuda error", "cublas", "cudnn", "hip error", "acceleratorerror")
 _ELSEWHERE = ("same device", "weight type", "meta tensor", "expected device", "device type")
 

@@ -223,6 +223,7 @@ RAISED = {
     "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be": "CUDA error: an illegal",
     "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`": "smaller batch size",
     "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory": "smaller batch size",
+    "could not create a primitive": "out of memory (RuntimeError: could not create a primitive); use a smaller",
     "shapes cannot be multiplied (3x4 and 5x6)": "cannot be multiplied",
 }
 

@@ -60,6 +60,11 @@ def test_the_table_is_that_of_one_process_to_the_byte(of_one, tmp_path):
     assert min(calls) > 0.2 * of_one[1]  # of three indices one has one, and one has two
 
 
+def test_what_is_told_shard_by_shard_may_need_many_meetings(of_one, tmp_path, monkeypatch):
+    monkeypatch.setattr("diffusion_var.variance.estimate._HELD", 0)
+    assert [content for content, _ in many(2, measure, tmp_path, WHOLE)] == [of_one[0]] * 2
+
+
 def test_where_batches_are_cut_otherwise_it_is_equal_to_rounding(tmp_path):
     (one, other), options = (tmp_path / "one", tmp_path / "other"), {**OPTIONS, "batch_size": 64}
     dv.estimate(denoiser(), images(), **options).save(one)
