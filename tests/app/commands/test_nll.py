@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from many import many
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -73,6 +74,17 @@ def test_nll_writes_its_parts_and_leaves_no_checkpoint(table: Path, tmp_path: Pa
     with pytest.raises(InputError, match=r"nll\.json exists already.*--overwrite"):
         run(*NLL, "--table", str(table), "--steps", "4", "-o", str(out))
     assert out.read_bytes() == content
+
+
+def test_two_processes_measure_what_one_does_and_the_first_prints_it(table: Path, tmp_path: Path) -> None:
+    of_table = ["--table", str(table), "--spacing", "optimal", "--decoder-images", "digits:table[:9]", "--steps", "3"]
+    measured = ["steps", str(table), "--objective", "bound", *NLL[1:], "--indices", "1,400,1000", "--steps", "2"]
+    for command in ([*NLL, *of_table, "-o"], [*measured, "--json", "--plot"]):
+        one, two = (tmp_path / f"{count} {command[0]}{'.json' if command[0] == 'nll' else '.svg'}" for count in (1, 2))
+        command = [*command[:1], "--batch-size", "4", *command[1:]]
+        said = run(*command, str(one))
+        assert many(2, run, *command, str(two)) == [said.replace(str(one), str(two)), ""]
+        assert two.read_bytes() == one.read_bytes()
 
 
 def test_continuous_bounds_have_another_name() -> None:
