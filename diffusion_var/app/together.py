@@ -107,8 +107,8 @@ def _tried(read: Callable[[], T]) -> tuple[T | None, Exception | None]:
 def _join(on_cpu: bool) -> None:
     try:
         launch.join(on_cpu)
-    except InputError as error:  # all processes of this machine find it
-        error.__dict__["_said_already"] = launch.local_rank()[0] > 0
+    except InputError as error:  # all processes of this machine find it, but for others that are not there
+        error.__dict__["_said_already"] = launch.local_rank()[0] > 0 and error.__cause__ is None
         raise
 
 

@@ -38,7 +38,8 @@ def start(
     after: Callable[[], object] = lambda: None,
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> int:
-    """Begin a command in a fork, whose output goes to `log`; the process. The two calls are made in it."""
+    """Begin a command in a fork, whose output goes to `log`; the process. The two calls are made in it, the
+    first when it listens to signals."""
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)  # so that what it starts in its turn is found
@@ -46,8 +47,7 @@ def start(
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.environ.update(environment)
-        before()
-        code = _call(command)
+        code = _call(command, before)
         after()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -95,18 +95,20 @@ def orphans(children: list[int]) -> list[int]:
     return found
 
 
-def _call(command: Command) -> int:
+def _call(command: Command, before: Callable[[], object]) -> int:
     from diffusion_var.__main__ import main
     from diffusion_var.errors import InputError, RankError
     from diffusion_var.stopping import StopSignals, exit_code, unwinding, word
 
     try:
-        if callable(command):
-            with StopSignals(), unwinding():
-                command()
-        else:
-            sys.argv = ["diffusion-var", *command]
-            main()
+        with StopSignals():
+            before()
+            if callable(command):
+                with unwinding():
+                    command()
+            else:
+                sys.argv = ["diffusion-var", *command]
+                main()
     except SystemExit as end:
         return int(end.code or 0)
     except KeyboardInterrupt as stop:

@@ -74,10 +74,9 @@ class Progress:
     were whenever a file was put in its place."""
 
     def __init__(self) -> None:
-        held = np.frombuffer(mmap.mmap(-1, 8 * (_MOST_RANKS + 1 + 2 * _MOST_SAVES)), dtype=np.float64)
-        self._counts: npt.NDArray[np.float64] = held[:_MOST_RANKS]
-        self._kept: npt.NDArray[np.float64] = held[_MOST_RANKS : _MOST_RANKS + 1]  # how many saves
-        self._saves: npt.NDArray[np.float64] = held[_MOST_RANKS + 1 :].reshape(_MOST_SAVES, 2)
+        held = np.frombuffer(mmap.mmap(-1, 8 * (2 * _MOST_RANKS + 1 + 2 * _MOST_SAVES)), dtype=np.float64)
+        self._counts, self._begun, rest = np.split(held, [_MOST_RANKS, 2 * _MOST_RANKS])
+        self._kept, self._saves = rest[:1], rest[1:].reshape(_MOST_SAVES, 2)  # how many saves
 
     def watch(self, folder: Path, rank: int) -> None:
         """From now on, in this process: a batch is counted when a network has answered, and files of the folder."""
@@ -99,9 +98,14 @@ class Progress:
                 self._saves[int(self._kept[0]) % _MOST_SAVES] = self._counts.sum(), time.monotonic()
                 self._kept[0] += 1
 
+        self._begun[rank] = 1.0
         module.register_module_forward_pre_hook(before)
         module.register_module_forward_hook(after, always_call=True)
         os.replace = replace
+
+    def begun(self, processes: int) -> bool:
+        """Whether so many processes are watched."""
+        return bool(self._begun.sum() == processes)
 
     @property
     def evaluations(self) -> float:
@@ -208,9 +212,11 @@ class Sweep:
             shutil.rmtree(self._out, ignore_errors=True)
             progress, stream = Progress(), generator(self.seed, f"moments of {self.name}", case, attempt)
             children = begin(self.run, self._out, self.place, progress, self.processes)
-            began, share = time.monotonic(), float(stream.random())
-            victim = int(stream.integers(self.processes))
-            while (killed := time.monotonic()) < began + 0.01 + share * self.found.seconds and is_working(children):
+            share, victim = float(stream.random()), int(stream.integers(self.processes))
+            while not progress.begun(self.processes):
+                time.sleep(0.001)
+            began = time.monotonic()
+            while (killed := time.monotonic()) < began + share * self.found.seconds and is_working(children):
                 time.sleep(0.002)
             for child in children if number == signal.SIGINT else [children[victim]]:
                 os.kill(child, number)
