@@ -65,6 +65,13 @@ PAGES: dict[str, list[dict[str, str]] | None] = {
             "images, steps=10": "images[:10], steps=2",
         }
     ],
+    "many_machines": [
+        {
+            "dv.estimate(denoiser, images)": "dv.estimate(denoiser, images, 9.0, indices=[1, 30, 100, 300, 1000])",
+            "torch.distributed.get_rank()": "0",
+            "10, eta=0.0": "2, eta=0.0",
+        }
+    ],
     "advise": [
         {
             "denoiser, images)  ": "denoiser, images) # ",
