@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import MutableMapping
 from datetime import timedelta
+from typing import Any
 
 from . import checks
 from .errors import InputError
@@ -73,7 +74,7 @@ def join(cpu: bool = False) -> None:
         _require_gpus(torch.accelerator.device_count())
     try:
         # Without cpu=True, Accelerate takes each process on a machine without a GPU for a run of its own.
-        PartialState(cpu=on_cpu, timeout=timedelta(seconds=timeout()))
+        PartialState(cpu=on_cpu, timeout=timedelta(seconds=timeout()), **_of_this_attempt())
     except (RuntimeError, ValueError) as error:  # what c10d raises where the others are not found
         names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
         given = ", ".join(f"{name}={os.environ.get(name, '')}" for name in names)
@@ -87,6 +88,17 @@ def join(cpu: bool = False) -> None:
         f"this program runs in {expected()} processes, but Accelerate was set up in each of them as a run of its own, "
         "so that they cannot share work; make its Accelerator for the CPU, or after the work that they share.",
     )
+
+
+def _of_this_attempt() -> dict[str, Any]:
+    """What joins the processes that torchrun has started again: its store still has the addresses of those before."""
+    if not (attempt := int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))):
+        return {}
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, number, size = next(rendezvous("env://", timeout=timedelta(seconds=timeout())))
+    return {"store": PrefixStore(f"attempt {attempt}", store), "rank": number, "world_size": size}
 
 
 def leave() -> None:

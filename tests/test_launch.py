@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -136,3 +137,31 @@ def test_what_cannot_join_says_where_and_why() -> None:
         timeout=100,
     )
     assert "InputError: this process could not join the others (RANK=1, WORLD_SIZE=2, MASTER_ADDR=loc" in done.stderr
+
+
+RESTARTED = """
+import os, signal, sys
+import numpy as np
+from diffusion_var import parallel
+with parallel.sharing("sums") as team:
+    found = [float(arrays["own"][0]) for arrays, _ in team.gather({"own": np.full(1, team.rank + 1.0)})]
+    if team.rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    team.gather({})
+    print(found) if team.first else None
+"""
+
+
+def test_torchrun_starts_again(tmp_path: Path) -> None:
+    """Its store still has what the processes before wrote there."""
+    (tmp_path / "run.py").write_text(RESTARTED)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launcher, "--max-restarts", "1", str(tmp_path / "run.py")],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "DIFFUSION_VAR_TIMEOUT": "60"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[1.0, 2.0]\n"

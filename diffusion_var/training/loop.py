@@ -129,7 +129,7 @@ def _train(
                     save()
                 if stop is not None:
                     raise stop
-            bar.update()
+            bar.update(int(processes.first))  # all take the same step
     return state.step < steps
 
 
