@@ -81,8 +81,8 @@ def shares(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgr
     with suppress(OSError, ValueError):
         for line in own.read_text().splitlines():
             _, kinds, path = line.split(":", 2)
-            place = root / (kinds if kinds else "")
-            for group in (place / path.lstrip("/"), *(place / path.lstrip("/")).parents):
+            innermost = root / kinds / path.lstrip("/")
+            for group in (innermost, *innermost.parents):
                 if group == root.parent:
                     break
                 yield from _share(group)

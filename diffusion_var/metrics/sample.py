@@ -82,7 +82,8 @@ def collect(
             repeated to three channels, with a warning.
         name: of the images, for protocols; by default their path or type.
 
-    Raises InputError for no images, NaN or Inf in images or features, and anything that cannot be read.
+    In a program of many processes each of them calls it, with the same images, and gets the same result. Raises
+    InputError for no images, NaN or Inf in images or features, and anything that cannot be read.
     """
     batch_size = checks.whole("batch_size", batch_size, least=1)
     if isinstance(images, str | os.PathLike):
