@@ -43,6 +43,7 @@ def start(
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)  # so that what it starts in its turn is found
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells have the background ignore
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
