@@ -239,9 +239,10 @@ class Team:
     def tell_idle(self, units: int, of: str) -> None:
         """Say, once, that there are more processes than units of work."""
         if 0 < units < self.count and self.first:
+            smaller = ", or make the batches smaller" * of.startswith("batches")
             warn(
-                f"there are {self.count} processes, but only {units} {of} to share between them; the others wait: "
-                "start fewer, or make the parts smaller (the batch size)."
+                f"there are more processes ({self.count}) than {of} ({units}) to share between them; those left over "
+                f"wait: start fewer{smaller}."
             )
 
     # ---- telling ----------------------------------------------------------------------------------------------

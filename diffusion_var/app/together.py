@@ -94,7 +94,7 @@ def _leave_to_the_first(name: str) -> None:
     """The first process stays, and says so once."""
     if launch.rank() > 0:
         sys.exit(0)
-    warn(f"{name} is the work of one process; the other {launch.expected() - 1} that were started have nothing to do.")
+    warn(f"{name} is the work of one process; {launch.expected()} were started: the first does it, and no other.")
 
 
 def _tried(read: Callable[[], T]) -> tuple[T | None, Exception | None]:

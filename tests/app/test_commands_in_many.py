@@ -145,7 +145,7 @@ def test_a_failure_is_named_by_all(spoilt: Any, code: int, said: str, own: str, 
 def test_what_one_process_does_is_left_to_the_first(tmp_path: Path) -> None:
     found = many(3, command, [["show", "--table", str(tmp_path / "none.safetensors")]])
     assert [code for code, *_ in found] == [2, 0, 0]
-    assert found[0][2].count("show is the work of one process; the other 2 that were started have nothing to do.") == 1
+    assert found[0][2].count("show is the work of one process; 3 were started: the first does it, and no other.") == 1
     assert found[1][1:] == found[2][1:] == ("", "")
 
 

@@ -16,7 +16,7 @@ from diffusion_var.metrics.sample import collect
 from diffusion_var.metrics.scores import evaluate, feature_statistics
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*are grey and the feature network wants RGB", "ignore:there are 2 processes, but only 1 batches"
+    "ignore:.*are grey and the feature network wants RGB", "ignore:there are more processes"
 )
 GENERATOR = np.random.default_rng(3)
 IMAGES = torch.from_numpy(GENERATOR.integers(0, 256, (75, 1, 6, 6), dtype=np.uint8))
@@ -104,7 +104,7 @@ def idle():
 def test_more_processes_than_batches_are_told_once():
     first, second = many(2, idle)
     assert len(first) == 1
-    assert first[0].startswith("there are 2 processes, but only 1 batches of images to share")
+    assert first[0].startswith("there are more processes (2) than batches of images (1) to share")
     assert second == []
 
 

@@ -90,7 +90,7 @@ def test_an_index_is_shared_by_more_processes_than_there_are_indices(tmp_path, c
     assert set(contents) == {expected}
     assert sum(calls) == every == 16
     assert count > 2 or min(calls) > 4
-    many_said = ["there are 13 processes, but only 12 shards of 16 draws to share between them"]
+    many_said = ["there are more processes (13) than shards of 16 draws (12) to share between them"]
     assert [text.partition(";")[0] for text in said[0]] == (many_said if count == 13 else [])
     assert not any(said[1:])
 

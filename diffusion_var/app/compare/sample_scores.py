@@ -81,7 +81,7 @@ class Scoring:
         with warnings.catch_warnings():
             # Said once, of the trial images.
             warnings.filterwarnings("ignore", ".*are grey and the feature network wants RGB", DiffusionVarWarning)
-            warnings.filterwarnings("ignore", "there are .* processes, but only", DiffusionVarWarning)  # more cells
+            warnings.filterwarnings("ignore", "there are more processes", DiffusionVarWarning)  # more cells
             return collect(
                 images, self.features, keep=self.keep, batch_size=self.options.batch_size, device=self.device, name=name
             )

@@ -125,6 +125,7 @@ def test_more_processes_than_cells_are_told(tmp_path: Path) -> None:
     absent.baseline = None
     first, second = (end.error for end in Many(2, run_compare, absent).ends())
     assert first is not None
-    assert first.startswith("DiffusionVarWarning: there are 2 processes, but only 1 cells to share between them")
+    assert first.startswith("DiffusionVarWarning: there are more processes (2) than cells (1) to share between them")
+    assert first.endswith("wait: start fewer.")  # no size of batches makes more cells
     assert second is not None
     assert second.startswith("RankError: rank 0 of 2 failed")
