@@ -233,7 +233,9 @@ class Team:
         """What `call` gives in the first process, plain data, in every one."""
         if self._peers is None:
             return call()
-        found: T = self.gather({}, call() if self.first else None)[0][1]
+        with alone():  # what is shared in it would be met by others at this gather
+            own = call() if self.first else None
+        found: T = self.gather({}, own)[0][1]
         return found
 
     def tell_idle(self, units: int, of: str) -> None:
@@ -326,7 +328,7 @@ class Team:
         self._peers.done += done
         self._raise_if_over()
 
-    def _raise_if_over(self) -> None:
+    def _raise_if_over(self, waits_since: float = 0.0) -> None:
         assert self._peers is not None
         failed = self._peers.failed
         if failed is not None and failed.rank != self.rank:
@@ -334,7 +336,8 @@ class Team:
         if failed is not None:  # another process says so of this one: it hung, and moves again
             raise RankError(self.rank, self.count, failed.said, failed.code)
         self._note_stop()
-        if self._asked is not None and time.monotonic() - self._asked > GRACE and self._peers.stop is not None:
+        since = max(self._asked or 0.0, waits_since)  # who comes late, from a long step, still meets the others
+        if self._asked is not None and time.monotonic() - since > GRACE and self._peers.stop is not None:
             rank, signal = self._peers.stop
             raise Stopped(signal, together=True, rank=None if rank == self.rank else rank)
 
@@ -382,14 +385,15 @@ class Team:
         peers.waits = True
         try:
             while int(self._store.add(key, 0)) < self.count:
+                if what is not None:
+                    peers.hear_failure()
                 if what is None or peers.failed is not None:
-                    self._raise_if_over()
+                    self._raise_if_over(begun)
                 if what is not None and self._asked is not None:
                     raise Stopped(peers.stop[1] if peers.stop else 2)
                 waited = time.monotonic() - begun
                 if what is not None and waited > peers.hangs:
-                    late = peers.missing("here")[0]
-                    raise RankError(late, self.count, f"has not come to {what} for {peers.hangs:g} s")
+                    peers.fail(peers.missing("here")[0], f"has not come to {what} for {peers.hangs:g} s")
                 if what is not None and waited > _COMPLAIN and not complained:
                     _complain(peers.missing("here"), self.count, self.rank, what)
                     complained = True

@@ -59,11 +59,10 @@ class Peers:
 
     def arrive(self, what: str) -> None:
         """This process has come to the work `what`."""
-        if self.rank == 0:
-            for word in _WORDS:
-                self._store.set(word, "")
+        for word in _WORDS:  # unless it is there: who has come before may have failed since
+            self._store.compare_set(word, "", "")
         self._store.set(f"beat/{self.rank}", self._beat())
-        self._store.set(f"here/{self.rank}", json.dumps([what, socket.gethostname(), os.getpid()]))
+        self._store.set(f"here/{self.rank}", json.dumps([what, _here(), os.getpid()]))
 
     def missing(self, key: str) -> list[int]:
         """The processes that have not set their key of this name."""
@@ -78,9 +77,8 @@ class Peers:
                 f"rank {unlike} of {self.count} has come to {found[unlike][0]}, but rank {self.rank} to {what}; all "
                 "of them make the same calls, in one order, or what one makes alone stands in `with dv.alone():`."
             )
-        here = socket.gethostname()
-        pids = {r: pid for r, (_, host, pid) in enumerate(found) if host == here and r != self.rank}
-        self._pids = {r: pid for r, pid in pids.items() if _is_alive(pid)}  # other containers' are not seen
+        here = _here()
+        self._pids = {r: pid for r, (_, where, pid) in enumerate(found) if where == here and r != self.rank}
         now = time.monotonic()
         self._heard = self._moved = dict.fromkeys(range(self.count), now)
         self._heard, self._moved = dict(self._heard), dict(self._moved)
@@ -115,6 +113,10 @@ class Peers:
         """All are to end since a process failed; of several, the first counts."""
         record = json.dumps({"rank": rank, "said": said, "code": code})
         self._read_failure(self._store.compare_set("failed", "", record))
+
+    def hear_failure(self) -> None:
+        """Look whether a process has failed, where the thread does not look yet."""
+        self._read_failure(self._store.get("failed"))
 
     def ask(self, signal: int) -> None:
         """This process was told to stop (the thread tells the others)."""
@@ -186,6 +188,9 @@ class Peers:
             silent = now - self._heard[r] > SILENT
             if silent and r != self.rank and r in self.missing("left"):
                 self.fail(r, f"has not been heard of for {SILENT:g} s: its machine, or the way to it, may be gone")
+            quiet = now - self._heard[r] > _STOOD_STILL and r != self.rank and self.stop is None
+            if self.waits and quiet and r not in self.missing("left"):
+                self.fail(r, "has left the work before its end")
             if self.waits and now - self._moved[r] > self.hangs and r in self.missing("left"):
                 self.fail(r, f"has made no progress for {self.hangs:g} s (DIFFUSION_VAR_TIMEOUT)")
 
@@ -215,6 +220,15 @@ def _get(store: Any, keys: list[str]) -> list[str]:
     """Values that are there."""
     values = store.multi_get(keys) if store.has_extended_api() else [store.get(key) for key in keys]
     return [value.decode() for value in values]
+
+
+def _here() -> str:
+    """Where process numbers are the same: a machine, and on it a container, which may have the machine's name."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return f"{socket.gethostname()} {file.read().strip()} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:  # no Linux
+        return socket.gethostname()
 
 
 def _is_alive(pid: int) -> bool:

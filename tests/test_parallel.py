@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,9 @@ from hypothesis import strategies as st
 from many import Many, many
 
 import diffusion_var as dv
-from diffusion_var import errors, launch, parallel
+from diffusion_var import errors, launch, parallel, peers
 from diffusion_var.parallel import Team
+from diffusion_var.stopping import Stopped
 
 FACTS = {"seed": 3, "shape": [1, 2]}
 
@@ -252,6 +255,87 @@ def first_dies():
 def test_the_end_of_the_process_that_keeps_the_store_is_told():
     end = Many(2, first_dies, environment={"TORCH_CPP_LOG_LEVEL": "ERROR"}).ends(20)[1]
     assert end.error.startswith("RankError: rank 0 of 2 was killed, or ended without a word")
+
+
+def interrupted_before_the_first_comes():
+    launch.join()
+    if rank() == 0:
+        time.sleep(1.5)
+    else:
+        threading.Timer(0.3, told_to_stop).start()
+    with parallel.sharing("work") as team:
+        team.gather({})
+
+
+def test_a_process_that_ended_before_all_had_come_is_told():
+    ends = Many(2, interrupted_before_the_first_comes).ends(20)
+    assert [end.error for end in ends] == ["RankError: rank 1 of 2 was interrupted.", "Stopped: 15"]
+
+
+def comes_late():
+    launch.join()
+    if rank() == 0:
+        time.sleep(2.5)
+    with parallel.sharing("work") as team:
+        team.gather({})
+
+
+def test_a_process_that_comes_too_late_is_told_so_itself():
+    ends = Many(2, comes_late, environment={launch.TIMEOUT_VARIABLE: "1"}).ends(20)
+    assert [end.error for end in ends] == ["RankError: rank 0 of 2 has not come to work for 1 s."] * 2
+
+
+def leaves():
+    raise Stopped(signal.SIGTERM, together=True)
+
+
+def test_a_process_that_left_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(peers, "_STOOD_STILL", 2.0)
+    assert Many(2, disturbed, leaves, "waiting").ends(20)[0].error == (
+        "RankError: rank 1 of 2 has left the work before its end."
+    )
+
+
+def stops_in_a_long_step():
+    met = False
+    with suppress(Stopped), parallel.sharing("work") as team:
+        if team.rank == 1:
+            told_to_stop()
+        time.sleep(2.3 - 0.3 * team.rank)
+        team.gather({})
+        met = True
+        team.end_if_stopped()
+    return met
+
+
+def test_processes_told_to_stop_in_a_long_step_meet_after_it(monkeypatch):
+    monkeypatch.setattr(parallel, "GRACE", 1.0)
+    assert many(2, stops_in_a_long_step) == [True, True]
+
+
+def shares_in_first_alone():
+    def inner():
+        with parallel.sharing("inner", lambda: FACTS) as one:
+            return one.count
+
+    with parallel.sharing("work") as team:
+        return team.first_alone(inner)
+
+
+def test_what_the_first_does_alone_may_call_what_is_shared():
+    assert many(2, shares_in_first_alone) == [1, 1]
+
+
+def known_numbers(same):
+    if rank() == 1 and not same:
+        peers._here = lambda: "a container of the same name"
+    with parallel.sharing("work") as team:
+        return team.gather({}, os.getpid())[1 - team.rank][1] in parallel._running._peers._pids.values()
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_process_numbers_of_another_container_are_not_looked_for(same):
+    assert many(2, known_numbers, same) == [same, same]
 
 
 # ---- how processes are found ------------------------------------------------------------------------------------
