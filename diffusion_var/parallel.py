@@ -482,7 +482,7 @@ _BROKEN = ("gloo", "nccl", "connection", "disterror", "distbackend", "distnetwor
 def _complain(missing: list[int], count: int, rank: int, what: str) -> None:
     named = checks.listing([f"rank {r}" for r in missing], 4)
     warn(
-        f"rank {rank} of {count} waits in {what} for {named}, which have not come there for {_COMPLAIN:g} s; every "
+        f"rank {rank} of {count} has waited for {named} in {what} for {_COMPLAIN:g} s; every "
         "process makes the call, or one makes it alone, in `with dv.alone():`."
     )
 
