@@ -94,7 +94,8 @@ def sharing(what: str, facts: Callable[[], Mapping[str, Any]] | None = None, gua
 
     Raises InputError, in every process, where the facts differ; RankError where another process fails.
     """
-    if _alone.get():
+    elsewhere = _running is not None and _team.get() is None  # in a thread of a program that shares something else
+    if _alone.get() or elsewhere:
         yield Team(None)
         return
     if (outer := _team.get()) is not None:  # the same processes, at a part of the same work
@@ -195,7 +196,7 @@ class Team:
         self.rank, self.count = (0, 1) if peers is None else (peers.rank, peers.count)
         self.warnings: list[str] = []
         self._asked: float | None = None  # when this process came to know of a stop
-        self._meeting = self._claims = self._bars = 0
+        self._meeting = self._claims = self._bars = self._beats_since_asked = 0
         self._agreed: tuple[int, int] | None = None  # the stop that all know of since the last gather
         self._waiting_bar: Callable[[], None] | None = None
         self._group: Any = None  # of gloo, for what is exchanged
@@ -326,6 +327,7 @@ class Team:
             return
         self._peers.steps += 1
         self._peers.done += done
+        self._beats_since_asked += self._asked is not None
         self._raise_if_over()
 
     def _raise_if_over(self, waits_since: float = 0.0) -> None:
@@ -337,7 +339,9 @@ class Team:
             raise RankError(self.rank, self.count, failed.said, failed.code)
         self._note_stop()
         since = max(self._asked or 0.0, waits_since)  # who comes late, from a long step, still meets the others
-        if self._asked is not None and time.monotonic() - since > GRACE and self._peers.stop is not None:
+        # The first beat after a long step is not the last: what comes next may be the place to meet.
+        due = self._beats_since_asked > 1 or bool(waits_since)
+        if due and self._asked is not None and time.monotonic() - since > GRACE and self._peers.stop is not None:
             rank, signal = self._peers.stop
             raise Stopped(signal, together=True, rank=None if rank == self.rank else rank)
 
@@ -407,31 +411,38 @@ class Team:
 
     def _exchange(self, mine: bytes, to_first: bool) -> list[bytes]:
         """Everybody's bytes, piece by piece."""
-        import numpy as np
         import torch
+        from torch import distributed
 
         if self._group is None:
             self._group = _new_group()
         group = self._group
         assert self._peers is not None
         told = [torch.zeros(5, dtype=torch.int64) for _ in range(self.count)]
-        own = [len(mine), *(self._peers.stop or (-1, -1)), self._peers.bar, self._peers.done]
-        _all_gather(told, torch.tensor(own), group)
+        facts = [len(mine), *(self._peers.stop or (-1, -1)), self._peers.bar, self._peers.done]
+        _all_gather(told, torch.tensor(facts), group)
         self._peers.note_done([(int(bar), int(done)) for *_, bar, done in told])
         sizes = [int(size) for size, *_ in told]
         stops = [(int(r), int(number)) for _, r, number, *_ in told if r >= 0]
         self._agreed = self._agreed or (stops[0] if stops else None)
-        most, parts = max(sizes), [bytearray() for _ in sizes]
-        receives = not to_first or self.first
-        for start in range(0, most, _PIECE):
-            width = min(_PIECE, most - start)
-            piece = torch.zeros(width, dtype=torch.uint8)
-            content = np.frombuffer(mine[start : start + width], dtype=np.uint8)
-            piece[: len(content)] = torch.from_numpy(content.copy())
+        parts, receives = [bytearray() for _ in sizes], not to_first or self.first
+        # What one alone has more than the others (the first's checkpoint), it alone sends.
+        longest = sizes.index(max(sizes))
+        common = max((size for r, size in enumerate(sizes) if r != longest), default=0)
+        for start in range(0, common, _PIECE):
+            width = min(_PIECE, common - start)
             pieces = [torch.empty(width, dtype=torch.uint8) for _ in sizes] if receives else []
-            _gather_first(pieces, piece, group, self.first) if to_first else _all_gather(pieces, piece, group)
+            own = _padded(mine[start : start + width], width)
+            _gather_first(pieces, own, group, self.first) if to_first else _all_gather(pieces, own, group)
             for part, found, size in zip(parts, pieces, sizes, strict=receives):
                 part += found.numpy()[: max(size - start, 0)].tobytes()
+        if to_first and longest == 0:  # nobody else needs it
+            parts[0] = bytearray(mine)
+        for start in () if to_first and longest == 0 else range(common, sizes[longest], _PIECE):
+            width = min(_PIECE, sizes[longest] - start)
+            piece = _padded(mine[start : start + width] if self.rank == longest else b"", width)
+            _finish(distributed.broadcast(piece, longest, group=group, async_op=True), piece)
+            parts[longest] += piece.numpy().tobytes() if receives else b""
         return [bytes(part) for part in parts] if receives else []
 
     def hear(self, warning: str) -> None:
@@ -493,6 +504,13 @@ def _new_group() -> Any:
     from torch import distributed
 
     return distributed.new_group(backend="gloo", timeout=timedelta(seconds=_TRANSFER))
+
+
+def _padded(content: bytes, width: int) -> torch.Tensor:
+    """(width,) bytes, zeros at the end."""
+    import torch
+
+    return torch.frombuffer(bytearray(content.ljust(width, b"\0")), dtype=torch.uint8)
 
 
 def _all_gather(found: list[torch.Tensor], mine: torch.Tensor, group: Any) -> None:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -72,6 +73,34 @@ def test_gathers_are_in_the_order_of_ranks_and_claims_are_disjoint(count, size):
     expected = [(size * (r + 0.5), (0, 2), {"mine": r}) for r in range(count)]
     for r, (found, first, alone, every) in enumerate(ends):
         assert (found, first, alone, every) == (expected, count if r == 0 else 0, 0, list(range(5)))
+
+
+def unequal(sizes, to_first):
+    with parallel.sharing("work") as team:
+        found = team.gather({"a": np.arange(sizes[team.rank])}, team.rank, to_first=to_first)
+    return [(len(arrays["a"]), int(arrays["a"].sum()), plain) for arrays, plain in found]
+
+
+@pytest.mark.parametrize("to_first", [False, True])
+@pytest.mark.parametrize("sizes", [(1_200_000, 3, 0), (3, 0, 1_200_000), (2, 600_000, 700_000)])
+def test_gathers_of_unequal_sizes(sizes, to_first):
+    whole = [(size, size * (size - 1) // 2, r) for r, size in enumerate(sizes)]
+    assert many(3, unequal, sizes, to_first) == [[] if to_first and r else whole for r in range(3)]
+
+
+def in_a_thread():
+    with parallel.sharing("work") as team, ThreadPoolExecutor(1) as threads:
+
+        def other():
+            with parallel.sharing("of rank 0") as inner:
+                return inner.count
+
+        count = threads.submit(other).result() if team.first else 0
+        return count, len(team.gather({}))
+
+
+def test_a_thread_of_a_program_that_shares_something_else_shares_nothing():
+    assert many(2, in_a_thread) == [(1, 2), (0, 2)]
 
 
 def alone_in_one():
