@@ -359,6 +359,8 @@ class Team:
         until, self._peers.waits = time.monotonic() + 5.0, True  # where it took too long, it is seen for whom
         while self._peers.failed is None and time.monotonic() < until:
             time.sleep(0.05)
+        if self._peers.failed is None and not self.first and any(word in str(error).lower() for word in _CUT):
+            self._peers.lose_store()  # before the work had begun, from when on it is watched
         return self._peers.failed or error
 
     # ---- waiting and exchanging -------------------------------------------------------------------------------
@@ -487,6 +489,7 @@ def _fact(facts: Mapping[str, Any], key: str) -> str:
 
 
 #: What is said where an exchange broke, or a store is gone.
+_CUT = ("connection", "broken pipe", "failed to recv", "client socket")
 _BROKEN = ("gloo", "nccl", "connection", "disterror", "distbackend", "distnetwork", "store", "socket", "broken pipe")
 
 

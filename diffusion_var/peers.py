@@ -203,6 +203,10 @@ class Peers:
         since = self._without_store_since
         if since is None or self.failed is not None or time.monotonic() - since < 2 * LOOK:
             return
+        self.lose_store()
+
+    def lose_store(self) -> None:
+        """The process that kept the store is gone, or else another one of this machine that is."""
         gone = min(self._gone(), default=0)
         self.failed = RankError(gone, self.count, "was killed, or ended without a word (the way to it is gone)")
 

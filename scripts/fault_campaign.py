@@ -31,12 +31,14 @@ class Report:
 
     def __init__(self, options: argparse.Namespace, *columns: str) -> None:
         self._options, self._sums, self.good = options, [0.0] * (len(columns) - 1), True
+        self._unknown = {*options.only}
         print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
 
     def add(self, name: str, numbers: list[float], faults: Faults) -> None:
         """A row; what went wrong goes to the standard error."""
         self._sums = [a + b for a, b in zip(self._sums, numbers, strict=True)]
         self._print(name, numbers)
+        self._unknown.discard(name)
         for case, words in faults:
             self.good = False
             again = f"python scripts/fault_campaign.py {self._options.what} --only '{name}' --seed {self._options.seed}"
@@ -49,7 +51,9 @@ class Report:
     def end(self) -> bool:
         """The row of sums; whether no fault had consequences."""
         self._print("all", self._sums)
-        return self.good
+        if self._unknown:
+            print(f"nothing is called {', '.join(sorted(self._unknown))}", file=sys.stderr)
+        return self.good and not self._unknown
 
 
 def operations(folder: Path, options: argparse.Namespace, chosen: Callable[[int], list[int]]) -> bool:

@@ -84,16 +84,22 @@ def is_working(children: list[int]) -> bool:
 
 
 def orphans(children: list[int]) -> list[int]:
-    """Processes that forks have started and that live, killed now."""
-    found = []
-    for child in children:
-        try:
-            os.killpg(child, 0)
-        except ProcessLookupError:
-            continue
-        found.append(child)
+    """Forks of which processes that they have started live after some seconds; those are killed."""
+    until, left = time.monotonic() + 10.0, [child for child in children if _group_lives(child)]
+    while left and time.monotonic() < until:
+        time.sleep(0.1)
+        left = [child for child in left if _group_lives(child)]
+    for child in left:
         os.killpg(child, signal.SIGKILL)
-    return found
+    return left
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _call(command: Command, before: Callable[[], object]) -> int:
