@@ -296,6 +296,23 @@ def interrupted_before_the_first_comes():
         team.gather({})
 
 
+def test_the_end_of_the_process_that_keeps_the_store_is_told_where_another_arrives(monkeypatch):
+    def gone(self, what):
+        if self.rank == 1:
+            raise RuntimeError("Connection reset by peer")
+
+    monkeypatch.setattr(peers.Peers, "arrive", gone)
+
+    def arrive():
+        with parallel.sharing("work"):
+            pass
+
+    team = Many(2, arrive, environment={"DIFFUSION_VAR_TIMEOUT": "3"})
+    assert team.ends()[1].error == (
+        "RankError: rank 0 of 2 was killed, or ended without a word (the way to it is gone)."
+    )
+
+
 def test_a_process_that_ended_before_all_had_come_is_told():
     ends = Many(2, interrupted_before_the_first_comes).ends(20)
     assert [end.error for end in ends] == ["RankError: rank 1 of 2 was interrupted.", "Stopped: 15"]
