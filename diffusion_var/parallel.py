@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import heapq
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from importlib.metadata import version
@@ -179,9 +181,11 @@ def _versions() -> dict[str, str]:
 
 
 def _store(name: str) -> Any:
+    """A part of the program's store, by a connection of its own: one that torch waits in lets nobody else ask."""
     from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
-    return PrefixStore(f"diffusion_var {name}", _get_default_store())
+    store = _get_default_store()
+    return PrefixStore(f"diffusion_var {name}", store.clone() if hasattr(store, "clone") else store)
 
 
 class Team:
@@ -502,11 +506,24 @@ def _complain(missing: list[int], count: int, rank: int, what: str) -> None:
 
 
 def _new_group() -> Any:
+    """A group for exchanges. Its making waits for all processes inside of torch, deaf to signals and to what the others
+    say: so a thread makes it."""
     from datetime import timedelta
 
     from torch import distributed
 
-    return distributed.new_group(backend="gloo", timeout=timedelta(seconds=_TRANSFER))
+    made: Future[Any] = Future()
+
+    def make() -> None:
+        try:
+            made.set_result(distributed.new_group(backend="gloo", timeout=timedelta(seconds=_TRANSFER)))
+        except BaseException as error:
+            made.set_exception(error)
+
+    maker = threading.Thread(target=make, name="diffusion_var group", daemon=True)
+    maker.start()
+    _until(made.done, maker)
+    return made.result()
 
 
 def _padded(content: bytes, width: int) -> torch.Tensor:
@@ -530,17 +547,26 @@ def _gather_first(found: list[torch.Tensor], mine: torch.Tensor, group: Any, fir
 
 
 def _finish(work: Any, *tensors: Any) -> None:
-    """Wait for an exchange, listening to signals and to what the others say."""
+    """Wait for an exchange."""
+    _until(work.is_completed, work, tensors)
+    try:
+        work.wait()
+    except BaseException:
+        _kept_alive.append((work, tensors))
+        raise
+
+
+def _until(done: Callable[[], bool], *held: Any) -> None:
+    """Wait for what torch does, listening to signals and to what the others say; what is given up is `held` on to."""
     pause = 5e-5
     try:
-        while not work.is_completed():
+        while not done():
             if _running is not None and _running._peers is not None and _running._peers.failed is not None:
                 raise _running._peers.failed
             time.sleep(pause)
             pause = min(2 * pause, 5e-3)
-        work.wait()
     except BaseException:
-        _kept_alive.append((work, tensors))
+        _kept_alive.append(held)
         raise
 
 

@@ -87,7 +87,7 @@ def on_this_machine(repeats: int) -> None:
     covariance = dv.Analytic(table, structure="isotropic")
     few = [50, 150, 250, 350, 450, 550, 650, 750]
     works: dict[str, Work] = {
-        "estimate": lambda: dv.estimate(denoiser, images, 0.02, indices=few, progress=False).evaluations,
+        "estimate": lambda: dv.estimate(denoiser, images, indices=few, progress=False).evaluations,
         "sample": lambda: len(dv.Sampler(denoiser, covariance, 25).sample(512, batch_size=64)),
         "nll": lambda: dv.bits_per_dim(denoiser, covariance, scored, 50, progress=False).value,
     }

@@ -273,6 +273,20 @@ def test_a_process_that_hangs_is_named():
     assert end.error == "RankError: rank 1 of 2 has made no progress for 1 s (DIFFUSION_VAR_TIMEOUT)."
 
 
+def dies_before_the_group_is_made():
+    if rank() == 1:
+        parallel._new_group = killed
+    with parallel.sharing("work"):
+        raise AssertionError("not reached")
+
+
+def test_a_process_killed_while_the_others_connect_to_it_ends_them_soon():
+    begun = time.monotonic()
+    end = Many(2, dies_before_the_group_is_made).ends(30)[0]
+    assert end.error == "RankError: rank 1 of 2 was killed, or ended without a word (for want of memory, perhaps)."
+    assert time.monotonic() - begun < 15
+
+
 def first_dies():
     with parallel.sharing("work") as team:
         team.gather({}, "all are here")
