@@ -47,9 +47,10 @@ time.sleep(0.2)
 sys.exit(128 + signals[0])
 """
 STARTER = """
-import sys
+import signal, sys
 from diffusion_var.app import processes
 from diffusion_var.stopping import StopSignals, unwinding
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells have the background ignore
 processes.PROGRAM = [sys.executable, sys.argv[1]]
 with StopSignals(), unwinding():
     sys.exit(processes.Started(tuple(sys.argv[2:]), 2, None).ended())
