@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import heapq
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from importlib.metadata import version
@@ -27,24 +25,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import checks, launch
 from .errors import InputError, RankError, hear_warnings, issue, warn
+from .exchange import Exchange
 from .measured import agree, shown
 from .peers import GRACE, Peers
 from .stopping import Stopped, TakenOver
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    import torch
 
     Arrays = Mapping[str, npt.NDArray[Any]]
 
 T = TypeVar("T")
-_PIECE = 4 << 20  # bytes of each process in one exchange
-_TRANSFER = 300.0  # seconds that one exchange may take, once all have come
 _COMPLAIN = 30.0  # seconds of waiting for processes that have not come, before a word on it
 
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
 _team: ContextVar[Team | None] = ContextVar("team", default=None)
-_kept_alive: list[Any] = []  # what an exchange that was given up may still write into
 _blocks = 0  # of shared work begun by this program
 
 
@@ -160,11 +155,6 @@ def said_already(error: BaseException) -> bool:
     return bool(getattr(error, "_said_already", False))
 
 
-def is_broken() -> bool:
-    """Whether an exchange was given up, so that ending as usual would wait for processes that are gone."""
-    return bool(_kept_alive)
-
-
 def _told(error: BaseException | None) -> tuple[str | None, int]:
     """What the others are told of an error of this process, and its exit code."""
     if error is None or isinstance(error, RankError):
@@ -203,7 +193,7 @@ class Team:
         self._meeting = self._claims = self._bars = self._beats_since_asked = 0
         self._agreed: tuple[int, int] | None = None  # the stop that all know of since the last gather
         self._waiting_bar: Callable[[], None] | None = None
-        self._group: Any = None  # of gloo, for what is exchanged
+        self._exchanges = None if peers is None else Exchange(peers.rank, peers.count, lambda: peers.failed)
 
     @property
     def first(self) -> bool:
@@ -416,40 +406,15 @@ class Team:
         peers.steps += 1
 
     def _exchange(self, mine: bytes, to_first: bool) -> list[bytes]:
-        """Everybody's bytes, piece by piece."""
-        import torch
-        from torch import distributed
-
-        if self._group is None:
-            self._group = _new_group()
-        group = self._group
+        """Everybody's bytes; and with their sizes, what they know of a stop and have done of a bar."""
         assert self._peers is not None
-        told = [torch.zeros(5, dtype=torch.int64) for _ in range(self.count)]
-        facts = [len(mine), *(self._peers.stop or (-1, -1)), self._peers.bar, self._peers.done]
-        _all_gather(told, torch.tensor(facts), group)
-        self._peers.note_done([(int(bar), int(done)) for *_, bar, done in told])
-        sizes = [int(size) for size, *_ in told]
-        stops = [(int(r), int(number)) for _, r, number, *_ in told if r >= 0]
+        assert self._exchanges is not None
+        own = [len(mine), *(self._peers.stop or (-1, -1)), self._peers.bar, self._peers.done]
+        told = self._exchanges.numbers(own)
+        self._peers.note_done([(bar, done) for *_, bar, done in told])
+        stops = [(r, number) for _, r, number, *_ in told if r >= 0]
         self._agreed = self._agreed or (stops[0] if stops else None)
-        parts, receives = [bytearray() for _ in sizes], not to_first or self.first
-        # What one alone has more than the others (the first's checkpoint), it alone sends.
-        longest = sizes.index(max(sizes))
-        common = max((size for r, size in enumerate(sizes) if r != longest), default=0)
-        for start in range(0, common, _PIECE):
-            width = min(_PIECE, common - start)
-            pieces = [torch.empty(width, dtype=torch.uint8) for _ in sizes] if receives else []
-            own = _padded(mine[start : start + width], width)
-            _gather_first(pieces, own, group, self.first) if to_first else _all_gather(pieces, own, group)
-            for part, found, size in zip(parts, pieces, sizes, strict=receives):
-                part += found.numpy()[: max(size - start, 0)].tobytes()
-        if to_first and longest == 0:  # nobody else needs it
-            parts[0] = bytearray(mine)
-        for start in () if to_first and longest == 0 else range(common, sizes[longest], _PIECE):
-            width = min(_PIECE, sizes[longest] - start)
-            piece = _padded(mine[start : start + width] if self.rank == longest else b"", width)
-            _finish(distributed.broadcast(piece, longest, group=group, async_op=True), piece)
-            parts[longest] += piece.numpy().tobytes() if receives else b""
-        return [bytes(part) for part in parts] if receives else []
+        return self._exchanges.contents(mine, [size for size, *_ in told], to_first)
 
     def hear(self, warning: str) -> None:
         """A warning of this process, which the first one issues for all: each text once."""
@@ -465,13 +430,9 @@ class Team:
         self.end_if_stopped()
 
     def close(self, well: bool) -> None:
-        """The work is over."""
-        if self._group is not None and well:
-            from torch import distributed
-
-            distributed.destroy_process_group(self._group)
-        elif self._group is not None:
-            _kept_alive.append(self._group)
+        """The work is over, well or not."""
+        if self._exchanges is not None:
+            self._exchanges.close(well)
 
     # ---- progress ---------------------------------------------------------------------------------------------
 
@@ -503,71 +464,6 @@ def _complain(missing: list[int], count: int, rank: int, what: str) -> None:
         f"rank {rank} of {count} has waited for {named} in {what} for {_COMPLAIN:g} s; every "
         "process makes the call, or one makes it alone, in `with dv.alone():`."
     )
-
-
-def _new_group() -> Any:
-    """A group for exchanges. Its making waits for all processes inside of torch, deaf to signals and to what the others
-    say: so a thread makes it."""
-    from datetime import timedelta
-
-    from torch import distributed
-
-    made: Future[Any] = Future()
-
-    def make() -> None:
-        try:
-            made.set_result(distributed.new_group(backend="gloo", timeout=timedelta(seconds=_TRANSFER)))
-        except BaseException as error:
-            made.set_exception(error)
-
-    maker = threading.Thread(target=make, name="diffusion_var group", daemon=True)
-    maker.start()
-    _until(made.done, maker)
-    return made.result()
-
-
-def _padded(content: bytes, width: int) -> torch.Tensor:
-    """(width,) bytes, zeros at the end."""
-    import torch
-
-    return torch.frombuffer(bytearray(content.ljust(width, b"\0")), dtype=torch.uint8)
-
-
-def _all_gather(found: list[torch.Tensor], mine: torch.Tensor, group: Any) -> None:
-    from torch import distributed
-
-    _finish(distributed.all_gather(found, mine, group=group, async_op=True), found, mine)
-
-
-def _gather_first(found: list[torch.Tensor], mine: torch.Tensor, group: Any, first: bool) -> None:
-    from torch import distributed
-
-    work = distributed.gather(mine, found if first else None, group=group, dst=0, async_op=True)
-    _finish(work, found, mine)
-
-
-def _finish(work: Any, *tensors: Any) -> None:
-    """Wait for an exchange."""
-    _until(work.is_completed, work, tensors)
-    try:
-        work.wait()
-    except BaseException:
-        _kept_alive.append((work, tensors))
-        raise
-
-
-def _until(done: Callable[[], bool], *held: Any) -> None:
-    """Wait for what torch does, listening to signals and to what the others say; what is given up is `held` on to."""
-    pause = 5e-5
-    try:
-        while not done():
-            if _running is not None and _running._peers is not None and _running._peers.failed is not None:
-                raise _running._peers.failed
-            time.sleep(pause)
-            pause = min(2 * pause, 5e-3)
-    except BaseException:
-        _kept_alive.append(held)
-        raise
 
 
 def _plain_of(text: bytes) -> str:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from many import Many, many
 
 import diffusion_var as dv
-from diffusion_var import errors, launch, parallel, peers
+from diffusion_var import errors, exchange, launch, parallel, peers
 from diffusion_var.parallel import Team
 from diffusion_var.stopping import Stopped
 
@@ -275,7 +275,7 @@ def test_a_process_that_hangs_is_named():
 
 def dies_before_the_group_is_made():
     if rank() == 1:
-        parallel._new_group = killed
+        exchange.Exchange._group = property(lambda self: killed())
     with parallel.sharing("work"):
         raise AssertionError("not reached")
 
