@@ -93,6 +93,16 @@ class RankError(RuntimeError):
         return printable(f"rank {self.rank} of {self.count} {self.said.rstrip('.')}.")
 
 
+def leave_unsaid(error: BaseException) -> None:
+    """Of several processes that found the same mistake, another one says it."""
+    error.__dict__["_unsaid"] = True
+
+
+def is_said_elsewhere(error: BaseException) -> bool:
+    """Whether another process says this error."""
+    return bool(getattr(error, "_unsaid", False))
+
+
 class DiffusionVarWarning(UserWarning):
     """The result is valid, but the user will want to know something about it."""
 

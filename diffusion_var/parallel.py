@@ -23,7 +23,7 @@ from contextvars import ContextVar
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import checks, launch
+from . import checks, launch, stopping
 from .errors import InputError, RankError, hear_warnings, issue, warn
 from .exchange import Exchange
 from .measured import agree, shown
@@ -149,18 +149,13 @@ def _block(what: str, facts: Callable[[], Mapping[str, Any]] | None, guard: bool
             shared.close(error is None)
 
 
-def said_already(error: BaseException) -> bool:
-    """Whether another process of a shared work has said, or says, the very same of its own failure: all of them found
-    the same mistake."""
-    return bool(getattr(error, "_said_already", False))
-
-
 def _told(error: BaseException | None) -> tuple[str | None, int]:
     """What the others are told of an error of this process, and its exit code."""
     if error is None or isinstance(error, RankError):
         return None, 0
     if isinstance(error, KeyboardInterrupt):
-        return (None, 0) if isinstance(error, Stopped) and error.together else ("was interrupted", 130)
+        together = isinstance(error, Stopped) and error.together
+        return (None, 0) if together else (f"was {stopping.word(error)}", stopping.exit_code(error))
     said = str(error).strip() or type(error).__name__
     ours = type(error).__module__.startswith("diffusion_var")
     return (f"failed: {said}" if ours else f"failed: {type(error).__name__}: {said}"), 2 if ours else 1
@@ -307,8 +302,7 @@ class Team:
         """What ends all processes, where one was told to stop before the last `gather`: all know of it alike."""
         if self._agreed is None:
             return None
-        rank, signal = self._agreed
-        return Stopped(signal, together=True, rank=None if rank == self.rank else rank)
+        return self._stopped_by(*self._agreed)
 
     def end_if_stopped(self) -> None:
         """Raise `stop`, if there is any."""
@@ -336,8 +330,10 @@ class Team:
         # The first beat after a long step is not the last: what comes next may be the place to meet.
         due = self._beats_since_asked > 1 or bool(waits_since)
         if due and self._asked is not None and time.monotonic() - since > GRACE and self._peers.stop is not None:
-            rank, signal = self._peers.stop
-            raise Stopped(signal, together=True, rank=None if rank == self.rank else rank)
+            raise self._stopped_by(*self._peers.stop)
+
+    def _stopped_by(self, rank: int, signal: int) -> Stopped:
+        return Stopped(signal, together=True, rank=None if rank == self.rank else rank)
 
     def _note_stop(self) -> None:
         assert self._peers is not None
@@ -346,7 +342,8 @@ class Team:
 
     def reason(self, error: BaseException) -> BaseException:
         """What ends this process: of an exchange that broke, what broke it."""
-        if self._peers is None or not isinstance(error, RuntimeError) or isinstance(error, RankError):
+        ours = type(error).__module__.startswith("diffusion_var")  # a network's may speak of connections, too
+        if self._peers is None or not isinstance(error, RuntimeError) or ours:
             return error
         if not any(word in f"{type(error).__name__} {error}".lower() for word in _BROKEN):
             return error
@@ -393,7 +390,7 @@ class Team:
                     raise Stopped(peers.stop[1] if peers.stop else 2)
                 waited = time.monotonic() - begun
                 if what is not None and waited > peers.hangs:
-                    peers.fail(peers.missing("here")[0], f"has not come to {what} for {peers.hangs:g} s")
+                    peers.fail(next(iter(peers.missing("here")), 0), f"has not come to {what} for {peers.hangs:g} s")
                 if what is not None and waited > _COMPLAIN and not complained:
                     _complain(peers.missing("here"), self.count, self.rank, what)
                     complained = True

@@ -15,7 +15,7 @@ import threading
 import time
 from typing import Any
 
-from .errors import InputError, RankError
+from .errors import InputError, RankError, leave_unsaid
 
 SILENT = 120.0
 LOOK = 0.5  # seconds between two looks
@@ -80,8 +80,7 @@ class Peers:
         here = _here()
         self._pids = {r: pid for r, (_, where, pid) in enumerate(found) if where == here and r != self.rank}
         now = time.monotonic()
-        self._heard = self._moved = dict.fromkeys(range(self.count), now)
-        self._heard, self._moved = dict(self._heard), dict(self._moved)
+        self._heard, self._moved = (dict.fromkeys(range(self.count), now) for _ in range(2))
         self._thread.start()
 
     def end(self, error: BaseException | None, said: str | None, code: int) -> None:
@@ -92,7 +91,7 @@ class Peers:
                 self.fail(self.rank, said, code)
                 first = self.failed
                 if first is not None and first.rank != self.rank and first.said == said:
-                    error.__dict__["_said_already"] = True
+                    leave_unsaid(error)
             self._store.set(f"left/{self.rank}", "1")
             until = time.monotonic() + (10.0 if error is None else 5.0)
             while self.rank == 0 and time.monotonic() < until and self._lingers():

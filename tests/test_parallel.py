@@ -124,7 +124,7 @@ def two_works():
                     raise dv.InputError("x is bad.")
                 found.append(team.gather({}, team.rank)[1][1])
         except dv.InputError as error:
-            found.append(parallel.said_already(error))
+            found.append(errors.is_said_elsewhere(error))
     return found
 
 
@@ -236,6 +236,10 @@ def fails():
     raise ValueError("too deep")
 
 
+def network_fails():
+    raise dv.NetworkError("at index n=1", "RuntimeError: the skip connection does not fit")
+
+
 def killed():
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -254,6 +258,7 @@ def sleeps():
     [
         (raises, "failed: the file model is missing."),
         (fails, "failed: ValueError: too deep."),
+        (network_fails, "failed: the network failed at index n=1: RuntimeError: the skip connection does not fit."),
         (killed, "was killed, or ended without a word (for want of memory, perhaps)."),
     ],
 )
@@ -329,7 +334,7 @@ def test_the_end_of_the_process_that_keeps_the_store_is_told_where_another_arriv
 
 def test_a_process_that_ended_before_all_had_come_is_told():
     ends = Many(2, interrupted_before_the_first_comes).ends(20)
-    assert [end.error for end in ends] == ["RankError: rank 1 of 2 was interrupted.", "Stopped: 15"]
+    assert [end.error for end in ends] == ["RankError: rank 1 of 2 was stopped by SIGTERM.", "Stopped: 15"]
 
 
 def comes_late():

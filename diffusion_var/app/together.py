@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .. import launch, parallel
-from ..errors import InputError, RankError, warn
+from ..errors import InputError, RankError, is_said_elsewhere, leave_unsaid, warn
 from .claims import content_of, named_path
 from .processes import speaks_for_all
 from .terminal import complain, sentence_of
@@ -43,7 +43,7 @@ def together(name: str, read: Callable[[], T], options: Collection[str], shared:
             yield read()
         return
     found, wrong = _tried(read)
-    _join(on_cpu=str(getattr(found, "device", None)) == "cpu")
+    _join(on_cpu=str(getattr(found, "device", None)).partition(":")[0] == "cpu")
     with _deaf_at_a_bad_end(), parallel.sharing(name, guard=True), words_of(options), _in_a_sentence():
         if wrong is not None:
             raise wrong
@@ -67,7 +67,7 @@ def end(error: BaseException) -> int:
     if (said := sentence_of(error)) is None:
         traceback.print_exception(error)
         return 1
-    if speaks_for_all() or not parallel.said_already(error):
+    if speaks_for_all() or not is_said_elsewhere(error):
         complain(f"error: {_named()}{said}")
     return 2
 
@@ -109,7 +109,8 @@ def _join(on_cpu: bool) -> None:
     try:
         launch.join(on_cpu)
     except InputError as error:  # all processes of this machine find it, but for others that are not there
-        error.__dict__["_said_already"] = launch.local_rank()[0] > 0 and error.__cause__ is None
+        if launch.local_rank()[0] > 0 and error.__cause__ is None:
+            leave_unsaid(error)
         raise
 
 

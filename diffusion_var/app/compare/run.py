@@ -124,8 +124,8 @@ def compare(
     likelihoods = LikelihoodScoring(options, model, images) if BITS in options.metrics else None
     groups = baseline_groups(options, images, model.image_shape) if pictures else []
     real = groups[0] if groups else images.get(options.reference)
-    if begin is not None:
-        begin(denoiser.fingerprint)
+    # No process works in a folder of which the first has not said that it is this comparison's.
+    parallel.team().first_alone(lambda: None if begin is None else begin(denoiser.fingerprint))
     table, table_file = _table(options, model, sources, folder, announce)
     store = CellStore(folder, _common(options, model, scoring))
     result = Comparison(options, table)
