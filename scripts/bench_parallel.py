@@ -196,6 +196,7 @@ def sleeping(counts: list[int], seconds: float, batch_size: int) -> None:
     print(f"{'all':>5s}{'':>24s}" + "".join(f"{f'{c}: {evaluations / every[c]:.2f}':>11s}" for c in counts))
     print(
         f"\n{'processes':>9s}{'s/eval':>9s}{'seconds':>9s}{'linear':>9s}{'efficiency':>12s}{'most/mean':>11s}{'MB':>8s}"
+        f"{'CPU s':>8s}"
     )
     for count in counts:
         each, before = seconds * count * max(1.0, count / 8), traffic()

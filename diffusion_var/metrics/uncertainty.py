@@ -102,18 +102,7 @@ def fid_infinity(
 def _shared(what: str, seed: int, count: int, value: Callable[[int], float]) -> Array:
     """`value(index)` for every index below `count`, each in one process."""
     with parallel.sharing(what, lambda: {"seed": seed, "count": count}) as team:
-        mine = []
-        for index in range(team.rank, count, team.count):
-            mine.append(value(index))
-            if team.called:
-                break
-            parallel.beat()
-        found = team.gather({"values": np.array(mine)})
-        team.end_if_stopped()
-    values = np.empty(count)
-    for rank, (theirs, _) in enumerate(found):
-        values[rank :: len(found)] = theirs["values"]
-    return values
+        return np.stack(team.made([1.0] * count, lambda index: np.asarray(value(index))))
 
 
 class _Sample:

@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from .. import checks, parallel
@@ -336,18 +337,17 @@ class Sampler:
         told = parallel.sharing(f"Sampler.{what}", lambda: {**facts, **self._facts(), **facts_of(conditions)})
         with told as team, progress_bar(count * evaluations, what, "eval", progress) as bar:
             team.tell_idle(len(parts), "batches of images")
-            run, found = NetworkRun(self.denoiser), {}
+            run = NetworkRun(self.denoiser)
+
+            def batch(k: int) -> npt.NDArray[Any]:
+                condition = self._condition(conditions, slice(parts[k].start, parts[k].stop))
+                found: npt.NDArray[Any] = make(run, parts[k], condition, bar).numpy()
+                return found
+
             with run, torch.inference_mode():
-                for k in team.share([len(part) for part in parts]):
-                    condition = self._condition(conditions, slice(parts[k].start, parts[k].stop))
-                    found[str(k)] = make(run, parts[k], condition, bar).numpy()
-                    if team.called:  # to stop: nobody calls for anything else
-                        break
-            everyones = team.gather(found)
-            team.end_if_stopped()
+                batches = team.made([len(part) for part in parts], batch)
             report_of_all(self.covariance)
-        batches = {name: batch for arrays, _ in everyones for name, batch in arrays.items()}
-        return torch.from_numpy(np.concatenate([batches[str(k)] for k in range(len(parts))]))
+        return torch.from_numpy(np.concatenate(batches))
 
     def _facts(self) -> dict[str, Any]:
         """What tells this sampler from others, as plain data."""

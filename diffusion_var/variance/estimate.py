@@ -46,8 +46,8 @@ from .table import VarianceTable
 
 #: Arrays of a state that change between rounds alone.
 _PLANNED = frozenset({"targets", "start_counts", *(f"{name}.weights" for name in STRUCTURE_NAMES)})
-#: Bytes of shards' sums that a process holds before it calls a meeting.
-_HELD = 32 << 20
+#: Bytes of shards' sums that a process holds before it calls a meeting: some batches even of large images.
+_HELD = 256 << 20
 _FEW = 0.05  # relative error with the choice of the images (and twice the tolerance), above which there is a warning
 Pair = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
@@ -331,7 +331,8 @@ class _Run:
             rest: what is left of it; what is done is taken out.
             held: what this process has of it, by position: together the processes have the first ones.
         """
-        mine = np.flatnonzero(self.counts > self.shared_counts)
+        further = (self.counts > self.shared_counts) & (self.team.count > 1)  # alone, there is nobody to tell
+        mine = np.flatnonzero(further)
         sums = {name: array for name, array in self._state()[0].items() if name not in _PLANNED}
         told = {"positions": mine, **{name: array[mine] for name, array in sums.items()}}
         found = self.team.gather(told, [checkpoint.due(), len(held)])

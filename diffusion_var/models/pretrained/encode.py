@@ -92,18 +92,15 @@ class _Encoding:
 
     def in_memory(self, team: Team, progress: bool) -> torch.Tensor:
         """All latents, in every process."""
-        found = {}
         with self._bar(progress) as bar, self._codec.evaluating():
+
+            def part(k: int) -> np.ndarray[Any, Any]:
+                found = self._encode(k).numpy()
+                bar.update(len(found))
+                return found
+
             team.tell_idle(len(self.parts), f"parts of {CHUNK} images")
-            for k in team.share([len(self._positions(k)) for k in self.parts]):
-                found[str(k)] = self._encode(k).numpy()
-                bar.update(len(self._positions(k)))
-                if team.called:  # to stop: nobody calls for anything else
-                    break
-        told = team.gather(found)
-        team.end_if_stopped()
-        everyones = {name: part for arrays, _ in told for name, part in arrays.items()}
-        return torch.from_numpy(np.concatenate([everyones[str(k)] for k in self.parts]))
+            return torch.from_numpy(np.concatenate(team.made([len(self._positions(k)) for k in self.parts], part)))
 
     def into(self, files: _CacheFiles, team: Team, progress: bool) -> None:
         """The files of a cache that are not there yet."""
