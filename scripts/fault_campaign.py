@@ -27,16 +27,21 @@ Faults = list[tuple[int, str]]
 
 
 class Report:
-    """Rows of counts, printed as they come, and their sum; and a command that repeats each fault."""
+    """Rows of counts, printed as they come, and their sum (of times, the longest); and a command that repeats each
+    fault."""
 
     def __init__(self, options: argparse.Namespace, *columns: str) -> None:
         self._options, self._sums, self.good = options, [0.0] * (len(columns) - 1), True
+        self._columns = columns[1:]
         self._unknown = {*options.only}
         print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
 
     def add(self, name: str, numbers: list[float], faults: Faults) -> None:
         """A row; what went wrong goes to the standard error."""
-        self._sums = [a + b for a, b in zip(self._sums, numbers, strict=True)]
+        merged = zip(self._columns, self._sums, numbers, strict=True)
+        self._sums = [
+            max(a, b) if column.endswith(", s") else a + b for column, a, b in merged
+        ]  # of times, the longest
         self._print(name, numbers)
         self._unknown.discard(name)
         for case, words in faults:
@@ -83,7 +88,7 @@ def moments(folder: Path, options: argparse.Namespace, chosen: Callable[[int], l
 
     import_everything()
     columns = ["killed", "survived", "lost work", "ended badly", "next run failed", "other files", "debris"]
-    report = Report(options, "command", "seconds of work", *columns, "oldest work lost, s", "last end, s")
+    report = Report(options, "command", "work, s", *columns, "oldest work lost, s", "last end, s")
     inputs = folder / "inputs"
     inputs.mkdir()
     for name, run in runs(inputs).items():

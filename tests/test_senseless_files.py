@@ -19,7 +19,7 @@ from diffusion_var.randomness import generator
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_mutants_are_refused_in_one_sentence(kind: str, tmp_path: Path) -> None:
-    def chosen(count: int) -> list[int]:  # where each is a run, some; all of them: scripts/fault_sweep.py --mutants
+    def chosen(count: int) -> list[int]:  # where each is a run, some; all of them: scripts/fault_campaign.py mutants
         drawn = generator(0, "mutants").permutation(count)
         return sorted(int(k) for k in (drawn[:40] if KINDS[kind].dear else drawn))
 

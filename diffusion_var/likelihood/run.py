@@ -3,8 +3,8 @@
 Images are taken in chunks. Within a chunk the wanted (draw, index, image) triples are sorted by index and cut into
 batches of one size, so that the network is always full. Processes that share a pass share the batches of as many chunks
 as there are processes, tell each other what they found, and merge the chunks in order: so the sums are those of one
-process. Every random number comes from (seed, purpose, image,
-draw, index): methods that are compared see the same noise. Memory does not grow with the number of images.
+process. Every random number comes from (seed, purpose, image, draw, index): methods that are compared see the same
+noise. Memory does not grow with the number of images.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@ by the hybrid loss (`hybrid_loss`), or together with a head (`joint`).
 
 The weights that are returned are the exponential moving average of those that were trained. Every random number comes
 from (seed, purpose, step), so that a run can be repeated, and continued exactly from a checkpoint; dropout's come from
-a forked, seeded global generator. Each process of several takes its share of the step's one
-batch, so that a run does not depend on their number, dropout and rounding apart.
+a forked, seeded global generator. Each process of several takes its share of the step's one batch, so that a run does
+not depend on their number, dropout and rounding apart.
 """
 
 from __future__ import annotations
