@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 
-from many import free_port
+from many import environments
 
 Command = list[str] | Callable[[], object]  # arguments of the command line, or calls
 
@@ -133,12 +133,8 @@ def _call(command: Command, before: Callable[[], object]) -> int:
 
 
 def ranks(count: int) -> list[dict[str, str]]:
-    """The environments of the processes of one program on this machine, as torchrun gives them."""
-    if count == 1:
-        return [{}]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
-    shared |= {"LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
-    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    """The environments of a program's processes; of one that nobody started together with others, nothing."""
+    return [{}] if count == 1 else environments(count)
 
 
 def tree(folder: Path) -> dict[str, str]:

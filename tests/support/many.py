@@ -29,12 +29,11 @@ class Many:
     """
 
     def __init__(self, count: int, function: Callable[..., Any], *arguments: Any, environment: Any = None) -> None:
-        port, self._pipes, self.processes = free_port(), [], []
-        for rank in range(count):
+        self._pipes, self.processes = [], []
+        for names in environments(count):
             ours, theirs = _forks.Pipe(duplex=False)
-            names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-            names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1, **(environment or {})}
-            process = _forks.Process(target=_call, args=(theirs, names, function, arguments))
+            named = {**names, **(environment or {})}
+            process = _forks.Process(target=_call, args=(theirs, named, function, arguments))
             process.start()
             theirs.close()
             self._pipes.append(ours)
@@ -64,6 +63,13 @@ def many(count: int, function: Callable[..., Any], *arguments: Any, environment:
     ends = Many(count, function, *arguments, environment=environment).ends()
     assert all(end.error is None and end.code == 0 for end in ends), "\n".join(str(end) for end in ends)
     return [end.value for end in ends]
+
+
+def environments(count: int) -> list[dict[str, str]]:
+    """What torchrun gives the processes of one program on this machine."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
+    shared |= {"LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
 def free_port() -> int:

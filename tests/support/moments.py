@@ -54,7 +54,6 @@ class Outcome:
 
     seconds: float = 0.0  # of work, undisturbed
     kills: int = 0
-    by: dict[str, int] = field(default_factory=dict)
     oldest: float = 0.0  # seconds of work that a kill took
     longest: float = 0.0  # seconds until the last process had ended
     lost: list[tuple[int, str]] = field(default_factory=list)  # work that had been saved, or that should have been
@@ -228,7 +227,6 @@ class Sweep:
             raise RuntimeError(f"the command ends before {self.found.seconds:.1f} s, again and again")
         self.found.kills += 1
         self.found.longest = max(self.found.longest, time.monotonic() - killed)
-        self.found.by[number.name] = self.found.by.get(number.name, 0) + 1
         self._look_at_ends(case, number, victim, codes, children)
         self._look_at_loss(case, progress, killed)
         left = self.place / "left"
