@@ -88,6 +88,24 @@ def test_gathers_of_unequal_sizes(sizes, to_first):
     assert many(3, unequal, sizes, to_first) == [[] if to_first and r else whole for r in range(3)]
 
 
+SHAPES = [(), (0,), (1,), (2, 0, 3)]
+
+
+def of_shapes():
+    with parallel.sharing("work") as team:
+        gathered = team.gather({str(shape): np.full(shape, team.rank + 0.5) for shape in SHAPES})
+        made = team.made([1.0] * len(SHAPES), lambda k: np.zeros(SHAPES[k]))
+    return [[array.shape for array in arrays.values()] for arrays, _ in gathered], [array.shape for array in made]
+
+
+def test_arrays_keep_their_shapes_on_the_way():
+    """Numbers too, arrays of no axis: numpy's `ascontiguousarray` gives them one."""
+    assert of_shapes()[1] == SHAPES
+    for gathered, made in many(2, of_shapes):
+        assert [sorted(shapes) for shapes in gathered] == [sorted(SHAPES)] * 2
+        assert made == SHAPES
+
+
 def in_a_thread():
     with parallel.sharing("work") as team, ThreadPoolExecutor(1) as threads:
 

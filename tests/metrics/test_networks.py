@@ -194,7 +194,7 @@ assert set(metrics.__all__) <= set(dir(metrics)) and not hasattr(metrics, "nothi
 loaded = {name.split(".")[1] for name in sys.modules if name.startswith("diffusion_var.")}
 ground = {
     "array_rules", "checks", "documents", "errors", "files", "hub", "lazy", "progress", "randomness", "unwrapping",
-    "json_text", "launch", "measured", "parallel", "peers", "stopping"
+    "exchange", "json_text", "launch", "measured", "parallel", "peers", "stopping"
 }
 assert loaded <= {"metrics", "data"} | ground, loaded
 late = {"sklearn", "diffusers", "torchvision", "matplotlib", "torch_fidelity"} & set(sys.modules)
