@@ -263,7 +263,9 @@ class Team:
         import numpy as np
         from safetensors.numpy import load, save
 
-        mine = save({name: np.asarray(array, order="C") for name, array in arrays.items()}, {"plain": json.dumps(plain)})
+        mine = save(
+            {name: np.asarray(array, order="C") for name, array in arrays.items()}, {"plain": json.dumps(plain)}
+        )
         self._meeting += 1
         self.wait(f"meeting {self._meeting}")
         return [(load(text), json.loads(_plain_of(text))) for text in self._exchange(mine, to_first)]
