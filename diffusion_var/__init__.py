@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from . import data as data
     from . import metrics as metrics
     from . import plots as plots
+    from . import restoration as restoration
     from . import steps as steps
     from . import testing as testing
     from . import training as training
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .covariance.head_spec import HeadSpec as HeadSpec
     from .covariance.learned_range import LearnedRange as LearnedRange
     from .covariance.learned_variance import LearnedVariance as LearnedVariance
+    from .covariance.pigdm import PiGDM as PiGDM
     from .covariance.reverse import ReverseCovariance as ReverseCovariance
     from .covariance.reverse import StructuredCovariance as StructuredCovariance
     from .covariance.scaled import Scaled as Scaled
@@ -61,6 +63,9 @@ if TYPE_CHECKING:
     from .process.level import NoiseLevel as NoiseLevel
     from .process.schedule import NoiseSchedule as NoiseSchedule
     from .process.structure import Structure as Structure
+    from .restoration.conditioned import ConditionedDenoiser as ConditionedDenoiser
+    from .restoration.jacobian import NetworkJacobian as NetworkJacobian
+    from .restoration.measurement import Measurement as Measurement
     from .sampling.check import check as check
     from .sampling.euler_maruyama import EulerMaruyama as EulerMaruyama
     from .sampling.sampler import Sampler as Sampler
@@ -76,6 +81,7 @@ _HOMES = {
     "AnalyticScheduler": ".pipelines.scheduler",
     "Averaged": ".covariance.averaged",
     "Bound": ".likelihood.bound",
+    "ConditionedDenoiser": ".restoration.conditioned",
     "Conditions": ".models.conditions",
     "DecoderCosts": ".likelihood.decoder_costs",
     "Denoiser": ".models.denoiser",
@@ -92,12 +98,15 @@ _HOMES = {
     "LearnedRange": ".covariance.learned_range",
     "LearnedVariance": ".covariance.learned_variance",
     "LikelihoodBound": ".likelihood.result",
+    "Measurement": ".restoration.measurement",
     "ModelIdentity": ".models.identity",
     "NetworkError": ".errors",
+    "NetworkJacobian": ".restoration.jacobian",
     "NoiseLevel": ".process.level",
     "NoiseSchedule": ".process.schedule",
     "NumericalError": ".errors",
     "OdeLikelihood": ".likelihood.ode",
+    "PiGDM": ".covariance.pigdm",
     "Posterior": ".models.posterior",
     "RankError": ".errors",
     "ReverseCovariance": ".covariance.reverse",
@@ -127,6 +136,7 @@ _MODULES = {
     "metrics": ".metrics",
     "oracles": ".models.oracles",
     "plots": ".plots",
+    "restoration": ".restoration",
     "steps": ".steps",
     "testing": ".testing",
     "training": ".training",

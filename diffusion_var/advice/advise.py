@@ -94,7 +94,7 @@ def advise(
     Raises InputError for unusable arguments, too few images, images that the network was trained on, a budget that is
     too small, and a table of another model.
     """
-    check_denoiser(denoiser)
+    check_denoiser(denoiser, "advise")
     budget = checks.whole("budget", budget, least=1)
     wanted = _checked_steps(steps, denoiser)
     batch_size, seed = checks.whole("batch_size", batch_size, least=1), checks.seed(seed)

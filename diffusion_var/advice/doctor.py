@@ -71,7 +71,7 @@ def diagnose(
     where another convention fits better, and where none makes sense.
     Raises InputError for unusable arguments and too few images, NetworkError where the network fails as declared.
     """
-    check_denoiser(denoiser)
+    check_denoiser(denoiser, "diagnose")
     batch_size = checks.whole("batch_size", batch_size, least=1)
     trial = Trial(_unguided(denoiser), images, conditions, checks.seed(seed), batch_size)
     found = len(trial.images)

@@ -14,8 +14,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from .. import checks
-from ..models.posterior import Posterior
-from ..process.kernel import ReverseKernel
 from ..process.structure import Isotropic
 from .reverse import ReverseCovariance, StructuredCovariance
 from .wrapping import Wrapping
@@ -42,10 +40,7 @@ class Averaged(Wrapping):
     def identity(self) -> dict[str, Any]:
         return {**self.inner.identity(), "averaged": self.over}
 
-    def __call__(self, posterior: Posterior | None, kernel: ReverseKernel) -> StructuredCovariance | None:
-        found = self.inner(posterior, kernel)
-        if found is None:
-            return None
+    def changed(self, found: StructuredCovariance) -> StructuredCovariance:
         structure, variance = found.structure, found.variance.double()
         batched = variance.ndim > len(structure.shape)
         if self.over == "batch":

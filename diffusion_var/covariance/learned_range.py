@@ -20,10 +20,11 @@ from ..models.denoiser import Denoiser
 from ..models.posterior import Posterior
 from ..process.kernel import ReverseKernel, reverse_kernels
 from ..process.level import NoiseLevel
+from ..process.schedule import NoiseSchedule
 from ..process.steps import describe, resolve
 from ..process.structure import Pixel
 from .fixed import check_ddpm
-from .reverse import ReverseCovariance, StructuredCovariance, image_shape
+from .reverse import ReverseCovariance, StructuredCovariance, image_shape, step_of_schedule, unseen_variance
 
 
 def learned_range_variance(
@@ -69,6 +70,14 @@ class LearnedRange(ReverseCovariance):
             )
         variance = learned_range_variance(posterior.range, kernel.beta, self._beta_tilde(kernel))
         return StructuredCovariance(Pixel(image_shape(posterior)), variance)
+
+    def posterior_covariance(
+        self, posterior: Posterior, level: NoiseLevel, schedule: NoiseSchedule | None = None
+    ) -> StructuredCovariance:
+        """Inverted: what the variance of the step to the index before leaves for x_0 [E2]."""
+        kernel = step_of_schedule(self.name, level, schedule)
+        found = LearnedRange()(posterior, kernel)
+        return StructuredCovariance(found.structure, unseen_variance(kernel, found.variance))
 
     def _beta_tilde(self, kernel: ReverseKernel) -> float:
         if not kernel.last:

@@ -19,9 +19,11 @@ from ..errors import InputError
 from ..models.denoiser import Denoiser
 from ..models.posterior import Posterior
 from ..process.kernel import ReverseKernel
+from ..process.level import NoiseLevel
+from ..process.schedule import NoiseSchedule
 from ..process.structure import Pixel
 from .fixed import check_ddpm
-from .reverse import ReverseCovariance, StructuredCovariance, image_shape
+from .reverse import ReverseCovariance, StructuredCovariance, image_shape, step_of_schedule, unseen_variance
 
 
 def learned_variance(raw: torch.Tensor) -> torch.Tensor:
@@ -67,6 +69,14 @@ class LearnedVariance(ReverseCovariance):
                 "returns C; use FixedSmall, FixedLarge or Analytic."
             )
         return StructuredCovariance(Pixel(image_shape(posterior)), learned_variance(posterior.range))
+
+    def posterior_covariance(
+        self, posterior: Posterior, level: NoiseLevel, schedule: NoiseSchedule | None = None
+    ) -> StructuredCovariance:
+        """Inverted: what the variance of the step to the index before leaves for x_0 [E2]."""
+        kernel = step_of_schedule(self.name, level, schedule)
+        found = self(posterior, kernel)
+        return StructuredCovariance(found.structure, unseen_variance(kernel, found.variance))
 
     def _check_step(self, kernel: ReverseKernel) -> None:
         check_ddpm(kernel, "LearnedVariance", "use eta=1 or Analytic")

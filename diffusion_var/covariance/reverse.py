@@ -10,6 +10,7 @@
     eps_square     per pixel, from ε̂ alone, untrained (and poor)     Extended-Analytic-DPM's fallback
     averaged       another one's mean over an image or a batch       Extended-Analytic-DPM's avg_cov
     scaled         another one times a number                        to see what misjudging it costs
+    pigdm          λ² I + γ² l σ²/(α² l + σ²) I, no table             ΠGDM's constant
 
 A choice of one's own is one class: a `ReverseCovariance` that maps (posterior, kernel) to a `StructuredCovariance`.
 `diffusion_var.testing` has the tests that it should pass.
@@ -21,7 +22,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,10 +33,23 @@ from ..models.denoiser import Denoiser
 from ..models.posterior import Posterior
 from ..process.kernel import ReverseKernel
 from ..process.level import NoiseLevel
+from ..process.schedule import NoiseSchedule
 from ..process.structure import Shape, Structure
 from ..variance.table import VarianceTable
 
 _KEPT_BYTES = 256 * 1024**2
+
+
+class NoiseSource(Protocol):
+    """Standard normal numbers for a run's images, image by image (`sampling.noise.ImageNoise`)."""
+
+    def next(self) -> torch.Tensor:
+        """(B, C, *spatial), others each time."""
+        ...
+
+    def beside(self, shape: Shape) -> torch.Tensor:
+        """(B, *shape), others each time."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,10 @@ class StructuredCovariance:
         """xᵀ Σ⁻¹ x of each image."""
         return self.structure.quadratic(self.variance, x)
 
+    def draw(self, noise: NoiseSource) -> torch.Tensor:
+        """A draw of N(0, Σ) for a sampler's step, (B, C, *spatial)."""
+        return self.colour(noise.next())
+
     def capped(self, limit: float) -> StructuredCovariance:
         """No variance above `limit`: then no pixel's is, since the basis is orthonormal."""
         return StructuredCovariance(self.structure, self.variance.clamp(max=limit))
@@ -119,6 +137,21 @@ class ReverseCovariance(ABC):
     def __call__(self, posterior: Posterior | None, kernel: ReverseKernel) -> StructuredCovariance | None:
         """The covariance of x_s given x_t, or None where it is exactly zero. Float32 on the posterior's device, or the
         CPU without one (allowed where `depends_on_image` is false; then only `colour` is sure to know the shape)."""
+
+    def posterior_covariance(
+        self, posterior: Posterior, level: NoiseLevel, schedule: NoiseSchedule | None = None
+    ) -> StructuredCovariance:
+        """Cov[x_0|x_t] at a noise level, as this choice has it: its covariance of the step to clean data, where λ = 0
+        and γ = 1 [E2].
+
+        Args:
+            posterior: of images at the level.
+            schedule: the model's; asked for by choices that are about steps between its indices (`LearnedRange`).
+
+        Raises InputError where the choice says nothing of x_0 (β̃, β), or needs the schedule.
+        """
+        found = self(posterior, ReverseKernel.between(level, None))
+        return checks.given(found, f"{self.name} {SAYS_NOTHING}")
 
 
 class StepCovariances:
@@ -208,13 +241,23 @@ def variance_tensor(variance: npt.ArrayLike, posterior: Posterior | None) -> tor
     return torch.from_numpy(array).to(device=None if like is None else like.device, dtype=dtype)
 
 
-def report_of_all(covariance: ReverseCovariance) -> None:
-    """The report of a run that has ended, on what all processes did that shared it; all of them come here."""
+class Reporting(Protocol):
+    """What counts what it had to mend: a covariance, a denoiser."""
+
+    def counts(self) -> list[int]: ...
+    def add_counts(self, counts: list[int]) -> None: ...
+    def report(self) -> None: ...
+
+
+def report_of_all(*parts: Reporting) -> None:
+    """The reports of a run that has ended, on what all processes did that shared it; all of them come here."""
     team = parallel.team()
-    told = team.gather({}, covariance.counts())
+    told = team.gather({}, [part.counts() for part in parts])
     for counts in [counts for r, (_, counts) in enumerate(told) if r != team.rank]:
-        covariance.add_counts(counts)
-    covariance.report()
+        for part, own in zip(parts, counts, strict=True):
+            part.add_counts(own)
+    for part in parts:
+        part.report()
 
 
 def check_covariance(covariance: Any) -> ReverseCovariance:
@@ -228,6 +271,29 @@ def check_covariance(covariance: Any) -> ReverseCovariance:
         "a reverse covariance, such as dv.Analytic(table) or dv.FixedLarge()",
     )
     return found
+
+
+def unseen_variance(kernel: ReverseKernel, variance: torch.Tensor) -> torch.Tensor:
+    """v of variances λ² + γ² v of a step [E2]; below λ² it is 0."""
+    return (variance - kernel.lambda2).clamp_min(0.0) / kernel.gain**2
+
+
+def step_of_schedule(name: str, level: NoiseLevel, schedule: NoiseSchedule | None) -> ReverseKernel:
+    """The step from a level to the index before it, η = 1; InputError off the schedule's grid, or without one."""
+    n = None if schedule is None else schedule.index_of(level)
+    off_grid = (
+        f"{name} says what Cov[x_0|x_t] is at the indices of a schedule alone, by the variance of the step to the "
+        f"index before, but the level {level} is of none; take indices of the denoiser's schedule as steps."
+    )
+    n = checks.given(n, off_grid)
+    assert schedule is not None
+    return ReverseKernel(schedule, n, n - 1)
+
+
+SAYS_NOTHING = (
+    "says how much noise a step adds, and nothing of Cov[x_0|x_t]; take a covariance that does, such as "
+    "dv.Analytic(table) or dv.PiGDM()."
+)
 
 
 def noisy(kernels: Sequence[ReverseKernel]) -> list[ReverseKernel]:

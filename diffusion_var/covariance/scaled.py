@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from .. import checks
-from ..models.posterior import Posterior
-from ..process.kernel import ReverseKernel
 from .reverse import ReverseCovariance, StructuredCovariance
 from .wrapping import Wrapping
 
@@ -25,6 +23,5 @@ class Scaled(Wrapping):
     def identity(self) -> dict[str, Any]:
         return {**self.inner.identity(), "factor": self.factor}
 
-    def __call__(self, posterior: Posterior | None, kernel: ReverseKernel) -> StructuredCovariance | None:
-        found = self.inner(posterior, kernel)
-        return None if found is None else StructuredCovariance(found.structure, found.variance * self.factor)
+    def changed(self, found: StructuredCovariance) -> StructuredCovariance:
+        return StructuredCovariance(found.structure, found.variance * self.factor)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 from ..models.denoiser import Denoiser
+from ..models.posterior import Posterior
 from ..process.kernel import ReverseKernel
-from .reverse import ReverseCovariance, check_covariance
+from ..process.level import NoiseLevel
+from ..process.schedule import NoiseSchedule
+from .reverse import ReverseCovariance, StructuredCovariance, check_covariance
 
 
 class Wrapping(ReverseCovariance):
@@ -13,6 +18,19 @@ class Wrapping(ReverseCovariance):
     def __init__(self, inner: ReverseCovariance) -> None:
         self.inner = check_covariance(inner)
         self.depends_on_image = inner.depends_on_image
+
+    @abstractmethod
+    def changed(self, found: StructuredCovariance) -> StructuredCovariance:
+        """What is made of a covariance of the inner one's."""
+
+    def __call__(self, posterior: Posterior | None, kernel: ReverseKernel) -> StructuredCovariance | None:
+        found = self.inner(posterior, kernel)
+        return None if found is None else self.changed(found)
+
+    def posterior_covariance(
+        self, posterior: Posterior, level: NoiseLevel, schedule: NoiseSchedule | None = None
+    ) -> StructuredCovariance:
+        return self.changed(self.inner.posterior_covariance(posterior, level, schedule))
 
     def check(self, denoiser: Denoiser, kernels: list[ReverseKernel]) -> None:
         self.inner.check(denoiser, kernels)

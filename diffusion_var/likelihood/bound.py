@@ -72,7 +72,7 @@ class Bound:
         clipped_eps: ClippedEps | None = None,
         tau: float | None = None,
     ) -> None:
-        check_denoiser(denoiser)
+        check_denoiser(denoiser, "a likelihood bound")
         self.denoiser, self.covariance = check_covariance(covariance).prepare(denoiser), covariance
         self.levels = None if levels is None else checks.whole("levels", levels, 2, hint=_LEVELS)
         self.grid = common_range(denoiser, data_range)

@@ -126,7 +126,7 @@ def decoder_costs(
 
     Other arguments and errors as in `bits_per_dim`. One evaluation an image, draw and index.
     """
-    check_denoiser(denoiser)
+    check_denoiser(denoiser, "decoder_costs")
     grid = common_range(denoiser, data_range)
     levels = None if levels is None or grid is None else checks.whole("levels", levels, 2)
     schedule = denoiser.schedule

@@ -144,7 +144,7 @@ def ode_likelihood(
     Returns: an `OdeLikelihood`; `float()` of it is the value.
     Raises InputError for arguments that do not fit together; NumericalError, naming the image, for NaN or Inf.
     """
-    check_denoiser(denoiser)
+    check_denoiser(denoiser, "ode_likelihood")
     checks.one_of("method", method, tuple(TABLEAUS))
     checks.one_of("trace", trace, get_args(Trace))
     draws, batch_size = checks.whole("draws", draws, least=1), checks.whole("batch_size", batch_size, least=1)

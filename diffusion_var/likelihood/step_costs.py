@@ -85,7 +85,7 @@ def step_costs(
 
     Other arguments and errors as in `bits_per_dim`.
     """
-    check_denoiser(denoiser)
+    check_denoiser(denoiser, "step_costs")
     denoiser = check_covariance(covariance).prepare(denoiser)
     schedule, grid = denoiser.schedule, common_range(denoiser, data_range)
     chosen = default_indices(schedule) if indices is None else check_indices(schedule, indices)

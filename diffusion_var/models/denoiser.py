@@ -452,6 +452,24 @@ class Denoiser:
         """What tells the network from others. Exact denoisers override this."""
         return network_facts(self.network, self.schedule, self.shape, self.classes, self.device, beside, keep)
 
+    def conditioned_on(self) -> dict[str, Any]:
+        """What its mean follows beside x_t and the condition (a measurement), as plain data; nothing for E[x_0|x_t]."""
+        return {}
+
+    def condition_of(self, images: Sequence[int], condition: Any) -> Any:
+        """The condition of a batch of a run's images, by their indices, where it is more than what the caller gave."""
+        return condition
+
+    def counts(self) -> list[int]:
+        """What `report` tells of, as numbers that can be added: of what processes did that share a run."""
+        return []
+
+    def add_counts(self, counts: list[int]) -> None:
+        """Take what another process has counted, its `counts`, for this one's own."""
+
+    def report(self) -> None:
+        """Warn of what went wrong without ending the run, since the last report; called at the end of one."""
+
     @property
     def fingerprint(self) -> str | None:
         """The digest of the network's weights (names, shapes, float values) as they are now, see `fingerprint`; None
@@ -465,10 +483,16 @@ class Denoiser:
         return weights_fingerprint(self.network) if isinstance(self.network, torch.nn.Module) else None
 
 
-def check_denoiser(denoiser: Any) -> None:
-    """Refuse what is no denoiser: a bare network, a pipeline, a path, the class itself."""
+def check_denoiser(denoiser: Any, unconditioned: str | None = None) -> None:
+    """Refuse what is no denoiser: a bare network, a pipeline, a path, the class itself; and, for what is about
+    E[x_0|x_t] alone (its name is `unconditioned`), one that follows a measurement."""
     hint = "; read one with dv.Denoiser.from_pretrained(path)" if isinstance(denoiser, str | Path) else ""
     checks.instance("denoiser", denoiser, Denoiser, f"a dv.Denoiser{hint or _WRAP}")
+    if unconditioned is not None and denoiser.conditioned_on():
+        raise InputError(
+            f"{unconditioned} is about E[x_0|x_t], but this denoiser is conditioned on a measurement, whose errors are "
+            "of another question; pass the denoiser that it was made of (its .base)."
+        )
 
 
 _WRAP = "; wrap the network in one (dv.Denoiser(network, schedule, …))"

@@ -28,7 +28,7 @@ class ImageNoise:
         self._seed, self._images = seed, images
         self._streams = Streams()
         self._block = torch.empty(0)
-        self._used = 0
+        self._used = self._beside = 0
 
     def prior(self) -> torch.Tensor:
         """(B, C, *spatial): the noise that the first x_t is made of."""
@@ -44,6 +44,16 @@ class ImageNoise:
             self._block = self._draw(self._used // _BLOCK)
         self._used += 1
         return self._block[place]
+
+    def beside(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """(B, *shape): noise that is not of the images' shape, of a measurement; others each time."""
+        out = np.empty((len(self._images), *shape), dtype=np.float32)
+        for row, i in zip(out, self._images, strict=True):
+            self._streams.at(self._seed, "sampler noise beside", i, self._beside).standard_normal(
+                out=row, dtype=np.float32
+            )
+        self._beside += 1
+        return torch.from_numpy(out).to(self.device)
 
     def _draw(self, block: int) -> torch.Tensor:
         """(_BLOCK, B, C, *spatial): the noise of the steps of one block."""

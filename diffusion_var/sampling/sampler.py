@@ -181,6 +181,7 @@ class Sampler:
                 yield found.clone()
         if own is not None:
             self.covariance.report()
+            self.denoiser.report()
 
     def _condition(self, conditions: Any, part: slice) -> Any:
         """The conditions of a batch, on the device."""
@@ -204,6 +205,7 @@ class Sampler:
         x: torch.Tensor | None = None,
     ) -> torch.Tensor:
         denoiser = self.denoiser
+        condition = denoiser.condition_of(images, condition)
         noise = ImageNoise(seed, images, denoiser.shape, denoiser.device)
         x = self._prior(noise) if x is None else x
         sums = []
@@ -213,7 +215,7 @@ class Sampler:
             # The sum of ε̂ is finite only if all of it is; looked at after the last step, so that no step waits for it.
             sums.append(posterior.eps.sum(dtype=torch.float32))
             if not kernel.last and (covariance := self._covariances.at(posterior, kernel)) is not None:
-                x = x + covariance.colour(noise.next())
+                x = x + covariance.draw(noise)
             if visit is not None:
                 visit(kernel, x)
             bar.update(len(images))
@@ -282,6 +284,7 @@ class Sampler:
         facts = {"images": source.scan(), "iterations": iterations}
 
         def make(run: NetworkRun, part: range, condition: Any, bar: Any) -> torch.Tensor:
+            condition = self.denoiser.condition_of(part, condition)
             x = invert_batch(run, self.kernels, self._given(source, part), condition, iterations)
             if not bool(torch.isfinite(x).all()):
                 raise NumericalError(
@@ -346,7 +349,7 @@ class Sampler:
 
             with run, torch.inference_mode():
                 batches = team.made([len(part) for part in parts], batch)
-            report_of_all(self.covariance)
+            report_of_all(self.covariance, self.denoiser)
         return torch.from_numpy(np.concatenate(batches))
 
     def _facts(self) -> dict[str, Any]:
@@ -359,6 +362,7 @@ class Sampler:
             "cap of the last noises": [self.cap_variance, self.capped_steps],
             "clipped_eps": self.kernels[0].rederives_eps,
             "covariance": self.covariance.identity(),
+            "conditioned on": self.denoiser.conditioned_on(),
             **self.denoiser.identity().plain(),
         }
 

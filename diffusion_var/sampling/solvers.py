@@ -166,6 +166,7 @@ class SolverSampler(Sampler):
         visit: Callable[[ReverseKernel, torch.Tensor], None] | None,
         x: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        condition = self.denoiser.condition_of(images, condition)
         if x is None:
             x = self._prior(ImageNoise(seed, images, self.denoiser.shape, self.denoiser.device))
         x = x / self._unit(self.kernels[0].level_t)

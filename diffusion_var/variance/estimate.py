@@ -102,7 +102,7 @@ def estimate(
     it gives NaN or Inf.
     """
     with parallel.sharing("estimate") as team:
-        check_denoiser(denoiser)
+        check_denoiser(denoiser, "estimate")
         names, schedule = _structure_names(structures), denoiser.schedule
         batch_size, seed = checks.whole("batch_size", batch_size, least=1), checks.seed(seed)
         default = allocation.default_indices(schedule)

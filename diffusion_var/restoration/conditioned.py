@@ -1,0 +1,423 @@
+"""E[x_0|x_t, y]: a denoiser that follows a measurement y = A x_0 + n, n ~ N(0, R) [E15].
+
+With x_0|x_t ~ N(x̂_0, Σ), Σ from a table, a head or another covariance that knows Cov[x_0|x_t],
+
+    S = A Σ Aᵀ + R,   u = S⁻¹ (y − A x̂_0)
+    type II (arXiv:2402.02149):     E = x̂_0 + Σ Aᵀ u
+    type I  (ΠGDM, ICLR 2023):      E = x̂_0 + (σ_t²/α_t) Jᵀ Aᵀ u,     J = ∂x̂_0/∂x_t, one vector-Jacobian product
+
+and ε̂ is that of the new mean. J knows the image, a table does not: (σ²/α) J is Cov[x_0|x_t] where the mean is exact.
+Through a latent model's decoder D, A is replaced by A ∂D at x̂_0, and y − A x̂_0 by y − A D(x̂_0).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+
+from .. import checks
+from ..covariance.reverse import ReverseCovariance, StructuredCovariance, check_covariance
+from ..errors import InputError, NumericalError, warn
+from ..models.conditions import as_nest, map_leaves
+from ..models.denoiser import Denoiser, Place, check_denoiser
+from ..models.identity import ModelIdentity
+from ..models.network_use import failing
+from ..models.posterior import Posterior
+from ..models.prediction import eps_of_mean
+from ..process.level import NoiseLevel
+from .decoded import at_mean
+from .jacobian import NetworkCovariance, NetworkJacobian
+from .linear_map import LinearMap
+from .measurement import Measurement
+from .pigdm_above import ConstantAbove
+from .solver import ConjugateGradients, Solution
+from .system import System
+from .systems import Systems
+
+Guidance = Literal["I", "II"]
+_MOST_ELEMENTS = 4096  # of y, for a determinant of S
+
+
+def conditioned_mean_1(mean: torch.Tensor, pulled: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
+    """x̂_0 + (σ_t²/α_t) Jᵀ Aᵀ u, with `pulled` Jᵀ Aᵀ u: type I [E15]."""
+    return mean + (sigma**2 / alpha) * pulled
+
+
+def conditioned_mean_2(mean: torch.Tensor, covariance: Any, back: torch.Tensor) -> torch.Tensor:
+    """x̂_0 + Σ Aᵀ u, with `back` Aᵀ u: type II [E15]."""
+    found: torch.Tensor = mean + covariance.matvec(back)
+    return found
+
+
+class ConditionedDenoiser(Denoiser):
+    """A denoiser of x_0 given x_t and a measurement; a `Denoiser` like any other for samplers and solvers.
+
+    Image i of a run has measurement i mod B. In a call of one's own with another number of images than B, `rows` of the
+    measurement go with them as the condition (see `rows_condition`).
+
+    Args:
+        denoiser: the model, on the measurement's device.
+        covariance: a `ReverseCovariance` that knows Cov[x_0|x_t] (Analytic of any structure, Head, LearnedRange, PiGDM,
+            ExactCovariance), or a `NetworkJacobian`.
+        measurement: y, A and the noise.
+        guidance: "I" takes a vector-Jacobian product of the network, a step costs about three evaluations and the
+            memory of a training step; "II" takes Σ for it.
+        solver: "auto" (closed form where Σ and A share a basis, else conjugate gradients), "cg", or
+            `ConjugateGradients(tolerance, iterations)`.
+        below: σ/α below which the covariance is used; above, ΠGDM's constant is (as arXiv:2402.02149 does). None:
+            everywhere.
+        checkpointing: whether the network recomputes its activations in the backward pass of type I: less memory, and
+            a third more time; for networks of diffusers.
+
+    Attributes: `base`, the denoiser that this one is made of; `measurement`.
+    Raises InputError for a covariance that says nothing of x_0 or is of another model, and a measurement that does not
+    fit the model or is not linear.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        covariance: ReverseCovariance | NetworkJacobian,
+        measurement: Measurement,
+        guidance: Guidance = "I",
+        solver: Literal["auto", "cg"] | ConjugateGradients = "auto",
+        below: float | None = None,
+        checkpointing: bool = False,
+    ) -> None:
+        check_denoiser(denoiser, "a measurement's denoiser")
+        self.guidance_type: Guidance = checks.one_of("guidance", guidance, ("I", "II"))
+        self.cg = _solver(solver)
+        self.measurement = checks.instance("measurement", measurement, Measurement, "a dv.Measurement")
+        self.given_covariance = covariance
+        self.below = None if below is None else checks.positive("below", below, "a positive σ/α, or None")
+        base = denoiser
+        if not isinstance(covariance, NetworkJacobian):
+            base = check_covariance(covariance).prepare(denoiser)
+            covariance.check(base, [])
+        self.base = base
+        self.exact = base.exact
+        self.__dict__.update({name: value for name, value in vars(base).items() if name not in self.__dict__})
+        _check_fit(self, self.measurement)
+        self._follows = _following(covariance, self.below)
+        self.checkpointing = _checkpointing(base.network, checkpointing)
+        self._systems = Systems(self.measurement, self.shape, self._own_dtype)
+        self._counted = [0, 0, 0, 0]  # solves, not converged, not positive, products
+        self._reported = [0, 0, 0, 0]
+
+    # ---- the posterior ----------------------------------------------------------------------------------------
+
+    def __call__(self, x_t: torch.Tensor, n: Place, condition: Any = None) -> Posterior:
+        """The posterior at x_t given y as well: E[x_0|x_t, y], and the ε̂ of that mean; see `Denoiser`.
+
+        `condition`: the model's own, or `rows_condition`. Raises NumericalError where the mean is not finite.
+        """
+        rows, condition = self._rows(condition, len(x_t))
+        groups = self._groups(n, len(x_t))
+        if len(groups) == 1:
+            return self._at(x_t, groups[0][0], rows, condition)
+        return _merged([(part, self._at(x_t[part], level, *_of(part, rows, condition))) for level, part in groups], x_t)
+
+    def _at(self, x_t: torch.Tensor, level: NoiseLevel, rows: torch.Tensor, condition: Any) -> Posterior:
+        type_1 = self.guidance_type == "I" and level.alpha > 0.0  # without signal J is 0, and Σ the data's own
+        with self._evaluated(x_t, level, condition, type_1) as (x, posterior):
+            linear, r = self._residual(posterior, rows)
+            covariance = self._covariance(posterior, level, x)
+            back = linear.adjoint(self._solved(covariance, linear, r, level).u)
+            known = posterior.mean.detach()
+            if type_1:
+                pulled = self._pull(posterior.mean, x, back, level)
+                mean = conditioned_mean_1(known, pulled, level.alpha, level.sigma)
+            else:
+                mean = conditioned_mean_2(known, covariance, back)
+        if self.clip is not None:
+            mean = mean.clamp(*self.clip)
+        eps = eps_of_mean(x.detach(), mean, level.alpha, level.sigma)
+        return Posterior(mean, eps, posterior.range, posterior.features).detached()
+
+    @contextmanager
+    def _evaluated(
+        self, x_t: torch.Tensor, n: Place, condition: Any, graph: bool
+    ) -> Iterator[tuple[torch.Tensor, Posterior]]:
+        """x_t, and the model's own posterior there, with a graph from one to the other if it is wanted; in whatever
+        mode the caller is."""
+        graph = graph or isinstance(self.given_covariance, NetworkJacobian)
+        with torch.inference_mode(False), torch.set_grad_enabled(graph), self.checkpointing():
+            x = x_t.detach().clone().requires_grad_(graph)
+            own = None if condition is None else map_leaves(lambda leaf: leaf.clone(), as_nest(condition))
+            posterior = self.base(x, n, own)
+            yield x, posterior
+
+    def _residual(self, posterior: Posterior, rows: torch.Tensor) -> tuple[LinearMap, torch.Tensor]:
+        """Of a batch: A (at x̂_0, if through a decoder), and y − A x̂_0 with 0 where nothing was measured."""
+        mean = posterior.mean.detach()
+        y = self.measurement.y[rows.to(self.measurement.y.device)].to(mean)
+        value, linear = at_mean(self.measurement, mean)
+        return linear, torch.where(self._systems.seen, y - value, 0.0)
+
+    def _covariance(self, posterior: Posterior, level: NoiseLevel, x: torch.Tensor) -> Any:
+        """Σ of the batch: a `StructuredCovariance`, or a `NetworkCovariance`."""
+        if isinstance(self._follows, NetworkJacobian):
+            return NetworkCovariance(posterior.mean, x, level)
+        return self._follows.posterior_covariance(posterior.detached(), level, self.schedule)
+
+    def _solved(self, covariance: Any, linear: LinearMap, r: torch.Tensor, level: NoiseLevel) -> Solution:
+        """S⁻¹ r, counted."""
+        if isinstance(covariance, NetworkCovariance):
+            assert isinstance(self.given_covariance, NetworkJacobian)
+            system = self._systems.of(covariance, linear)
+            found = system.solve_cut(r, self.given_covariance.iterations)
+        else:
+            found = self._systems.of(covariance, linear).solve(r, self.cg)
+        if not bool(torch.isfinite(found.u).all()):
+            raise NumericalError(
+                f"S⁻¹ (y − A x̂_0) is not finite at {level.name}; check the network, and the covariance and the "
+                "measurement's noise there."
+            )
+        told = torch.stack([(~found.converged).sum(), (~found.positive).sum(), found.products.sum()]).tolist()
+        self._counted = [before + now for before, now in zip(self._counted, [len(r), *told], strict=True)]
+        return found
+
+    def _pull(self, mean: torch.Tensor, x: torch.Tensor, back: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
+        """Jᵀ times `back`, detached."""
+        checks.refuse(
+            not mean.requires_grad,
+            'the network cannot be differentiated (its output has no gradient), which guidance="I" needs; take '
+            'guidance="II", or a network that does not work under no_grad.',
+        )
+        with failing(self.network, x, lambda: f"in the backward pass at {level.name}, in a batch of {len(x)}"):
+            return torch.autograd.grad(mean, x, back)[0]
+
+    # ---- how well it explains the measurement ------------------------------------------------------------------
+
+    def residual(self, x_t: torch.Tensor, n: Place, condition: Any = None) -> torch.Tensor:
+        """rᵀ S⁻¹ r over the number of elements of y that A sees, (B,) float64, r = y − A x̂_0.
+
+        Its mean over x_t ~ q(x_t|x_0) of the measured images is 1 where the covariance is right: above, it is too
+        small.
+        """
+        return self._of_groups(x_t, n, condition, self._chi_square)
+
+    def _chi_square(self, r: torch.Tensor, covariance: Any, linear: LinearMap, level: NoiseLevel) -> torch.Tensor:
+        u = self._solved(covariance, linear, r, level).u
+        return (r.double() * u.double()).flatten(1).sum(1) / int(self._systems.seen.sum())
+
+    def log_likelihood(self, x_t: torch.Tensor, n: Place, condition: Any = None) -> torch.Tensor:
+        """log N(y; A x̂_0, S) of the elements that A sees, (B,) nats, float64: of p(y|x_t), for y of up to 4,096
+        elements (S is made and factored)."""
+        seen = int(self._systems.seen.sum())
+        checks.refuse(
+            seen > _MOST_ELEMENTS,
+            f"log_likelihood factors S, and y has {seen} elements; at most {_MOST_ELEMENTS} are expected: use "
+            "residual.",
+        )
+        return self._of_groups(x_t, n, condition, self._log_density)
+
+    def _log_density(self, r: torch.Tensor, covariance: Any, linear: LinearMap, level: NoiseLevel) -> torch.Tensor:
+        seen = r[:, self._systems.seen].double()
+        factor, bad = torch.linalg.cholesky_ex(self._systems.of(covariance, linear).dense(r))
+        if bool(bad.any()):
+            raise NumericalError(
+                f"S is not positive at {level.name}, so that y has no density there; measure with noise above 0, or "
+                "take a covariance that is positive."
+            )
+        quadratic = torch.linalg.solve_triangular(factor, seen[..., None], upper=False).square().sum((1, 2))
+        log_det = 2.0 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        density: torch.Tensor = -0.5 * (quadratic + log_det + seen.shape[1] * math.log(2.0 * math.pi))
+        return density
+
+    def _of_groups(self, x_t: torch.Tensor, n: Place, condition: Any, of: Callable[..., torch.Tensor]) -> torch.Tensor:
+        rows, condition = self._rows(condition, len(x_t))
+        found = torch.zeros(len(x_t), dtype=torch.float64, device=x_t.device)
+        for level, part in self._groups(n, len(x_t)):
+            own = _of(part, rows, condition)
+            with self._evaluated(x_t[part], level, own[1], False) as (x, posterior):
+                linear, r = self._residual(posterior, own[0])
+                found[part] = of(r, self._covariance(posterior, level, x), linear, level).detach()
+        return found
+
+    def posterior_noise(self) -> ReverseCovariance:
+        """λ² I + γ² Cov[x_0|x_t, y], to be drawn in a sampler's steps: `Sampler(den, den.posterior_noise(), …)`."""
+        from .posterior_noise import PosteriorNoise
+
+        return PosteriorNoise(self)
+
+    def system_at(self, posterior: Posterior, level: NoiseLevel) -> tuple[StructuredCovariance, System]:
+        """Σ and S of a batch, from its posterior (this one's or the model's own)."""
+        known = self._covariance(posterior, level, posterior.mean)
+        return known, self._systems.of(known, self.measurement.map_of(self.shape))
+
+    # ---- which measurement goes with which image ----------------------------------------------------------------
+
+    def rows_condition(self, rows: Sequence[int], condition: Any = None) -> dict[str, Any]:
+        """What to call this denoiser with, as the condition, for images of these rows of y.
+
+        `condition`: the model's own, one for each image.
+        """
+        of_model = {} if condition is None else {_OWN: condition}
+        return {_ROWS: torch.as_tensor(list(rows), dtype=torch.int64), **of_model}
+
+    def condition_of(self, images: Sequence[int], condition: Any) -> Any:
+        if isinstance(condition, dict) and _ROWS in condition:
+            return condition
+        return self.rows_condition([i % self.measurement.rows for i in images], condition)
+
+    def _rows(self, condition: Any, batch: int) -> tuple[torch.Tensor, Any]:
+        """The rows of y of a batch, and the model's own condition."""
+        count = self.measurement.rows
+        if isinstance(condition, dict) and _ROWS in condition:
+            rows = condition[_ROWS].cpu()
+            wrong = len(rows) != batch or not bool(((rows >= 0) & (rows < count)).all())
+            checks.refuse(wrong, f"rows of y must be {batch} numbers from 0 to {count - 1}, one for each image.")
+            return rows, condition.get(_OWN)
+        if count not in (1, batch):
+            raise InputError(
+                f"there are {batch} images and {count} measurements, so that it is not known which goes with which; "
+                "pass condition=denoiser.rows_condition(rows)."
+            )
+        return torch.arange(batch) % count, condition
+
+    def _groups(self, n: Place, batch: int) -> list[tuple[NoiseLevel, Any]]:
+        """The levels of a batch, each with its images."""
+        if isinstance(n, NoiseLevel):
+            return [(n, slice(None))]
+        if isinstance(n, list):
+            levels = n
+        elif isinstance(n, torch.Tensor) and n.ndim:
+            levels = [self.schedule.level(int(k)) for k in self.schedule.check_indices(n, batch)]
+        else:
+            return [(self.schedule.level(self.schedule.check_index(int(n))), slice(None))]
+        checks.refuse(len(levels) != batch, f"there are {len(levels)} levels for {batch} images; give one for each.")
+        return [
+            (level, torch.tensor([k for k, other in enumerate(levels) if other == level]))
+            for level in dict.fromkeys(levels)
+        ]
+
+    # ---- what a denoiser is asked -------------------------------------------------------------------------------
+
+    def identity(self, beside: ModelIdentity | None = None, keep: bool = False) -> ModelIdentity:
+        """That of the model itself: a table that fits it fits here too."""
+        return self.base.identity(beside, keep)
+
+    @property
+    def fingerprint(self) -> str | None:
+        return self.base.fingerprint
+
+    def conditioned_on(self) -> dict[str, Any]:
+        return {
+            "measurement": self.measurement.digest,
+            "covariance": self.given_covariance.identity(),
+            "guidance": self.guidance_type,
+            "below": self.below,
+            "solver": None if self.cg is None else [self.cg.tolerance, self.cg.iterations],
+        }
+
+    def with_guidance(self, scale: float, unconditional: Any = None) -> ConditionedDenoiser:
+        return self._remade(self.base.with_guidance(scale, unconditional))
+
+    def with_classifier(self, classifier: Callable[..., Any], scale: float = 1.0) -> ConditionedDenoiser:
+        return self._remade(self.base.with_classifier(classifier, scale))
+
+    def with_features(self, module: str | None = None) -> ConditionedDenoiser:
+        return self._remade(self.base.with_features(module))
+
+    def _remade(self, base: Denoiser) -> ConditionedDenoiser:
+        other = copy.copy(self)
+        other.__dict__.update({name: value for name, value in vars(base).items() if name in vars(self.base)})
+        other.base = base
+        return other
+
+    @property
+    def _own_dtype(self) -> torch.dtype:
+        """What images are in."""
+        return self.measurement.y.dtype if self.measurement.y.dtype == torch.float64 else torch.float32
+
+    # ---- what is reported -----------------------------------------------------------------------------------------
+
+    def counts(self) -> list[int]:
+        """Since the last report: solves of S u = r, those that did not converge, those that met a direction in which S
+        is not positive, and products with S."""
+        return [now - before for now, before in zip(self._counted, self._reported, strict=True)]
+
+    def add_counts(self, counts: list[int]) -> None:
+        self._counted = [mine + theirs for mine, theirs in zip(self._counted, counts, strict=True)]
+
+    def report(self) -> None:
+        solves, open_, negative, _ = self.counts()
+        self._reported = list(self._counted)
+        if open_ or negative:
+            warn(
+                f"of {solves} solves of S u = y − A x̂_0, {open_} did not reach their tolerance (allow more iterations, "
+                f"dv.restoration.ConjugateGradients) and {negative} met a direction in which S is not positive (what "
+                "was found until there was used)."
+            )
+
+
+_ROWS, _OWN = "row of the measurement", "condition"
+
+
+def _of(part: Any, rows: torch.Tensor, condition: Any) -> tuple[torch.Tensor, Any]:
+    """The rows and conditions of some of a batch's images."""
+    own = None if condition is None else map_leaves(lambda leaf: leaf[part], as_nest(condition))
+    return rows[part], own
+
+
+def _merged(parts: list[tuple[Any, Posterior]], x_t: torch.Tensor) -> Posterior:
+    """Posteriors of parts of a batch as one."""
+    found: list[torch.Tensor | None] = []
+    for name in ("mean", "eps", "range", "features"):
+        pieces = [(part, getattr(posterior, name)) for part, posterior in parts]
+        if pieces[0][1] is None:
+            found.append(None)
+            continue
+        whole = pieces[0][1].new_empty((len(x_t), *pieces[0][1].shape[1:]))
+        for part, piece in pieces:
+            whole[part] = piece
+        found.append(whole)
+    mean, eps, extra, features = found
+    assert mean is not None
+    assert eps is not None
+    return Posterior(mean, eps, extra, features)
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------------
+
+
+def _solver(solver: Any) -> ConjugateGradients | None:
+    if isinstance(solver, ConjugateGradients):
+        return solver
+    checks.one_of("solver", solver, ("auto", "cg"), "or a dv.restoration.ConjugateGradients")
+    return ConjugateGradients() if solver == "cg" else None
+
+
+def _following(covariance: ReverseCovariance | NetworkJacobian, below: float | None) -> Any:
+    """What gives Σ at a level."""
+    jacobian = isinstance(covariance, NetworkJacobian)
+    checks.refuse(jacobian and below is not None, "below= is for covariances of a table; leave it out.")
+    return covariance if below is None or isinstance(covariance, NetworkJacobian) else ConstantAbove(covariance, below)
+
+
+def _check_fit(denoiser: ConditionedDenoiser, measurement: Measurement) -> None:
+    here, there = measurement.y.device, denoiser.device
+    checks.refuse(
+        here.type != there.type,
+        f"y is on {here}, but the model is on {there}; move it: measurement.to({str(there)!r}).",
+    )
+    half = measurement.y.dtype in (torch.float16, torch.bfloat16)
+    checks.refuse(half, f"y is {measurement.y.dtype}, too coarse to solve with; make it float32.")
+    if measurement.decoder is not None:
+        checks.refuse(
+            denoiser.guidance_type == "II",
+            'guidance="II" of a measurement through a decoder is not known to work; take guidance="I".',
+        )
+
+
+def _checkpointing(network: Any, wanted: bool) -> Callable[[], Any]:
+    """A context in which the network recomputes its activations."""
+    from .checkpointing import recomputing, unchanged
+
+    return recomputing(network) if wanted else unchanged

@@ -1,0 +1,138 @@
+"""A measurement of images: y = A x_0 + n, n ~ N(0, R), with any linear A.
+
+Elements of y that A never sees (a mask's) carry nothing: whatever stands there is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .. import checks
+from ..covariance.reverse import StructuredCovariance
+from ..errors import InputError
+from .linear_map import LinearMap, Map, checked, with_adjoint
+from .noise import MeasurementNoise
+
+if TYPE_CHECKING:
+    from ..process.structure import Shape
+
+
+class Measurement:
+    """Measurements of B images by one operator.
+
+    Args:
+        y: (B, *m), floats; for one image (1, *m).
+        A: a linear map of batches, (B, C, *spatial) to (B, *m), with images in the model's data range; each image by
+            itself.
+        adjoint: Aᵀ, (B, *m) to (B, C, *spatial); None: found by differentiation.
+        noise: of each element of y: the standard deviation σ_y, a number; or variances, a tensor that broadcasts to
+            (*m); or a `StructuredCovariance` of (*m).
+        through: what makes images of what the model denoises, differentiable, of batches: a latent model's
+            `denoiser.codec` or another decoder. A is then of the images.
+
+    Raises InputError for y that is no batch of finite floats, and for noise that is none. Whether A is linear, and the
+    adjoint its own, is looked at where the model is known (`ConditionedDenoiser`).
+    """
+
+    def __init__(
+        self,
+        y: torch.Tensor,
+        A: Map,
+        adjoint: Map | None = None,
+        noise: float | torch.Tensor | StructuredCovariance = 0.05,
+        *,
+        through: Any = None,
+    ) -> None:
+        self.y = _checked(y)
+        for name, call in (("A", A), ("adjoint", adjoint)):
+            wrong = call is not None and not callable(call)
+            checks.refuse(wrong, f"{name}={checks.brief(call)} must be a function of a batch of images.")
+        self.A, self.given_adjoint = A, adjoint
+        self.noise = MeasurementNoise(noise, self.shape, self.y)
+        self.decoder: Map | None = None if through is None else _decoder(through)
+        #: Bases of y, as (W, Wᵀ), in which A Aᵀ may be diagonal; where one is, S is solved in closed form.
+        self.bases: list[tuple[Map, Map]] = []
+
+    @classmethod
+    def from_deepinv(cls, physics: Any, y: torch.Tensor, noise: Any = None) -> Measurement:
+        """A measurement by one of deepinv's linear physics.
+
+        Args:
+            physics: a `deepinv.physics.LinearPhysics`, of images in the model's data range.
+            y: (B, *m).
+            noise: as for `Measurement`; None: the σ of the physics' Gaussian noise model.
+
+        Raises InputError for physics that are not linear, and noise models that are not Gaussian.
+        """
+        from .deepinv_physics import bases_of, check_physics, noise_of
+
+        check_physics(physics)
+        made = cls(y, physics.A, physics.A_adjoint, noise_of(physics) if noise is None else noise)
+        made.bases = bases_of(physics)
+        return made
+
+    # ---- what it is -------------------------------------------------------------------------------------------
+
+    @property
+    def rows(self) -> int:
+        """B, how many images were measured."""
+        return len(self.y)
+
+    @property
+    def shape(self) -> Shape:
+        """(*m) of one measurement."""
+        return tuple(self.y.shape[1:])
+
+    def to(self, device: torch.device | str) -> Measurement:
+        """The same, with y there."""
+        made = Measurement.__new__(type(self))
+        made.__dict__.update(self.__dict__, y=self.y.to(device), noise=self.noise.to(device))
+        return made
+
+    def map_of(self, image_shape: Shape) -> LinearMap:
+        """A and its adjoint for images of this shape."""
+        adjoint = with_adjoint(self.A, image_shape) if self.given_adjoint is None else self.given_adjoint
+        return LinearMap(self.A, adjoint)
+
+    def seen(self, image_shape: Shape, dtype: torch.dtype) -> torch.Tensor:
+        """Which elements (*m) A sees; InputError for what is not linear on images of this shape (see `linear_map`)."""
+        found = self.map_of(image_shape)
+        like = torch.zeros((), dtype=dtype, device=self.y.device)
+        return checked(found.apply, found.adjoint, image_shape, self.shape, like)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of y and its noise."""
+        content = hashlib.sha256(f"{tuple(self.y.shape)}".encode())
+        content.update(np.ascontiguousarray(self.y.double().cpu().numpy()).tobytes())
+        content.update(self.noise.digest.encode())
+        return content.hexdigest()
+
+
+def _checked(y: Any) -> torch.Tensor:
+    """y, if it is a batch of finite floats."""
+    found: torch.Tensor = checks.instance("y", y, torch.Tensor, "a tensor (B, *m) of floats")
+    checks.refuse(not found.is_floating_point(), f"y is {found.dtype}, but floats are expected; convert it.")
+    checks.refuse(
+        found.ndim < 2 or len(found) == 0,
+        f"y has shape {tuple(found.shape)}, but (B, *m) is expected: one row an image, (1, *m) for a single one.",
+    )
+    bad = int((~torch.isfinite(found)).sum())
+    checks.refuse(
+        bad > 0,
+        f"y holds NaN or infinite values in {bad} of {found.numel()} elements; elements that were not measured are "
+        "left out by A, which gives 0 there (a mask): put 0 in y too.",
+    )
+    return found.detach()
+
+
+def _decoder(through: Any) -> Map:
+    decode: Callable[..., Any] = getattr(through, "differentiable", through)
+    if not callable(decode):
+        raise InputError(f"through={checks.brief(through)} must be a model's codec, or a function of a batch.")
+    return decode

@@ -1,0 +1,129 @@
+"""Solving S u = r for a batch of images, S symmetric and positive as a rule: by products with S alone.
+
+    conjugate gradients   (Hestenes and Stiefel, 1952), preconditioned, each image stopping by itself
+    cut Lanczos           for an S that may not be positive (a network's Jacobian): the same Krylov space, in which the
+                          eigenvalues of S are raised to what the noise leaves of them
+
+What did not converge, or met a direction in which S is not positive, is said of every image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from .. import checks
+
+Product = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Solution(NamedTuple):
+    """`u`, (B, *m); and of each image, (B,): whether it `converged`, whether S was `positive` wherever it was looked
+    at, and how many `products` with S it took."""
+
+    u: torch.Tensor
+    converged: torch.Tensor
+    positive: torch.Tensor
+    products: torch.Tensor
+
+
+@dataclass(frozen=True)
+class ConjugateGradients:
+    """How S u = r is solved where there is no closed form.
+
+    Args:
+        tolerance: the norm of the residual r − S u over that of r, at which an image is done; float32 knows no less
+            than about 1e-6.
+        iterations: products with S at most; an image that needs more is counted as not converged.
+    """
+
+    tolerance: float = 1e-4
+    iterations: int = 200
+
+    def __post_init__(self) -> None:
+        checks.positive("tolerance", self.tolerance)
+        checks.whole("iterations", self.iterations, least=1)
+
+    def __call__(self, product: Product, r: torch.Tensor, precondition: Product | None = None) -> Solution:
+        """u of S u = r, (B, *m)."""
+        return conjugate_gradients(product, r, precondition, self.tolerance, self.iterations)
+
+
+def conjugate_gradients(
+    product: Product, r: torch.Tensor, precondition: Product | None, tolerance: float, iterations: int
+) -> Solution:
+    """u of S u = r, (B, *m); `product` gives S u and `precondition` an approximation of S⁻¹ u.
+
+    An image at whose direction p is pᵀ S p ≤ 0 stops there, with the u that it has.
+    """
+    inverse = precondition or (lambda x: x)
+    u, left = torch.zeros_like(r), r
+    z = inverse(left)
+    p, rho = z, _dot(left, z)
+    size = _dot(r, r).sqrt()
+    active, positive = size > 0, torch.ones_like(size, dtype=torch.bool)
+    converged, products = ~active, torch.zeros_like(size, dtype=torch.int64)
+    for _ in range(iterations):
+        if not bool(active.any()):
+            break
+        s_p = product(p)
+        curvature = _dot(p, s_p)
+        products += active
+        positive &= ~active | (curvature > 0)
+        active &= curvature > 0
+        step = torch.where(active, rho / curvature, 0.0)
+        u, left = u + _each(step, u) * p, left - _each(step, u) * s_p
+        done = active & (_dot(left, left).sqrt() <= tolerance * size)
+        converged, active = converged | done, active & ~done
+        z = inverse(left)
+        before, rho = rho, _dot(left, z)
+        p = z + _each(torch.where(active, rho / before, 0.0), u) * p
+    return Solution(u, converged, positive, products)
+
+
+def cut_lanczos(product: Product, r: torch.Tensor, steps: int, least: float) -> Solution:
+    """u of S u = r, (B, *m), in the Krylov space of so many steps, with S's eigenvalues there raised to `least`.
+
+    Lanczos's basis V of r, S r, … turns S into a tridiagonal T (made symmetric); u = ‖r‖ V f(T) e_1 with
+    f(θ) = 1/max(θ, least), or 0 where both are not positive. Where T needs no raising it is conjugate gradients' u.
+    """
+    size = _dot(r, r).sqrt()
+    basis = [r / _each(size.clamp_min(_TINY), r)]
+    diagonal: list[torch.Tensor] = []
+    beside: list[torch.Tensor] = []
+    for _ in range(steps):
+        s_v = product(basis[-1])
+        diagonal.append(_dot(basis[-1], s_v))
+        for v in (*basis, *basis):  # twice: once leaves what rounding brings back
+            s_v = s_v - _each(_dot(v, s_v), v) * v
+        beside.append(_dot(s_v, s_v).sqrt())
+        basis.append(s_v / _each(beside[-1].clamp_min(_TINY), s_v))
+    tridiagonal = torch.diag_embed(torch.stack(diagonal, 1))
+    if steps > 1:
+        off = torch.stack(beside[:-1], 1)
+        tridiagonal = tridiagonal + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
+    values, vectors = torch.linalg.eigh(tridiagonal)
+    raised = values.clamp_min(least)
+    weights = (vectors * torch.where(raised > 0, 1.0 / raised, 0.0)[:, None] * vectors[:, :1]).sum(-1) * size[:, None]
+    u = sum((_each(weights[:, k], r) * basis[k] for k in range(steps)), torch.zeros_like(r))
+    left = (beside[-1] * weights[:, -1].abs()) <= _CUT_TOLERANCE * size
+    products = torch.full_like(size, steps, dtype=torch.int64)
+    positive = (values > least - _ROUNDING * values.abs().amax(1, keepdim=True)).all(1) | (size == 0)
+    return Solution(u, left | (size == 0), positive, products)
+
+
+#: Numbers below which a norm is none; what rounding makes of an eigenvalue; ‖r − S u‖/‖r‖ of few steps that are enough.
+_TINY, _ROUNDING, _CUT_TOLERANCE = 1e-30, 1e-5, 1e-2
+
+
+def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """aᵀ b of each image, (B,) float64."""
+    return (a.double() * b.double()).flatten(1).sum(1)
+
+
+def _each(numbers: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """(B,) numbers to multiply images with, in their dtype."""
+    return numbers.to(like.dtype).view(-1, *(1,) * (like.ndim - 1))

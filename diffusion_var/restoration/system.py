@@ -1,0 +1,89 @@
+"""S = A Σ Aᵀ + R, the covariance of what a measurement y is off A x̂_0 by, and S⁻¹: the heart of E15.
+
+In closed form where Σ and A share a basis (`diagonal`), by conjugate gradients elsewhere, and by a cut Lanczos where Σ
+is a network's Jacobian. The preconditioner is the closed form of the nearest isotropic Σ, if there is one.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from .diagonal import Diagonal
+from .linear_map import LinearMap
+from .noise import MeasurementNoise
+from .solver import ConjugateGradients, Product, Solution, cut_lanczos
+
+
+class Covariance(Protocol):
+    """What is asked of Σ = Cov[x_0|x_t] of a batch."""
+
+    def matvec(self, x: torch.Tensor) -> torch.Tensor:
+        """Σ x, (B, C, *spatial)."""
+        ...
+
+
+class System:
+    """S of a batch of images at one level.
+
+    Args:
+        linear: A and Aᵀ.
+        covariance: Σ.
+        noise: R.
+        seen: (*m), the elements of y that A sees; of others S is the identity.
+        closed: the basis that S is diagonal in for Σ's own structure, with Σ's variances; None: there is none.
+        near: the same for an isotropic Σ, with the mean of Σ's variances: a preconditioner.
+    """
+
+    def __init__(
+        self,
+        linear: LinearMap,
+        covariance: Covariance,
+        noise: MeasurementNoise,
+        seen: torch.Tensor,
+        closed: tuple[Diagonal, torch.Tensor] | None = None,
+        near: tuple[Diagonal, torch.Tensor] | None = None,
+    ) -> None:
+        self.linear, self.covariance, self.noise, self.seen = linear, covariance, noise, seen
+        self._closed, self._near = closed, near
+
+    def product(self, u: torch.Tensor) -> torch.Tensor:
+        """S u, (B, *m)."""
+        found = self.linear.apply(self.covariance.matvec(self.linear.adjoint(u))) + self.noise.times(u)
+        return torch.where(self.seen, found, u)
+
+    def solve(self, r: torch.Tensor, by: ConjugateGradients | None) -> Solution:
+        """S⁻¹ r, (B, *m); `by` None: in closed form if there is one, else by conjugate gradients as they are by
+        default."""
+        if by is None and self._closed is not None:
+            diagonal, variance = self._closed
+            fine = torch.ones(len(r), dtype=torch.bool, device=r.device)
+            u = diagonal.solve(variance, self._white, r)
+            return Solution(torch.where(self.seen, u, 0.0), fine, fine, torch.zeros_like(fine, dtype=torch.int64))
+        return (by or ConjugateGradients())(self.product, r, self._preconditioner())
+
+    def solve_cut(self, r: torch.Tensor, steps: int) -> Solution:
+        """S⁻¹ r where Σ may not be positive: no direction's variance is below the noise's least."""
+        return cut_lanczos(self.product, r, steps, self.noise.least)
+
+    def dense(self, r: torch.Tensor) -> torch.Tensor:
+        """S of each image, (B, m, m) float64, of the m elements that are seen; for small y. `r`: any (B, *m)."""
+        places = self.seen.flatten().nonzero()[:, 0]
+        columns = []
+        for place in places.tolist():
+            unit = r.new_zeros(r.shape).flatten(1)
+            unit[:, place] = 1.0
+            columns.append(self.product(unit.view_as(r)).flatten(1)[:, places].double())
+        return torch.stack(columns, -1)
+
+    @property
+    def _white(self) -> torch.Tensor:
+        assert self.noise.variance is not None
+        return self.noise.variance
+
+    def _preconditioner(self) -> Product | None:
+        if self._near is None or self.noise.least == 0.0:
+            return None
+        diagonal, variance = self._near
+        return lambda u: torch.where(self.seen, diagonal.solve(variance, self._white, u), u)

@@ -1,0 +1,62 @@
+"""The systems S of one measurement: which elements it sees, and the bases that are found once for a structure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..covariance.reverse import StructuredCovariance
+from ..process.structure import Isotropic, Shape, Structure
+from .diagonal import Diagonal, find_diagonal
+from .linear_map import LinearMap
+from .measurement import Measurement
+from .system import System
+
+
+class Systems:
+    """Makes S of batches.
+
+    Args:
+        measurement: y, A and the noise.
+        shape: (C, *spatial) of what is denoised.
+        dtype: that it is denoised in.
+
+    Attribute `seen`: (*m), the elements of y that A sees.
+    Raises InputError for an A that is not linear, and an adjoint that is not its own.
+    """
+
+    def __init__(self, measurement: Measurement, shape: Shape, dtype: torch.dtype) -> None:
+        self._measurement, self._shape, self._dtype = measurement, shape, dtype
+        self._isotropic = Isotropic(shape)
+        self._found: dict[str, Diagonal | None] = {}
+        if measurement.decoder is None:
+            self.seen = measurement.seen(shape, dtype)
+        else:
+            self.seen = torch.ones(measurement.shape, dtype=torch.bool, device=measurement.y.device)
+
+    def of(self, covariance: Any, linear: LinearMap) -> System:
+        """S for Σ of a batch."""
+        closed = near = None
+        if isinstance(covariance, StructuredCovariance) and self._measurement.decoder is None:
+            structure, variance = covariance.structure, covariance.variance
+            if (diagonal := self._diagonal(structure)) is not None:
+                closed = diagonal, _along(variance, structure, diagonal)
+            elif (diagonal := self._diagonal(self._isotropic)) is not None:
+                batched = variance.ndim > len(structure.shape)
+                mean = variance.mean(structure.axes, keepdim=True) if batched else variance.mean()
+                near = diagonal, _along(mean, self._isotropic, diagonal)
+        return System(linear, covariance, self._measurement.noise, self.seen, closed, near)
+
+    def _diagonal(self, structure: Structure) -> Diagonal | None:
+        if structure.name not in self._found:
+            linear = self._measurement.map_of(self._shape)
+            self._found[structure.name] = find_diagonal(self._measurement, linear, structure, self._dtype)
+        return self._found[structure.name]
+
+
+def _along(variance: torch.Tensor, structure: Structure, diagonal: Diagonal) -> torch.Tensor:
+    """A structure's variances, with as many axes as the basis has: one number an image, of isotropic ones."""
+    if not isinstance(structure, Isotropic) or variance.ndim == 0:
+        return variance
+    return variance.reshape(-1, *(1,) * (diagonal.gains.ndim - 1))
