@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from .classifier import ClassifierFeatures as ClassifierFeatures
     from .frechet import frechet_distance as frechet_distance
     from .networks import load_features as load_features
+    from .paired import lpips as lpips
+    from .paired import psnr as psnr
+    from .paired import ssim as ssim
     from .sample import FeatureSample as FeatureSample
     from .sample import collect as collect
     from .score import Score as Score
@@ -38,10 +41,13 @@ _HOMES = {
     "fid": ".scores",
     "frechet_distance": ".frechet",
     "load_features": ".networks",
+    "lpips": ".paired",
+    "psnr": ".paired",
     "read_images": "..data.images",
     "require_same_protocol": ".score",
     "save_images": "..data.images",
     "score_table": ".score",
+    "ssim": ".paired",
     "to_float": "..data.images",
     "to_uint8": "..data.images",
 }
