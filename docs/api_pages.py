@@ -47,6 +47,7 @@ GROUPS: dict[str, tuple[str, str, list[str]]] = {
             "Averaged",
             "Scaled",
             "ExactCovariance",
+            "PiGDM",
             "ReverseCovariance",
             "StructuredCovariance",
             "Structure",
@@ -64,6 +65,11 @@ GROUPS: dict[str, tuple[str, str, list[str]]] = {
             "AnalyticFlowScheduler",
             "analytic_scheduler",
         ],
+    ),
+    "restoration": (
+        "Restoration",
+        "x_0 given x_t and a measurement; see [Restoration](../restoration.md).",
+        ["Measurement", "ConditionedDenoiser", "NetworkJacobian", "restoration"],
     ),
     "likelihood": (
         "Likelihoods",

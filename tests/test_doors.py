@@ -36,6 +36,7 @@ def half(x: torch.Tensor, timestep: torch.Tensor, *_: Any) -> torch.Tensor:
 SOME = torch.from_numpy(np.random.default_rng(2).integers(0, 256, (100, *SHAPE), dtype=np.uint8))
 DENOISER = dv.Denoiser(half, SCHEDULE, shape=SHAPE)
 DENOISER_OF_ALL = dv.Denoiser(half, SCHEDULE, shape=SHAPE, conditional=False)
+MEASUREMENT = dv.Measurement(X, lambda x: 0.5 * x)
 MIXTURE = dv.oracles.MixtureDenoiser(SCHEDULE, np.zeros((2, *SHAPE)), 0.1)
 TABLE = dv.estimate(DENOISER, IMAGES, 1e3, indices=[1, 50, 100], progress=False)
 UNET = UNet2DModel(4, 1, 1, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4,
@@ -210,6 +211,33 @@ DOORS: dict[str, Door] = {
             "seed": NO_SEED,
         },
     ),
+    "PiGDM": (dv.PiGDM, {"data_variance": (0, -1, *NO_NUMBER, True)}),
+    "Measurement": (
+        call(dv.Measurement, y=X, A=half),
+        {
+            "y": (None, 5, X.numpy(), X.long(), X[0, 0, 0], X[:0], X / 0, "y"),
+            "A": (None, 5, "blur", X),
+            "adjoint": (5, "blur", X),
+            "noise": (-1, *NO_NUMBER, True, torch.ones(5), -torch.ones(SHAPE), dv.FixedSmall()),
+            "through": (5, "vae", X),
+        },
+    ),
+    "Measurement.from_deepinv": (
+        call(dv.Measurement.from_deepinv, y=X),
+        {"physics": (None, 5, "Blur", half, NETWORK)},
+    ),
+    "ConditionedDenoiser": (
+        call(dv.ConditionedDenoiser, DENOISER, covariance=dv.PiGDM(), measurement=MEASUREMENT),
+        {
+            "covariance": (*NO_COVARIANCE, dv.NetworkJacobian),
+            "measurement": (None, X, half, dv.Measurement, dv.Measurement(X[:, :, 0], half), dv.Measurement(X, abs)),
+            "guidance": ("III", 1, None),
+            "solver": ("lu", None, 5, dv.restoration.ConjugateGradients),
+            "below": (0, -1, *NO_NUMBER[::2], True),
+            "checkpointing": (True, "yes", 5),
+        },
+    ),
+    "NetworkJacobian": (dv.NetworkJacobian, {"iterations": NO_COUNT}),
     "EpsSquare": (dv.EpsSquare, {"most": (0, -1, "1", float("nan"), True)}),
     "EulerMaruyama": (
         call(dv.EulerMaruyama, denoiser=DENOISER, steps=4),
@@ -540,7 +568,7 @@ DOORS: dict[str, Door] = {
 
 #: Why a public name has no door of its own here.
 ELSEWHERE = {
-    **dict.fromkeys(("data", "metrics", "plots", "training"), "rooms with tests of their own"),
+    **dict.fromkeys(("data", "metrics", "plots", "restoration", "training"), "rooms with tests of their own"),
     "testing": "contracts",
     **dict.fromkeys(
         ("DiffusionVarWarning", "InputError", "NumericalError", "NetworkError", "RankError"), "what is raised"

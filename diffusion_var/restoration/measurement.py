@@ -50,8 +50,11 @@ class Measurement:
     ) -> None:
         self.y = _checked(y)
         for name, call in (("A", A), ("adjoint", adjoint)):
-            wrong = call is not None and not callable(call)
-            checks.refuse(wrong, f"{name}={checks.brief(call)} must be a function of a batch of images.")
+            absent = call is None and name == "adjoint"
+            checks.refuse(
+                not absent and not callable(call),
+                f"{name}={checks.brief(call)} must be a function of a batch of images.",
+            )
         self.A, self.given_adjoint = A, adjoint
         self.noise = MeasurementNoise(noise, self.shape, self.y)
         self.decoder: Map | None = None if through is None else _decoder(through)
