@@ -94,13 +94,18 @@ def cut_lanczos(product: Product, r: torch.Tensor, steps: int, least: float) -> 
     basis = [r / _each(size.clamp_min(_TINY), r)]
     diagonal: list[torch.Tensor] = []
     beside: list[torch.Tensor] = []
+    spent = torch.zeros_like(size, dtype=torch.bool)  # the Krylov space: what comes after is rounding
     for _ in range(steps):
         s_v = product(basis[-1])
-        diagonal.append(_dot(basis[-1], s_v))
+        norm = _dot(s_v, s_v).sqrt()
+        # A spent space goes on as its first direction does, apart from the others, so that it adds no eigenvalue.
+        diagonal.append(torch.where(spent, diagonal[0] if diagonal else 0.0, _dot(basis[-1], s_v)))
         for v in (*basis, *basis):  # twice: once leaves what rounding brings back
             s_v = s_v - _each(_dot(v, s_v), v) * v
-        beside.append(_dot(s_v, s_v).sqrt())
-        basis.append(s_v / _each(beside[-1].clamp_min(_TINY), s_v))
+        left = _dot(s_v, s_v).sqrt()
+        spent = spent | (left <= 10.0 * torch.finfo(r.dtype).eps * norm)
+        beside.append(torch.where(spent, 0.0, left))
+        basis.append(s_v * _each(torch.where(spent, 0.0, 1.0 / left), s_v))
     tridiagonal = torch.diag_embed(torch.stack(diagonal, 1))
     if steps > 1:
         off = torch.stack(beside[:-1], 1)
@@ -109,10 +114,10 @@ def cut_lanczos(product: Product, r: torch.Tensor, steps: int, least: float) -> 
     raised = values.clamp_min(least)
     weights = (vectors * torch.where(raised > 0, 1.0 / raised, 0.0)[:, None] * vectors[:, :1]).sum(-1) * size[:, None]
     u = sum((_each(weights[:, k], r) * basis[k] for k in range(steps)), torch.zeros_like(r))
-    left = (beside[-1] * weights[:, -1].abs()) <= _CUT_TOLERANCE * size
+    near = (beside[-1] * weights[:, -1].abs()) <= _CUT_TOLERANCE * size
     products = torch.full_like(size, steps, dtype=torch.int64)
     positive = (values > least - _ROUNDING * values.abs().amax(1, keepdim=True)).all(1) | (size == 0)
-    return Solution(u, left | (size == 0), positive, products)
+    return Solution(u, near | (size == 0), positive, products)
 
 
 #: Numbers below which a norm is none; what rounding makes of an eigenvalue; ‖r − S u‖/‖r‖ of few steps that are enough.

@@ -20,7 +20,10 @@ def naive_type_2(mean, covariance, A, R, y):
 
 
 def gaussian_given_both(mean_0, covariance_0, alpha, sigma, x_t, A, R, y):
-    """E and Cov of x_0 ~ N(mean_0, covariance_0) given x_t and y, by their joint precision; `sigma` None: given y alone."""
+    """E and Cov of x_0 ~ N(mean_0, covariance_0) given x_t and y, by their joint precision.
+
+    `sigma` None: given y alone.
+    """
     precision = np.linalg.inv(covariance_0) + A.T @ np.linalg.solve(R, A)
     told = np.linalg.solve(covariance_0, mean_0) + A.T @ np.linalg.solve(R, y)
     if sigma is not None:
@@ -40,7 +43,7 @@ def conjugate_gradients(S, r, tolerance):
     return u, products
 
 
-# ---- Peng et al. (arXiv:2402.02149): one variance r² for all of x_0 given x_t, images (H, W) and α = 1 ------------------
+# ---- Peng et al. (arXiv:2402.02149): one variance r² for all of x_0 given x_t, images (H, W) and α = 1 ---------------
 
 
 def peng_inpainting_2(x_0, r2, mask, y, std):
@@ -79,7 +82,7 @@ def peng_super_resolution_v(x_0, r2, kernel, factor, y, std):
     return np.fft.ifft2(F.conj() * np.fft.fft2(raised)).real
 
 
-# ---- TMPD (arXiv:2310.06721): the rows of (σ²/α) J, summed, for its diagonal ------------------------------------------
+# ---- TMPD (arXiv:2310.06721): the rows of (σ²/α) J, summed, for its diagonal ----------------------------------------
 
 
 def tmpd_mean(network_mean, x_t, alpha, sigma, A, y, std):
