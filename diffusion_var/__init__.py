@@ -66,6 +66,8 @@ if TYPE_CHECKING:
     from .restoration.conditioned import ConditionedDenoiser as ConditionedDenoiser
     from .restoration.jacobian import NetworkJacobian as NetworkJacobian
     from .restoration.measurement import Measurement as Measurement
+    from .restoration.restore import Restoration as Restoration
+    from .restoration.restore import restore as restore
     from .sampling.check import check as check
     from .sampling.euler_maruyama import EulerMaruyama as EulerMaruyama
     from .sampling.sampler import Sampler as Sampler
@@ -109,6 +111,7 @@ _HOMES = {
     "PiGDM": ".covariance.pigdm",
     "Posterior": ".models.posterior",
     "RankError": ".errors",
+    "Restoration": ".restoration.restore",
     "ReverseCovariance": ".covariance.reverse",
     "ReverseKernel": ".process.kernel",
     "Sampler": ".sampling.sampler",
@@ -129,6 +132,7 @@ _HOMES = {
     "encode_latents": ".models.pretrained.encode",
     "estimate": ".variance.estimate",
     "ode_likelihood": ".likelihood.ode",
+    "restore": ".restoration.restore",
     "step_costs": ".likelihood.step_costs",
 }
 _MODULES = {

@@ -69,7 +69,7 @@ GROUPS: dict[str, tuple[str, str, list[str]]] = {
     "restoration": (
         "Restoration",
         "x_0 given x_t and a measurement; see [Restoration](../restoration.md).",
-        ["Measurement", "ConditionedDenoiser", "NetworkJacobian", "restoration"],
+        ["Measurement", "ConditionedDenoiser", "NetworkJacobian", "restore", "Restoration", "restoration"],
     ),
     "likelihood": (
         "Likelihoods",

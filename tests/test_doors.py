@@ -238,6 +238,20 @@ DOORS: dict[str, Door] = {
         },
     ),
     "NetworkJacobian": (dv.NetworkJacobian, {"iterations": NO_COUNT}),
+    "restore": (
+        call(dv.restore, denoiser=dv.ConditionedDenoiser(DENOISER, dv.PiGDM(), MEASUREMENT), steps=4),
+        {
+            "denoiser": (None, 5, half, DENOISER, dv.ConditionedDenoiser),
+            "steps": run["steps"],
+            "covariance": NO_COVARIANCE[1:],
+            "eta": (-1, 2, *NO_NUMBER[::2], True),
+            "draws": NO_COUNT,
+            "seed": NO_SEED,
+            "batch_size": NO_COUNT,
+            "conditions": NO_CONDITIONS,
+            "checkpoint": (5,),
+        },
+    ),
     "EpsSquare": (dv.EpsSquare, {"most": (0, -1, "1", float("nan"), True)}),
     "EulerMaruyama": (
         call(dv.EulerMaruyama, denoiser=DENOISER, steps=4),
@@ -581,6 +595,7 @@ ELSEWHERE = {
             "Diagnosis",
             "LikelihoodBound",
             "OdeLikelihood",
+            "Restoration",
             "StepCosts",
             "ModelIdentity",
             "Posterior",

@@ -25,7 +25,7 @@ from ..array_rules import ArrayRule, Rules
 from ..covariance.fixed import FixedSmall
 from ..covariance.reverse import ReverseCovariance, report_of_all
 from ..documents import Arrays, Form
-from ..models.conditions import digest_of, map_leaves
+from ..models.conditions import as_nest, batch_of, digest_of, map_leaves
 from ..process.level import NoiseLevel
 from ..progress import progress_bar
 from ..resume import ANEW, Checkpoint, State, StateRecord
@@ -124,7 +124,9 @@ class _Run:
         self.denoiser, self.rows = denoiser, denoiser.measurement.rows
         self.conditions = None
         if conditions is not None:
-            self.conditions = check_conditions(conditions, self.rows, denoiser.classes)[slice(0, self.rows)]
+            found = check_conditions(conditions, self.rows, denoiser.classes)[slice(0, self.rows)]
+            self.conditions = as_nest(found)
+            batch_of(self.conditions, self.rows)
         total = self.rows * draws
         self.images = np.zeros((total, *denoiser.shape), dtype=np.float32)
         self.done = np.zeros(total, dtype=bool)
