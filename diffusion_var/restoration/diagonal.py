@@ -63,35 +63,41 @@ class _Probe:
 
     def __init__(self, measurement: Measurement, image_shape: Shape, dtype: torch.dtype) -> None:
         self.one = torch.ones((1, *measurement.shape), dtype=dtype, device=measurement.y.device)
-        self._shape = measurement.shape
 
-    def _random(self, like: torch.Tensor) -> torch.Tensor:
-        return normal(generator(0, "probe of a basis"), *like.shape).to(like)
+    def _random(self, k: int) -> torch.Tensor:
+        return normal(generator(0, "probe of a basis", k), *self.one.shape).to(self.one)
 
     def of_gram(self, linear: LinearMap, basis: tuple[Map, Map]) -> Diagonal | None:
         """For Σ = v I: W of which W A Aᵀ Wᵀ is diagonal, and Wᵀ W = I on y."""
         forward, inverse = basis
-        y = self._random(self.one)
+        y = self._random(0)
         try:
-            coefficients = forward(y)
-            there = _far(inverse(coefficients), y) < _CLOSE
-            unit, z = torch.ones_like(coefficients), self._random(coefficients)
-            # Only coefficients of some y: a real image's Fourier coefficients come in pairs.
-            z, unit = forward(inverse(z)), forward(inverse(unit))
-            gains = forward(linear.apply(linear.adjoint(inverse(unit))))
-            found = forward(linear.apply(linear.adjoint(inverse(z))))
+            # Of real y's: their coefficients may be bound to each other (Fourier's come in conjugate pairs).
+            z, *known = [forward(other) for other in (y, self._random(1), self._random(2))]
+            there = _far(inverse(z), y) < _CLOSE
+            known.append(forward(inverse(torch.ones_like(z))))
+            found = [forward(linear.apply(linear.adjoint(inverse(c)))) for c in (*known, z)]
         except (RuntimeError, ValueError, InputError):
             return None
-        ratio = torch.where(unit.abs() > _CLOSE, gains / unit, 0.0)
-        return Diagonal(forward, inverse, ratio) if there and _far(ratio * z, found) < _CLOSE else None
+        # Of several, so that none is divided by a coefficient that happens to be small.
+        size = sum((c.square() for c in known), torch.zeros_like(z))
+        along = sum((c * other for c, other in zip(known, found, strict=False)), torch.zeros_like(z))
+        gains = torch.where(size > _CLOSE, along / size, 0.0)
+        return _diagonal(basis, gains) if there and _far(gains * z, found[-1]) < _CLOSE else None
 
     def of_map(self, linear: LinearMap, basis: tuple[Map, Map]) -> Diagonal | None:
         """For Σ = Bᵀ diag(v) B: whether B A Bᵀ is diagonal."""
         forward, inverse = basis
-        z = self._random(self.one)
+        z = self._random(0)
         a = forward(linear.apply(inverse(self.one)))
         found = forward(linear.apply(inverse(z)))
-        return Diagonal(forward, inverse, a.square()) if _far(a * z, found) < _CLOSE else None
+        return _diagonal(basis, a.square()) if _far(a * z, found) < _CLOSE else None
+
+
+def _diagonal(basis: tuple[Map, Map], gains: torch.Tensor) -> Diagonal:
+    """With 0 for gains that are rounding: without noise they are divided by."""
+    least = 10.0 * torch.finfo(gains.dtype).eps * float(gains.abs().max())
+    return Diagonal(*basis, torch.where(gains > least, gains, 0.0))
 
 
 def _dct(shape: Shape) -> list[tuple[Map, Map]]:

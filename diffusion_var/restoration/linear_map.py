@@ -101,7 +101,8 @@ def _called(call: Map, who: str, x: torch.Tensor, shape: Shape, like: torch.Tens
         raise
     except Exception as error:
         raise InputError(
-            f"{who} fails on a tensor of shape {tuple(x.shape)} ({_line(error)}); it must take batches of any size."
+            f"{who} fails on a tensor of shape {tuple(x.shape)} ({_line(error)}); it must take "
+            f"batches of any size, in {like.dtype}."
         ) from error
     wanted = (len(x), *shape)
     if not isinstance(found, torch.Tensor) or tuple(found.shape) != wanted:
