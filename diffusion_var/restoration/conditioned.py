@@ -30,11 +30,13 @@ from ..models.network_use import failing
 from ..models.posterior import Posterior
 from ..models.prediction import eps_of_mean
 from ..process.level import NoiseLevel
+from .checkpointing import recomputing, unchanged
 from .decoded import at_mean
 from .jacobian import NetworkCovariance, NetworkJacobian
 from .linear_map import LinearMap
 from .measurement import Measurement
 from .pigdm_above import ConstantAbove
+from .posterior_noise import PosteriorNoise
 from .solver import ConjugateGradients, Solution
 from .system import System
 from .systems import Systems
@@ -242,8 +244,6 @@ class ConditionedDenoiser(Denoiser):
 
     def posterior_noise(self) -> ReverseCovariance:
         """λ² I + γ² Cov[x_0|x_t, y], to be drawn in a sampler's steps: `Sampler(den, den.posterior_noise(), …)`."""
-        from .posterior_noise import PosteriorNoise
-
         return PosteriorNoise(self)
 
     def system_at(self, posterior: Posterior, level: NoiseLevel) -> tuple[StructuredCovariance, System]:
@@ -418,6 +418,4 @@ def _check_fit(denoiser: ConditionedDenoiser, measurement: Measurement) -> None:
 
 def _checkpointing(network: Any, wanted: bool) -> Callable[[], Any]:
     """A context in which the network recomputes its activations."""
-    from .checkpointing import recomputing, unchanged
-
     return recomputing(network) if wanted else unchanged

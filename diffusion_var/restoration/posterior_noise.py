@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
@@ -21,12 +21,24 @@ from ..errors import InputError
 from ..models.denoiser import Denoiser
 from ..models.posterior import Posterior
 from ..process.kernel import ReverseKernel
+from ..process.level import NoiseLevel
 from .jacobian import NetworkJacobian
-
-if TYPE_CHECKING:
-    from .conditioned import ConditionedDenoiser
+from .measurement import Measurement
+from .solver import ConjugateGradients
+from .system import System
 
 Product = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Conditioned(Protocol):
+    """What is asked of the denoiser (`ConditionedDenoiser`) whose steps the noise is of."""
+
+    measurement: Measurement
+    given_covariance: Any
+    cg: ConjugateGradients | None
+
+    def system_at(self, posterior: Posterior, level: NoiseLevel) -> tuple[StructuredCovariance, System]: ...
+    def conditioned_on(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,7 @@ class PosteriorNoise(ReverseCovariance):
 
     depends_on_image = True
 
-    def __init__(self, denoiser: ConditionedDenoiser) -> None:
+    def __init__(self, denoiser: Conditioned) -> None:
         jacobian = isinstance(denoiser.given_covariance, NetworkJacobian)
         checks.refuse(
             jacobian or denoiser.measurement.decoder is not None,
@@ -80,7 +92,7 @@ class PosteriorNoise(ReverseCovariance):
 
     def check(self, denoiser: Denoiser, kernels: list[ReverseKernel]) -> None:
         checks.refuse(
-            denoiser is not self._denoiser,
+            id(denoiser) != id(self._denoiser),
             "this noise is of one conditioned denoiser's steps, but the sampler has another; ask that one for its "
             "posterior_noise().",
         )
