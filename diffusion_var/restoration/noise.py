@@ -33,9 +33,8 @@ class MeasurementNoise:
         self.shape, self.structured = shape, None
         self.variance: torch.Tensor | None = None
         if isinstance(noise, StructuredCovariance):
-            found = noise.structure.shape
-            checks.refuse(found != shape, f"the noise's structure is of {found}, but y's elements are {shape}.")
-            self.structured = noise
+            _check_structured(noise, shape)
+            self.structured = StructuredCovariance(noise.structure, noise.variance.double().to(like.device))
         elif isinstance(noise, torch.Tensor) and noise.ndim > 0:
             self.variance = _variances(noise, shape).to(like.device)
         else:
@@ -59,14 +58,14 @@ class MeasurementNoise:
     def times(self, u: torch.Tensor) -> torch.Tensor:
         """R u, (B, *m)."""
         if self.structured is not None:
-            return self.structured.matvec(u)
+            return self.structured.structure.matvec(self.structured.variance.to(u.dtype), u)
         assert self.variance is not None
         return self.variance.to(u.dtype) * u
 
     def draw(self, noise: torch.Tensor) -> torch.Tensor:
         """R^{1/2} of standard normal noise (B, *m)."""
         if self.structured is not None:
-            return self.structured.colour(noise)
+            return self.structured.structure.colour(self.structured.variance.to(noise.dtype), noise)
         assert self.variance is not None
         return self.variance.sqrt().to(noise.dtype) * noise
 
@@ -99,8 +98,23 @@ def _variances(noise: torch.Tensor, shape: Shape) -> torch.Tensor:
         raise InputError(
             f"noise has shape {tuple(noise.shape)}, but variances must broadcast to y's elements, {shape}."
         ) from None
+    _check_values(found)
+    return found
+
+
+def _check_structured(noise: StructuredCovariance, shape: Shape) -> None:
+    found = noise.structure.shape
+    checks.refuse(found != shape, f"the noise's structure is of {found}, but y's elements are {shape}.")
     checks.refuse(
-        not bool(torch.isfinite(found).all()) or bool((found < 0).any()),
+        noise.variance.ndim > len(noise.structure.variance_shape),
+        f"the noise's variances have shape {tuple(noise.variance.shape)}, one R an image, but one for all is expected; "
+        "measure images of other noise apart.",
+    )
+    _check_values(noise.variance)
+
+
+def _check_values(variance: torch.Tensor) -> None:
+    checks.refuse(
+        not bool(torch.isfinite(variance).all()) or bool((variance < 0).any()),
         "noise holds variances that are below 0 or not finite; elements that were not measured are left out by A.",
     )
-    return found
