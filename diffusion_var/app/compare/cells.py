@@ -1,16 +1,12 @@
 """Cells of a comparison on disk: one file for one method, number of steps and seed, so that a run can be interrupted.
 
-A cell's file is named after the hash of all that decides its scores (network, schedule, table, method, steps, seed,
-count, features, reference). So a cell is computed once, another configuration never takes it for its own, and a
-configuration with more methods, steps or seeds takes over those that are there.
+What decides a cell's scores (network, schedule, table, method, steps, seed, count, features, reference) is in the name
+of its file, see `cell_files`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,12 +17,9 @@ from pydantic import Field, JsonValue, model_validator
 
 from ...array_rules import ArrayRule, require_arrays
 from ...documents import Arrays, Form, Record
-from ...errors import InputError, warn
 from ...metrics.score import Score
-from ...resume import Parts, StateRecord
-
-FOLDER = "cells"
-_DIGITS = 24  # of a hash, in the name of a file
+from ...resume import StateRecord
+from ..cell_files import CellFiles
 
 
 @dataclass
@@ -75,48 +68,24 @@ def _check(arrays: Arrays, record: CellRecord) -> None:
 FORM = Form("diffusion_var.comparison_cell", 1, "cell of a comparison", CellRecord, _check)
 
 
-def files_of(folder: Path, label: str) -> list[Path]:
-    """The cells in the folder of a comparison that are called so."""
-    return [*(folder / FOLDER).glob(f"{_name(label)}-{'?' * _DIGITS}.safetensors")]
-
-
-def _name(label: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.=-]+", "_", label).strip("_")[:80]
-
-
 class CellStore:
-    """The cells in the folder of a comparison.
-
-    Args:
-        folder: of the comparison; cells lie in its subfolder `cells`.
-        common: what all cells share: network, features, reference, ... (plain data).
-    """
+    """The cells in the folder of a comparison; see `CellFiles` for the arguments."""
 
     def __init__(self, folder: Path, common: dict[str, Any]) -> None:
-        self.folder, self.common = folder / FOLDER, common
-        # What a cell belongs to is in its name.
-        self._parts = Parts(self.folder, FORM, {})
+        self._files = CellFiles(folder, FORM, common)
+        self.folder, self.common = self._files.folder, common
 
     def path(self, label: str, own: dict[str, Any]) -> Path:
         """The file of the cell that `own` describes; `label` is for people who look into the folder."""
-        identity = json.dumps({**self.common, **own}, sort_keys=True, default=str)
-        digest = hashlib.sha256(identity.encode()).hexdigest()[:_DIGITS]
-        # The label may have changed since: only the hash tells.
-        known = next(iter(self.folder.glob(f"*-{digest}.safetensors")), None)
-        return known or self.folder / f"{_name(label)}-{digest}.safetensors"
+        return self._files.path(label, own)
 
     def load(self, label: str, own: dict[str, Any]) -> Measured | None:
         """A cell computed before; None, with a warning, also for one whose file is damaged."""
-        try:
-            found = self._parts.load(self.path(label, own).name)
-        except InputError as error:
-            warn(f"{error} This cell is computed again.")
-            return None
-        if found is None:
+        if (found := self._files.load(label, own)) is None:
             return None
         arrays, record = found
         return Measured({name: Score(**vars(score)) for name, score in record.scores.items()}, arrays["grid"])
 
     def save(self, label: str, own: dict[str, Any], measured: Measured) -> None:
         """Write a cell, atomically."""
-        self._parts.save(self.path(label, own).name, ({"grid": measured.grid}, {"scores": measured.plain}))
+        self._files.save(label, own, ({"grid": measured.grid}, {"scores": measured.plain}))

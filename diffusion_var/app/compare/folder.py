@@ -15,9 +15,9 @@ from ...errors import InputError
 from ...files import make_folder, regular_file, require_empty_folder, write_atomic
 from ...json_text import parse_json
 from ...manifest import NAME as MANIFEST
+from ..cell_files import FOLDER
 from ..claims import recorded
 from ..outputs import require_writable
-from .cells import FOLDER
 from .options import CompareOptions
 
 RECORD = "comparison.json"

@@ -250,7 +250,7 @@ class CompareOptions(ModelOptions, ImageOptions):
 
     def cells_left(self) -> int:
         """How many cells are to be measured, by the names of those that are there."""
-        from .cells import files_of
+        from ..cell_files import files_of
 
         planned: Counter[str] = Counter()
         for method in self.methods:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...metrics.score import HIGHER_IS_BETTER
-from ...plots import COLOURS, DPI, new_figure, plain
+from ...plots import COLOURS, new_figure, plain
 from ..options import BITS
+from ..sheets import picture_sheet
 from .decisions import needs_measuring
 from .findings import TITLES, short_of
 from .options import Method
@@ -28,9 +29,6 @@ _GREYS = ("#555555", "#888888", "#aaaaaa")
 _MARKERS = "osD^v<>pX"  # for methods that would look the same otherwise
 #: More lines than these in one panel are told apart by nobody: they get a panel for each η.
 _MOST_LINES = 10
-#: Pixels that an image of a sheet is enlarged to, at least, each of its own becoming a whole number of them.
-_SIDE = 64
-_LABEL = 230  # pixels of a sheet's labels
 
 
 @dataclass(frozen=True)
@@ -158,40 +156,9 @@ def _score_axes(panel: Any, result: Comparison, metric: str) -> None:
 
 
 def sample_sheet(result: Comparison, num_steps: int, real: str = "real images") -> Figure:
-    """One row of images per method at one number of evaluations, all from the same first noise, below one of real ones.
-
-    Each pixel of an image is a square of whole pixels here.
-    """
-    from matplotlib.figure import Figure
-
+    """One row of images per method at one number of evaluations, all from one first noise, below one of real images."""
     cells = [c for c in result.cells if c.steps == num_steps and len(c.grid)]
     rows = [(c.method.label, c.grid.numpy()) for c in cells]
     if len(result.real):
         rows = [(real, result.real.numpy()), *rows]
-    columns = min(min(len(images) for _, images in rows), 10)
-    height, width = rows[0][1].shape[2:]
-    factor, gap = max(1, -(-_SIDE // max(height, width))), 4
-    across, down = width * factor + gap, height * factor + gap
-    figure = Figure(figsize=((_LABEL + columns * across) / DPI, len(rows) * down / DPI), dpi=DPI)
-    for r, (label, images) in enumerate(rows):
-        bottom = (len(rows) - 1 - r) * down
-        figure.text(
-            (_LABEL - 8) / (_LABEL + columns * across),
-            (bottom + down / 2) / (len(rows) * down),
-            _wrapped(plain(label)),
-            ha="right",
-            va="center",
-            fontsize=8,
-            style="italic" if r == 0 and len(result.real) else "normal",
-        )
-        for column, image in enumerate(images[:columns]):
-            shown = image.repeat(factor, axis=1).repeat(factor, axis=2).transpose(1, 2, 0)
-            shown = shown[..., 0] if shown.shape[2] == 1 else shown[..., :3]
-            figure.figimage(shown, _LABEL + column * across, bottom + gap, cmap="gray", vmin=0, vmax=255)
-    return figure
-
-
-def _wrapped(label: str) -> str:
-    from textwrap import wrap
-
-    return "\n".join(wrap(label, 34)[:3])
+    return picture_sheet(rows, slanted=1 if len(result.real) else 0)

@@ -14,24 +14,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ...errors import printable
 from ...files import write_together
 from ...manifest import Manifest
 from ...metrics.score import HIGHER_IS_BETTER
 from ...plots import variance_curves
 from ..options import BITS
+from ..rendering import png, render, spreadsheet_cell
 from .decisions import decisions, headline, solver_findings
 from .findings import TITLES, baseline_text, findings, score_rows, short_of
 from .folder import remove_report
-from .markdown import code_block, code_span, markdown, strong
 from .pictures import Panel, part_panels, sample_sheet, score_curves
 from .result import Comparison
 from .words import words
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass
@@ -82,7 +78,9 @@ def write_report(
         "parts": [_content(part) for part in held],
         "pictures": {name: base64.b64encode(picture).decode() for name, picture in pictures.items()},
     }
-    files |= {name: _render(name, content).encode() for name in ("report.md", "report.html")}
+    files |= {
+        name: render("diffusion_var.app.compare", name, content).encode() for name in ("report.md", "report.html")
+    }
     manifest = Manifest(folder, run)
     manifest.remove()
     write_together({folder / name: content for name, content in files.items()})
@@ -154,17 +152,17 @@ def _pictures(parts: Sequence[Part]) -> dict[str, bytes]:
             Panel(part.result, part.result.options.metrics[0], part.title, part.result.options.methods, part.floor)
             for part in parts
         ]
-        out["figure"] = _png(part_panels(panels))
+        out["figure"] = png(part_panels(panels))
     for part in parts:
         result, options = part.result, part.result.options
         if not part.name:
-            out |= {f"scores_{metric}": _png(score_curves(result, metric)) for metric in options.metrics}
+            out |= {f"scores_{metric}": png(score_curves(result, metric)) for metric in options.metrics}
         if result.table is not None:
-            out[f"variance{part.suffix}"] = _png(variance_curves(result.table, max(options.all_steps)))
+            out[f"variance{part.suffix}"] = png(variance_curves(result.table, max(options.all_steps)))
         if options.image_metrics:
             for k in options.all_steps:
                 real = part.floor if part.name else "real images"
-                out[f"samples{part.suffix}_{k}"] = _png(sample_sheet(result, k, real), tight=False)
+                out[f"samples{part.suffix}_{k}"] = png(sample_sheet(result, k, real), tight=False)
     return out
 
 
@@ -243,38 +241,6 @@ def _csv(parts: Sequence[Part]) -> str:
                 scores = [repr(cell.values(metric)[i]) if metric in cell.scores else "" for metric in metrics]
                 images = options.count if options.image_metrics else ""
                 images = images if several else options.count
-                row = [_cell(cell.method.label), cell.steps, seed, images, *scores]
+                row = [spreadsheet_cell(cell.method.label), cell.steps, seed, images, *scores]
                 writer.writerow([*([part.name] if several else []), *row])
     return out.getvalue()
-
-
-def _cell(name: str) -> str:
-    """A name that no spreadsheet takes for a formula."""
-    return f"'{name}" if name.lstrip().startswith(("=", "+", "-", "@")) else name
-
-
-def _png(figure: Figure, tight: bool = True) -> bytes:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None}, bbox_inches="tight" if tight else None)
-    return out.getvalue()
-
-
-def _printable_lines(value: Any) -> Any:
-    return "\n".join(printable(line, None) for line in value.split("\n")) if isinstance(value, str) else value
-
-
-def _render(name: str, content: dict[str, Any]) -> str:
-    import jinja2
-
-    is_html = name.endswith(".html")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("diffusion_var.app.compare"),
-        autoescape=is_html,
-        finalize=_printable_lines if is_html else markdown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"code": code_span, "strong": strong, "block": code_block}
-    return environment.get_template(f"{name}.j2").render(content)

@@ -33,6 +33,7 @@ from ...unwrapping import unwrapped
 from ...variance.allocation import check_budget, default_indices
 from ...variance.estimate import estimate
 from ...variance.table import VarianceTable
+from ..cell_files import FOLDER
 from ..claims import run_identity
 from ..decoders import measure_decoders
 from ..methods import make_covariance, make_noise, make_sampler, make_steps
@@ -40,7 +41,7 @@ from ..model import Model, check_model_options, open_model, open_schedule, read
 from ..options import BITS
 from ..outputs import require_writable
 from ..terminal import say, say_lines
-from .cells import FOLDER, CellStore
+from .cells import CellStore
 from .exact import EXACT, floor_images, moments, table_images
 from .folder import TABLE, ComparisonFolder
 from .likelihood_scores import LEVELS, LikelihoodScoring

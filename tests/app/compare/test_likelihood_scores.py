@@ -13,13 +13,13 @@ import torch
 
 import diffusion_var as dv
 from diffusion_var.app.compare.likelihood_scores import LikelihoodScoring
-from diffusion_var.app.compare.markdown import markdown
 from diffusion_var.app.compare.options import CompareOptions, Method
 from diffusion_var.app.compare.pictures import score_curves
 from diffusion_var.app.compare.result import Cell, Comparison
 from diffusion_var.app.compare.run import run as run_compare
 from diffusion_var.app.compare.sample_scores import Scoring
 from diffusion_var.app.config import load_options
+from diffusion_var.app.markdown import markdown
 from diffusion_var.data.digits import digits_splits
 from diffusion_var.errors import InputError
 from diffusion_var.likelihood.terms import BoundTerms

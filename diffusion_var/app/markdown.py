@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ...errors import printable
+from ..errors import printable
 
 _SIGNS = re.compile(r"([\\`*\[\]|#~$]|(?<!\w)_|_(?!\w))")  # an underscore within a word is one
 _BEGINNING = re.compile(r"^([-+=]|\d+[.)])(?=\s)")

@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion_var.app.compare.markdown import code_block, code_span, markdown, strong
 from diffusion_var.app.compare.options import CompareOptions, Method
-from diffusion_var.app.compare.report import _cell, text_table, write_report
+from diffusion_var.app.compare.report import text_table, write_report
 from diffusion_var.app.compare.result import Cell, Comparison
+from diffusion_var.app.markdown import code_block, code_span, markdown, strong
+from diffusion_var.app.rendering import spreadsheet_cell
 from diffusion_var.metrics.score import Score
 from diffusion_var.plots import new_figure, plain
 
@@ -104,7 +105,7 @@ def test_numbers_stay_as_they_are() -> None:
     assert markdown("bits_per_dim") == "bits_per_dim"
     assert strong("1.0") == "**1.0**"
     assert markdown("- a") == r"\- a"
-    assert _cell("DDPM β") == "DDPM β"
+    assert spreadsheet_cell("DDPM β") == "DDPM β"
 
 
 @settings(deadline=None, max_examples=30)
