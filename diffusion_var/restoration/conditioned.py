@@ -31,7 +31,6 @@ from ..models.posterior import Posterior
 from ..models.prediction import eps_of_mean
 from ..process.level import NoiseLevel
 from .checkpointing import recomputing, unchanged
-from .decoded import at_mean
 from .jacobian import NetworkCovariance, NetworkJacobian
 from .linear_map import LinearMap
 from .measurement import Measurement
@@ -69,8 +68,8 @@ class ConditionedDenoiser(Denoiser):
         measurement: y, A and the noise.
         guidance: "I" takes a vector-Jacobian product of the network, a step costs about three evaluations and the
             memory of a training step; "II" takes Σ for it.
-        solver: "auto" (closed form where Σ and A share a basis, else conjugate gradients), "cg", or
-            `ConjugateGradients(tolerance, iterations)`.
+        solver: "auto" (closed form where Σ and A share a basis, else conjugate gradients; through a decoder no more
+            than 20 products, to 1 %), "cg", or `ConjugateGradients(tolerance, iterations)`.
         below: σ/α below which the covariance is used; above, ΠGDM's constant is (as arXiv:2402.02149 does). None:
             everywhere.
         checkpointing: whether the network recomputes its activations in the backward pass of type I: less memory, and
@@ -110,6 +109,7 @@ class ConditionedDenoiser(Denoiser):
         self._systems = Systems(self.measurement, self.shape, self._own_dtype)
         self._counted = [0, 0, 0, 0]  # solves, not converged, not positive, products
         self._reported = [0, 0, 0, 0]
+        self._said_cost = False
 
     # ---- the posterior ----------------------------------------------------------------------------------------
 
@@ -158,7 +158,7 @@ class ConditionedDenoiser(Denoiser):
         """Of a batch: A (at x̂_0, if through a decoder), and y − A x̂_0 with 0 where nothing was measured."""
         mean = posterior.mean.detach()
         y = self.measurement.y[rows.to(self.measurement.y.device)].to(mean)
-        value, linear = at_mean(self.measurement, mean)
+        value, linear = self._systems.at_mean(mean)
         return linear, torch.where(self._systems.seen, y - value, 0.0)
 
     def _covariance(self, posterior: Posterior, level: NoiseLevel, x: torch.Tensor) -> Any:
@@ -347,8 +347,15 @@ class ConditionedDenoiser(Denoiser):
         self._counted = [mine + theirs for mine, theirs in zip(self._counted, counts, strict=True)]
 
     def report(self) -> None:
-        solves, open_, negative, _ = self.counts()
+        solves, open_, negative, products = self.counts()
         self._reported = list(self._counted)
+        if self.measurement.decoder is not None and not self._said_cost and solves:
+            self._said_cost = True
+            warn(
+                f"through the decoder, {solves} solves of S u = y − A D(x̂_0) took {products / solves:.1f} products "
+                "each, for every image and step so many passes back through it, and as many forward with derivatives; "
+                "solver=dv.restoration.ConjugateGradients(tolerance, iterations) says how many are wanted."
+            )
         if open_ or negative:
             warn(
                 f"of {solves} solves of S u = y − A x̂_0, {open_} did not reach their tolerance (allow more iterations, "

@@ -6,7 +6,6 @@ Elements of y that A never sees (a mask's) carry nothing: whatever stands there 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +13,6 @@ import torch
 
 from .. import checks
 from ..covariance.reverse import StructuredCovariance
-from ..errors import InputError
 from .linear_map import LinearMap, Map, checked, with_adjoint
 from .noise import MeasurementNoise
 
@@ -33,7 +31,8 @@ class Measurement:
         noise: of each element of y: the standard deviation σ_y, a number; or variances, a tensor that broadcasts to
             (*m); or a `StructuredCovariance` of (*m).
         through: what makes images of what the model denoises, differentiable, of batches: a latent model's
-            `denoiser.codec` or another decoder. A is then of the images.
+            `denoiser.codec` or another decoder. A is then of the images. Each product of a solve is a pass back through
+            it and one forward with derivatives, about three decodings, and a batch keeps its activations.
 
     Raises InputError for y that is no batch of finite floats, and for noise that is none. Whether A is linear, and the
     adjoint its own, is looked at where the model is known (`ConditionedDenoiser`).
@@ -58,6 +57,7 @@ class Measurement:
         self.A, self.given_adjoint = A, adjoint
         self.noise = MeasurementNoise(noise, self.shape, self.y)
         self.decoder: Map | None = None if through is None else _decoder(through)
+        self._through = through
         #: Bases of y, as (W, Wᵀ), in which A Aᵀ may be diagonal; where one is, S is solved in closed form.
         self.bases: list[tuple[Map, Map]] = []
 
@@ -109,11 +109,16 @@ class Measurement:
         return checked(found.apply, found.adjoint, image_shape, self.shape, like)
 
     @property
+    def _of_decoder(self) -> str:
+        return str(getattr(self._through, "fingerprint", ""))
+
+    @property
     def digest(self) -> str:
-        """SHA-256 of y and its noise."""
+        """SHA-256 of y, its noise, and the weights of a codec that it goes through."""
         content = hashlib.sha256(f"{tuple(self.y.shape)}".encode())
         content.update(np.ascontiguousarray(self.y.double().cpu().numpy()).tobytes())
         content.update(self.noise.digest.encode())
+        content.update(self._of_decoder.encode())
         return content.hexdigest()
 
 
@@ -135,7 +140,13 @@ def _checked(y: Any) -> torch.Tensor:
 
 
 def _decoder(through: Any) -> Map:
-    decode: Callable[..., Any] = getattr(through, "differentiable", through)
-    if not callable(decode):
-        raise InputError(f"through={checks.brief(through)} must be a model's codec, or a function of a batch.")
+    """What decodes a batch: a codec's own, or a function."""
+    found = getattr(through, "differentiable", through)
+    whole = found is through and hasattr(through, "encode") and hasattr(through, "decode")
+    checks.refuse(
+        not callable(found) or whole,
+        f"through={type(through).__name__ if whole else checks.brief(through)} must be a model's codec (denoiser.codec), or a function that makes images "
+        "of a batch of latents.",
+    )
+    decode: Map = found
     return decode

@@ -34,6 +34,7 @@ class System:
         seen: (*m), the elements of y that A sees; of others S is the identity.
         closed: the basis that S is diagonal in for Σ's own structure, with Σ's variances; None: there is none.
         near: the same for an isotropic Σ, with the mean of Σ's variances: a preconditioner.
+        usual: how it is solved where nothing else is asked for.
     """
 
     def __init__(
@@ -44,9 +45,10 @@ class System:
         seen: torch.Tensor,
         closed: tuple[Diagonal, torch.Tensor] | None = None,
         near: tuple[Diagonal, torch.Tensor] | None = None,
+        usual: ConjugateGradients = ConjugateGradients(),  # noqa: B008 (frozen)
     ) -> None:
         self.linear, self.covariance, self.noise, self.seen = linear, covariance, noise, seen
-        self._closed, self._near = closed, near
+        self._closed, self._near, self._usual = closed, near, usual
 
     def product(self, u: torch.Tensor) -> torch.Tensor:
         """S u, (B, *m)."""
@@ -54,14 +56,13 @@ class System:
         return torch.where(self.seen, found, u)
 
     def solve(self, r: torch.Tensor, by: ConjugateGradients | None) -> Solution:
-        """S⁻¹ r, (B, *m); `by` None: in closed form if there is one, else by conjugate gradients as they are by
-        default."""
+        """S⁻¹ r, (B, *m); `by` None: in closed form if there is one, else as usual."""
         if by is None and self._closed is not None:
             diagonal, variance = self._closed
             fine = torch.ones(len(r), dtype=torch.bool, device=r.device)
             u = diagonal.solve(variance, self._white, r)
             return Solution(torch.where(self.seen, u, 0.0), fine, fine, torch.zeros_like(fine, dtype=torch.int64))
-        return (by or ConjugateGradients())(self.product, r, self._preconditioner())
+        return (by or self._usual)(self.product, r, self._preconditioner())
 
     def solve_cut(self, r: torch.Tensor, steps: int) -> Solution:
         """S⁻¹ r where Σ may not be positive: no direction's variance is below the noise's least."""

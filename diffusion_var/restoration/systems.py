@@ -8,9 +8,11 @@ import torch
 
 from ..covariance.reverse import StructuredCovariance
 from ..process.structure import Isotropic, Shape, Structure
+from .decoded import USUAL, Decoded
 from .diagonal import Diagonal, find_diagonal
 from .linear_map import LinearMap
 from .measurement import Measurement
+from .solver import ConjugateGradients
 from .system import System
 
 
@@ -30,15 +32,20 @@ class Systems:
         self._measurement, self._shape, self._dtype = measurement, shape, dtype
         self._isotropic = Isotropic(shape)
         self._found: dict[str, Diagonal | None] = {}
-        if measurement.decoder is None:
-            self.seen = measurement.seen(shape, dtype)
-        else:
-            self.seen = torch.ones(measurement.shape, dtype=torch.bool, device=measurement.y.device)
+        self._decoded = None if measurement.decoder is None else Decoded(measurement, shape, dtype)
+        self.seen = measurement.seen(shape, dtype) if self._decoded is None else self._decoded.seen
+
+    def at_mean(self, mean: torch.Tensor) -> tuple[torch.Tensor, LinearMap]:
+        """What would be measured at a mean (B, …), and the linear map that it changes by."""
+        if self._decoded is not None:
+            return self._decoded.at(mean)
+        linear = self._measurement.map_of(self._shape)
+        return linear.apply(mean), linear
 
     def of(self, covariance: Any, linear: LinearMap) -> System:
         """S for Σ of a batch."""
         closed = near = None
-        if isinstance(covariance, StructuredCovariance) and self._measurement.decoder is None:
+        if isinstance(covariance, StructuredCovariance) and self._decoded is None:
             structure, variance = covariance.structure, covariance.variance
             if (diagonal := self._diagonal(structure)) is not None:
                 closed = diagonal, _along(variance, structure, diagonal)
@@ -46,7 +53,8 @@ class Systems:
                 batched = variance.ndim > len(structure.shape)
                 mean = variance.mean(structure.axes, keepdim=True) if batched else variance.mean()
                 near = diagonal, _along(mean, self._isotropic, diagonal)
-        return System(linear, covariance, self._measurement.noise, self.seen, closed, near)
+        usual = ConjugateGradients() if self._decoded is None else USUAL
+        return System(linear, covariance, self._measurement.noise, self.seen, closed, near, usual)
 
     def _diagonal(self, structure: Structure) -> Diagonal | None:
         if structure.name not in self._found:

@@ -123,22 +123,28 @@ class LatentCodec:
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, batch_size: int = 8) -> torch.Tensor:
         """Latents (B, c, *spatial) to images (B, C, *spatial), float32 on the CPU; pictures are cut to [-1, 1]."""
-        if not isinstance(latents, torch.Tensor) or not self._fits(latents) or len(latents) == 0 or batch_size < 1:
-            found = tuple(latents.shape) if hasattr(latents, "shape") else type(latents).__name__
-            raise InputError(
-                f"latents are {found} and batch_size={batch_size}, but a tensor {self._form} of at least one latent, "
-                "and at least 1, are expected."
-            )
+        self._check(latents, batch_size)
         parts = []
         for start in range(0, len(latents), batch_size):
-            z = latents[start : start + batch_size].to(self.device).float()
-            scale, shift = (_by_channel(value, z) for value in self.scaling)
-            z = z / scale + shift
-            with self._called(f"to decode a batch of {len(z)}", z):
-                images = self._decoded(z)
+            images = self._images(latents[start : start + batch_size].to(self.device).float())
             cut = images.float() if self.form.axes == 1 else images.float().clamp(*IMAGE_RANGE)
             parts.append(cut.cpu())
         return torch.cat(parts)
+
+    def differentiable(self, latents: torch.Tensor) -> torch.Tensor:
+        """As `decode`, as part of a computation that is differentiated, forwards or backwards: (B, c, *spatial) to
+        (B, C, *spatial) in one batch, not cut, on the autoencoder's device and in the latents' dtype.
+
+        Its derivatives are the autoencoder's own: VQ models pass those of the quantised latents to the latents.
+        """
+        self._check(latents, 1)
+        return self._images(latents.to(self.device)).to(latents.dtype)
+
+    def _images(self, z: torch.Tensor) -> torch.Tensor:
+        scale, shift = (_by_channel(value, z) for value in self.scaling)
+        given = z / scale + shift
+        with self._called(f"to decode a batch of {len(z)}", given):
+            return self._decoded(given)
 
     def _decoded(self, z: torch.Tensor) -> torch.Tensor:
         if self.form.patch > 1:
@@ -148,6 +154,14 @@ class LatentCodec:
         return self._seen(self.network.decode(given, *levels).sample, z)
 
     # ---- images and videos --------------------------------------------------------------------------------------
+
+    def _check(self, latents: Any, batch_size: int) -> None:
+        if not isinstance(latents, torch.Tensor) or not self._fits(latents) or len(latents) == 0 or batch_size < 1:
+            found = tuple(latents.shape) if hasattr(latents, "shape") else type(latents).__name__
+            raise InputError(
+                f"latents are {found} and batch_size={batch_size}, but a tensor {self._form} of at least one latent, "
+                "and at least 1, are expected."
+            )
 
     def _fits(self, latents: torch.Tensor) -> bool:
         axes, of = latents.ndim - 2, self.form.axes
