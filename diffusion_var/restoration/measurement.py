@@ -143,9 +143,10 @@ def _decoder(through: Any) -> Map:
     """What decodes a batch: a codec's own, or a function."""
     found = getattr(through, "differentiable", through)
     whole = found is through and hasattr(through, "encode") and hasattr(through, "decode")
+    told = type(through).__name__ if whole else checks.brief(through)
     checks.refuse(
         not callable(found) or whole,
-        f"through={type(through).__name__ if whole else checks.brief(through)} must be a model's codec (denoiser.codec), or a function that makes images "
+        f"through={told} must be a model's codec (denoiser.codec), or a function that makes images "
         "of a batch of latents.",
     )
     decode: Map = found
