@@ -118,6 +118,7 @@ class ConditionedDenoiser(Denoiser):
 
         `condition`: the model's own, or `rows_condition`. Raises NumericalError where the mean is not finite.
         """
+        checks.instance("x_t", x_t, torch.Tensor, "a tensor of floats")
         rows, condition = self._rows(condition, len(x_t))
         groups = self._groups(n, len(x_t))
         if len(groups) == 1:
@@ -136,6 +137,7 @@ class ConditionedDenoiser(Denoiser):
                 mean = conditioned_mean_1(known, pulled, level.alpha, level.sigma)
             else:
                 mean = conditioned_mean_2(known, covariance, back)
+        _check_finite(mean, "E[x_0|x_t, y]", level)
         if self.clip is not None:
             mean = mean.clamp(*self.clip)
         eps = eps_of_mean(x.detach(), mean, level.alpha, level.sigma)
@@ -169,17 +171,14 @@ class ConditionedDenoiser(Denoiser):
 
     def _solved(self, covariance: Any, linear: LinearMap, r: torch.Tensor, level: NoiseLevel) -> Solution:
         """S⁻¹ r, counted."""
+        _check_finite(r, "y − A x̂_0", level)
         if isinstance(covariance, NetworkCovariance):
             assert isinstance(self.given_covariance, NetworkJacobian)
             system = self._systems.of(covariance, linear)
             found = system.solve_cut(r, self.given_covariance.iterations)
         else:
             found = self._systems.of(covariance, linear).solve(r, self.cg)
-        if not bool(torch.isfinite(found.u).all()):
-            raise NumericalError(
-                f"S⁻¹ (y − A x̂_0) is not finite at {level.name}; check the network, and the covariance and the "
-                "measurement's noise there."
-            )
+        _check_finite(found.u, "S⁻¹ (y − A x̂_0)", level)
         told = torch.stack([(~found.converged).sum(), (~found.positive).sum(), found.products.sum()]).tolist()
         self._counted = [before + now for before, now in zip(self._counted, [len(r), *told], strict=True)]
         return found
@@ -389,6 +388,14 @@ def _merged(parts: list[tuple[Any, Posterior]], x_t: torch.Tensor) -> Posterior:
     assert mean is not None
     assert eps is not None
     return Posterior(mean, eps, extra, features)
+
+
+def _check_finite(found: torch.Tensor, name: str, level: NoiseLevel) -> None:
+    if not bool(torch.isfinite(found).all()):
+        raise NumericalError(
+            f"{name} is not finite at {level.name}; check the network, and the covariance and the measurement's noise "
+            "there."
+        )
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------

@@ -73,8 +73,9 @@ def conjugate_gradients(
         curvature = _dot(p, s_p)
         products += active
         positive &= ~active | (curvature > 0)
+        unknown = active & ~torch.isfinite(curvature)  # S has no finite product: u is to say so
         active &= curvature > 0
-        step = torch.where(active, rho / curvature, 0.0)
+        step = torch.where(active | unknown, rho / curvature, 0.0)
         u, left = u + _each(step, u) * p, left - _each(step, u) * s_p
         done = active & (_dot(left, left).sqrt() <= tolerance * size)
         converged, active = converged | done, active & ~done
@@ -110,9 +111,11 @@ def cut_lanczos(product: Product, r: torch.Tensor, steps: int, least: float) -> 
     if steps > 1:
         off = torch.stack(beside[:-1], 1)
         tridiagonal = tridiagonal + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
-    values, vectors = torch.linalg.eigh(tridiagonal)
+    broken = ~torch.isfinite(tridiagonal).all(2).all(1)  # S has no finite product: u is to say so
+    values, vectors = torch.linalg.eigh(torch.where(broken[:, None, None], 0.0, tridiagonal))
     raised = values.clamp_min(least)
     weights = (vectors * torch.where(raised > 0, 1.0 / raised, 0.0)[:, None] * vectors[:, :1]).sum(-1) * size[:, None]
+    weights = torch.where(broken[:, None], torch.nan, weights)
     u = sum((_each(weights[:, k], r) * basis[k] for k in range(steps)), torch.zeros_like(r))
     near = (beside[-1] * weights[:, -1].abs()) <= _CUT_TOLERANCE * size
     products = torch.full_like(size, steps, dtype=torch.int64)
