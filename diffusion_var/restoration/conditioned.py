@@ -4,9 +4,10 @@ With x_0|x_t ~ N(x̂_0, Σ), Σ from a table, a head or another covariance that 
 
     S = A Σ Aᵀ + R,   u = S⁻¹ (y − A x̂_0)
     type II (arXiv:2402.02149):     E = x̂_0 + Σ Aᵀ u
-    type I  (ΠGDM, ICLR 2023):      E = x̂_0 + (σ_t²/α_t) Jᵀ Aᵀ u,     J = ∂x̂_0/∂x_t, one vector-Jacobian product
+    type I  (ΠGDM, ICLR 2023):      E = x̂_0 + f (σ_t²/α_t) Jᵀ Aᵀ u,   J = ∂x̂_0/∂x_t, one vector-Jacobian product
 
-and ε̂ is that of the new mean. J knows the image, a table does not: (σ²/α) J is Cov[x_0|x_t] where the mean is exact.
+and ε̂ is that of the new mean. J knows the image, a table does not: (σ²/α) J is Cov[x_0|x_t] where the mean is exact. f ≤ 1
+is the length of a step (`step_length`), 1 where Σ is right: where Σ is too small, u is too long.
 Through a latent model's decoder D, A is replaced by A ∂D at x̂_0, and y − A x̂_0 by y − A D(x̂_0).
 """
 
@@ -44,9 +45,16 @@ Guidance = Literal["I", "II"]
 _MOST_ELEMENTS = 4096  # of y, for a determinant of S
 
 
-def conditioned_mean_1(mean: torch.Tensor, pulled: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
-    """x̂_0 + (σ_t²/α_t) Jᵀ Aᵀ u, with `pulled` Jᵀ Aᵀ u: type I [E15]."""
-    return mean + (sigma**2 / alpha) * pulled
+def conditioned_mean_1(mean: torch.Tensor, moved: torch.Tensor, length: torch.Tensor | float = 1.0) -> torch.Tensor:
+    """x̂_0 + f (σ_t²/α_t) Jᵀ Aᵀ u, with `moved` (σ_t²/α_t) Jᵀ Aᵀ u and `length` f: type I [E15]."""
+    return mean + length * moved
+
+
+def step_length(r: torch.Tensor, u: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
+    """f = ⟨u, r⟩/⟨u, S_J u⟩ of each image (B,), at most 1, with `product` S_J u: the length of a step along u towards
+    S_J⁻¹ r, S_J = A (σ_t²/α_t) Jᵀ Aᵀ + R [E15]. 1 where S_J is not positive along u."""
+    along, curved = ((u.double() * other.double()).flatten(1).sum(1) for other in (r, product))
+    return torch.where(curved > 0, (along / curved).clamp(0.0, 1.0), 1.0)
 
 
 def conditioned_mean_2(mean: torch.Tensor, covariance: Any, back: torch.Tensor) -> torch.Tensor:
@@ -74,6 +82,8 @@ class ConditionedDenoiser(Denoiser):
             everywhere.
         checkpointing: whether the network recomputes its activations in the backward pass of type I: less memory, and
             a third more time; for networks of diffusers.
+        damped: whether type I's correction is shortened where, by the network's own derivative, it would overshoot the
+            measurement (Σ too small there); False: as published, which diverges with covariances that are.
 
     Attributes: `base`, the denoiser that this one is made of; `measurement`.
     Raises InputError for a covariance that says nothing of x_0 or is of another model, and a measurement that does not
@@ -89,12 +99,14 @@ class ConditionedDenoiser(Denoiser):
         solver: Literal["auto", "cg"] | ConjugateGradients = "auto",
         below: float | None = None,
         checkpointing: bool = False,
+        damped: bool = True,
     ) -> None:
         check_denoiser(denoiser, "a measurement's denoiser")
         self.guidance_type: Guidance = checks.one_of("guidance", guidance, ("I", "II"))
         self.cg = _solver(solver)
         self.measurement = checks.instance("measurement", measurement, Measurement, "a dv.Measurement")
         self.given_covariance = covariance
+        self.damped = bool(damped)
         self.below = None if below is None else checks.positive("below", below, "a positive σ/α, or None")
         base = denoiser
         if not isinstance(covariance, NetworkJacobian):
@@ -130,11 +142,11 @@ class ConditionedDenoiser(Denoiser):
         with self._evaluated(x_t, level, condition, type_1) as (x, posterior):
             linear, r = self._residual(posterior, rows)
             covariance = self._covariance(posterior, level, x)
-            back = linear.adjoint(self._solved(covariance, linear, r, level).u)
-            known = posterior.mean.detach()
+            u = self._solved(covariance, linear, r, level).u
+            known, back = posterior.mean.detach(), linear.adjoint(u)
             if type_1:
-                pulled = self._pull(posterior.mean, x, back, level)
-                mean = conditioned_mean_1(known, pulled, level.alpha, level.sigma)
+                moved = (level.sigma**2 / level.alpha) * self._pull(posterior.mean, x, back, level)
+                mean = conditioned_mean_1(known, moved, self._length(linear, r, u, moved))
             else:
                 mean = conditioned_mean_2(known, covariance, back)
         _check_finite(mean, "E[x_0|x_t, y]", level)
@@ -192,6 +204,13 @@ class ConditionedDenoiser(Denoiser):
         )
         with failing(self.network, x, lambda: f"in the backward pass at {level.name}, in a batch of {len(x)}"):
             return torch.autograd.grad(mean, x, back)[0]
+
+    def _length(self, linear: LinearMap, r: torch.Tensor, u: torch.Tensor, moved: torch.Tensor) -> torch.Tensor | float:
+        """How much of type I's correction is taken, (B, 1, …)."""
+        if not self.damped:
+            return 1.0
+        found = step_length(r, u, linear.apply(moved) + self.measurement.noise.times(u))
+        return found.to(moved.dtype).view(-1, *(1,) * (moved.ndim - 1))
 
     # ---- how well it explains the measurement ------------------------------------------------------------------
 
@@ -312,6 +331,7 @@ class ConditionedDenoiser(Denoiser):
             "covariance": self.given_covariance.identity(),
             "guidance": self.guidance_type,
             "below": self.below,
+            "damped": self.damped,
             "solver": None if self.cg is None else [self.cg.tolerance, self.cg.iterations],
         }
 
