@@ -6,8 +6,8 @@ With x_0|x_t ~ N(x̂_0, Σ), Σ from a table, a head or another covariance that 
     type II (arXiv:2402.02149):     E = x̂_0 + Σ Aᵀ u
     type I  (ΠGDM, ICLR 2023):      E = x̂_0 + f (σ_t²/α_t) Jᵀ Aᵀ u,   J = ∂x̂_0/∂x_t, one vector-Jacobian product
 
-and ε̂ is that of the new mean. J knows the image, a table does not: (σ²/α) J is Cov[x_0|x_t] where the mean is exact. f ≤ 1
-is the length of a step (`step_length`), 1 where Σ is right: where Σ is too small, u is too long.
+and ε̂ is that of the new mean. J knows the image, a table does not: (σ²/α) J is Cov[x_0|x_t] where the mean is exact.
+f ≤ 1 is the length of a step (`step_length`), 1 where Σ is right: where Σ is too small, u is too long.
 Through a latent model's decoder D, A is replaced by A ∂D at x̂_0, and y − A x̂_0 by y − A D(x̂_0).
 """
 

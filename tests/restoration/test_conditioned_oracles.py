@@ -20,6 +20,7 @@ from measurements import (
 )
 from naive_restoration import (
     gaussian_given_both,
+    naive_step_length,
     naive_type_1,
     naive_type_2,
     peng_blur_2,
@@ -258,9 +259,9 @@ def test_the_plain_formulas(n: int, operator: str) -> None:
     structure = make_structure("dct", IMAGE)
     variance = torch.exp(normal(*IMAGE, seed=8) - 1.0)
     sigma_0, R = dense(structure, variance), 0.09 * np.eye(len(matrix))
-    types = {
-        g: dv.ConditionedDenoiser(model, Constant(structure, variance), measurement, g, TIGHT) for g in ("I", "II")
-    }
+    known = Constant(structure, variance)
+    types = {g: dv.ConditionedDenoiser(model, known, measurement, g, TIGHT, damped=False) for g in ("I", "II")}
+    damped = dv.ConditionedDenoiser(model, known, measurement, "I", TIGHT)
     for i in range(2):
         mean, y = model(x_t, n).mean[i].flatten().numpy(), measurement.y[i].flatten().numpy()
         J = jacobian(model, x_t[i], n)
@@ -268,6 +269,8 @@ def test_the_plain_formulas(n: int, operator: str) -> None:
         two = naive_type_2(mean, sigma_0, matrix, R, y)
         assert largest(types["I"](x_t, n).mean[i].flatten(), one) < 1e-9
         assert largest(types["II"](x_t, n).mean[i].flatten(), two) < 1e-9
+        f = naive_step_length(mean, J, SCHEDULE.alpha[n], SCHEDULE.sigma[n], sigma_0, matrix, R, y)
+        assert largest(damped(x_t, n).mean[i].flatten(), mean + f * (one - mean)) < 1e-9
         assert largest(one, two) > 1e-2
 
 
@@ -292,7 +295,7 @@ def test_peng(measurement_of: str) -> None:
     }
     measurement = measured(operators[measurement_of], images, std)
     covariance = Constant(Isotropic(IMAGE), torch.tensor(r2, dtype=torch.float64))
-    types = {g: dv.ConditionedDenoiser(MIXTURE, covariance, measurement, g, TIGHT) for g in ("I", "II")}
+    types = {g: dv.ConditionedDenoiser(MIXTURE, covariance, measurement, g, TIGHT, damped=False) for g in ("I", "II")}
     for i in range(2):
         mean, y = MIXTURE(x_t, n).mean[i, 0].numpy(), measurement.y[i, 0].numpy()
         if measurement_of == "inpainting":
@@ -325,7 +328,7 @@ def test_tmpd() -> None:
     assert float(sums[:, kept].min()) > 0.0
     assert float(sums[:, kept].std()) > 0.04
     covariance = Constant(Pixel(IMAGE), sums.view(3, *IMAGE).clamp_min(0.0))
-    found = dv.ConditionedDenoiser(MIXTURE, covariance, measurement, "I", TIGHT)(x_t, n).mean
+    found = dv.ConditionedDenoiser(MIXTURE, covariance, measurement, "I", TIGHT, damped=False)(x_t, n).mean
     for i in range(3):
         expected = tmpd_mean(
             lambda x: MIXTURE(x.view(1, *IMAGE), n).mean.flatten(),

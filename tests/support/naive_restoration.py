@@ -13,6 +13,13 @@ def naive_type_1(mean, jacobian, alpha, sigma, covariance, A, R, y):
     return mean + sigma**2 / alpha * jacobian.T @ A.T @ u
 
 
+def naive_step_length(mean, J, alpha, sigma, sigma_0, A, R, y):
+    """f: what a step along u takes of the residual, by the network's own derivative."""
+    r = y - A @ mean
+    u = np.linalg.solve(A @ sigma_0 @ A.T + R, r)
+    return min(1.0, u @ r / (u @ (A @ (sigma**2 / alpha * J.T) @ A.T + R) @ u))
+
+
 def naive_type_2(mean, covariance, A, R, y):
     """x̂_0 + Σ Aᵀ (A Σ Aᵀ + R)⁻¹ (y − A x̂_0)."""
     u = np.linalg.solve(A @ covariance @ A.T + R, y - A @ mean)
