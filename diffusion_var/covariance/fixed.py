@@ -8,24 +8,17 @@ point, and for data that are white noise.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import NoReturn
 
 from .. import checks
-from ..errors import InputError
 from ..models.denoiser import Denoiser
 from ..models.posterior import Posterior
 from ..process.kernel import ReverseKernel
-from ..process.level import NoiseLevel
-from ..process.schedule import NoiseSchedule
 from ..process.structure import Isotropic
-from .reverse import SAYS_NOTHING, ReverseCovariance, StructuredCovariance, image_shape, variance_tensor
+from .reverse import ReverseCovariance, StructuredCovariance, image_shape, variance_tensor
 
 
 class _Fixed(ReverseCovariance):
-    def posterior_covariance(
-        self, posterior: Posterior, level: NoiseLevel, schedule: NoiseSchedule | None = None
-    ) -> NoReturn:
-        raise InputError(f"{self.name} {SAYS_NOTHING}")
+    knows_x_0 = False
 
     @abstractmethod
     def variance(self, kernel: ReverseKernel) -> float:

@@ -106,6 +106,8 @@ class ReverseCovariance(ABC):
 
     #: Whether the covariance depends on x_t through the posterior; if not, a sampler computes it once per step.
     depends_on_image = False
+    #: Whether it says what Cov[x_0|x_t] is; β̃ and β are about the noise of a step alone.
+    knows_x_0 = True
 
     @property
     @abstractmethod
@@ -150,8 +152,9 @@ class ReverseCovariance(ABC):
 
         Raises InputError where the choice says nothing of x_0 (β̃, β), or needs the schedule.
         """
+        check_knows_x_0(self)
         found = self(posterior, ReverseKernel.between(level, None))
-        return checks.given(found, f"{self.name} {SAYS_NOTHING}")
+        return checks.given(found, f"{self.name} {_SAYS_NOTHING}")
 
 
 class StepCovariances:
@@ -290,7 +293,12 @@ def step_of_schedule(name: str, level: NoiseLevel, schedule: NoiseSchedule | Non
     return ReverseKernel(schedule, n, n - 1)
 
 
-SAYS_NOTHING = (
+def check_knows_x_0(covariance: ReverseCovariance) -> None:
+    """Refuse a choice that says nothing of Cov[x_0|x_t]."""
+    checks.refuse(not covariance.knows_x_0, f"{covariance.name} {_SAYS_NOTHING}")
+
+
+_SAYS_NOTHING = (
     "says how much noise a step adds, and nothing of Cov[x_0|x_t]; take a covariance that does, such as "
     "dv.Analytic(table) or dv.PiGDM()."
 )

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 
 from .. import checks
-from ..covariance.reverse import ReverseCovariance, StructuredCovariance, check_covariance
+from ..covariance.reverse import ReverseCovariance, StructuredCovariance, check_covariance, check_knows_x_0
 from ..errors import InputError, NumericalError, warn
 from ..models.conditions import as_nest, map_leaves
 from ..models.denoiser import Denoiser, Place, check_denoiser
@@ -110,7 +110,8 @@ class ConditionedDenoiser(Denoiser):
         self.below = None if below is None else checks.positive("below", below, "a positive σ/α, or None")
         base = denoiser
         if not isinstance(covariance, NetworkJacobian):
-            base = check_covariance(covariance).prepare(denoiser)
+            check_knows_x_0(check_covariance(covariance))
+            base = covariance.prepare(denoiser)
             covariance.check(base, [])
         self.base = base
         self.exact = base.exact
@@ -191,8 +192,13 @@ class ConditionedDenoiser(Denoiser):
         else:
             found = self._systems.of(covariance, linear).solve(r, self.cg)
         _check_finite(found.u, "S⁻¹ (y − A x̂_0)", level)
+        return self.counted(found)
+
+    def counted(self, found: Solution) -> Solution:
+        """A solution, once it is in what `report` tells."""
         told = torch.stack([(~found.converged).sum(), (~found.positive).sum(), found.products.sum()]).tolist()
-        self._counted = [before + now for before, now in zip(self._counted, [len(r), *told], strict=True)]
+        now = [len(found.products), *told]
+        self._counted = [before + more for before, more in zip(self._counted, now, strict=True)]
         return found
 
     def _pull(self, mean: torch.Tensor, x: torch.Tensor, back: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
@@ -345,6 +351,8 @@ class ConditionedDenoiser(Denoiser):
         return self._remade(self.base.with_features(module))
 
     def _remade(self, base: Denoiser) -> ConditionedDenoiser:
+        if not isinstance(self.given_covariance, NetworkJacobian):
+            self.given_covariance.check(base, [])
         other = copy.copy(self)
         other.__dict__.update({name: value for name, value in vars(base).items() if name in vars(self.base)})
         other.base = base
@@ -377,7 +385,7 @@ class ConditionedDenoiser(Denoiser):
             )
         if open_ or negative:
             warn(
-                f"of {solves} solves of S u = y − A x̂_0, {open_} did not reach their tolerance (allow more iterations, "
+                f"of {solves} solves of S u = r, {open_} did not reach their tolerance (allow more iterations, "
                 f"dv.restoration.ConjugateGradients) and {negative} met a direction in which S is not positive (what "
                 "was found until there was used)."
             )

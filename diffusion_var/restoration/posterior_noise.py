@@ -24,7 +24,7 @@ from ..process.kernel import ReverseKernel
 from ..process.level import NoiseLevel
 from .jacobian import NetworkJacobian
 from .measurement import Measurement
-from .solver import ConjugateGradients
+from .solver import ConjugateGradients, Solution
 from .system import System
 
 Product = Callable[[torch.Tensor], torch.Tensor]
@@ -39,6 +39,7 @@ class Conditioned(Protocol):
 
     def system_at(self, posterior: Posterior, level: NoiseLevel) -> tuple[StructuredCovariance, System]: ...
     def conditioned_on(self) -> dict[str, Any]: ...
+    def counted(self, found: Solution) -> Solution: ...
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ class PosteriorNoise(ReverseCovariance):
         known, system = self._denoiser.system_at(posterior, kernel.level_t)
 
         def gain(w: torch.Tensor) -> torch.Tensor:
-            return known.matvec(system.linear.adjoint(system.solve(w, self._denoiser.cg).u))
+            found = self._denoiser.counted(system.solve(w, self._denoiser.cg))
+            return known.matvec(system.linear.adjoint(found.u))
 
         noise, shape = self._denoiser.measurement.noise, self._denoiser.measurement.shape
         return ConditionedNoise(

@@ -23,7 +23,7 @@ from ..covariance.analytic import Analytic
 from ..covariance.fixed import FixedLarge, FixedSmall
 from ..covariance.reverse import ReverseCovariance
 from ..errors import InputError
-from ..models.denoiser import Denoiser
+from ..models.denoiser import Denoiser, check_denoiser
 from ..process.kernel import ReverseKernel
 from ..process.level import NoiseLevel
 from ..process.steps import resolve
@@ -121,6 +121,7 @@ def check(
             f"check takes a variance table and its denoiser, but got {type(table).__name__} and "
             f"{type(denoiser).__name__}."
         )
+    check_denoiser(denoiser, "check")
     table.check(denoiser)
     if table.data is None:
         raise InputError("this table was made from published arrays and knows no data to compare with; estimate one.")

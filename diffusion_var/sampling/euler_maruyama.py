@@ -37,6 +37,8 @@ from .sampler import Sampler
 class SdeNoise(ReverseCovariance):
     """g_t² h: the noise of an Euler–Maruyama step of a schedule's reverse SDE [E19]."""
 
+    knows_x_0 = False
+
     def __init__(self, sde: ScheduleSde) -> None:
         self.sde = sde
 

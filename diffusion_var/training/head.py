@@ -26,7 +26,7 @@ from ..covariance.head_targets import Weighting, no_likelihood
 from ..errors import NumericalError
 from ..files import expanded
 from ..likelihood.bound import bits_per_dim, density_bound
-from ..models.denoiser import Denoiser
+from ..models.denoiser import Denoiser, check_denoiser
 from ..models.heads import HeadNetwork
 from ..parallel import beat, sharing, team
 from ..randomness import generator
@@ -157,6 +157,7 @@ def train_head(
     Raises InputError for what does not fit together and for a checkpoint of another run; NumericalError, naming the
     step, where the loss is not finite (the checkpoint then holds the last good state).
     """
+    check_denoiser(denoiser, "train_head")
     with sharing("train_head") as processes:
         spec = HeadSpec() if spec is None else spec
         trackers = Trackers(report_to, logs, {**vars(spec), **vars(settings)})
