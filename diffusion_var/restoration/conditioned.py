@@ -384,9 +384,11 @@ class ConditionedDenoiser(Denoiser):
                 "solver=dv.restoration.ConjugateGradients(tolerance, iterations) says how many are wanted."
             )
         if open_ or negative:
+            jacobian = isinstance(self.given_covariance, NetworkJacobian)
+            more = "dv.NetworkJacobian(iterations)" if jacobian else "dv.restoration.ConjugateGradients"
             warn(
                 f"of {solves} solves of S u = r, {open_} did not reach their tolerance (allow more iterations, "
-                f"dv.restoration.ConjugateGradients) and {negative} met a direction in which S is not positive (what "
+                f"{more}) and {negative} met a direction in which S is not positive (what "
                 "was found until there was used)."
             )
 
