@@ -22,6 +22,7 @@ import pytest
 import torch
 
 from .covariance.reverse import ReverseCovariance, StructuredCovariance
+from .errors import InputError
 from .likelihood.bound import density_bound
 from .models.denoiser import Denoiser
 from .models.oracles import GaussianDenoiser
@@ -225,6 +226,21 @@ class CovarianceContract:
                     assert whole is alone
                 else:
                     _close(alone.colour(noise[part]), whole.colour(noise)[part], 1e-5)
+
+    def test_knows_what_is_left_of_x_0_or_says_that_it_does_not(
+        self, covariance: ReverseCovariance, denoiser: Denoiser
+    ) -> None:
+        for n in self.steps:
+            posterior, level = self.posterior(covariance, denoiser, n), denoiser.schedule.level(n)
+            if not covariance.knows_x_0:
+                with pytest.raises(InputError):
+                    covariance.posterior_covariance(posterior, level, denoiser.schedule)
+                continue
+            found = covariance.posterior_covariance(posterior, level, denoiser.schedule)
+            assert found.structure.shape == denoiser.shape
+            assert found.variance.dtype == posterior.mean.dtype
+            assert bool(torch.isfinite(found.variance).all())
+            assert bool((found.variance >= 0).all())
 
     def test_in_the_sampler(self, covariance: ReverseCovariance, denoiser: Denoiser) -> None:
         for eta in self.etas:

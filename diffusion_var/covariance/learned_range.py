@@ -24,7 +24,14 @@ from ..process.schedule import NoiseSchedule
 from ..process.steps import describe, resolve
 from ..process.structure import Pixel
 from .fixed import check_ddpm
-from .reverse import ReverseCovariance, StructuredCovariance, image_shape, step_of_schedule, unseen_variance
+from .reverse import (
+    ReverseCovariance,
+    StructuredCovariance,
+    image_shape,
+    in_double,
+    step_of_schedule,
+    unseen_variance,
+)
 
 
 def learned_range_variance(
@@ -76,8 +83,8 @@ class LearnedRange(ReverseCovariance):
     ) -> StructuredCovariance:
         """Inverted: what the variance of the step to the index before leaves for x_0 [E2]."""
         kernel = step_of_schedule(self.name, level, schedule)
-        found = LearnedRange()(posterior, kernel)
-        return StructuredCovariance(found.structure, unseen_variance(kernel, found.variance))
+        found = LearnedRange()(in_double(posterior), kernel)
+        return StructuredCovariance(found.structure, unseen_variance(kernel, found.variance).to(posterior.mean))
 
     def _beta_tilde(self, kernel: ReverseKernel) -> float:
         if not kernel.last:

@@ -23,7 +23,14 @@ from ..process.level import NoiseLevel
 from ..process.schedule import NoiseSchedule
 from ..process.structure import Pixel
 from .fixed import check_ddpm
-from .reverse import ReverseCovariance, StructuredCovariance, image_shape, step_of_schedule, unseen_variance
+from .reverse import (
+    ReverseCovariance,
+    StructuredCovariance,
+    image_shape,
+    in_double,
+    step_of_schedule,
+    unseen_variance,
+)
 
 
 def learned_variance(raw: torch.Tensor) -> torch.Tensor:
@@ -75,8 +82,8 @@ class LearnedVariance(ReverseCovariance):
     ) -> StructuredCovariance:
         """Inverted: what the variance of the step to the index before leaves for x_0 [E2]."""
         kernel = step_of_schedule(self.name, level, schedule)
-        found = self(posterior, kernel)
-        return StructuredCovariance(found.structure, unseen_variance(kernel, found.variance))
+        found = self(in_double(posterior), kernel)
+        return StructuredCovariance(found.structure, unseen_variance(kernel, found.variance).to(posterior.mean))
 
     def _check_step(self, kernel: ReverseKernel) -> None:
         check_ddpm(kernel, "LearnedVariance", "use eta=1 or Analytic")

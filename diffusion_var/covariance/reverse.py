@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -279,6 +279,11 @@ def check_covariance(covariance: Any) -> ReverseCovariance:
 def unseen_variance(kernel: ReverseKernel, variance: torch.Tensor) -> torch.Tensor:
     """v of variances λ² + γ² v of a step [E2]; below λ² it is 0."""
     return (variance - kernel.lambda2).clamp_min(0.0) / kernel.gain**2
+
+
+def in_double(posterior: Posterior) -> Posterior:
+    """With what a network says of its variance in float64: of λ² + γ² v, v is a small part in a short step."""
+    return replace(posterior, range=None if posterior.range is None else posterior.range.double())
 
 
 def step_of_schedule(name: str, level: NoiseLevel, schedule: NoiseSchedule | None) -> ReverseKernel:

@@ -87,6 +87,29 @@ def test_analytic_adds_gain_times_the_tables_value():
                 assert found.shape == make_structure(structure, (3, 2, 2)).variance_shape
 
 
+def test_what_is_left_of_x_0_is_the_tables_value():
+    """Cov[x_0|x_t] itself, of the step to clean data; on the grid and off it, scaled where it is scaled."""
+    denoiser = dv.oracles.GaussianDenoiser(SCHEDULE, 0.0, generator(1, "l").uniform(0.1, 2.0, (3, 2, 2)), basis="dct")
+    table = dv.estimate(denoiser, denoiser.sample(500), 1e3, indices=[2, 556, 1000], progress=False)
+    zero = torch.zeros(2, 3, 2, 2, dtype=torch.float64)
+    for level in (SCHEDULE.level(556), SCHEDULE.level_at(556.3)):
+        for structure in ("isotropic", "channel", "pixel", "dct"):
+            analytic = dv.Analytic(table, structure=structure)
+            v = torch.from_numpy(np.asarray(table.posterior_variance(level, structure=structure)))
+            for covariance, factor in ((analytic, 1.0), (dv.Scaled(analytic, 0.3), 0.3)):
+                found = covariance.posterior_covariance(dv.Posterior(zero, zero), level)
+                assert found.structure.name == structure
+                torch.testing.assert_close(found.variance, factor * v, rtol=1e-12, atol=0)
+
+
+def test_beta_tilde_and_beta_know_nothing_of_x_0():
+    zero = torch.zeros(2, 3, 2, 2)
+    for covariance in (dv.FixedSmall(), dv.FixedLarge(), dv.Scaled(dv.FixedLarge(), 2.0)):
+        assert not covariance.knows_x_0
+        with pytest.raises(dv.InputError, match=r"beta.* says how much noise a step adds, and nothing of Cov\[x_0"):
+            covariance.posterior_covariance(dv.Posterior(zero, zero), SCHEDULE.level(3))
+
+
 def test_analytic_refuses_what_does_not_fit():
     table = dv.VarianceTable.from_moments(SCHEDULE, eps_square=np.full(1000, 0.9))
     with pytest.raises(dv.InputError, match="Analytic needs a VarianceTable, but got str"):

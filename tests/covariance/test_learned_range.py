@@ -141,3 +141,31 @@ def test_a_network_that_learned_no_range_is_refused() -> None:
         dv.Sampler(plain, dv.LearnedRange(), 5).sample(2)
     with pytest.raises(dv.InputError, match="needs a network with 2C output channels"):
         dv.LearnedRange()(None, dv.ReverseKernel(dv.NoiseSchedule.linear(1000), 500, 400))
+
+
+def test_inverted_it_is_what_the_network_leaves_of_x_0() -> None:
+    """A network that says E2's variance of Gaussian data gives their Cov[x_0|x_t] back, in float32 too."""
+    schedule = dv.NoiseSchedule.from_betas(BETAS["linear"])
+    exact = dv.oracles.GaussianDenoiser(schedule, 0.0, np.exp(np.random.default_rng(1).uniform(-3, 0, SHAPE)))
+    for n in (2, 100, 500, 1000):
+        kernel, v = dv.ReverseKernel(schedule, n, n - 1), exact.posterior_variance(n)
+        # In the range there is room for it: β̃ + γ² v is below β for data of variance below 1.
+        fraction = np.log(1 + kernel.gain**2 * v / kernel.beta_tilde) / np.log(kernel.beta / kernel.beta_tilde)
+        assert 0.0 <= fraction.min() <= fraction.max() <= 1.0
+        raw = torch.from_numpy(2 * fraction - 1)[None]
+        for dtype, close in ((torch.float64, 1e-8), (torch.float32, 1e-3)):
+            posterior = posterior_with(raw.to(dtype))
+            found = dv.LearnedRange(25).posterior_covariance(posterior, schedule.level(n), schedule)
+            assert found.variance.dtype == dtype
+            np.testing.assert_allclose(found.variance[0].double().numpy(), v, rtol=close)
+    below = posterior_with(torch.full((1, *SHAPE), -1.1))  # networks leave the range: less than β̃ leaves nothing
+    assert float(dv.LearnedRange().posterior_covariance(below, schedule.level(500), schedule).variance.max()) == 0.0
+
+
+def test_inverted_it_asks_for_a_level_of_the_schedule() -> None:
+    schedule = dv.NoiseSchedule.from_betas(BETAS["rough"])
+    raw = posterior_with(normal(1, *SHAPE))
+    off = dv.NoiseLevel(0.8, 0.5, 3.5)
+    for level, known in ((off, schedule), (off, None), (schedule.level(3), None)):
+        with pytest.raises(dv.InputError, match="is of none; take indices of the denoiser's schedule as steps"):
+            dv.LearnedRange().posterior_covariance(raw, level, known)

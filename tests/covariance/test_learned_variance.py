@@ -74,6 +74,16 @@ def test_the_optimal_log_variance_gives_the_exact_bound() -> None:
     assert float(worse) > float(learned_bound) + 0.05
 
 
+def test_inverted_it_is_what_the_network_leaves_of_x_0() -> None:
+    exact = dv.oracles.GaussianDenoiser(SCHEDULE, 0.1, np.exp(np.random.default_rng(1).uniform(-3, 0, SHAPE)))
+    for n in (1, 2, 15, N):
+        kernel, v = dv.ReverseKernel(SCHEDULE, n, n - 1), exact.posterior_variance(n)
+        raw = torch.from_numpy(np.log(kernel.lambda2 + kernel.gain**2 * v))[None]
+        for covariance in (dv.LearnedVariance(), dv.LearnedVariance(respaced=True)):
+            found = covariance.posterior_covariance(dv.Posterior(raw, raw, raw), SCHEDULE.level(n), SCHEDULE)
+            np.testing.assert_allclose(found.variance[0].numpy(), v, rtol=1e-9)
+
+
 @pytest.mark.parametrize("steps", [[1, 3, 30], 7, [SCHEDULE.level(N), SCHEDULE.level_at(2.0)]])
 def test_steps_that_leave_out_indices_are_refused(steps: Any) -> None:
     with pytest.raises(
