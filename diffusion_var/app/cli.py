@@ -31,6 +31,7 @@ from .options import (
     TrainHeadOptions,
 )
 from .processes import carried_out, starting
+from .restore.options import RestoreOptions
 
 app = new_app("diffusion-var", "The reverse covariance of diffusion models: measure it once, sample and score with it.")
 
@@ -44,6 +45,7 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
     "sample": (SampleOptions, "commands.sample"),
     "nll": (NllOptions, "commands.nll"),
     "steps": (StepsOptions, "commands.steps"),
+    "restore": (RestoreOptions, "restore.run"),
     "train-head": (TrainHeadOptions, "commands.train_head"),
     "train-unet": (TrainUNetOptions, "commands.train_unet"),
     "train-features": (TrainFeaturesOptions, "commands.train_features"),
@@ -59,6 +61,7 @@ IN_SHORT = {
     "advise": "Advise on a model of one's own, from held-out images.",
     "nll": "Bound the likelihood of images, in bits/dim.",
     "steps": "Find the step lists that are best for likelihoods.",
+    "restore": "Restore images from measurements, and score it.",
     "train-head": "Train a head: variances that depend on the image.",
     "train-unet": "Train a UNet on images, as a diffusers pipeline.",
     "train-features": "Train a small classifier, whose features scores use.",

@@ -20,7 +20,8 @@ K = TypeVar("K", bound=Options)
 
 #: Names of commands and scripts. `steps` is an option of others, so that its options have a file of their own.
 SECTIONS = frozenset(
-    {"advise", "estimate", "sample", "nll", "fid", "stats", "compare"} | {"train_head", "train_unet", "train_features"}
+    {"advise", "estimate", "sample", "nll", "restore", "fid", "stats", "compare"}
+    | {"train_head", "train_unet", "train_features"}
 )
 
 

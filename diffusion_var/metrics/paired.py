@@ -34,7 +34,7 @@ _BACKBONES = {
     "vgg": (16, "vgg16-397923af.pth"),
     "squeeze": (17, "squeezenet1_1-b8a52dc0.pth"),
 }
-_SIDE = 6  # least of SSIM: its window is reflected at the edges
+SSIM_SIDE = 6  # the least: its window is reflected at the edges
 _AT_ONCE = 256  # images that LPIPS looks at
 
 
@@ -58,11 +58,11 @@ def ssim(images: Tensor, truth: Tensor, data_range: Range = (-1.0, 1.0)) -> Tens
     Raises InputError for images that are neither (C, H, W) nor videos, or have a side of fewer than 6 pixels.
     """
     images, truth, width = _checked(images, truth, data_range)
-    wrong = images.ndim not in (4, 5) or min(images.shape[2:]) < _SIDE
+    wrong = images.ndim not in (4, 5) or min(images.shape[2:]) < SSIM_SIDE
     checks.refuse(
         wrong,
         f"images have shape {tuple(images.shape[1:])}, but SSIM's window needs (C, H, W) or (C, F, H, W) with sides of "
-        f"at least {_SIDE}; leave SSIM out.",
+        f"at least {SSIM_SIDE}; leave SSIM out.",
     )
     found: Tensor = _function("structural_similarity_index_measure")(images, truth, data_range=width, reduction="none")
     return found
