@@ -19,7 +19,8 @@ PHRASES = (
     (r"\bFixedSmall\b", "beta_tilde"),
     (r"\bFixedLarge\b", "beta"),
     (r"\bLearnedRange\b", "learned_range"),
-    (r"\bAnalytic\b(?!-)", "analytic"),
+    (r"\b(?:dv\.)?Analytic\b(?!-)", "analytic"),
+    (r"\b(?:dv\.)?PiGDM\(\)", "pigdm"),
     (r", or None\.", "."),  # where an option is left out
     (r", or None for", ", or leave it out for"),
 )

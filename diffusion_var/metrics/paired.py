@@ -79,7 +79,7 @@ def lpips(images: Tensor, truth: Tensor, data_range: Range = (-1.0, 1.0), networ
     """
     images, truth, _ = _checked(images, truth, data_range)
     if (reason := why_no_lpips(tuple(images.shape[1:]), network)) is not None:
-        raise InputError(reason)
+        raise InputError(f"{reason}; bring what is missing, or leave LPIPS out.")
     low, high = data_range
     shown = [
         ((part - low) / (high - low) * 2.0 - 1.0).clamp(-1.0, 1.0).float().expand(-1, 3, -1, -1)
@@ -94,22 +94,18 @@ def lpips(images: Tensor, truth: Tensor, data_range: Range = (-1.0, 1.0), networ
 
 
 def why_no_lpips(shape: tuple[int, ...], network: str = "alex") -> str | None:
-    """Why LPIPS cannot be had of images (C, H, W), in a sentence; None where it can."""
+    """Why LPIPS cannot be had of images (C, H, W), in words; None where it can."""
     least, file = _BACKBONES[checks.one_of("network", network, _BACKBONES)]
     if len(shape) != 3 or shape[0] not in (1, 3) or min(shape[1:]) < least:
         return (
-            f"images have shape {shape}, but LPIPS by the network {network} needs (1, H, W) or (3, H, W) with sides of "
-            f"at least {least}; leave LPIPS out."
+            f"LPIPS by the network {network} needs images (1, H, W) or (3, H, W) with sides of at least {least}, but "
+            f"these are {shape}"
         )
     path = Path(torch.hub.get_dir()) / "checkpoints" / file
     if not path.is_file():
-        return (
-            f"LPIPS needs the weights {path}, which are not there; bring torchvision's file there, or leave LPIPS out."
-        )
+        return f"LPIPS needs torchvision's file of weights {path}, which is not there"
     if not _file_sha256(path).startswith(path.stem.rpartition("-")[2]):
-        return (
-            f"LPIPS needs the weights {path}, but this file is another one by its SHA-256; bring torchvision's there."
-        )
+        return f"LPIPS needs torchvision's file of weights {path}, but by its SHA-256 this is another one"
     return None
 
 

@@ -101,14 +101,14 @@ def test_ssim_needs_pictures() -> None:
 
 def test_lpips_says_why_it_is_not_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert "are not there" in str(why_no_lpips((3, 64, 64)))
+    assert "which is not there" in str(why_no_lpips((3, 64, 64)))
     assert "at least 32" in str(why_no_lpips((1, 8, 8)))
     assert "(1, H, W) or (3, H, W)" in str(why_no_lpips((2, 64, 64)))
     with pytest.raises(dv.InputError, match="network='resnet' is not known"):
         why_no_lpips((3, 64, 64), "resnet")
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     (tmp_path / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth").write_bytes(b"another file")
-    assert "another one by its SHA-256" in str(why_no_lpips((3, 64, 64)))
+    assert "by its SHA-256 this is another one" in str(why_no_lpips((3, 64, 64)))
     with pytest.raises(dv.InputError, match="another one"):
         lpips(*pairs((3, 64, 64)))
 

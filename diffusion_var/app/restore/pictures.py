@@ -146,6 +146,8 @@ def calibration_curves(found: Sequence[Calibration]) -> Figure:
     axes.axhline(1.0, color="black", linewidth=0.8, linestyle=(0, (5, 3)))
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        formatted("{x:g}")
     axes.set_xlabel("noise level, σ/α")
     axes.set_ylabel("rᵀ S⁻¹ r / dim(y), right at 1")
     axes.grid(alpha=0.3, which="both")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -61,7 +62,8 @@ def _pages(setting: Setting, cells: Sequence[Cell], found: Sequence[Calibration]
     content = {
         "options": options,
         "rows": setting.rows,
-        "shape": setting.measurement.shape,
+        "numbers": math.prod(setting.measurement.shape),
+        "metrics": " and ".join(tables.TITLES[name].partition(" ")[0] for name in setting.metrics[0]),
         "is_scored": setting.truth is not None,
         "sentences": [*tables.opening(cells, options.steps), *tables.calibrated(found)],
         "steps": [{"count": k, "rows": _rows(setting, cells, k)} for k in options.steps],

@@ -89,9 +89,9 @@ class Setting:
             return [], []
         shape, names, without = self.model.image_shape, ["psnr"], []
         if find_spec("torchmetrics") is None:
-            return names, ["SSIM and LPIPS need torchmetrics; pip install 'diffusion-var[restoration]'."]
+            return names, ["SSIM and LPIPS need torchmetrics: pip install 'diffusion-var[restoration]'"]
         if min(shape[1:]) < SSIM_SIDE:
-            without.append(f"images of {shape} are too small for SSIM.")
+            without.append(f"SSIM needs images with sides of at least {SSIM_SIDE}, but these are {shape}")
         else:
             names.append("ssim")
         if (reason := why_no_lpips(shape)) is None:
@@ -186,6 +186,11 @@ def _check(options: RestoreOptions) -> None:
     for name in ("labels", "latents"):
         given = getattr(options, name) is not None
         checks.refuse(given, f"--{name} is for the images of a variance table, and has no meaning here; leave it out.")
+    unlike = options.posterior_noise and "jacobian" in options.all_covariances
+    checks.refuse(
+        unlike,
+        "--posterior-noise needs covariances that can be drawn from, and jacobian is none; leave out one of the two.",
+    )
     unused = options.table is not None and not {*OF_TABLES} & {*options.all_covariances}
     checks.refuse(
         unused, f"--table has no meaning with --covariances {','.join(options.all_covariances)}; leave it out."

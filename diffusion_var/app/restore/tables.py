@@ -114,7 +114,7 @@ def rows(cells: Sequence[Cell], metrics: Sequence[str]) -> list[dict[str, Any]]:
         if (wide := spread(cell)) is not None:
             texts["spread / error"] = f"{wide:.2f}"
         texts["evaluations"] = f"{cell.evaluations}" + (" + backward" if cell.guidance == "I" else "")
-        texts["not solved"] = str(cell.not_converged + cell.not_positive)
+        texts["not converged, not positive"] = f"{cell.not_converged}, {cell.not_positive} of {cell.solves}"
         bold = [TITLES[metric] for metric in metrics if any(cell is one for one in leaders[metric])]
         found.append({"label": cell.label, "texts": texts, "best": bold})
     return found
