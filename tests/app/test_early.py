@@ -21,12 +21,13 @@ COMMANDS = {
     "sample": "sample --model digits -o OUT/s --steps 2 --count 2",
     "nll": "nll --model digits --images digits:score --covariance beta -o OUT/n.json",
     "steps": "steps --objective bound --model digits --images digits:score --covariance beta",
+    "restore": "restore --model digits --images digits:score --operator box -o OUT/r",
     "train-head": "train-head --model digits --table TABLE --images digits:train -o OUT/h",
     "advise": "advise --model digits --images digits:score",
     "compare": "compare --model digits --steps 2 --seeds 0 --count 2 -o OUT/c",
 }
 EVERY = tuple(COMMANDS)
-READERS = ("estimate", "nll", "steps", "train-head")
+READERS = ("estimate", "nll", "steps", "restore", "train-head")
 WRONG: list[tuple[tuple[str, ...], str, str]] = [
     (EVERY, "--model LONG", "longer than this system allows"),
     (EVERY, "--prompts LONG", "longer than this system allows"),
@@ -56,6 +57,21 @@ WRONG: list[tuple[tuple[str, ...], str, str]] = [
     (READERS, "--images EMPTY", "holds no images"),
     (READERS, "--images digits:none", "no split"),
     (READERS, "--images digits", "choose one of digits:train, digits:table, digits:score"),
+    (("restore",), "-o LONG", "longer than this system allows"),
+    (("restore",), "--table LONG --covariances dct", "longer than this system allows"),
+    (("restore",), "--measurements LONG", "longer than this system allows"),
+    (("restore",), "--measurements OUT/none.npz", "no file of measurements"),
+    (("restore",), "--table OUT/none", "no variance table"),
+    (("restore",), "--covariances dct", "needs a variance table"),
+    (("restore",), "--covariances head", "needs a trained head"),
+    (("restore",), "--covariances pigdm,pigdm", "none twice"),
+    (("restore",), "--steps 1001", "1000"),
+    (("restore",), "--draws 0", "--draws 0 must be"),
+    (("restore",), "--operator nothing", "'nothing' is not known; use inpainting"),
+    (("restore",), "--operator inpainting:0.5", "ARGUMENT=VALUE"),
+    (("restore",), "--guidance III", "--guidance: input should be 'I' or 'II'"),
+    (("restore",), "-o FILE/x", "is a file"),
+    (("restore",), "-o FULL", "not empty"),
     (("sample",), "-o OUT/s.npy", "neither a folder nor a file ending in .npz"),
     (("estimate",), "--structures isotropic,pixle", "--structures: input should be 'isotropic'"),
     (("estimate",), "--tolerance abc", "--tolerance: input should be a valid number, but got 'abc'"),

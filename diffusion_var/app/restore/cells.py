@@ -17,12 +17,11 @@ from pydantic import Field
 
 from ... import parallel
 from ...array_rules import ArrayRule, require_arrays
-from ...covariance.reverse import ReverseCovariance
 from ...data.images import to_uint8
 from ...documents import Arrays, Form
 from ...files import make_folder
 from ...metrics.paired import lpips, psnr, ssim
-from ...process.steps import describe, resolve
+from ...process.steps import describe
 from ...restoration.conditioned import ConditionedDenoiser
 from ...restoration.restore import Restoration, restore
 from ...resume import StateRecord
@@ -129,11 +128,10 @@ class CellLoop:
         checkpoint = self._files.path(label, own).with_suffix(".partial")
         if team.first:
             make_folder(checkpoint.parent)
-        noise: ReverseCovariance | None = denoiser.posterior_noise() if options.posterior_noise else None
         result = restore(
             denoiser,
             k,
-            covariance=noise,
+            covariance=self.setting.sampler(denoiser, k).covariance,
             eta=options.eta,
             draws=options.draws,
             seed=options.seed,
@@ -153,7 +151,7 @@ class CellLoop:
     def _own(self, denoiser: ConditionedDenoiser, k: int) -> dict[str, Any]:
         """What a cell has for itself."""
         options = self.options
-        steps = describe(resolve(denoiser.schedule, k))
+        steps = describe(self.setting.sampler(denoiser, k).steps)
         own = {"conditioned on": denoiser.conditioned_on(), "steps": steps, "draws": options.draws, "eta": options.eta}
         return own | {"posterior_noise": options.posterior_noise}
 

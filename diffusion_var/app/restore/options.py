@@ -41,7 +41,7 @@ class RestoreOptions(ModelOptions, ImageOptions):
     table: Annotated[Path | None, "variance table of the model"] = None
     head: Annotated[Path | None, HeadHelp] = None
     estimator: Annotated[Estimators, "estimator of the table"] = "residual"
-    data_variance: Annotated[float, "of pigdm: variance of the data"] = 1.0
+    pigdm_variance: Annotated[float, "of pigdm: variance of the data"] = 1.0
     guidance: Annotated[
         list[Guidances], "I (through the network, a backward pass a step), II (by the covariance), or both"
     ] = field(default_factory=lambda: ["I"])

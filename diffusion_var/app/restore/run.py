@@ -10,6 +10,7 @@ from ... import parallel
 from ...errors import InputError
 from ...files import make_folder, require_empty_folder, write_atomic
 from ...json_text import parse_json
+from ..cell_files import FOLDER
 from ..claims import claimed_folder, run_identity
 from ..outputs import require_writable
 from ..terminal import say, say_lines
@@ -57,8 +58,8 @@ def _begin(partial: Path, this: str) -> None:
 
 
 def _refuse_other(partial: Path, this: str, overwrite: bool) -> None:
-    """InputError for a folder in which another run has not finished."""
-    if overwrite or not partial.is_file():
+    """InputError for a folder in which another run has not finished, and has something to lose."""
+    if overwrite or not partial.is_file() or not any((partial.parent / FOLDER).glob("*.safetensors")):
         return
     try:
         found: Any = parse_json(partial.read_bytes())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from importlib.util import find_spec
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from ... import checks
 from ...covariance.analytic import Analytic
 from ...covariance.exact import ExactCovariance
+from ...covariance.fixed import FixedSmall
 from ...covariance.head import Head
 from ...covariance.learned_range import LearnedRange
 from ...covariance.pigdm import PiGDM
@@ -27,6 +29,7 @@ from ...restoration.conditioned import ConditionedDenoiser
 from ...restoration.jacobian import NetworkJacobian
 from ...restoration.measurement import Measurement
 from ...restoration.operators import Operator, OperatorName, parse_operator
+from ...sampling.sampler import Sampler
 from ...variance.table import VarianceTable
 from ..compare.exact import mixture_of
 from ..model import Model, check_model_options, open_model, open_schedule, read
@@ -78,6 +81,11 @@ class Setting:
             below=None if covariance == "jacobian" else options.below,
         )
 
+    def sampler(self, denoiser: ConditionedDenoiser, steps: int) -> Sampler:
+        """As `restore` has it."""
+        noise = denoiser.posterior_noise() if self.options.posterior_noise else FixedSmall()
+        return Sampler(denoiser, noise, steps, self.options.eta)
+
     def conditions(self, rows: Sequence[int] | None = None) -> Any:
         """The conditions of measurements (by default of all), by slices; None for a model without."""
         return self.model.sample_conditions(range(self.rows) if rows is None else rows)
@@ -122,8 +130,8 @@ def open_setting(options: RestoreOptions) -> Setting:
 
     Raises InputError for options that cannot be carried out.
     """
-    _check(options)
     check_model_options(options)
+    _check(options)
     table = None if options.table is None else VarianceTable.load(options.table)
     for name in options.all_covariances:
         if name not in ("exact", "jacobian"):
@@ -160,7 +168,10 @@ def _opened(
         differ, f"there are {len(y)} measurements and {0 if truth is None else len(truth)} images; give each its truth."
     )
     model.sample_conditions([0])  # refuses what is missing before the work
-    return Setting(options, model, operator, y.to(device), truth, table)
+    setting = Setting(options, model, operator, y.to(device), truth, table)
+    for covariance, guidance in product(options.all_covariances, options.guidance):
+        setting.sampler(setting.denoiser(covariance, guidance), options.steps[0])
+    return setting
 
 
 def _check(options: RestoreOptions) -> None:
@@ -205,7 +216,7 @@ def make_covariance(name: str, options: RestoreOptions, table: VarianceTable | N
         missing = f"the covariance {name} needs a variance table; give one as table= (`diffusion-var estimate`)."
         return Analytic(checks.given(table, missing), options.estimator, name)
     if name == "pigdm":
-        return PiGDM(options.data_variance)
+        return PiGDM(options.pigdm_variance)
     if name == "head":
         missing = "the covariance head needs a trained head; give its file as head= (`diffusion-var train-head`)."
         return Head.load(checks.given(options.head, missing))
