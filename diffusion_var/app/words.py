@@ -20,7 +20,6 @@ PHRASES = (
     (r"\bFixedLarge\b", "beta"),
     (r"\bLearnedRange\b", "learned_range"),
     (r"\b(?:dv\.)?Analytic\b(?!-)", "analytic"),
-    (r"\b(?:dv\.)?PiGDM\(\)", "pigdm"),
     (r", or None\.", "."),  # where an option is left out
     (r", or None for", ", or leave it out for"),
 )
