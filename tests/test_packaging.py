@@ -46,6 +46,7 @@ def test_wheel_builds_and_is_complete(built: Path) -> None:
         "assets/photographs/unet/diffusion_pytorch_model.safetensors",
         "assets/photographs/scheduler/scheduler_config.json",
         "app/compare/templates/report.html.j2",
+        "app/restore/templates/report.md.j2",
     ):
         assert f"diffusion_var/{needed}" in names
 

@@ -18,12 +18,18 @@ from many import environments
 
 Command = list[str] | Callable[[], object]  # arguments of the command line, or calls
 
+_OF_RESTORE = ("deepinv.physics", "torchmetrics.functional.image")
 TIMED = "training.json"  # it tells how many seconds a training took
 
 
 def import_everything() -> None:
     """What the forks need."""
-    for name in ("matplotlib.figure", "diffusers.training_utils", "diffusers.pipelines.ddpm.pipeline_ddpm"):
+    for name in (
+        "matplotlib.figure",
+        "diffusers.training_utils",
+        "diffusers.pipelines.ddpm.pipeline_ddpm",
+        *_OF_RESTORE,
+    ):
         import_module(name)
     from diffusion_var.app.cli import COMMANDS
 

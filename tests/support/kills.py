@@ -158,6 +158,8 @@ def commands(inputs: Path) -> dict[str, Callable[[Path], Command]]:
     training = ["--steps", "2", "--batch-size", "2", "--evaluate-every", "1"]
     digits = ["--model", "digits"]
     sample = ["sample", *digits, "--steps", "2"]
+    restore = ["restore", *digits, "--images", "digits:score[:2]", "--operator", "inpainting", "--covariances", "pigdm"]
+    restore += ["--steps", "1,2", "--draws", "2", "--guidance", "II"]
     nll = ["nll", *digits, "--images", "digits:score[:3]", "--steps", "2", "--covariance", "beta_tilde"]
     made: dict[str, Callable[[Path], Command]] = {
         "estimate": lambda out: [*estimate, "-o", f"{out}/t"],
@@ -203,6 +205,7 @@ def commands(inputs: Path) -> dict[str, Callable[[Path], Command]]:
         ],
         "encode_latents": lambda out: partial(_encode, out / "latents"),
         "compare": lambda out: ["compare", "--config", f"{config}", "-o", f"{out}/c"],
+        "restore": lambda out: [*restore, "--calibrate", "--levels", "2", "-o", f"{out}/r"],
     }
     measured = [*estimate[:-4], "--indices", "1,100,300,500,700,1000", "--tolerance", "9", "-o", str(table)]
     if run(measured, inputs / "log")[0] != 0:

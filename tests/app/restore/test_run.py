@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ import torch
 from many import Many, many
 from PIL import Image
 from safetensors.numpy import save_file
+from small_pipelines import save_ldm
+from typer.testing import CliRunner
 
 import diffusion_var as dv
 from diffusion_var import parallel, resume
+from diffusion_var.app import cli
 from diffusion_var.app.config import load_options
 from diffusion_var.app.restore import cells
 from diffusion_var.app.restore.options import RestoreOptions
@@ -238,6 +242,53 @@ def test_an_exact_model_and_its_own_covariance(tmp_path: Path) -> None:
         8,
         3,
     )
+
+
+# ---- by the command line, and models of other kinds ------------------------------------------------------------------
+
+
+def command(*words: str) -> Any:
+    return CliRunner().invoke(cli.app, ["--quiet", "restore", *words])
+
+
+def test_the_command_line_and_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = "def halves(shape):\n    return lambda x: 0.5 * x[..., ::2]\n"
+    (tmp_path / "operators_of_a_command.py").write_text(own)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(
+        "estimate: {model: digits, images: digits:table, out: none}\n"
+        "restore:\n  model: digits\n  images: digits:score[:3]\n  operator: operators_of_a_command:halves\n"
+        "  covariances: [pigdm]\n  guidance: [II]\n  steps: [2]\n  out: out\n"
+    )
+    done = command("--config", "c.yaml", "--draws", "3", "--posterior-noise", "--below", "10", "--eta", "0.5")
+    assert done.exit_code == 0, done.output
+    assert "K = 2" in done.output
+    assert "written: out/report.md" in done.output
+    (cell,) = json.loads((tmp_path / "out" / "results.json").read_text())["cells"]
+    assert (cell["draws"], cell["images"], cell["steps"]) == (3, 3, 2)
+    assert Image.open(tmp_path / "out" / "measured" / "000000.png").size == (4, 8)
+    again = command("--config", "c.yaml", "--draws", "3", "--posterior-noise", "--below", "10", "--eta", "0.5")
+    assert "already finished" in again.output
+    wrong = command("--config", "c.yaml", "--guidance", "II,III")
+    assert isinstance(wrong.exception, dv.InputError)
+    sys.modules.pop("operators_of_a_command", None)
+
+
+def test_a_latent_model_is_measured_through_its_decoder(tmp_path: Path) -> None:
+    model = save_ldm(tmp_path / "model")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 16, 16), dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", images=pixels)
+    words = ["--model", str(model), "--images", f"{tmp_path}/x.npz:images", "--operator", "box:size=4", "--steps", "2"]
+    with pytest.warns(dv.DiffusionVarWarning):  # what it costs, and what did not converge
+        done = command(*words, "--draws", "2", "-o", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    place = tmp_path / "out" / "restored" / "pigdm-I-2"
+    assert np.asarray(Image.open(place / "draws" / "000000_1.png")).shape == (16, 16, 3)
+    for more, said in ((["--calibrate"], "works on latents"), (["--guidance", "II"], "through a decoder")):
+        refused = command(*words, *more, "-o", str(tmp_path / "other"))
+        assert isinstance(refused.exception, dv.InputError)
+        assert said in str(refused.exception)
+        assert not (tmp_path / "other").exists()
 
 
 # ---- going on --------------------------------------------------------------------------------------------------------
