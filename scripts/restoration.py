@@ -129,21 +129,25 @@ def scored(found: torch.Tensor, truth: torch.Tensor, runs: float, seconds: float
 
 
 def rival_cells(case: Case, kept: Kept, args: argparse.Namespace) -> None:
+    known = kept if args.settings_of is None else Kept(args.out / f"{args.settings_of}.jsonl")
     for problem in problems(case, args):
         for name in args.methods or rivals.METHODS:
             for evaluations in args.evaluations if rivals.fits(name, problem.physics) else ():
                 cell = Cell(problem.operator, problem.noise, name, evaluations)
-                kept.make(cell, partial(rival_scores, case, problem, name, evaluations))
+                settings = known.cells[cell].settings if cell in known.cells else None
+                kept.make(cell, partial(rival_scores, case, problem, name, evaluations, settings))
 
 
-def rival_scores(case: Case, problem: Problem, name: str, evaluations: int) -> Scores:
-    """With the best of a rival's settings on other images."""
+def rival_scores(case: Case, problem: Problem, name: str, evaluations: int, settings: dict[str, Any] | None) -> Scores:
+    """With these settings, or the best of a rival's on other images."""
 
     def run(images: torch.Tensor, y: torch.Tensor, settings: dict[str, Any]) -> Scores:
         start = time.perf_counter()
         found, runs = rivals.restore(name, case.denoiser, problem.physics, y, evaluations, **settings)
         return scored(found, images, runs, time.perf_counter() - start, **settings)
 
+    if settings is not None:
+        return run(case.images, problem.y, settings)
     tried = [run(case.others, problem.other_y, settings) for settings in rivals.GRIDS[name]]
     best = max(tried, key=lambda scores: float(np.mean(scores.psnr)))
     return run(case.images, problem.y, best.settings)
@@ -157,7 +161,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "η=0": {"eta": 0.0},
     "η=0.5": {"eta": 0.5},
     "posterior noise": {"posterior_noise": True},
-    "below 1": {"below": 1.0},
+    "τ=10": {"tau": 10.0},
+    "log-SNR": {"log_snr": True},
+    "2 draws": {"draws": 2},
+    "undamped": {"damped": False},
+    "below 0.2": {"below": 0.2},
 }
 
 
@@ -170,20 +178,25 @@ def our_cells(case: Case, kept: Kept, args: argparse.Namespace) -> None:
                 kept.make(cell, partial(our_scores, case, table, problem, method, steps))
 
 
-def our_scores(case: Case, table: dv.VarianceTable, problem: Problem, method: str, steps: int) -> Scores:
-    """One draw for every measurement by a `ConditionedDenoiser`."""
-    (name, guidance), *said = (part.rsplit(" ", 1) if k == 0 else part for k, part in enumerate(method.split(", ")))
+def our_scores(case: Case, table: dv.VarianceTable, problem: Problem, method: str, evaluations: int) -> Scores:
+    """Restored by a `ConditionedDenoiser`: a draw for every measurement, or the mean of some, of fewer steps each."""
+    first, *said = method.split(", ")
+    name, guidance = first.rsplit(" ", 1)
     options = {key: value for part in said for key, value in OPTIONS[part].items()}
-    eta, posterior_noise = options.pop("eta", 1.0), options.pop("posterior_noise", False)
+    noise = {key: options.pop(key) for key in ("eta", "tau") if key in options}
+    draws, posterior_noise = options.pop("draws", 1), options.pop("posterior_noise", False)
+    steps: Any = evaluations // draws
+    if options.pop("log_snr", False):
+        steps = dv.steps.log_snr_levels(case.denoiser.schedule, steps)
     start = time.perf_counter()
     measurement = dv.Measurement.from_deepinv(problem.physics, problem.y)
     covariance = covariance_of(name, case, table)
     denoiser = dv.ConditionedDenoiser(case.denoiser, covariance, measurement, guidance=guidance, **options)
-    noise = denoiser.posterior_noise() if posterior_noise else dv.FixedSmall()
-    sampler = dv.Sampler(denoiser, noise, steps, eta=eta)
-    found = sampler.sample(len(problem.y), seed=0, batch_size=len(problem.y))
-    seconds = time.perf_counter() - start
-    return scored(found, case.images, sampler.evaluations, seconds, counts=denoiser.counts())
+    drawn = denoiser.posterior_noise() if posterior_noise else dv.FixedSmall()
+    sampler = dv.Sampler(denoiser, drawn, steps, **noise)
+    count = len(problem.y)
+    found = torch.stack([sampler.sample(count, seed, batch_size=count) for seed in range(draws)]).mean(0)
+    return scored(found, case.images, draws * sampler.evaluations, time.perf_counter() - start)
 
 
 def covariance_of(name: str, case: Case, table: dv.VarianceTable) -> dv.ReverseCovariance:
@@ -191,7 +204,7 @@ def covariance_of(name: str, case: Case, table: dv.VarianceTable) -> dv.ReverseC
     if name == "ΠGDM":
         return dv.PiGDM()
     if name == "Jacobian":
-        return dv.NetworkJacobian()
+        return dv.restoration.NetworkJacobian()
     if name.startswith("exact"):
         assert isinstance(case.denoiser, dv.oracles.MixtureDenoiser)
         return dv.ExactCovariance(case.denoiser, name.split()[1])
@@ -273,7 +286,8 @@ def paired(cells: dict[Cell, Scores], args: argparse.Namespace, noise: float) ->
                 (Cell(o, noise, method, args.ours_at), Cell(o, noise, name, args.rivals_at)) for o in args.operators
             ]
             both = [(cells[a].psnr, cells[b].psnr) for a, b in pairs if a in cells and b in cells]
-            each = np.array([np.subtract(a, b) for a, b in both]).mean(0) if both else np.array([])
+            least = min((len(part) for pair in both for part in pair), default=0)  # the first images of all
+            each = np.array([np.subtract(a[:least], b[:least]) for a, b in both]).mean(0) if both else np.array([])
             shown.append(f"{each.mean():+.2f} ± {each.std(ddof=1) / len(each) ** 0.5:.2f}" if len(each) > 1 else "")
         if any(shown):
             row(method, *shown)
@@ -300,6 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--count", type=int, default=100, help="images that are compared")
     parser.add_argument("--others", type=int, default=20, help="images that choose the rivals' settings")
+    parser.add_argument("--settings-of", choices=DATA, help="whose cells' settings the rivals have, none being tried")
     parser.add_argument("--model", help="a network's folder in place of the bundled one")
     parser.add_argument("--mnist", default="mnist.npz", help="MNIST's images, train_x and test_x")
     parser.add_argument("--out", type=Path, default=Path("runs/restoration"), help="where cells and tables are kept")
