@@ -31,6 +31,8 @@ TABLE = ["estimate", *DIGITS, "--images", "digits:table[:16]", "--indices", "1,5
 HEAD = ["train-head", *DIGITS, "--images", "digits:table[:16]", "--batch-size", "4"]
 HEAD += ["--evaluate-every", "2", "--likelihood-images", "0"]
 SAMPLE = ["sample", *DIGITS, "--steps", "2", "--count", "3"]
+RESTORE = ["restore", *DIGITS, "--operator", "inpainting", "--covariances", "pigdm", "--guidance", "II"]
+RESTORE += ["--steps", "2", "--draws", "1", "--overwrite"]
 COMPARE: dict[str, Any] = {
     "model": "digits",
     "steps": [2],
@@ -176,6 +178,22 @@ def _compared(folder: Path) -> None:
     (folder / "c" / "cells" / "it").symlink_to(next((folder / "c" / "cells").glob("it-*")).name)
 
 
+def _restore(folder: Path) -> list[str]:
+    return [*RESTORE, "--measurements", f"{folder / 'y.npz'}", "-o", f"{folder / 'r'}"]
+
+
+def _measured(folder: Path) -> None:
+    np.savez(folder / "y.npz", y=generator(0, "measurements").standard_normal((2, 1, 8, 8), dtype=np.float32))
+
+
+def _restored(folder: Path) -> None:
+    _measured(folder)
+    call(_restore(folder))
+    (cell,) = (folder / "r" / "cells").iterdir()
+    cell.rename(cell.with_name(re.sub(r".*-", "it-", cell.name)))
+    (folder / "r" / "cells" / "it").symlink_to(next((folder / "r" / "cells").glob("it-*")).name)
+
+
 def _results(folder: Path, printed: str) -> Any:
     return (folder / "c" / "results.json").read_bytes()
 
@@ -248,6 +266,8 @@ KINDS = {
     ),
     "cell, at compare": Kind("c/cells/it", "document", _compared, _compare, _results, 20),
     "record, at compare": Kind("c/comparison.json", "json", _compared, _compare, _results, 20),
+    "measurements, at restore": Kind("y.npz", "npz", _measured, _restore, _file("r/results.json"), 20),
+    "cell, at restore": Kind("r/cells/it", "document", _restored, _restore, _file("r/results.json"), 20),
     "manifest, at sample": Kind("s/SHA256SUMS", "lines", _sampled, lambda f: [*SAMPLE, "-o", f"{f / 's'}"], _folder),
     "settings, at sample": Kind("s/sampling.json", "json", _sampled, lambda f: [*SAMPLE, "-o", f"{f / 's'}"], _folder),
     "images, at sample": Kind("s/000001.png", "any", _sampled, lambda f: [*SAMPLE, "-o", f"{f / 's'}"], _folder),

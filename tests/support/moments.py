@@ -303,6 +303,8 @@ def runs(inputs: Path) -> dict[str, Run]:
     nll = ["nll", *digits, "--images", "digits:score[:32]", "--steps", "5", "--covariance", "beta_tilde"]
     head = ["train-head", *digits, "--table", f"{table}", "--images", images, "--steps", "40", "--batch-size", "6"]
     head += ["--evaluate-every", "10", "--likelihood-images", "0"]
+    restore = ["restore", *digits, "--images", "digits:score[:16]", "--operator", "inpainting", "--draws", "2"]
+    restore += ["--covariances", "pigdm", "--guidance", "II", "--steps", "4,8", "--batch-size", "4", "--pictures", "2"]
     stats = ["stats", "digits:score[:700]", "--features", "digits", "--batch-size", "4"]
     made = {
         "estimate": Run(lambda out: [*estimate, "0.15", "--batch-size", "16", "-o", f"{out}/t"]),
@@ -313,6 +315,7 @@ def runs(inputs: Path) -> dict[str, Run]:
         "train-head": Run(lambda out: [*head, "-o", f"{out}/h"]),
         "sample": Run(lambda out: [*sample, "--count", "48", "-o", f"{out}/s"]),
         "sample npz": Run(lambda out: [*sample, "--count", "48", "-o", f"{out}/s.npz"], keeps=False),
+        "restore": Run(lambda out: [*restore, "-o", f"{out}/r"]),
         "stats": Run(lambda out: [*stats, "-o", f"{out}/s.npz"], keeps=False),
         "encode_latents": Run(lambda out: partial(_encode, out / "latents")),
     }

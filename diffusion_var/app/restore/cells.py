@@ -125,7 +125,7 @@ class CellLoop:
         if team.first_alone(lambda: self._load(label, own)):
             return
         say(f"restoring: {label}")
-        checkpoint = self._files.path(label, own).with_suffix(".partial")
+        checkpoint = self._checkpoint(label, own)
         if team.first:
             make_folder(checkpoint.parent)
         result = restore(
@@ -155,9 +155,13 @@ class CellLoop:
         own = {"conditioned on": denoiser.conditioned_on(), "steps": steps, "draws": options.draws, "eta": options.eta}
         return own | {"posterior_noise": options.posterior_noise}
 
+    def _checkpoint(self, label: str, own: dict[str, Any]) -> Path:
+        return self._files.path(label, own).with_suffix(".partial")
+
     def _load(self, label: str, own: dict[str, Any]) -> bool:
         found = self._files.load(label, own)
         if found is not None:
+            self._checkpoint(label, own).unlink(missing_ok=True)  # of a run that was killed just after the cell
             arrays, record = found
             plain: dict[str, Any] = {name: getattr(record, name) for name in _PLAIN}
             plain |= {name: arrays[name] for name in ("mean", "std", "draws")}

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ...files import make_folder
+from ...files import make_folder, sweep
 from ...manifest import Manifest, write_files
 from ..rendering import png, render, spreadsheet_cell
 from . import tables
@@ -32,6 +32,8 @@ def write_report(setting: Setting, cells: Sequence[Cell], found: Sequence[Calibr
     """Write all files into `folder`, and then the manifest that names the run and holds their hashes."""
     manifest = Manifest(folder, run)
     manifest.remove()
+    for place in sorted({path.parent for path in folder.rglob("*.tmp")}):
+        sweep(place)  # what writers left that were killed
     written: set[str] = set()
 
     def write(files: dict[str, bytes]) -> None:
