@@ -17,13 +17,15 @@ those of deepinv (Tachella et al. 2025, arXiv:2505.20160), which is optional: pi
 from __future__ import annotations
 
 import ast
+import hashlib
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,6 +49,7 @@ class Operator:
         adjoint: (B, *m) -> (B, C, *spatial); None: it is found by differentiation.
         physics: deepinv's object, where it is one.
         noise: the standard deviation that the object itself says of its noise; None where it says nothing.
+        source: SHA-256 of the file that a function of somebody's own is in; None for others.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Operator:
     adjoint: Linear | None = None
     physics: Any = None
     noise: float | None = None
+    source: str | None = None
 
     def measurement(self, y: torch.Tensor, noise: Any = None, *, through: Any = None) -> Measurement:
         """y (B, *m) as a measurement through it; see `Measurement` for the rest. `noise` None: what the object says."""
@@ -72,13 +76,14 @@ class OperatorName:
     text: str
     make: Maker
     arguments: dict[str, Any]
+    source: str | None = None
 
     def open(self, shape: tuple[int, ...], seed: int = 0, device: torch.device | str = "cpu") -> Operator:
         """The operator on images (C, *spatial); InputError for one that cannot be made, or is not linear."""
         made = _made(self, tuple(shape), seed)
         found = _operator(self.text, made, device)
         _try(found, tuple(shape), device)
-        return found
+        return replace(found, source=self.source)
 
 
 def parse_operator(text: str) -> OperatorName:
@@ -91,7 +96,7 @@ def parse_operator(text: str) -> OperatorName:
         checks.refuse(bool(unknown), f"the operator {name} has no {', '.join(unknown)}; it takes {', '.join(known)}.")
         return OperatorName(text, OWN[name], given)
     if colon and rest.isidentifier() and all(part.isidentifier() for part in name.split(".")):
-        return OperatorName(text, _entry(name, rest), {})
+        return OperatorName(text, *_entry(name, rest))
     kinds, others = deepinv_classes()
     checks.refuse(name in others, _not_linear(text, name))
     if name not in kinds:
@@ -131,18 +136,20 @@ def _arguments(text: str, rest: str) -> dict[str, Any]:
     return found
 
 
-def _entry(module: str, function: str) -> Maker:
-    """A function of somebody's own, looked for in the folder that the program runs in too."""
+def _entry(module: str, function: str) -> tuple[Maker, dict[str, Any], str | None]:
+    """A function of somebody's own, looked for in the folder that the program runs in too; no arguments; its source."""
     try:
         with _here_too():
-            found = getattr(import_module(module), function)
+            home = import_module(module)
+            found, file = getattr(home, function), getattr(home, "__file__", None)
+            source = None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
     except Exception as error:  # whatever the module does
         reason = f"{type(error).__name__}: {error}"
         raise InputError(
             f"the operator {module}:{function} cannot be imported ({reason}); check the name, and PYTHONPATH."
         ) from error
     checks.refuse(not callable(found), f"the operator {module}:{function} must be a function of the image shape.")
-    return lambda shape, seed, stream: found(shape)
+    return lambda shape, seed, stream: found(shape), {}, source
 
 
 @contextmanager

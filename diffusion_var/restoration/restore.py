@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +107,11 @@ def restore(
     count = checks.whole("draws", draws, least=1)
     covariance = FixedSmall() if covariance is None else covariance
     run = _Run(Sampler(denoiser, covariance, steps, eta), count, checks.seed(seed), batch_size, conditions)
-    with parallel.sharing("restore", run.facts):
-        kept = Checkpoint(checkpoint, FORM, run.facts())
-        with kept:
-            run.finish(kept, progress)
+    with (
+        parallel.sharing("restore", lambda: run.facts),
+        Checkpoint(checkpoint, FORM, {} if checkpoint is None else run.facts) as kept,
+    ):
+        run.finish(kept, progress)
     return run.result()
 
 
@@ -133,8 +135,9 @@ class _Run:
         self.counts = np.zeros(_COUNTS, dtype=np.int64)  # of all that is done
         self._own = np.zeros(_COUNTS, dtype=np.int64)  # of what this process has done now
 
+    @cached_property
     def facts(self) -> dict[str, Any]:
-        """What decides the result, as plain data."""
+        """What decides the result, as plain data; it reads the network's weights."""
         given = {} if self.conditions is None else {"conditions": digest_of(self.conditions)}
         return {**self.sampler._facts(), "draws": self.draws, "seed": self.seed, **given}
 

@@ -39,6 +39,7 @@ def _restore(options: RestoreOptions, this: str) -> None:
     setting = open_setting(options)
     partial = options.out / PARTIAL
     parallel.team().first_alone(lambda: _begin(partial, this))
+    setting = setting.with_kept(options.out)
     found = calibrate(setting, options.out) if options.calibrate else []
     cells = CellLoop(setting, options.out).fill()
     if not parallel.is_first():
@@ -59,7 +60,8 @@ def _begin(partial: Path, this: str) -> None:
 
 def _refuse_other(partial: Path, this: str, overwrite: bool) -> None:
     """InputError for a folder in which another run has not finished, and has something to lose."""
-    if overwrite or not partial.is_file() or not any((partial.parent / FOLDER).glob("*.safetensors")):
+    made = [file.name for file in (partial.parent / FOLDER).glob("*.safetensors")]
+    if overwrite or not partial.is_file() or all(name.startswith("measurements-") for name in made):
         return
     try:
         found: Any = parse_json(partial.read_bytes())

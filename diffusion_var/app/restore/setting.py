@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import metadata
 from importlib.util import find_spec
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from ...sampling.sampler import Sampler
 from ...variance.table import VarianceTable
 from ..compare.exact import mixture_of
 from ..model import Model, check_model_options, open_model, open_schedule, read
-from .measurements import measured, read_measurements
+from .measurements import kept, measured, read_measurements
 from .options import OF_TABLES, RestoreOptions
 
 
@@ -81,6 +82,19 @@ class Setting:
             below=None if covariance == "jacobian" else options.below,
         )
 
+    def with_kept(self, folder: Path) -> Setting:
+        """The same, with the measurements that were made of the same images before, if there are any."""
+        if self.options.measurements is not None:
+            return self
+        options = self.options
+        identity = {
+            "operator": [options.operator, self.operator.source],
+            "noise": options.noise,
+            "seed": options.seed,
+            "truth": self.truth_digest,
+        }
+        return replace(self, y=kept(self.y, folder, identity))
+
     def sampler(self, denoiser: ConditionedDenoiser, steps: int) -> Sampler:
         """As `restore` has it."""
         noise = denoiser.posterior_noise() if self.options.posterior_noise else FixedSmall()
@@ -109,16 +123,20 @@ class Setting:
         return names, without
 
     @cached_property
+    def truth_digest(self) -> str | None:
+        """SHA-256 of the true images."""
+        return None if self.truth is None else hashlib.sha256(self.truth.numpy().tobytes()).hexdigest()
+
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """What decides every cell, as plain data."""
-        truth = None if self.truth is None else hashlib.sha256(self.truth.numpy().tobytes()).hexdigest()
         return {
             "version": metadata.version("diffusion-var"),
             **self.model.denoiser.identity().plain(),
             "dtype": self.options.dtype,
-            "operator": self.options.operator,
+            "operator": [self.options.operator, self.operator.source],
             "measurement": self.measurement.digest,
-            "truth": truth,
+            "truth": self.truth_digest,
             "conditions": self.model.conditions_digest,
             "seed": self.options.seed,
             "metrics": self.metrics[0],
