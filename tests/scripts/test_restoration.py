@@ -1,0 +1,119 @@
+"""The script behind results/restoration.md, on a few digits: cells are scored, kept and not made again, its closed form
+is that of dense matrices, and its tables are of the cells."""
+
+import json
+import runpy
+
+import numpy as np
+import pytest
+import torch
+from places import ROOT
+
+import diffusion_var as dv
+
+FEW = ("--data", "digits", "--count", "3", "--others", "2", "--operators", "inpainting", "--noise", "0.1")
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """The script's folder on the path, as Python has it when the script is run."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    return runpy.run_path(str(ROOT / "scripts" / "restoration.py"), run_name="restoration")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a table of the digits' network, of few images."""
+    folder = tmp_path_factory.mktemp("restoration")
+    images = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    denoiser = dv.Denoiser.from_pretrained("digits")
+    # A clean image of noise is what no network expects: the table is of no use but to be one.
+    table = dv.estimate(denoiser, images, 10.0, indices=[1, 250, 500, 750, 1000], progress=False)
+    table.save(folder / "digits.safetensors")
+    return folder
+
+
+def test_cells_are_kept_and_compared(script, folder, capsys):
+    ours = ("dct II, τ=10, log-SNR, 2 draws", "ΠGDM I")
+    script["main"](["ours", *FEW, "--out", str(folder), "--evaluations", "4", "--methods", *ours])
+    script["main"](["rivals", *FEW, "--out", str(folder), "--evaluations", "4", "--methods", "ddrm"])
+    path = folder / "digits.jsonl"
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [entry["cell"]["method"] for entry in entries] == [*ours, "ddrm"]
+    assert [entry["scores"]["runs"] for entry in entries] == [4, 4, 4]
+    assert all(len(entry["scores"]["psnr"]) == len(entry["scores"]["ssim"]) == 3 for entry in entries)
+    assert entries[-1]["scores"]["settings"]["eta"] in (0.7, 0.85, 1.0)
+
+    kept = path.read_bytes()
+    capsys.readouterr()
+    script["main"](["ours", *FEW, "--out", str(folder), "--evaluations", "4", "--methods", *ours])
+    assert (path.read_bytes(), capsys.readouterr().out) == (kept, "")
+
+    script["main"](["tables", *FEW, "--out", str(folder), "--ours-at", "4", "--rivals-at", "4"])
+    printed = capsys.readouterr().out
+    mine, theirs = (np.array(entries[k]["scores"]["psnr"]) for k in (1, 2))
+    assert f"| ΠGDM I | {mine.mean():.2f} (" in printed
+    difference = mine - theirs
+    assert f"| ΠGDM I | {difference.mean():+.2f} ± {difference.std(ddof=1) / 3**0.5:.2f} |" in printed
+
+
+def test_a_settings_file_is_used(script, folder, tmp_path, capsys):
+    cell = {"operator": "inpainting", "noise": 0.1, "method": "ddrm", "evaluations": 4}
+    scores = {
+        "psnr": [],
+        "ssim": [],
+        "runs": 4,
+        "seconds": 0.0,
+        "settings": {"eta": 0.3, "etab": 1.0, "levels": "linear"},
+    }
+    (tmp_path / "mnist.jsonl").write_text(json.dumps({"cell": cell, "scores": scores}) + "\n")
+    arguments = ["--out", str(tmp_path), "--evaluations", "4", "--methods", "ddrm", "--settings-of", "mnist"]
+    script["main"](["rivals", *FEW, *arguments])
+    assert "'eta': 0.3" in capsys.readouterr().out
+
+
+def test_the_closed_form_posterior(script):
+    """E[x_0|y] of two components, by hand: each one's Wiener filter, weighed by its density of y; draws have its mean
+    and covariance, to 4 standard errors."""
+    rng = np.random.default_rng(0)
+    roots = rng.normal(size=(2, 4, 4)) / 2
+    covariances = roots @ roots.transpose(0, 2, 1) + 0.1 * np.eye(4)
+    means, weights = rng.normal(size=(2, 1, 2, 2)), np.array([0.3, 0.7])
+    mixture = dv.oracles.MixtureDenoiser(dv.NoiseSchedule.linear(50), means, covariances=covariances, weights=weights)
+    A, y, sigma = rng.normal(size=(3, 4)), rng.normal(size=3), 0.4
+
+    each, second, density = [], [], []
+    for m, C, w in zip(means.reshape(2, 4), covariances, weights, strict=True):
+        S = A @ C @ A.T + sigma**2 * np.eye(3)
+        r = y - A @ m
+        each.append(m + C @ A.T @ np.linalg.solve(S, r))
+        second.append(C - C @ A.T @ np.linalg.solve(S, A @ C) + np.outer(each[-1], each[-1]))
+        density.append(w * np.exp(-0.5 * r @ np.linalg.solve(S, r)) / np.linalg.det(S) ** 0.5)
+    r = np.array(density) / np.sum(density)
+    expected = r @ np.array(each)
+    covariance = np.einsum("j,jab->ab", r, np.array(second)) - np.outer(expected, expected)
+
+    count = 20_000
+    many = torch.from_numpy(np.tile(y, (count, 1)))
+    mean, draw = script["exact_posterior"](mixture, torch.from_numpy(A), many, sigma, seed=0)
+    assert np.abs(mean[0].flatten().numpy() - expected).max() < 1e-6
+    drawn = draw.flatten(1).double().numpy()
+    assert np.abs((drawn.mean(0) - expected) / np.sqrt(np.diag(covariance) / count)).max() < 4
+    spread = np.sqrt((np.outer(np.diag(covariance), np.diag(covariance)) + covariance**2) / count)
+    assert np.abs((np.cov(drawn.T) - covariance) / spread).max() < 4.5  # two components: not quite Gaussian
+
+
+@pytest.mark.parametrize("operator", ["inpainting", "box", "super-resolution", "blur", "compressed sensing"])
+def test_operators_are_linear_and_the_same_twice(script, operator):
+    make, measured, matrix_of = (script[name] for name in ("make_physics", "measured", "matrix_of"))
+    shape = (1, 8, 8)
+    physics, again = make(operator, shape, 0.1), make(operator, shape, 0.1)
+    images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    A = matrix_of(physics.A, shape)
+    assert (physics.A(images).flatten(1) - images.flatten(1) @ A.float().T).abs().max() < 1e-5
+    y = measured(physics, images)
+    assert torch.equal(y, measured(again, images))
+    alone = measured(physics, images[1:], first=1)  # image 1 has its own noise wherever it stands
+    assert (y[1:] - alone).abs().max() < 1e-5
+    assert 0.02 < (y - physics.A(images)).std() < 0.2
