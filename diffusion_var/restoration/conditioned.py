@@ -106,6 +106,8 @@ class ConditionedDenoiser(Denoiser):
         self.cg = _solver(solver)
         self.measurement = checks.instance("measurement", measurement, Measurement, "a dv.Measurement")
         self.given_covariance = covariance
+        for name, value in (("checkpointing", checkpointing), ("damped", damped)):
+            checks.refuse(not checks.is_bool(value), f"{name}={checks.brief(value)} must be True or False.")
         self.damped = bool(damped)
         self.below = None if below is None else checks.positive("below", below, "a positive σ/α, or None")
         base = denoiser

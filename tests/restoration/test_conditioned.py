@@ -15,6 +15,7 @@ import diffusion_var as dv
 from diffusion_var.errors import InputError, NumericalError
 from diffusion_var.process.structure import make_structure
 from diffusion_var.restoration import ConjugateGradients
+from diffusion_var.restoration.conditioned import step_length
 from diffusion_var.restoration.solver import cut_lanczos
 from diffusion_var.sampling.euler_maruyama import EulerMaruyama
 from diffusion_var.sampling.solvers import SolverSampler
@@ -175,6 +176,39 @@ def test_image_i_of_a_run_has_measurement_i_mod_b_whatever_the_batches(covarianc
     if covariance is not COVARIANCE:  # which adds noise that does not know of the measurement
         assert apart.argmin(1).tolist() == [i % 3 for i in range(8)]
         assert float(apart.min(1).values.max()) < 0.05
+
+
+def test_the_length_of_a_step() -> None:
+    """⟨u, r⟩/⟨u, S_J u⟩, at most 1, and 1 where S_J is not positive along u; each image its own."""
+    u, r = torch.ones(4, 2), torch.tensor([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0], [-1.0, -2.0]])
+    product = torch.tensor([[2.0, 4.0], [0.5, 1.0], [-1.0, -2.0], [2.0, 4.0]])
+    found = step_length(r, u, product)
+    assert found.dtype == torch.float64
+    assert found.tolist() == [0.5, 1.0, 1.0, 0.0]
+
+
+def test_a_covariance_that_is_too_small_overshoots_unless_it_is_damped() -> None:
+    """A fiftieth of Σ asks for a correction that is many times too long; damped, the residual is not made larger."""
+    base, known = gaussian("dct")
+    images, n = base.sample(3, seed=1).double(), 600
+    measurement = measured(halved, images, 0.05)
+    x_t = SCHEDULE.alpha[n] * images + SCHEDULE.sigma[n] * normal(3, *SHAPE)
+
+    def left(mean: torch.Tensor) -> torch.Tensor:
+        return (measurement.y - halved(mean)).flatten(1).norm(dim=1)
+
+    small, before = dv.Scaled(known, 0.02), left(base(x_t, n).mean)
+    damped, as_published = (
+        dv.ConditionedDenoiser(base, small, measurement, "I", TIGHT, damped=damped)(x_t, n).mean
+        for damped in (True, False)
+    )
+    assert bool((left(as_published) > 3.0 * before).all())
+    assert bool((left(damped) < before).all())
+    exact = [
+        dv.ConditionedDenoiser(base, known, measurement, "I", TIGHT, damped=damped)(x_t, n).mean
+        for damped in (True, False)
+    ]
+    close(exact[0], exact[1], 1e-10)  # where Σ is right there is nothing to shorten
 
 
 # ---- other denoisers ------------------------------------------------------------------------------------------------
@@ -358,6 +392,7 @@ def test_what_it_is_conditioned_on_tells_runs_apart() -> None:
         {"shift": 0.5},
         {"covariance": dv.PiGDM()},
         {"below": 0.5},
+        {"damped": False},
         {"solver": "cg"},
         {"solver": ConjugateGradients(1e-3)},
     ]

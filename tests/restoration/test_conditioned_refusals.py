@@ -48,6 +48,8 @@ def sentence(caught: Any) -> str:
         ({"below": 0.0}, "below=0.0.*a positive σ/α, or None"),
         ({"below": float("nan")}, "below=nan"),
         ({"covariance": dv.NetworkJacobian(), "below": 0.2}, "below= is for covariances of a table; leave it out"),
+        ({"damped": "no"}, "damped='no' must be True or False"),
+        ({"checkpointing": 1}, "checkpointing=1 must be True or False"),
         ({"checkpointing": True}, "checkpointing needs a network of diffusers"),
     ],
 )
