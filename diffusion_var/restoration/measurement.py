@@ -32,7 +32,7 @@ class Measurement:
             (*m); or a `StructuredCovariance` of (*m).
         through: what makes images of what the model denoises, differentiable, of batches: a latent model's
             `denoiser.codec` or another decoder. A is then of the images. Each product of a solve is a pass back through
-            it and one forward with derivatives, about three decodings, and a batch keeps its activations.
+            it and one forward with derivatives, some seven decodings, and a batch keeps its activations.
 
     Raises InputError for y that is no batch of finite floats, and for noise that is none. Whether A is linear, and the
     adjoint its own, is looked at where the model is known (`ConditionedDenoiser`).
