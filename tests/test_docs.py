@@ -116,6 +116,19 @@ PAGES: dict[str, list[dict[str, str]] | None] = {
         }
     ],
     "likelihoods": [{}],
+    "restoration": [
+        {
+            "patches, structures": "patches[:80], 9.0, indices=[1, 60, 300, 1000], structures",
+            "steps=20, draws=8": "steps=2, draws=2",
+        },
+        {"steps=20": "steps=2"},
+        {},
+        {
+            '"path/to/latent-pipeline"': "stable_diffusion",
+            "Measurement(y, A": "Measurement(y[:1], smaller",
+            "steps=20).mean": "steps=2, conditions=denoiser.prompts.encode(['cat'])).mean",
+        },
+    ],
     "your_network": None,  # tests/test_recipes.py
     "extending": None,  # below
     "equations": None,  # tests/test_house.py

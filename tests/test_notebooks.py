@@ -55,4 +55,11 @@ def test_notebooks_are_kept_as_they_ran(path: Path) -> None:
 
 
 def test_there_is_one_for_each_thing_that_a_user_does() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["advice", "covariance", "likelihoods", "photographs", "pipeline"]
+    assert [path.stem for path in NOTEBOOKS] == [
+        "advice",
+        "covariance",
+        "likelihoods",
+        "photographs",
+        "pipeline",
+        "restoration",
+    ]
