@@ -164,6 +164,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "τ=10": {"tau": 10.0},
     "log-SNR": {"log_snr": True},
     "2 draws": {"draws": 2},
+    "4 draws": {"draws": 4},
     "undamped": {"damped": False},
     "below 0.2": {"below": 0.2},
 }
@@ -232,8 +233,8 @@ def closed_form_cells(case: Case, kept: Kept, args: argparse.Namespace) -> None:
 def calibration(case: Case, args: argparse.Namespace) -> None:
     """rᵀS⁻¹r/dim(y), the mean over images, by level and covariance."""
     table = table_of(case, args.out)
-    print(f"{case.name}, {len(case.images)} images")
     for problem in problems(case, args):
+        print(f"\n{case.name}, {problem.operator}, σ_y = {problem.noise:g}, {len(case.images)} images\n")
         measurement = dv.Measurement.from_deepinv(problem.physics, problem.y)
         row("n", "σ/α", *COVARIANCES)
         row(*("---" for _ in range(2 + len(COVARIANCES))))
@@ -247,7 +248,6 @@ def calibration(case: Case, args: argparse.Namespace) -> None:
             x_t = level.alpha * case.images + level.sigma * eps
             found = [float(den.residual(x_t, n).mean()) for den in dens]
             row(n, f"{level.sigma / level.alpha:.3g}", *(f"{value:.3g}" for value in found))
-        print(f"{problem.operator}, σ_y = {problem.noise:g}\n", flush=True)
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
@@ -261,15 +261,13 @@ def tables(kept: Kept, args: argparse.Namespace) -> None:
     """PSNR and SSIM of every cell, and paired differences of ours at 20 evaluations to rivals' at 100."""
     cells = kept.cells
     for noise in args.noise:
-        counts = sorted({cell.evaluations for cell in cells if cell.noise == noise})
-        for operator in args.operators:
-            print(f"\n{operator}, σ_y = {noise:g}: PSNR in dB (SSIM)\n")
-            row("", *(f"{k} evaluations" for k in counts))
-            row(*("---" for _ in range(len(counts) + 1)))
-            for method in dict.fromkeys(cell.method for cell in cells):
-                found = [cells.get(Cell(operator, noise, method, k)) for k in counts]
-                if any(found):
-                    row(method, *("" if s is None else f"{np.mean(s.psnr):.2f} ({np.mean(s.ssim):.3f})" for s in found))
+        print(f"\nσ_y = {noise:g}, PSNR in dB (SSIM)\n")
+        row("method", "evaluations", *args.operators)
+        row(*("---" for _ in range(len(args.operators) + 2)))
+        there = dict.fromkeys((cell.method, cell.evaluations) for cell in cells if cell.noise == noise)
+        for method, k in sorted(there, key=lambda pair: (pair[0] not in rivals.METHODS, pair[0], pair[1])):
+            found = [cells.get(Cell(operator, noise, method, k)) for operator in args.operators]
+            row(method, k, *("" if s is None else f"{np.mean(s.psnr):.2f} ({np.mean(s.ssim):.3f})" for s in found))
         paired(cells, args, noise)
 
 

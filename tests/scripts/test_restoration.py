@@ -53,7 +53,7 @@ def test_cells_are_kept_and_compared(script, folder, capsys):
     script["main"](["tables", *FEW, "--out", str(folder), "--ours-at", "4", "--rivals-at", "4"])
     printed = capsys.readouterr().out
     mine, theirs = (np.array(entries[k]["scores"]["psnr"]) for k in (1, 2))
-    assert f"| ΠGDM I | {mine.mean():.2f} (" in printed
+    assert f"| ΠGDM I | 4 | {mine.mean():.2f} (" in printed
     difference = mine - theirs
     assert f"| ΠGDM I | {difference.mean():+.2f} ± {difference.std(ddof=1) / 3**0.5:.2f} |" in printed
 
