@@ -16,11 +16,10 @@ every cell, the best of its settings (`rivals.GRIDS`) on other images, in mean P
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from restoration_cases import (
     measured,
     table_of,
 )
+from restoration_cells import RIVALS, Cell, Kept, Scores, row, tables
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 import diffusion_var as dv
@@ -73,49 +73,6 @@ def problems(case: Case, args: argparse.Namespace) -> Iterator[Problem]:
             yield Problem(operator, noise, physics, measured(physics, case.images), other_y)
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One operator, σ_y, method and number of evaluations of the network."""
-
-    operator: str
-    noise: float
-    method: str
-    evaluations: int
-
-
-@dataclass
-class Scores:
-    """What is kept of a cell: PSNR in dB and SSIM of every image, and what an image has cost."""
-
-    psnr: list[float]
-    ssim: list[float]
-    runs: float
-    seconds: float
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-class Kept:
-    """The finished cells of a data set, a JSON line each."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.cells = path, dict[Cell, Scores]()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for line in path.read_text().splitlines() if path.exists() else ():
-            entry = json.loads(line)
-            self.cells[Cell(**entry["cell"])] = Scores(**entry["scores"])
-
-    def make(self, cell: Cell, make: Callable[[], Scores]) -> None:
-        """The cell, unless it is there."""
-        if cell in self.cells:
-            return
-        scores = self.cells[cell] = make()
-        with self.path.open("a") as file:
-            file.write(json.dumps({"cell": asdict(cell), "scores": asdict(scores)}, ensure_ascii=False) + "\n")
-        found = f"{np.mean(scores.psnr):8.2f} dB{np.mean(scores.ssim):7.3f}{scores.seconds:8.1f} s"
-        said = f"{cell.operator:<20s}σ_y {cell.noise:<6g}{cell.method:<28s}{cell.evaluations:>4d}"
-        print(said, found, scores.settings or "", flush=True)
-
-
 def scored(found: torch.Tensor, truth: torch.Tensor, runs: float, seconds: float, **settings: Any) -> Scores:
     """PSNR and SSIM of images cut to their range; an image that is not finite has the range's middle."""
     found = found.nan_to_num(0.0, 0.0, 0.0).clamp(*RANGE)
@@ -131,32 +88,41 @@ def scored(found: torch.Tensor, truth: torch.Tensor, runs: float, seconds: float
 def rival_cells(case: Case, kept: Kept, args: argparse.Namespace) -> None:
     known = kept if args.settings_of is None else Kept(args.out / f"{args.settings_of}.jsonl")
     for problem in problems(case, args):
-        for name in args.methods or rivals.METHODS:
+        for method in args.methods or RIVALS:
+            name, *said = method.split(", ")
+            draws = OPTIONS[said[0]]["draws"] if said else 1
             for evaluations in args.evaluations if rivals.fits(name, problem.physics) else ():
-                cell = Cell(problem.operator, problem.noise, name, evaluations)
-                settings = known.cells[cell].settings if cell in known.cells else None
-                kept.make(cell, partial(rival_scores, case, problem, name, evaluations, settings))
+                alike = Cell(problem.operator, problem.noise, name, evaluations // draws)
+                settings = known.cells[alike].settings if alike in known.cells else None
+                cell = Cell(problem.operator, problem.noise, method, evaluations)
+                kept.make(cell, partial(rival_scores, case, problem, name, evaluations // draws, draws, settings))
 
 
-def rival_scores(case: Case, problem: Problem, name: str, evaluations: int, settings: dict[str, Any] | None) -> Scores:
-    """With these settings, or the best of a rival's on other images."""
+def rival_scores(
+    case: Case, problem: Problem, name: str, evaluations: int, draws: int, settings: dict[str, Any] | None
+) -> Scores:
+    """The mean of so many draws with these settings, or the best of a rival's on other images."""
 
-    def run(images: torch.Tensor, y: torch.Tensor, settings: dict[str, Any]) -> Scores:
+    def run(images: torch.Tensor, y: torch.Tensor, settings: dict[str, Any], draws: int = 1) -> Scores:
         start = time.perf_counter()
-        found, runs = rivals.restore(name, case.denoiser, problem.physics, y, evaluations, **settings)
-        return scored(found, images, runs, time.perf_counter() - start, **settings)
+        made = [
+            rivals.restore(name, case.denoiser, problem.physics, y, evaluations, seed, **settings)
+            for seed in range(draws)
+        ]
+        found = torch.stack([images for images, _ in made]).mean(0)
+        return scored(found, images, sum(runs for _, runs in made), time.perf_counter() - start, **settings)
 
-    if settings is not None:
-        return run(case.images, problem.y, settings)
-    tried = [run(case.others, problem.other_y, settings) for settings in rivals.GRIDS[name]]
-    best = max(tried, key=lambda scores: float(np.mean(scores.psnr)))
-    return run(case.images, problem.y, best.settings)
+    if settings is None:
+        tried = [run(case.others, problem.other_y, settings) for settings in rivals.GRIDS[name]]
+        settings = max(tried, key=lambda scores: float(np.mean(scores.psnr))).settings
+    return run(case.images, problem.y, settings, draws)
 
 
 # ---- ours -----------------------------------------------------------------------------------------------------------
 
 
-#: What a method's name may end in, and what it means; without, η = 1 and the defaults of `ConditionedDenoiser`.
+#: What a method's name may end in (of rivals: draws), and what it means; without, η = 1, one draw, and the defaults of
+#: `ConditionedDenoiser`.
 OPTIONS: dict[str, dict[str, Any]] = {
     "η=0": {"eta": 0.0},
     "η=0.5": {"eta": 0.5},
@@ -165,6 +131,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "log-SNR": {"log_snr": True},
     "2 draws": {"draws": 2},
     "4 draws": {"draws": 4},
+    "5 draws": {"draws": 5},
     "undamped": {"damped": False},
     "below 0.2": {"below": 0.2},
 }
@@ -248,47 +215,6 @@ def calibration(case: Case, args: argparse.Namespace) -> None:
             x_t = level.alpha * case.images + level.sigma * eps
             found = [float(den.residual(x_t, n).mean()) for den in dens]
             row(n, f"{level.sigma / level.alpha:.3g}", *(f"{value:.3g}" for value in found))
-
-
-# ---- tables ---------------------------------------------------------------------------------------------------------
-
-
-def row(*cells: Any) -> None:
-    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
-
-
-def tables(kept: Kept, args: argparse.Namespace) -> None:
-    """PSNR and SSIM of every cell, and paired differences of ours at 20 evaluations to rivals' at 100."""
-    cells = kept.cells
-    for noise in args.noise:
-        print(f"\nσ_y = {noise:g}, PSNR in dB (SSIM)\n")
-        row("method", "evaluations", *args.operators)
-        row(*("---" for _ in range(len(args.operators) + 2)))
-        there = dict.fromkeys((cell.method, cell.evaluations) for cell in cells if cell.noise == noise)
-        for method, k in sorted(there, key=lambda pair: (pair[0] not in rivals.METHODS, pair[0], pair[1])):
-            found = [cells.get(Cell(operator, noise, method, k)) for operator in args.operators]
-            row(method, k, *("" if s is None else f"{np.mean(s.psnr):.2f} ({np.mean(s.ssim):.3f})" for s in found))
-        paired(cells, args, noise)
-
-
-def paired(cells: dict[Cell, Scores], args: argparse.Namespace, noise: float) -> None:
-    """Mean over operators and images of PSNR differences, and the standard error over images."""
-    print(f"\nσ_y = {noise:g}, ours with {args.ours_at} evaluations less deepinv's with {args.rivals_at}, dB\n")
-    names = [name for name in rivals.METHODS if any(cell.method == name for cell in cells)]
-    row("", *names)
-    row(*("---" for _ in range(len(names) + 1)))
-    for method in dict.fromkeys(cell.method for cell in cells if cell.method not in rivals.METHODS):
-        shown = []
-        for name in names:
-            pairs = [
-                (Cell(o, noise, method, args.ours_at), Cell(o, noise, name, args.rivals_at)) for o in args.operators
-            ]
-            both = [(cells[a].psnr, cells[b].psnr) for a, b in pairs if a in cells and b in cells]
-            least = min((len(part) for pair in both for part in pair), default=0)  # the first images of all
-            each = np.array([np.subtract(a[:least], b[:least]) for a, b in both]).mean(0) if both else np.array([])
-            shown.append(f"{each.mean():+.2f} ± {each.std(ddof=1) / len(each) ** 0.5:.2f}" if len(each) > 1 else "")
-        if any(shown):
-            row(method, *shown)
 
 
 PARTS: dict[str, Callable[..., None]] = {
