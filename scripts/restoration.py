@@ -109,7 +109,7 @@ def rival_scores(
             rivals.restore(name, case.denoiser, problem.physics, y, evaluations, seed, **settings)
             for seed in range(draws)
         ]
-        found = torch.stack([images for images, _ in made]).mean(0)
+        found = torch.stack([draw for draw, _ in made]).mean(0)
         return scored(found, images, sum(runs for _, runs in made), time.perf_counter() - start, **settings)
 
     if settings is None:

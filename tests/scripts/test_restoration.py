@@ -37,13 +37,13 @@ def folder(tmp_path_factory):
 def test_cells_are_kept_and_compared(script, folder, capsys):
     ours = ("dct II, τ=10, log-SNR, 2 draws", "ΠGDM I")
     script["main"](["ours", *FEW, "--out", str(folder), "--evaluations", "4", "--methods", *ours])
-    script["main"](["rivals", *FEW, "--out", str(folder), "--evaluations", "4", "--methods", "ddrm"])
+    script["main"](["rivals", *FEW, "--out", str(folder), "--evaluations", "4", "--methods", "ddrm", "ddrm, 2 draws"])
     path = folder / "digits.jsonl"
     entries = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [entry["cell"]["method"] for entry in entries] == [*ours, "ddrm"]
-    assert [entry["scores"]["runs"] for entry in entries] == [4, 4, 4]
+    assert [entry["cell"]["method"] for entry in entries] == [*ours, "ddrm", "ddrm, 2 draws"]
+    assert [entry["scores"]["runs"] for entry in entries] == [4, 4, 4, 4]
     assert all(len(entry["scores"]["psnr"]) == len(entry["scores"]["ssim"]) == 3 for entry in entries)
-    assert entries[-1]["scores"]["settings"]["eta"] in (0.7, 0.85, 1.0)
+    assert all(entry["scores"]["settings"]["eta"] in (0.7, 0.85, 1.0) for entry in entries[2:])
 
     kept = path.read_bytes()
     capsys.readouterr()
