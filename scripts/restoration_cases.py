@@ -3,7 +3,7 @@
     photographs-exact    16×16 RGB patches, the mixture of six Gaussians fitted to others (its mean is a closed form)
     photographs-trained  the same patches, the bundled network `photographs`
     digits               8×8 grey, the bundled network `digits`
-    mnist                28×28 grey, a network of configs/mnist.yaml given as --model, else a mixture of 16 Gaussians
+    mnist                28×28 grey, a network of configs/mnist.yaml, given as --model
 
 Images are in [−1, 1], and so is σ_y. The first images of the score part are compared, the next ones choose the rivals'
 settings; tables are of another part.
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 import diffusion_var as dv
-from diffusion_var.data import digits_splits, photographs_part, to_float
+from diffusion_var.data import digits_splits, open_images, photographs_part, to_float
 
 DATA = ("photographs-exact", "photographs-trained", "digits", "mnist")
 OPERATORS = ("inpainting", "box", "super-resolution", "blur", "compressed sensing")
@@ -48,13 +48,13 @@ def load_case(name: str, count: int, others: int, model: str | None = None, mnis
         denoiser = dv.Denoiser.from_pretrained(model or "digits")
         score, table = parts.score.images, parts.table.images
     elif name == "mnist":
-        arrays = np.load(mnist)
-        train = torch.from_numpy(arrays["train_x"].reshape(-1, 1, 28, 28))
-        order = torch.from_numpy(np.random.default_rng(0).permutation(len(train)))
-        score = torch.from_numpy(arrays["test_x"].reshape(-1, 1, 28, 28))
-        table = train[order[50_000:55_000]]
-        fitted = None if model else dv.oracles.fit_mixture(train[order[:50_000]], 16, most_images=16_000)
-        denoiser = dv.Denoiser.from_pretrained(str(model)) if fitted is None else fitted
+        if model is None:
+            raise SystemExit("no network of MNIST is bundled; train one with configs/mnist.yaml and give it as --model")
+        denoiser = dv.Denoiser.from_pretrained(model)
+        score, table = (
+            torch.stack([torch.as_tensor(image) for image in open_images(f"{mnist}:{part}")])
+            for part in (f"test_x[:{count + others}]", "train_x[shuffled:50000:55000]")
+        )
     else:
         score = photographs_part("score", 16, count + others).images
         table = photographs_part("table", 16).images

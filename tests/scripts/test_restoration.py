@@ -73,6 +73,18 @@ def test_a_settings_file_is_used(script, folder, tmp_path, capsys):
     assert "'eta': 0.3" in capsys.readouterr().out
 
 
+def test_images_of_mnist(script, tmp_path):
+    """The first test images, and of the training images a part that the network has not seen; a network is wanted."""
+    images = (np.arange(55_002)[:, None, None] % 251 + np.zeros((28, 28))).astype(np.uint8)
+    np.savez(tmp_path / "mnist.npz", train_x=images, test_x=images[:9])
+    case = script["load_case"]("mnist", 3, 2, "digits", str(tmp_path / "mnist.npz"))
+    seen = [len(part) for part in (case.images, case.others, case.table_images)]
+    assert (seen, case.images.shape[1:]) == ([3, 2, 5000], (1, 28, 28))
+    assert torch.equal(((case.images[:, 0, 0, 0] + 1) * 127.5).round(), torch.arange(3.0))
+    with pytest.raises(SystemExit, match="give it as --model"):
+        script["load_case"]("mnist", 3, 2)
+
+
 def test_the_closed_form_posterior(script):
     """E[x_0|y] of two components, by hand: each one's Wiener filter, weighed by its density of y; draws have its mean
     and covariance, to 4 standard errors."""
