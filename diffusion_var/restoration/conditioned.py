@@ -156,7 +156,7 @@ class ConditionedDenoiser(Denoiser):
         if self.clip is not None:
             mean = mean.clamp(*self.clip)
         eps = eps_of_mean(x.detach(), mean, level.alpha, level.sigma)
-        return Posterior(mean, eps, posterior.range, posterior.features).detached()
+        return Posterior(mean.to(x_t), eps.to(x_t), posterior.range, posterior.features).detached()
 
     @contextmanager
     def _evaluated(
@@ -166,7 +166,8 @@ class ConditionedDenoiser(Denoiser):
         mode the caller is."""
         graph = graph or isinstance(self.given_covariance, NetworkJacobian)
         with torch.inference_mode(False), torch.set_grad_enabled(graph), self.checkpointing():
-            x = x_t.detach().clone().requires_grad_(graph)
+            # In float32 or better: half precision is too coarse to solve with.
+            x = x_t.detach().to(torch.promote_types(x_t.dtype, torch.float32), copy=True).requires_grad_(graph)
             own = None if condition is None else map_leaves(lambda leaf: leaf.clone(), as_nest(condition))
             posterior = self.base(x, n, own)
             yield x, posterior

@@ -131,6 +131,17 @@ def test_results_have_the_precision_of_x_t_and_no_graph_whatever_mode_the_caller
 
 
 @GUIDANCE
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_solved_in_float32(guidance: Any, dtype: torch.dtype) -> None:
+    """What half precision loses is the last rounding alone."""
+    den, x_t = conditioned(guidance), normal(3, *SHAPE).to(dtype)
+    found, expected = den(x_t, 300), den(x_t.float(), 300)
+    assert found.mean.dtype == found.eps.dtype == dtype
+    assert torch.equal(found.mean, expected.mean.to(dtype))
+    assert torch.equal(den.residual(x_t, 300), den.residual(x_t.float(), 300))
+
+
+@GUIDANCE
 def test_a_step_is_one_evaluation_and_for_type_1_a_backward_pass(guidance: Any) -> None:
     counted = Counted()
     den = conditioned(guidance, dv.Denoiser(counted, SCHEDULE, shape=SHAPE, clip=None))
