@@ -92,8 +92,8 @@ def rival_cells(case: Case, kept: Kept, args: argparse.Namespace) -> None:
             name, *said = method.split(", ")
             draws = OPTIONS[said[0]]["draws"] if said else 1
             for evaluations in args.evaluations if rivals.fits(name, problem.physics) else ():
-                alike = Cell(problem.operator, problem.noise, name, evaluations // draws)
-                settings = known.cells[alike].settings if alike in known.cells else None
+                alike = [Cell(problem.operator, problem.noise, name, k) for k in (evaluations // draws, evaluations)]
+                settings = next((known.cells[cell].settings for cell in alike if cell in known.cells), None)
                 cell = Cell(problem.operator, problem.noise, method, evaluations)
                 kept.make(cell, partial(rival_scores, case, problem, name, evaluations // draws, draws, settings))
 
