@@ -13,6 +13,7 @@ from measurements import (
     circular_blur,
     dense,
     gaussian,
+    halved,
     masked,
     matrix_of,
     measured,
@@ -137,6 +138,37 @@ def test_a_mixture_where_one_component_is_certain(guidance: Any) -> None:
                 measurement.y[i].numpy(),
             )
             assert largest(found[i].flatten(), expected) < 1e-7
+
+
+@pytest.mark.parametrize("guidance", ["I", "II"])
+def test_photographs(guidance: Any) -> None:
+    """The dense Gaussian of 8 × 8 patches of colour, whose condition is above 10⁴, from one measurement in four."""
+    pytest.importorskip("sklearn")
+    model = dv.oracles.fit_mixture(dv.data.open_images("photographs:fit:8")[::10], 1)
+    mean, prior = model.moments()
+    assert np.linalg.cond(prior) > 1e4
+    images = model.sample(3, seed=1).double()
+    measurement = measured(halved, images, 0.02)
+    conditioned = dv.ConditionedDenoiser(
+        model, dv.ExactCovariance(model), measurement, guidance, ConjugateGradients(1e-7)
+    )
+    matrix = matrix_of(halved, (3, 8, 8))
+    for n in LEVELS:
+        x_t = noisy(images, n)
+        found = conditioned(x_t, n).mean
+        for i in range(3):
+            expected, _ = gaussian_given_both(
+                mean,
+                prior,
+                SCHEDULE.alpha[n],
+                SCHEDULE.sigma[n],
+                x_t[i].flatten().numpy(),
+                matrix,
+                0.02**2 * np.eye(len(matrix)),
+                measurement.y[i].flatten().numpy(),
+            )
+            assert largest(found[i].flatten(), expected) < 1e-5
+    assert conditioned.counts()[1:3] == [0, 0]
 
 
 def test_noise_with_variances_and_with_a_structure() -> None:
