@@ -46,6 +46,7 @@ class RestoreOptions(ModelOptions, ImageOptions):
         list[Guidances], "I (through the network, a backward pass a step), II (by the covariance), or both"
     ] = field(default_factory=lambda: ["I"])
     below: Annotated[float | None, "σ/α above which pigdm is used in any case; by default nowhere"] = None
+    checkpointing: Annotated[bool, "of guidance I: less memory, and a third more time (diffusers' networks)"] = False
     steps: Annotated[list[int], "numbers of steps, comma-separated"] = field(default_factory=lambda: [20])
     eta: Annotated[float, "1 is DDPM, 0 is DDIM"] = 1.0
     posterior_noise: Annotated[bool, "add what is left unknown given the measurement to the noise of the steps"] = False

@@ -80,6 +80,7 @@ class Setting:
             self.measurement,
             guidance,
             below=None if covariance == "jacobian" else options.below,
+            checkpointing=options.checkpointing,
         )
 
     def with_kept(self, folder: Path) -> Setting:
