@@ -3,7 +3,10 @@ in (`DecomposablePhysics`: A = U diag(s) Vᵀ)."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
+
+import torch
 
 from .. import checks
 from ..errors import InputError
@@ -42,6 +45,12 @@ def bases_of(physics: Any) -> list[tuple[Map, Map]]:
     """(Uᵀ, U) of a decomposable physics; nothing of others."""
     module = _physics_module()
     return [(physics.U_adjoint, physics.U)] if isinstance(physics, module.DecomposablePhysics) else []
+
+
+def in_float64(physics: Any) -> tuple[Map, Map]:
+    """(A, Aᵀ) of a copy of a physics in float64."""
+    fine = copy.deepcopy(physics).to(torch.float64)
+    return fine.A, fine.A_adjoint
 
 
 def _physics_module() -> Any:

@@ -60,6 +60,8 @@ class Measurement:
         self._through = through
         #: Bases of y, as (W, Wᵀ), in which A Aᵀ may be diagonal; where one is, S is solved in closed form.
         self.bases: list[tuple[Map, Map]] = []
+        #: (A, Aᵀ) of a float64 copy of what A is made of, where A holds numbers of its own.
+        self.in_float64: tuple[Map, Map] | None = None
 
     @classmethod
     def from_deepinv(cls, physics: Any, y: torch.Tensor, noise: Any = None) -> Measurement:
@@ -72,11 +74,11 @@ class Measurement:
 
         Raises InputError for physics that are not linear, and noise models that are not Gaussian.
         """
-        from .deepinv_physics import bases_of, check_physics, noise_of
+        from .deepinv_physics import bases_of, check_physics, in_float64, noise_of
 
         check_physics(physics)
         made = cls(y, physics.A, physics.A_adjoint, noise_of(physics) if noise is None else noise)
-        made.bases = bases_of(physics)
+        made.bases, made.in_float64 = bases_of(physics), in_float64(physics)
         return made
 
     # ---- what it is -------------------------------------------------------------------------------------------
@@ -101,6 +103,17 @@ class Measurement:
         """A and its adjoint for images of this shape."""
         adjoint = with_adjoint(self.A, image_shape) if self.given_adjoint is None else self.given_adjoint
         return LinearMap(self.A, adjoint)
+
+    def fine_map_of(self, image_shape: Shape) -> LinearMap | None:
+        """A and its adjoint in float64, to solve with; None where they work in less alone."""
+        found = self.map_of(image_shape) if self.in_float64 is None else LinearMap(*self.in_float64)
+        x = torch.zeros((1, *image_shape), dtype=torch.float64, device=self.y.device)
+        try:
+            y = found.apply(x)
+            back = found.adjoint(y)
+        except Exception:  # whatever it says of a type that it does not take
+            return None
+        return found if y.dtype == back.dtype == torch.float64 else None
 
     def seen(self, image_shape: Shape, dtype: torch.dtype) -> torch.Tensor:
         """Which elements (*m) A sees; InputError for what is not linear on images of this shape (see `linear_map`)."""

@@ -62,6 +62,13 @@ class MeasurementNoise:
         assert self.variance is not None
         return self.variance.to(u.dtype) * u
 
+    def solve(self, u: torch.Tensor) -> torch.Tensor:
+        """R⁻¹ u, (B, *m), where no variance is 0."""
+        if self.structured is not None:
+            return self.structured.structure.solve(self.structured.variance.to(u.dtype), u)
+        assert self.variance is not None
+        return u / self.variance.to(u.dtype)
+
     def draw(self, noise: torch.Tensor) -> torch.Tensor:
         """R^{1/2} of standard normal noise (B, *m)."""
         if self.structured is not None:

@@ -35,8 +35,8 @@ class ConjugateGradients:
     """How S u = r is solved where there is no closed form.
 
     Args:
-        tolerance: the norm of the residual r − S u over that of r, at which an image is done; float32 knows no less
-            than about 1e-6.
+        tolerance: the norm of the residual r − S u over that of r, both in the preconditioner's metric where there is
+            one, at which an image is done; float32 knows no less than about 1e-6.
         iterations: products with S at most; an image that needs more is counted as not converged.
     """
 
@@ -63,9 +63,9 @@ def conjugate_gradients(
     u, left = torch.zeros_like(r), r
     z = inverse(left)
     p, rho = z, _dot(left, z)
-    size = _dot(r, r).sqrt()
-    active, positive = size > 0, torch.ones_like(size, dtype=torch.bool)
-    converged, products = ~active, torch.zeros_like(size, dtype=torch.int64)
+    enough = tolerance**2 * rho
+    active, positive = rho > 0, torch.ones_like(rho, dtype=torch.bool)
+    converged, products = ~active, torch.zeros_like(rho, dtype=torch.int64)
     for _ in range(iterations):
         if not bool(active.any()):
             break
@@ -77,10 +77,10 @@ def conjugate_gradients(
         active &= curvature > 0
         step = torch.where(active | unknown, rho / curvature, 0.0)
         u, left = u + _each(step, u) * p, left - _each(step, u) * s_p
-        done = active & (_dot(left, left).sqrt() <= tolerance * size)
-        converged, active = converged | done, active & ~done
         z = inverse(left)
         before, rho = rho, _dot(left, z)
+        done = active & (rho <= enough)
+        converged, active = converged | done, active & ~done
         p = z + _each(torch.where(active, rho / before, 0.0), u) * p
     return Solution(u, converged, positive, products)
 

@@ -1,7 +1,7 @@
 """S = A Σ Aᵀ + R, the covariance of what a measurement y is off A x̂_0 by, and S⁻¹: the heart of E15.
 
-In closed form where Σ and A share a basis (`diagonal`), by conjugate gradients elsewhere, and by a cut Lanczos where Σ
-is a network's Jacobian. The preconditioner is the closed form of the nearest isotropic Σ, if there is one.
+In closed form where Σ and A share a basis (`diagonal`), by conjugate gradients on the images where Σ has a structure
+and there is noise (`whitened`), on S itself elsewhere, and by a cut Lanczos where Σ is a network's Jacobian.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 from .diagonal import Diagonal
 from .linear_map import LinearMap
 from .noise import MeasurementNoise
-from .solver import ConjugateGradients, Product, Solution, cut_lanczos
+from .solver import ConjugateGradients, Solution, cut_lanczos
+from .whitened import Whitened
 
 
 class Covariance(Protocol):
@@ -33,8 +34,10 @@ class System:
         noise: R.
         seen: (*m), the elements of y that A sees; of others S is the identity.
         closed: the basis that S is diagonal in for Σ's own structure, with Σ's variances; None: there is none.
-        near: the same for an isotropic Σ, with the mean of Σ's variances: a preconditioner.
+        whitened: solves it by way of the images; None: Σ has no structure, or y no noise.
         usual: how it is solved where nothing else is asked for.
+        fine: A and Aᵀ in float64, which S is solved in where eigenvalues of all sizes leave float32 nothing to say;
+            None: in the images' own precision.
     """
 
     def __init__(
@@ -44,15 +47,17 @@ class System:
         noise: MeasurementNoise,
         seen: torch.Tensor,
         closed: tuple[Diagonal, torch.Tensor] | None = None,
-        near: tuple[Diagonal, torch.Tensor] | None = None,
+        whitened: Whitened | None = None,
         usual: ConjugateGradients = ConjugateGradients(),  # noqa: B008 (frozen)
+        fine: LinearMap | None = None,
     ) -> None:
         self.linear, self.covariance, self.noise, self.seen = linear, covariance, noise, seen
-        self._closed, self._near, self._usual = closed, near, usual
+        self._closed, self._whitened, self._usual, self._fine = closed, whitened, usual, fine
 
     def product(self, u: torch.Tensor) -> torch.Tensor:
         """S u, (B, *m)."""
-        found = self.linear.apply(self.covariance.matvec(self.linear.adjoint(u))) + self.noise.times(u)
+        linear = self._fine if self._fine is not None and u.dtype == torch.float64 else self.linear
+        found = linear.apply(self.covariance.matvec(linear.adjoint(u))) + self.noise.times(u)
         return torch.where(self.seen, found, u)
 
     def solve(self, r: torch.Tensor, by: ConjugateGradients | None) -> Solution:
@@ -62,7 +67,9 @@ class System:
             fine = torch.ones(len(r), dtype=torch.bool, device=r.device)
             u = diagonal.solve(variance, self._white, r)
             return Solution(torch.where(self.seen, u, 0.0), fine, fine, torch.zeros_like(fine, dtype=torch.int64))
-        return (by or self._usual)(self.product, r, self._preconditioner())
+        by, wanted = by or self._usual, r if self._fine is None else r.double()
+        found = by(self.product, wanted) if self._whitened is None else self._whitened.solve(wanted, by)
+        return found._replace(u=found.u.to(r.dtype))
 
     def solve_cut(self, r: torch.Tensor, steps: int) -> Solution:
         """S⁻¹ r where Σ may not be positive: no direction's variance is below the noise's least."""
@@ -82,9 +89,3 @@ class System:
     def _white(self) -> torch.Tensor:
         assert self.noise.variance is not None
         return self.noise.variance
-
-    def _preconditioner(self) -> Product | None:
-        if self._near is None or self.noise.least == 0.0:
-            return None
-        diagonal, variance = self._near
-        return lambda u: torch.where(self.seen, diagonal.solve(variance, self._white, u), u)

@@ -14,6 +14,7 @@ from .linear_map import LinearMap
 from .measurement import Measurement
 from .solver import ConjugateGradients
 from .system import System
+from .whitened import Whitened, told_of
 
 
 class Systems:
@@ -30,8 +31,9 @@ class Systems:
 
     def __init__(self, measurement: Measurement, shape: Shape, dtype: torch.dtype) -> None:
         self._measurement, self._shape, self._dtype = measurement, shape, dtype
-        self._isotropic = Isotropic(shape)
         self._found: dict[str, Diagonal | None] = {}
+        self._told_of: dict[str, torch.Tensor] = {}
+        self._fine = None if measurement.decoder is not None else measurement.fine_map_of(shape)
         self._decoded = None if measurement.decoder is None else Decoded(measurement, shape, dtype)
         self.seen = measurement.seen(shape, dtype) if self._decoded is None else self._decoded.seen
 
@@ -44,17 +46,25 @@ class Systems:
 
     def of(self, covariance: Any, linear: LinearMap) -> System:
         """S for Σ of a batch."""
-        closed = near = None
+        closed = whitened = None
+        noise = self._measurement.noise
         if isinstance(covariance, StructuredCovariance) and self._decoded is None:
             structure, variance = covariance.structure, covariance.variance
             if (diagonal := self._diagonal(structure)) is not None:
                 closed = diagonal, _along(variance, structure, diagonal)
-            elif (diagonal := self._diagonal(self._isotropic)) is not None:
-                batched = variance.ndim > len(structure.shape)
-                mean = variance.mean(structure.axes, keepdim=True) if batched else variance.mean()
-                near = diagonal, _along(mean, self._isotropic, diagonal)
+            if noise.least > 0.0:
+                whitened = Whitened(self._fine or linear, covariance, noise, self._told(structure))
+        fine = self._fine if isinstance(covariance, StructuredCovariance) else None
         usual = ConjugateGradients() if self._decoded is None else USUAL
-        return System(linear, covariance, self._measurement.noise, self.seen, closed, near, usual)
+        return System(linear, covariance, noise, self.seen, closed, whitened, usual, fine)
+
+    def _told(self, structure: Structure) -> torch.Tensor:
+        """What y tells of each coefficient, for a preconditioner (see `whitened`)."""
+        if structure.name not in self._told_of:
+            linear, y = self._measurement.map_of(self._shape), self._measurement.y
+            like = torch.zeros((), dtype=self._dtype, device=y.device)
+            self._told_of[structure.name] = told_of(linear, structure, self._measurement.noise, like)
+        return self._told_of[structure.name]
 
     def _diagonal(self, structure: Structure) -> Diagonal | None:
         if structure.name not in self._found:
