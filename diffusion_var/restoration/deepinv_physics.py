@@ -6,8 +6,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
-
 from .. import checks
 from ..errors import InputError
 from .linear_map import Map
@@ -49,7 +47,7 @@ def bases_of(physics: Any) -> list[tuple[Map, Map]]:
 
 def in_float64(physics: Any) -> tuple[Map, Map]:
     """(A, Aᵀ) of a copy of a physics in float64."""
-    fine = copy.deepcopy(physics).to(torch.float64)
+    fine = copy.deepcopy(physics).double()  # .to(torch.float64) would take the imaginary part off complex numbers
     return fine.A, fine.A_adjoint
 
 

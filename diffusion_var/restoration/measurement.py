@@ -13,6 +13,7 @@ import torch
 
 from .. import checks
 from ..covariance.reverse import StructuredCovariance
+from ..randomness import generator, normal
 from .linear_map import LinearMap, Map, checked, with_adjoint
 from .noise import MeasurementNoise
 
@@ -107,13 +108,14 @@ class Measurement:
     def fine_map_of(self, image_shape: Shape) -> LinearMap | None:
         """A and its adjoint in float64, to solve with; None where they work in less alone."""
         found = self.map_of(image_shape) if self.in_float64 is None else LinearMap(*self.in_float64)
-        x = torch.zeros((1, *image_shape), dtype=torch.float64, device=self.y.device)
+        x = normal(generator(0, "probe of a fine map"), 1, *image_shape).to(self.y.device)
         try:
-            y = found.apply(x)
+            y, coarse = found.apply(x.double()), self.map_of(image_shape).apply(x)
             back = found.adjoint(y)
         except Exception:  # whatever it says of a type that it does not take
             return None
-        return found if y.dtype == back.dtype == torch.float64 else None
+        same = y.dtype == back.dtype == torch.float64 and float((y - coarse).norm()) <= 1e-4 * float(y.norm())
+        return found if same else None
 
     def seen(self, image_shape: Shape, dtype: torch.dtype) -> torch.Tensor:
         """Which elements (*m) A sees; InputError for what is not linear on images of this shape (see `linear_map`)."""

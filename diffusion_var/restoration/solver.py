@@ -41,7 +41,7 @@ class ConjugateGradients:
     """
 
     tolerance: float = 1e-4
-    iterations: int = 200
+    iterations: int = 300
 
     def __post_init__(self) -> None:
         checks.positive("tolerance", self.tolerance)

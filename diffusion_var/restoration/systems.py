@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -33,9 +34,11 @@ class Systems:
         self._measurement, self._shape, self._dtype = measurement, shape, dtype
         self._found: dict[str, Diagonal | None] = {}
         self._told_of: dict[str, torch.Tensor] = {}
-        self._fine = None if measurement.decoder is not None else measurement.fine_map_of(shape)
         self._decoded = None if measurement.decoder is None else Decoded(measurement, shape, dtype)
         self.seen = measurement.seen(shape, dtype) if self._decoded is None else self._decoded.seen
+        #: Whether y says so much that it is worth going by way of the images, with the digits that takes.
+        self._fine = None if measurement.decoder is not None else measurement.fine_map_of(shape)
+        self._many = self._fine is not None and 2 * int(self.seen.sum()) >= math.prod(shape)
 
     def at_mean(self, mean: torch.Tensor) -> tuple[torch.Tensor, LinearMap]:
         """What would be measured at a mean (B, …), and the linear map that it changes by."""
@@ -52,7 +55,7 @@ class Systems:
             structure, variance = covariance.structure, covariance.variance
             if (diagonal := self._diagonal(structure)) is not None:
                 closed = diagonal, _along(variance, structure, diagonal)
-            if noise.least > 0.0:
+            if noise.least > 0.0 and self._many:
                 whitened = Whitened(self._fine or linear, covariance, noise, self._told(structure))
         fine = self._fine if isinstance(covariance, StructuredCovariance) else None
         usual = ConjugateGradients() if self._decoded is None else USUAL

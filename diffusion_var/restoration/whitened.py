@@ -6,7 +6,8 @@ With Σ = Bᵀ diag(v) B and x_0 = x̂_0 + Bᵀ √v t, t ~ N(0, I) before anyth
 
 (Woodbury's identity, without an inverse of v). Conjugate gradients take 1 + v h for the matrix, h the diagonal of
 B Aᵀ R⁻¹ A Bᵀ, for a preconditioner: what A measures of low frequencies is nearly the same of each, and of high ones
-there is little to know. S itself has eigenvalues from σ_y² to the greatest v, 10⁵ apart, and no such neighbour.
+there is little to know. S itself has eigenvalues from σ_y² to the greatest v, 10⁵ apart, and no such neighbour; but of
+few measurements it is the smaller matrix, and needs fewer digits: this way u is the small difference of large numbers.
 """
 
 from __future__ import annotations
