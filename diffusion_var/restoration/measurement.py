@@ -13,6 +13,7 @@ import torch
 
 from .. import checks
 from ..covariance.reverse import StructuredCovariance
+from ..measured import measured
 from ..randomness import generator, normal
 from .linear_map import LinearMap, Map, checked, with_adjoint
 from .noise import MeasurementNoise
@@ -123,6 +124,14 @@ class Measurement:
         like = torch.zeros((), dtype=dtype, device=self.y.device)
         return checked(found.apply, found.adjoint, image_shape, self.shape, like)
 
+    def probe(self, image_shape: Shape) -> dict[str, Any]:
+        """What A does, as `measured` numbers: of one image of noise, of this shape."""
+        x = normal(generator(0, "probe of an operator"), 1, *image_shape).to(self.y)
+        with torch.no_grad():
+            found = self.A(x if self.decoder is None else self.decoder(x)).double().flatten()
+        places = torch.linspace(0, len(found) - 1, _NUMBERS).round().long()
+        return measured([*found[places.to(found.device)].tolist(), float(found.norm())], 1e-3, "A of noise")
+
     @property
     def _of_decoder(self) -> str:
         return str(getattr(self._through, "fingerprint", ""))
@@ -135,6 +144,9 @@ class Measurement:
         content.update(self.noise.digest.encode())
         content.update(self._of_decoder.encode())
         return content.hexdigest()
+
+
+_NUMBERS = 16  # that tell one operator from another
 
 
 def _checked(y: Any) -> torch.Tensor:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from ..covariance.reverse import ReverseCovariance, report_of_all
 from ..documents import Arrays, Form
 from ..models.conditions import as_nest, batch_of, digest_of, map_leaves
 from ..process.level import NoiseLevel
+from ..process.steps import linspace, log_snr
 from ..progress import progress_bar
 from ..resume import ANEW, Checkpoint, State, StateRecord
 from ..sampling.conditions import check_conditions
@@ -35,6 +36,8 @@ from ..sampling.sampler import Sampler
 from .conditioned import ConditionedDenoiser
 
 FORM = Form("diffusion_var.restoration_checkpoint", 1, "restoration checkpoint", StateRecord, remedy=ANEW)
+Spacing = Literal["log_snr", "linspace"]
+RENOISING = 10.0  # τ where neither η nor τ is given: as good as infinity for steps of any length
 _COUNTS = 4  # numbers that a conditioned denoiser counts
 
 
@@ -76,7 +79,9 @@ def restore(
     steps: int | Sequence[int] | Sequence[NoiseLevel] = 20,
     *,
     covariance: ReverseCovariance | None = None,
-    eta: float = 1.0,
+    eta: float | None = None,
+    tau: float | None = None,
+    spacing: Spacing = "log_snr",
     draws: int = 1,
     seed: int = 0,
     batch_size: int = 64,
@@ -88,10 +93,12 @@ def restore(
 
     Args:
         denoiser: the model with the measurements.
-        steps: K, or indices or levels; see `Sampler`.
+        steps: K, or indices or levels as they are; see `Sampler`.
         covariance: of the steps' noise; None: β̃ (λ² I alone). `denoiser.posterior_noise()` adds what is left unknown
             given y as well.
-        eta: 1 is DDPM, 0 draws with no new noise.
+        eta, tau: how much noise a step adds, one of the two; see `Sampler`. Neither: τ = 10, which re-noises at every
+            step: what one got wrong the next forgets. Images gain a decibel or more by it (results/restoration.md).
+        spacing: of K steps: "log_snr", or "linspace", evenly over 1…N.
         draws: R, how many for each measurement; two or more tell how far they are apart.
         seed: of every random number.
         batch_size: images at once.
@@ -105,14 +112,30 @@ def restore(
     """
     checks.instance("denoiser", denoiser, ConditionedDenoiser, "a dv.ConditionedDenoiser, a model with a measurement")
     count = checks.whole("draws", draws, least=1)
-    covariance = FixedSmall() if covariance is None else covariance
-    run = _Run(Sampler(denoiser, covariance, steps, eta), count, checks.seed(seed), batch_size, conditions)
+    sampler = restoring_sampler(denoiser, covariance, steps, eta, tau, spacing)
+    run = _Run(sampler, count, checks.seed(seed), batch_size, conditions)
     with (
         parallel.sharing("restore", lambda: run.facts),
         Checkpoint(checkpoint, FORM, {} if checkpoint is None else run.facts) as kept,
     ):
         run.finish(kept, progress)
     return run.result()
+
+
+def restoring_sampler(
+    denoiser: ConditionedDenoiser,
+    covariance: ReverseCovariance | None,
+    steps: int | Sequence[int] | Sequence[NoiseLevel],
+    eta: float | None,
+    tau: float | None,
+    spacing: Spacing,
+) -> Sampler:
+    """The sampler of `restore`, by its arguments."""
+    checks.one_of("spacing", spacing, ("log_snr", "linspace"))
+    if isinstance(steps, int | np.integer) and not isinstance(steps, bool):
+        steps = (log_snr if spacing == "log_snr" else linspace)(denoiser.schedule, steps)
+    tau = RENOISING if eta is None and tau is None else tau
+    return Sampler(denoiser, FixedSmall() if covariance is None else covariance, steps, eta, tau=tau)
 
 
 class _Run:
@@ -139,7 +162,8 @@ class _Run:
     def facts(self) -> dict[str, Any]:
         """What decides the result, as plain data; it reads the network's weights."""
         given = {} if self.conditions is None else {"conditions": digest_of(self.conditions)}
-        return {**self.sampler._facts(), "draws": self.draws, "seed": self.seed, **given}
+        operator = self.denoiser.measurement.probe(self.denoiser.shape)
+        return {**self.sampler._facts(), "operator": operator, "draws": self.draws, "seed": self.seed, **given}
 
     def result(self) -> Restoration:
         """What came of it, once it is finished."""

@@ -54,7 +54,8 @@ def whole() -> Restoration:
 
 
 def test_draws_are_a_samplers_images(whole: Restoration) -> None:
-    drawn = Sampler(denoiser(), dv.FixedSmall(), 4).sample(ROWS * DRAWS, seed=2, batch_size=3)
+    steps = dv.steps.log_snr(denoiser().schedule, 4)
+    drawn = Sampler(denoiser(), dv.FixedSmall(), steps, tau=10.0).sample(ROWS * DRAWS, seed=2, batch_size=3)
     assert whole.draws.shape == (ROWS, DRAWS, *SHAPE)
     assert whole.draws.dtype == torch.float32
     assert torch.equal(whole.draws, drawn.reshape(DRAWS, ROWS, *SHAPE).transpose(0, 1))
@@ -139,9 +140,30 @@ def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
     moved = dv.ConditionedDenoiser(denoiser().base, dv.PiGDM(), other, "II", solver="cg")
     with pytest.raises(dv.InputError, match="conditioned on"):
         restore(moved, 4, draws=DRAWS, seed=2, checkpoint=tmp_path / "c", progress=False)
+    half = dv.Measurement(apply(images()), lambda x: 0.5 * apply(x), noise=STD)
+    with pytest.raises(dv.InputError, match="operator"):  # of the same y
+        restore(
+            dv.ConditionedDenoiser(denoiser().base, dv.PiGDM(), half, "II", solver="cg"),
+            4, draws=DRAWS, seed=2, checkpoint=tmp_path / "c", progress=False,
+        )  # fmt: skip
     (tmp_path / "c").write_bytes(b"spoilt")
     with pytest.raises(dv.InputError, match="damaged"):
         run(tmp_path / "c")
+
+
+def test_the_steps_and_their_noise() -> None:
+    den = denoiser()
+    drawn = restore(den, 4, seed=2, progress=False).draws[:, 0]
+    steps = dv.steps.log_snr(den.schedule, 4)
+    count = den.measurement.rows
+    assert torch.equal(drawn, dv.Sampler(den, dv.FixedSmall(), steps, tau=10.0).sample(count, seed=2))
+    even = restore(den, 4, seed=2, eta=0.5, spacing="linspace", progress=False).draws[:, 0]
+    assert torch.equal(even, dv.Sampler(den, dv.FixedSmall(), 4, 0.5).sample(count, seed=2))
+    listed = restore(den, steps, seed=2, tau=10.0, progress=False).draws[:, 0]
+    assert torch.equal(listed, drawn)
+    for wrong, said in (({"eta": 1.0, "tau": 1.0}, "tau"), ({"spacing": "even"}, "spacing")):
+        with pytest.raises(dv.InputError, match=said):
+            restore(den, 4, progress=False, **wrong)
 
 
 def test_a_checkpoint_that_makes_no_sense_is_refused(tmp_path: Path) -> None:

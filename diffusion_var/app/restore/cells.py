@@ -133,6 +133,8 @@ class CellLoop:
             k,
             covariance=self.setting.sampler(denoiser, k).covariance,
             eta=options.eta,
+            tau=options.tau,
+            spacing=options.spacing,
             draws=options.draws,
             seed=options.seed,
             batch_size=options.batch_size,
@@ -151,9 +153,9 @@ class CellLoop:
     def _own(self, denoiser: ConditionedDenoiser, k: int) -> dict[str, Any]:
         """What a cell has for itself."""
         options = self.options
-        steps = describe(self.setting.sampler(denoiser, k).steps)
-        own = {"conditioned on": denoiser.conditioned_on(), "steps": steps, "draws": options.draws, "eta": options.eta}
-        return own | {"posterior_noise": options.posterior_noise}
+        sampler = self.setting.sampler(denoiser, k)
+        own = {"conditioned on": denoiser.conditioned_on(), "steps": describe(sampler.steps), "draws": options.draws}
+        return own | {"eta": sampler.eta, "tau": sampler.tau, "posterior_noise": options.posterior_noise}
 
     def _checkpoint(self, label: str, own: dict[str, Any]) -> Path:
         return self._files.path(label, own).with_suffix(".partial")

@@ -48,7 +48,9 @@ class RestoreOptions(ModelOptions, ImageOptions):
     below: Annotated[float | None, "σ/α above which pigdm is used in any case; by default nowhere"] = None
     checkpointing: Annotated[bool, "of guidance I: less memory, and a third more time (diffusers' networks)"] = False
     steps: Annotated[list[int], "numbers of steps, comma-separated"] = field(default_factory=lambda: [20])
-    eta: Annotated[float, "1 is DDPM, 0 is DDIM"] = 1.0
+    spacing: Annotated[Literal["log_snr", "linspace"], "how K steps are spread over 1…N"] = "log_snr"
+    eta: Annotated[float | None, "instead of tau: 1 is DDPM, 0 is DDIM"] = None
+    tau: Annotated[float | None, "1 is DDPM, 0 the ODE's step, more than 1 re-noises; by default 10"] = None
     posterior_noise: Annotated[bool, "add what is left unknown given the measurement to the noise of the steps"] = False
     draws: Annotated[int, "images for each measurement; 2 or more tell what is uncertain"] = 4
     calibrate: Annotated[

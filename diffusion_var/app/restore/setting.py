@@ -18,7 +18,6 @@ import torch
 from ... import checks
 from ...covariance.analytic import Analytic
 from ...covariance.exact import ExactCovariance
-from ...covariance.fixed import FixedSmall
 from ...covariance.head import Head
 from ...covariance.learned_range import LearnedRange
 from ...covariance.pigdm import PiGDM
@@ -30,6 +29,7 @@ from ...restoration.conditioned import ConditionedDenoiser
 from ...restoration.jacobian import NetworkJacobian
 from ...restoration.measurement import Measurement
 from ...restoration.operators import Operator, OperatorName, parse_operator
+from ...restoration.restore import restoring_sampler
 from ...sampling.sampler import Sampler
 from ...variance.table import VarianceTable
 from ..compare.exact import mixture_of
@@ -98,8 +98,9 @@ class Setting:
 
     def sampler(self, denoiser: ConditionedDenoiser, steps: int) -> Sampler:
         """As `restore` has it."""
-        noise = denoiser.posterior_noise() if self.options.posterior_noise else FixedSmall()
-        return Sampler(denoiser, noise, steps, self.options.eta)
+        options = self.options
+        noise = denoiser.posterior_noise() if options.posterior_noise else None
+        return restoring_sampler(denoiser, noise, steps, options.eta, options.tau, options.spacing)
 
     def conditions(self, rows: Sequence[int] | None = None) -> Any:
         """The conditions of measurements (by default of all), by slices; None for a model without."""
