@@ -31,6 +31,7 @@ from ..models.network_use import failing
 from ..models.posterior import Posterior
 from ..models.prediction import eps_of_mean
 from ..process.level import NoiseLevel
+from ..process.structure import without_autocast
 from .checkpointing import recomputing, unchanged
 from .jacobian import NetworkCovariance, NetworkJacobian
 from .linear_map import LinearMap
@@ -170,7 +171,9 @@ class ConditionedDenoiser(Denoiser):
             x = x_t.detach().to(torch.promote_types(x_t.dtype, torch.float32), copy=True).requires_grad_(graph)
             own = None if condition is None else map_leaves(lambda leaf: leaf.clone(), as_nest(condition))
             posterior = self.base(x, n, own)
-            yield x, posterior
+            # An A with parameters (a layer) would have the graph of every product kept, and autocast would round them.
+            with torch.no_grad(), without_autocast(x.device):
+                yield x, posterior
 
     def _residual(self, posterior: Posterior, rows: torch.Tensor) -> tuple[LinearMap, torch.Tensor]:
         """Of a batch: A (at x̂_0, if through a decoder), and y − A x̂_0 with 0 where nothing was measured."""

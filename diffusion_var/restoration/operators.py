@@ -204,7 +204,7 @@ def _made(name: OperatorName, shape: tuple[int, ...], seed: int) -> Any:
 def _operator(text: str, made: Any, device: torch.device | str) -> Operator:
     """What was made, as an operator; refused where it is none, or not linear with Gaussian noise."""
     if "deepinv" in sys.modules and isinstance(made, deepinv_module("deepinv.physics").Physics):
-        return _ofdeepinv_module(text, made, device)
+        return _of_deepinv(text, made, device)
     pair = made if isinstance(made, tuple | list) else (made, None)
     wrong = len(pair) != 2 or not callable(pair[0]) or not (pair[1] is None or callable(pair[1]))
     checks.refuse(
@@ -215,7 +215,7 @@ def _operator(text: str, made: Any, device: torch.device | str) -> Operator:
     return Operator(text, *pair)
 
 
-def _ofdeepinv_module(text: str, made: Any, device: torch.device | str) -> Operator:
+def _of_deepinv(text: str, made: Any, device: torch.device | str) -> Operator:
     physics, kind = deepinv_module("deepinv.physics"), type(made).__name__
     checks.refuse(not isinstance(made, physics.LinearPhysics), _not_linear(text, kind))
     noise = made.noise_model

@@ -36,8 +36,10 @@ class ConjugateGradients:
 
     Args:
         tolerance: the norm of the residual r − S u over that of r, both in the preconditioner's metric where there is
-            one, at which an image is done; float32 knows no less than about 1e-6.
-        iterations: products with S at most; an image that needs more is counted as not converged.
+            one, at which an image is done; float32 knows no less than about 1e-6. Where it is solved by way of the
+            images (`whitened`), a hundredth of it, of their system's.
+        iterations: products with S, or with the images' matrix, at most; an image that needs more is counted as not
+            converged.
     """
 
     tolerance: float = 1e-4

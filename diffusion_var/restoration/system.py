@@ -1,7 +1,8 @@
 """S = A Σ Aᵀ + R, the covariance of what a measurement y is off A x̂_0 by, and S⁻¹: the heart of E15.
 
-In closed form where Σ and A share a basis (`diagonal`), by conjugate gradients on the images where Σ has a structure
-and there is noise (`whitened`), on S itself elsewhere, and by a cut Lanczos where Σ is a network's Jacobian.
+In closed form where Σ and A share a basis (`diagonal`), by conjugate gradients on the images where Σ has a structure,
+there is noise, and y has half as many elements as an image or more (`whitened`), on S itself elsewhere, and by a cut
+Lanczos where Σ is a network's Jacobian.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class System:
         noise: R.
         seen: (*m), the elements of y that A sees; of others S is the identity.
         closed: the basis that S is diagonal in for Σ's own structure, with Σ's variances; None: there is none.
-        whitened: solves it by way of the images; None: Σ has no structure, or y no noise.
+        whitened: solves it by way of the images; None: on S itself.
         usual: how it is solved where nothing else is asked for.
         fine: A and Aᵀ in float64, which S is solved in where eigenvalues of all sizes leave float32 nothing to say;
             None: in the images' own precision.
@@ -61,7 +62,9 @@ class System:
         return torch.where(self.seen, found, u)
 
     def solve(self, r: torch.Tensor, by: ConjugateGradients | None) -> Solution:
-        """S⁻¹ r, (B, *m); `by` None: in closed form if there is one, else as usual."""
+        """S⁻¹ r, (B, *m), 0 where nothing is seen, whatever r is there; `by` None: in closed form if there is one,
+        else as usual."""
+        r = torch.where(self.seen, r, 0.0)
         if by is None and self._closed is not None:
             diagonal, variance = self._closed
             fine = torch.ones(len(r), dtype=torch.bool, device=r.device)
@@ -69,7 +72,7 @@ class System:
             return Solution(torch.where(self.seen, u, 0.0), fine, fine, torch.zeros_like(fine, dtype=torch.int64))
         by, wanted = by or self._usual, r if self._fine is None else r.double()
         found = by(self.product, wanted) if self._whitened is None else self._whitened.solve(wanted, by)
-        return found._replace(u=found.u.to(r.dtype))
+        return found._replace(u=torch.where(self.seen, found.u, 0.0).to(r.dtype))
 
     def solve_cut(self, r: torch.Tensor, steps: int) -> Solution:
         """S⁻¹ r where Σ may not be positive: no direction's variance is below the noise's least."""
@@ -78,7 +81,7 @@ class System:
     def dense(self, r: torch.Tensor) -> torch.Tensor:
         """S of each image, (B, m, m) float64, of the m elements that are seen; for small y. `r`: any (B, *m)."""
         places = self.seen.flatten().nonzero()[:, 0]
-        columns = []
+        columns, r = [], r if self._fine is None else r.double()
         for place in places.tolist():
             unit = r.new_zeros(r.shape).flatten(1)
             unit[:, place] = 1.0

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .. import checks
 from ..covariance.reverse import StructuredCovariance
 from ..process.structure import Isotropic, Shape, Structure
 from .decoded import USUAL, Decoded
@@ -36,15 +37,23 @@ class Systems:
         self._told_of: dict[str, torch.Tensor] = {}
         self._decoded = None if measurement.decoder is None else Decoded(measurement, shape, dtype)
         self.seen = measurement.seen(shape, dtype) if self._decoded is None else self._decoded.seen
-        #: Whether y says so much that it is worth going by way of the images, with the digits that takes.
         self._fine = None if measurement.decoder is not None else measurement.fine_map_of(shape)
-        self._many = self._fine is not None and 2 * int(self.seen.sum()) >= math.prod(shape)
+        #: Whether y says so much that it is worth going by way of the images. R⁻¹ is then of all elements: one that
+        #: binds those that are seen to others is not that of the seen ones.
+        noise, many = measurement.noise, 2 * int(self.seen.sum()) >= math.prod(shape)
+        self._by_images = many and noise.least > 0.0 and (noise.structured is None or bool(self.seen.all()))
 
     def at_mean(self, mean: torch.Tensor) -> tuple[torch.Tensor, LinearMap]:
-        """What would be measured at a mean (B, …), and the linear map that it changes by."""
+        """What would be measured at a mean (B, …), and the linear map that it changes by; InputError for a mean of
+        float64 and an A that does not take it."""
         if self._decoded is not None:
             return self._decoded.at(mean)
         linear = self._measurement.map_of(self._shape)
+        if mean.dtype == torch.float64 and self._dtype != torch.float64:
+            linear = checks.given(
+                self._fine,
+                "x_t is in float64, but A takes float32 alone; sample in float32, or give a y and an A of float64.",
+            )
         return linear.apply(mean), linear
 
     def of(self, covariance: Any, linear: LinearMap) -> System:
@@ -55,8 +64,8 @@ class Systems:
             structure, variance = covariance.structure, covariance.variance
             if (diagonal := self._diagonal(structure)) is not None:
                 closed = diagonal, _along(variance, structure, diagonal)
-            if noise.least > 0.0 and self._many:
-                whitened = Whitened(self._fine or linear, covariance, noise, self._told(structure))
+            if self._fine is not None and self._by_images:
+                whitened = Whitened(self._fine, covariance, noise, self._told(structure))
         fine = self._fine if isinstance(covariance, StructuredCovariance) else None
         usual = ConjugateGradients() if self._decoded is None else USUAL
         return System(linear, covariance, noise, self.seen, closed, whitened, usual, fine)

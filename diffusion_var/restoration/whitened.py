@@ -1,4 +1,4 @@
-"""S⁻¹ r by way of the images: few products, and in float32, where A Σ Aᵀ + R has eigenvalues of all sizes.
+"""S⁻¹ r by way of the images: few products where A Σ Aᵀ + R has eigenvalues of all sizes.
 
 With Σ = Bᵀ diag(v) B and x_0 = x̂_0 + Bᵀ √v t, t ~ N(0, I) before anything is measured,
 
@@ -7,7 +7,8 @@ With Σ = Bᵀ diag(v) B and x_0 = x̂_0 + Bᵀ √v t, t ~ N(0, I) before anyth
 (Woodbury's identity, without an inverse of v). Conjugate gradients take 1 + v h for the matrix, h the diagonal of
 B Aᵀ R⁻¹ A Bᵀ, for a preconditioner: what A measures of low frequencies is nearly the same of each, and of high ones
 there is little to know. S itself has eigenvalues from σ_y² to the greatest v, 10⁵ apart, and no such neighbour; but of
-few measurements it is the smaller matrix, and needs fewer digits: this way u is the small difference of large numbers.
+few measurements it is the smaller matrix, and needs fewer digits: this way u is the small difference of large numbers,
+and float64 is wanted.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ class Whitened:
     """Solves S u = r for a batch of images at one level.
 
     Args:
-        linear: A and Aᵀ.
+        linear: A and Aᵀ, in the precision of what is solved.
         covariance: Σ, with its structure.
-        noise: R, with no variance of 0.
+        noise: R, with no variance of 0, and none that binds elements that A sees to others.
         told: h, from `told_of`.
     """
 
@@ -44,7 +45,7 @@ class Whitened:
         self._structure, self._variance, self._told = covariance.structure, covariance.variance, told
 
     def solve(self, r: torch.Tensor, by: ConjugateGradients) -> Solution:
-        """S⁻¹ r, (B, *m)."""
+        """S⁻¹ r, (B, *m), for an r that is 0 where A sees nothing; its `products` are those with the images' matrix."""
         variance = self._variance.to(r.dtype).clamp_min(0.0)
         root, precondition = variance.sqrt(), 1.0 / (1.0 + variance * self._told.to(r))
 

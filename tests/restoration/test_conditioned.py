@@ -131,6 +131,25 @@ def test_results_have_the_precision_of_x_t_and_no_graph_whatever_mode_the_caller
 
 
 @GUIDANCE
+def test_a_layer_for_an_operator_keeps_no_graph_and_autocast_is_for_networks(
+    guidance: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parameters want gradients, and each product of a solve would be kept for them."""
+    layer = torch.nn.Conv2d(3, 3, 3, padding=1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(normal(3, 3, 3, 3, seed=4))
+    x_t = normal(3, *SHAPE).float()
+    den = dv.ConditionedDenoiser(model(), COVARIANCE, dv.Measurement(layer(x_t), layer), guidance)
+    solutions: list[torch.Tensor] = []
+    counted = dv.ConditionedDenoiser.counted
+    monkeypatch.setattr(den, "counted", lambda found: solutions.append(found.u) or counted(den, found))
+    expected = den(x_t, 300).mean
+    assert not solutions[0].requires_grad
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(den(x_t, 300).mean, expected)
+
+
+@GUIDANCE
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_solved_in_float32(guidance: Any, dtype: torch.dtype) -> None:
     """What half precision loses is the last rounding alone."""

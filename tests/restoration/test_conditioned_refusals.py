@@ -139,6 +139,16 @@ def test_a_network_without_derivatives_wants_guidance_ii() -> None:
         make(denoiser=base, covariance=dv.NetworkJacobian())(x_t, 300)
 
 
+def test_x_t_in_float64_and_an_operator_of_float32() -> None:
+    W = normal(72, 9, seed=3).float()
+    measurement = dv.Measurement(torch.zeros(1, 9), lambda x: x.flatten(1) @ W)
+    den = make(measurement=measurement, guidance="II")
+    x_t = normal(1, *SHAPE)
+    with pytest.raises(InputError, match="x_t is in float64, but A takes float32 alone; sample in float32"):
+        den(x_t, 100)
+    assert den(x_t.float(), 100).mean.dtype == torch.float32
+
+
 def test_x_t_that_is_none() -> None:
     den = make()
     for wrong in (np.zeros((2, *SHAPE)), [1.0], None):
