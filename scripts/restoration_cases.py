@@ -24,7 +24,7 @@ import torch
 import diffusion_var as dv
 from diffusion_var.data import digits_splits, open_images, photographs_part, to_float
 
-DATA = ("photographs-exact", "photographs-trained", "digits", "mnist")
+DATA = ("photographs-exact", "photographs-trained", "digits", "mnist", "mnist-mixture")
 OPERATORS = ("inpainting", "box", "super-resolution", "blur", "compressed sensing")
 #: Standard deviation of the Gaussian blur in pixels, by the side of the images.
 BLURS = {8: 0.7, 16: 1.0, 28: 1.5}
@@ -47,14 +47,17 @@ def load_case(name: str, count: int, others: int, model: str | None = None, mnis
         parts = digits_splits()
         denoiser = dv.Denoiser.from_pretrained(model or "digits")
         score, table = parts.score.images, parts.table.images
-    elif name == "mnist":
-        if model is None:
-            raise SystemExit("no network of MNIST is bundled; train one with configs/mnist.yaml and give it as --model")
-        denoiser = dv.Denoiser.from_pretrained(model)
-        score, table = (
+    elif name in ("mnist", "mnist-mixture"):
+        if name == "mnist" and model is None:
+            raise SystemExit(
+                "no network of MNIST is bundled; train one with configs/mnist.yaml and give it as --model, or take a "
+                "mixture of Gaussians, --data mnist-mixture"
+            )
+        score, table, fit = (
             torch.stack([torch.as_tensor(image) for image in open_images(f"{mnist}:{part}")])
-            for part in (f"test_x[:{count + others}]", "train_x[shuffled:50000:55000]")
+            for part in (f"test_x[:{count + others}]", "train_x[shuffled:50000:55000]", "train_x[shuffled:0:10000]")
         )
+        denoiser = dv.oracles.fit_mixture(fit, 10) if model is None else dv.Denoiser.from_pretrained(model)
     else:
         score = photographs_part("score", 16, count + others).images
         table = photographs_part("table", 16).images

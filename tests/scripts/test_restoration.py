@@ -81,7 +81,7 @@ def test_images_of_mnist(script, tmp_path):
     seen = [len(part) for part in (case.images, case.others, case.table_images)]
     assert (seen, case.images.shape[1:]) == ([3, 2, 5000], (1, 28, 28))
     assert torch.equal(((case.images[:, 0, 0, 0] + 1) * 127.5).round(), torch.arange(3.0))
-    with pytest.raises(SystemExit, match="give it as --model"):
+    with pytest.raises(SystemExit, match="give it as --model, or take a mixture"):
         script["load_case"]("mnist", 3, 2)
 
 
