@@ -263,6 +263,7 @@ class ConditionedDenoiser(Denoiser):
         return density
 
     def _of_groups(self, x_t: torch.Tensor, n: Place, condition: Any, of: Callable[..., torch.Tensor]) -> torch.Tensor:
+        checks.instance("x_t", x_t, torch.Tensor, "a tensor of floats")
         rows, condition = self._rows(condition, len(x_t))
         found = torch.zeros(len(x_t), dtype=torch.float64, device=x_t.device)
         for level, part in self._groups(n, len(x_t)):
@@ -283,13 +284,16 @@ class ConditionedDenoiser(Denoiser):
 
     # ---- which measurement goes with which image ----------------------------------------------------------------
 
-    def rows_condition(self, rows: Sequence[int], condition: Any = None) -> dict[str, Any]:
+    def rows_condition(self, rows: Sequence[int] | torch.Tensor, condition: Any = None) -> dict[str, Any]:
         """What to call this denoiser with, as the condition, for images of these rows of y.
 
         `condition`: the model's own, one for each image.
         """
         of_model = {} if condition is None else {_OWN: condition}
-        return {_ROWS: torch.as_tensor(list(rows), dtype=torch.int64), **of_model}
+        given = rows.tolist() if isinstance(rows, torch.Tensor) else list(rows)
+        wrong = not all(checks.is_whole(row) for row in given)
+        checks.refuse(wrong, f"rows={checks.brief(rows)} must be whole numbers, which rows of y go with the images.")
+        return {_ROWS: torch.tensor([int(row) for row in given], dtype=torch.int64), **of_model}
 
     def condition_of(self, images: Sequence[int], condition: Any) -> Any:
         if isinstance(condition, dict) and _ROWS in condition:

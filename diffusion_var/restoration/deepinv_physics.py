@@ -4,6 +4,8 @@ in (`DecomposablePhysics`: A = U diag(s) Vᵀ)."""
 from __future__ import annotations
 
 import copy
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from .. import checks
@@ -13,7 +15,7 @@ from .linear_map import Map
 
 def check_physics(physics: Any) -> None:
     """Refuse what is no linear physics of deepinv's."""
-    linear = _physics_module().LinearPhysics
+    linear = deepinv_module("deepinv.physics").LinearPhysics
     name = type(physics).__name__
     checks.refuse(
         not isinstance(physics, linear),
@@ -22,27 +24,26 @@ def check_physics(physics: Any) -> None:
     )
 
 
-def noise_of(physics: Any) -> Any:
-    """σ_y of a physics; InputError for noise that is not Gaussian, or not known."""
-    model = getattr(physics, "noise_model", None)
-    name = type(model).__name__
-    if model is None or name == "ZeroNoise":
-        return 0.0
+def noise_of(physics: Any, who: str = "the physics") -> float | None:
+    """σ_y of a physics, None where it says nothing of noise; InputError for noise that is not Gaussian, or another of
+    each image."""
+    module, model = deepinv_module("deepinv.physics"), getattr(physics, "noise_model", None)
+    if model is None or isinstance(model, module.ZeroNoise):
+        return None
     checks.refuse(
-        name != "GaussianNoise",
-        f"the physics' noise model is {name}, but Gaussian noise is expected; give noise=, if Gaussian noise is near "
-        "enough.",
+        type(model) is not module.GaussianNoise,
+        f"{who} has deepinv's {type(model).__name__}, but Gaussian noise is expected; give it a GaussianNoise, or none "
+        "and noise= apart.",
     )
-    sigma = model.sigma
-    wrong = getattr(sigma, "numel", lambda: 1)() != 1
-    checks.refuse(wrong, "the physics' σ is one for each image; give noise= as one number for all, or as variances.")
-    return float(sigma)
+    several = model.sigma.numel() != 1
+    checks.refuse(several, f"{who} has a standard deviation of noise that is one for each image; give one for all.")
+    return float(model.sigma)
 
 
 def bases_of(physics: Any) -> list[tuple[Map, Map]]:
     """(Uᵀ, U) of a decomposable physics; nothing of others."""
-    module = _physics_module()
-    return [(physics.U_adjoint, physics.U)] if isinstance(physics, module.DecomposablePhysics) else []
+    decomposable = deepinv_module("deepinv.physics").DecomposablePhysics
+    return [(physics.U_adjoint, physics.U)] if isinstance(physics, decomposable) else []
 
 
 def in_float64(physics: Any) -> tuple[Map, Map]:
@@ -51,9 +52,12 @@ def in_float64(physics: Any) -> tuple[Map, Map]:
     return fine.A, fine.A_adjoint
 
 
-def _physics_module() -> Any:
+def deepinv_module(module: str) -> ModuleType:
+    """A module of deepinv's, which takes seconds to import; InputError where it is absent."""
     try:
-        from deepinv import physics
+        return import_module(module)
     except ImportError as error:
-        raise InputError(f"operators by deepinv need it: pip install deepinv ({error}).") from error
-    return physics
+        raise InputError(
+            f"this needs deepinv, which cannot be imported ({error}); install it: "
+            "pip install 'diffusion-var[restoration]', or give an operator of your own."
+        ) from error

@@ -57,6 +57,7 @@ def checked(apply: Map, adjoint: Map, image_shape: Shape, measured_shape: Shape,
     def far(a: torch.Tensor, b: torch.Tensor) -> float:
         return float((a - b).norm()) / max(size, 1e-30)
 
+    checks.refuse(size == 0.0, "A gives 0 of every image, so that nothing was measured; check the operator.")
     nothing = _called(apply, "A", torch.zeros_like(u), measured_shape, like)
     offset = float(nothing.norm()) / max(size, 1e-30)
     _refuse(offset > rounding, f"A(0) is {offset:.2g} of A(u)", "take what it adds off y, and out of A")

@@ -79,7 +79,7 @@ class Measurement:
         from .deepinv_physics import bases_of, check_physics, in_float64, noise_of
 
         check_physics(physics)
-        made = cls(y, physics.A, physics.A_adjoint, noise_of(physics) if noise is None else noise)
+        made = cls(y, physics.A, physics.A_adjoint, (noise_of(physics) or 0.0) if noise is None else noise)
         made.bases, made.in_float64 = bases_of(physics), in_float64(physics)
         return made
 

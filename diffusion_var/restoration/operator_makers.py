@@ -8,28 +8,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from .. import checks
-from ..errors import InputError
 from ..randomness import generator
+from .deepinv_physics import deepinv_module
 
 Maker = Callable[..., Any]
 _GIVEN = ("shape", "seed", "stream")
-
-
-def deepinv_module(module: str) -> ModuleType:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise InputError(
-            f"operators by name are those of deepinv, which cannot be imported ({error}); install it: "
-            "pip install 'diffusion-var[restoration]', or give a function of your own as package.module:function."
-        ) from error
 
 
 def deepinv_classes() -> tuple[dict[str, type[Any]], set[str]]:

@@ -33,8 +33,9 @@ import torch
 from .. import checks
 from ..errors import InputError
 from ..randomness import generator
+from .deepinv_physics import deepinv_module, noise_of
 from .measurement import Measurement
-from .operator_makers import OWN, Maker, arguments_of, by_class, deepinv_classes, deepinv_module
+from .operator_makers import OWN, Maker, arguments_of, by_class, deepinv_classes
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
 
@@ -218,17 +219,8 @@ def _operator(text: str, made: Any, device: torch.device | str) -> Operator:
 def _of_deepinv(text: str, made: Any, device: torch.device | str) -> Operator:
     physics, kind = deepinv_module("deepinv.physics"), type(made).__name__
     checks.refuse(not isinstance(made, physics.LinearPhysics), _not_linear(text, kind))
-    noise = made.noise_model
-    gaussian = isinstance(noise, physics.GaussianNoise)
-    checks.refuse(
-        not gaussian and type(noise) is not physics.ZeroNoise,
-        f"the operator {text} has deepinv's {type(noise).__name__}, but Gaussian noise is expected; leave the noise "
-        "model out, and give its standard deviation instead.",
-    )
-    several = gaussian and noise.sigma.numel() != 1
-    checks.refuse(several, f"the operator {text} has a standard deviation of noise for each image; give one for all.")
     there = made.to(device)
-    return Operator(text, there.A, there.A_adjoint, there, float(noise.sigma) if gaussian else None)
+    return Operator(text, there.A, there.A_adjoint, there, noise_of(made, f"the operator {text}"))
 
 
 def _try(operator: Operator, shape: tuple[int, ...], device: torch.device | str) -> None:

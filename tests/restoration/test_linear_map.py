@@ -70,6 +70,7 @@ NONE_OF_THEM = [
     (lambda x: x.square(), None, r"A is not linear: A\(2u\) differs from 2 A\(u\) by"),
     (lambda x: x.clamp(-1.0, 1.0), None, r"A is not linear: A\(2u\) differs"),
     (lambda x: x.abs(), None, r"A is not linear: A\(u \+ v\) differs from A\(u\) \+ A\(v\) by .*linearise it"),
+    (lambda x: 0.0 * x, None, "A gives 0 of every image, so that nothing was measured"),
     (lambda x: x + 0.5, None, r"A is not linear: A\(0\) is .* of A\(u\); take what it adds off y"),
     (Random(), lambda u: u, "A is random: it gives another result each time .*; fix its seed"),
     (lambda x: x - x.mean(0), None, "A of one image depends on the others of the batch"),

@@ -154,7 +154,7 @@ def test_physics_that_are_refused(physics: Any) -> None:
         (lambda x: x, "function, but a deepinv.physics.LinearPhysics"),
     ]
     each = physics.Denoising(noise_model=physics.GaussianNoise(torch.tensor([0.1, 0.2])))
-    cases.append((each, "one for each image; give noise="))
+    cases.append((each, "one for each image; give one for all"))
     for made, match in cases:
         with pytest.raises(InputError, match=match):
             dv.Measurement.from_deepinv(made, x)
@@ -163,6 +163,7 @@ def test_physics_that_are_refused(physics: Any) -> None:
 def test_without_deepinv_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    monkeypatch.setitem(sys.modules, "deepinv", None)
-    with pytest.raises(InputError, match="pip install deepinv"):
+    for name in ("deepinv", "deepinv.physics"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError, match=r"pip install 'diffusion-var\[restoration\]', or give an operator of your"):
         dv.Measurement.from_deepinv(object(), Y)

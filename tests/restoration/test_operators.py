@@ -9,7 +9,7 @@ import torch
 
 import diffusion_var as dv
 from diffusion_var.randomness import generator, normal
-from diffusion_var.restoration import operator_makers
+from diffusion_var.restoration import deepinv_physics
 from diffusion_var.restoration.operators import open_operator, parse_operator
 
 physics = pytest.importorskip("deepinv.physics")
@@ -50,6 +50,12 @@ def test_an_operator_is_linear_has_its_adjoint_and_is_the_same_each_time(name: s
     assert measurement.rows == 3
     assert float(measurement.noise.variance) == pytest.approx(0.01)  # type: ignore[arg-type]
     measurement.seen(SHAPE, torch.float32)  # which refuses what is not linear, and an adjoint that is not its own
+
+
+def test_a_measurement_through_a_decoder_keeps_it() -> None:
+    operator, y = open_operator("inpainting", SHAPE), images()
+    assert operator.measurement(y, 0.1).decoder is None
+    assert operator.measurement(y, 0.1, through=torch.tanh).decoder is torch.tanh
 
 
 @pytest.mark.parametrize("name", ["inpainting", "compressed-sensing:m=0.5", "Inpainting:mask=0.5"])
@@ -101,6 +107,10 @@ def gaussian(shape):
     from deepinv.physics import Denoising, GaussianNoise
     return Denoising(GaussianNoise(0.25))
 
+def several(shape):
+    from deepinv.physics import Denoising, GaussianNoise
+    return Denoising(GaussianNoise(torch.tensor([0.1, 0.2])))
+
 def haze(shape):
     from deepinv.physics import PhaseRetrieval, Denoising
     return PhaseRetrieval(Denoising())
@@ -150,6 +160,7 @@ def test_a_function_of_ones_own(own: str) -> None:
     ("name", "said"),
     [
         ("poisson", "has deepinv's PoissonNoise, but Gaussian noise is expected"),
+        ("several", "the operator .*:several has a standard deviation of noise that is one for each image"),
         ("haze", "is deepinv's PhaseRetrieval, which is not linear"),
         ("number", "gives 3, but a callable A"),
         ("fails", r"cannot be made for images .*KeyError"),
@@ -212,7 +223,7 @@ def test_without_deepinv_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
     def absent(name: str) -> Any:
         raise ImportError("No module named 'deepinv'")
 
-    monkeypatch.setattr(operator_makers, "import_module", absent)
+    monkeypatch.setattr(deepinv_physics, "import_module", absent)
     for name in ("inpainting", "Blur"):
         with pytest.raises(dv.InputError, match=r"pip install 'diffusion-var\[restoration\]'"):
             open_operator(name, SHAPE)

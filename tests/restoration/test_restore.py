@@ -159,6 +159,9 @@ def test_the_steps_and_their_noise() -> None:
     assert torch.equal(drawn, dv.Sampler(den, dv.FixedSmall(), steps, tau=10.0).sample(count, seed=2))
     even = restore(den, 4, seed=2, eta=0.5, spacing="linspace", progress=False).draws[:, 0]
     assert torch.equal(even, dv.Sampler(den, dv.FixedSmall(), 4, 0.5).sample(count, seed=2))
+    own = restore(den, steps, seed=2, tau=1.0, progress=False).draws[:, 0]
+    assert torch.equal(own, dv.Sampler(den, dv.FixedSmall(), steps, tau=1.0).sample(count, seed=2))
+    assert not torch.equal(own, drawn)
     listed = restore(den, steps, seed=2, tau=10.0, progress=False).draws[:, 0]
     assert torch.equal(listed, drawn)
     for wrong, said in (({"eta": 1.0, "tau": 1.0}, "tau"), ({"spacing": "even"}, "spacing")):

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from measurements import SHAPE, mirrored_blur, normal
+from measurements import SHAPE, mirrored_blur, normal, random_rows
 
 import diffusion_var as dv
 from diffusion_var.process.structure import Full, Structure, make_structure
@@ -71,6 +71,16 @@ def test_only_where_every_element_has_noise(noise: Any, by_images: bool) -> None
     systems, measurement = systems_of(mirrored_blur, noise)
     S = systems.of(covariance_of("pixel", False), measurement.map_of(SHAPE))
     assert (S._whitened is not None) == by_images
+
+
+@pytest.mark.parametrize(("rows", "by_images"), [(35, False), (36, True)])
+def test_only_of_measurements_of_half_an_images_elements_or_more(rows: int, by_images: bool) -> None:
+    A = random_rows(rows)
+    measurement = dv.Measurement(normal(2, rows), A, noise=0.3)
+    S = Systems(measurement, SHAPE, torch.float64).of(covariance_of("dct", False), measurement.map_of(SHAPE))
+    assert (S._whitened is not None) == by_images
+    expected = torch.linalg.solve(S.dense(measurement.y), measurement.y)
+    assert float((S.solve(measurement.y, SOLVER).u - expected).abs().max()) < 1e-6 * float(expected.abs().max())
 
 
 def test_what_is_told_is_the_diagonal_where_it_is_one() -> None:
