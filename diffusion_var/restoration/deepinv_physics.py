@@ -46,9 +46,12 @@ def bases_of(physics: Any) -> list[tuple[Map, Map]]:
     return [(physics.U_adjoint, physics.U)] if isinstance(physics, decomposable) else []
 
 
-def in_float64(physics: Any) -> tuple[Map, Map]:
-    """(A, Aᵀ) of a copy of a physics in float64."""
-    fine = copy.deepcopy(physics).double()  # .to(torch.float64) would take the imaginary part off complex numbers
+def in_float64(physics: Any) -> tuple[Map, Map] | None:
+    """(A, Aᵀ) of a copy of a physics in float64; None for one that cannot be copied."""
+    try:
+        fine = copy.deepcopy(physics).double()  # .to(torch.float64) would take the imaginary part off complex numbers
+    except Exception:  # of whatever it holds: a tensor with a graph, a file, a lock
+        return None
     return fine.A, fine.A_adjoint
 
 

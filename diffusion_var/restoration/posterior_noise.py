@@ -16,7 +16,9 @@ from typing import Any, Protocol
 import torch
 
 from .. import checks
+from ..covariance.eps_square import EpsSquare
 from ..covariance.reverse import NoiseSource, ReverseCovariance, StructuredCovariance
+from ..covariance.wrapping import Wrapping
 from ..errors import InputError
 from ..models.denoiser import Denoiser
 from ..models.posterior import Posterior
@@ -81,6 +83,14 @@ class PosteriorNoise(ReverseCovariance):
             jacobian or denoiser.measurement.decoder is not None,
             "the noise of a conditioned step needs a covariance that can be drawn from and a measurement of what is "
             "denoised, but not the network's Jacobian, nor one through a decoder; take dv.Analytic.",
+        )
+        inner = denoiser.given_covariance
+        while isinstance(inner, Wrapping):
+            inner = inner.inner
+        checks.refuse(
+            isinstance(inner, EpsSquare),
+            "the noise of a conditioned step is made where ε̂ follows y, and eps-square would take it for the model's "
+            "own; take dv.Analytic, or leave the posterior noise out.",
         )
         self._denoiser = denoiser
 

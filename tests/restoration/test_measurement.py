@@ -133,6 +133,23 @@ def test_linear_physics(physics: Any) -> None:
         assert bool(found.bases) == isinstance(made, physics.DecomposablePhysics)
 
 
+def test_a_float64_copy_to_solve_with(physics: Any) -> None:
+    """Where there is one that does the same; the physics itself stays as it is."""
+    blur = physics.BlurFFT(IMAGE, filter=torch.ones(1, 1, 3, 3) / 9.0)
+    x = normal(2, *IMAGE)
+    found = dv.Measurement.from_deepinv(blur, blur.A(x.float()))
+    fine = found.fine_map_of(IMAGE)
+    assert fine is not None
+    assert fine.apply(x).dtype == fine.adjoint(x).dtype == torch.float64
+    assert float((fine.apply(x) - blur.A(x.float())).abs().max()) < 1e-5
+    assert blur.A(x.float()).dtype == torch.float32
+    found.in_float64 = (lambda x: 1.001 * x, lambda u: 1.001 * u)
+    assert found.fine_map_of(IMAGE) is None
+    blur.filter = (torch.ones(3, requires_grad=True) * 2.0)[None, None, None].expand(1, 1, 3, 3) / 18.0
+    kept = dv.Measurement.from_deepinv(blur, x.float())  # its graph cannot be copied
+    assert kept.in_float64 is None
+
+
 def test_noise_that_is_given_goes_before_the_physics_own(physics: Any) -> None:
     x = normal(2, *IMAGE).float()
     poisson = physics.Denoising(noise_model=physics.PoissonNoise(0.1))

@@ -184,6 +184,16 @@ def test_of_a_jacobian_and_through_a_decoder_there_is_none() -> None:
             den.posterior_noise()
 
 
+def test_of_a_covariance_by_eps_there_is_none() -> None:
+    """It would see the conditioned ε̂ there, and the model's own in the mean."""
+    base, _, measurement, _ = case("dct", halved)
+    for covariance in (dv.EpsSquare(), dv.Scaled(dv.EpsSquare(), 2.0)):
+        den = dv.ConditionedDenoiser(base, covariance, measurement, "II")
+        with pytest.raises(InputError, match=r"eps-square would take it for the model's own; take dv\.Analytic"):
+            den.posterior_noise()
+    assert "given y" in dv.ConditionedDenoiser(base, dv.Scaled(dv.PiGDM(), 2.0), measurement).posterior_noise().name
+
+
 def test_solves_for_the_noise_are_counted() -> None:
     """One a step that adds noise, beside that of the mean: what did not converge there is no less wrong."""
     base, _ = gaussian("dct")
