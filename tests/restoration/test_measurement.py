@@ -143,6 +143,8 @@ def test_a_float64_copy_to_solve_with(physics: Any) -> None:
     assert fine.apply(x).dtype == fine.adjoint(x).dtype == torch.float64
     assert float((fine.apply(x) - blur.A(x.float())).abs().max()) < 1e-5
     assert blur.A(x.float()).dtype == torch.float32
+    rows = physics.CompressedSensing(10, IMAGE)  # a product of matrices, which takes one type alone
+    assert dv.Measurement.from_deepinv(rows, rows.A(x.float())).fine_map_of(IMAGE) is not None
     found.in_float64 = (lambda x: 1.001 * x, lambda u: 1.001 * u)
     assert found.fine_map_of(IMAGE) is None
     blur.filter = (torch.ones(3, requires_grad=True) * 2.0)[None, None, None].expand(1, 1, 3, 3) / 18.0
