@@ -134,6 +134,8 @@ def sheet(setting: Setting, cells: Sequence[Cell]) -> Figure:
 
 def calibration_curves(found: Sequence[Calibration]) -> Figure:
     """rᵀS⁻¹r/dim(y) against σ/α, a line each covariance, with 95 % bands of the mean."""
+    from matplotlib.ticker import LogFormatter
+
     figure, axes = new_figure(6.4, 4.4)
     others: dict[str, Any] = {"pigdm": "#d55e00", "head": "#8c564b", "jacobian": "#56b4e9", "exact": "#7b3294"}
     for one in found:
@@ -146,8 +148,8 @@ def calibration_curves(found: Sequence[Calibration]) -> Figure:
     axes.axhline(1.0, color="black", linewidth=0.8, linestyle=(0, (5, 3)))
     axes.set_xscale("log")
     axes.set_yscale("log")
-    for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        formatted("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1, 0.4)))
     axes.set_xlabel("noise level, σ/α")
     axes.set_ylabel("rᵀ S⁻¹ r / dim(y), right at 1")
     axes.grid(alpha=0.3, which="both")

@@ -13,6 +13,7 @@ from typing import Any
 
 from ...files import make_folder, sweep
 from ...manifest import Manifest, write_files
+from ...restoration.restore import RENOISING
 from ..rendering import png, render, spreadsheet_cell
 from . import tables
 from .calibration import Calibration
@@ -56,6 +57,11 @@ def write_report(setting: Setting, cells: Sequence[Cell], found: Sequence[Calibr
     manifest.end(sorted(written))
 
 
+def _noise(eta: float | None, tau: float | None) -> str:
+    """The setting of the steps' noise that a run has."""
+    return f"η = {eta:g}" if eta is not None else f"τ = {RENOISING if tau is None else tau:g}"
+
+
 def _pages(setting: Setting, cells: Sequence[Cell], found: Sequence[Calibration]) -> dict[str, bytes]:
     options = setting.options
     files = {f"sheet_{k}.png": png(sheet(setting, tables.at_steps(cells, k)), tight=False) for k in options.steps}
@@ -63,6 +69,7 @@ def _pages(setting: Setting, cells: Sequence[Cell], found: Sequence[Calibration]
         files["calibration.png"] = png(calibration_curves(found))
     content = {
         "options": options,
+        "noise": _noise(options.eta, options.tau),
         "rows": setting.rows,
         "numbers": math.prod(setting.measurement.shape),
         "metrics": " and ".join(tables.TITLES[name].partition(" ")[0] for name in setting.metrics[0]),

@@ -174,6 +174,7 @@ def test_pictures_are_of_the_restored_images(whole: Path, model: dv.Denoiser, tr
 
 def test_the_report(whole: Path) -> None:
     text = (whole / "report.md").read_text()
+    assert "draws each, τ = 10, spacing log_snr, seed 4." in text
     for head in ("## 2 steps", "## 3 steps", "PSNR (dB)", "SSIM", "against the first", "spread / error", "misfit"):
         assert head in text
     assert "LPIPS by the network alex needs images" in text  # these are too small
@@ -264,6 +265,7 @@ def test_the_command_line_and_a_config(tmp_path: Path, monkeypatch: pytest.Monke
     assert done.exit_code == 0, done.output
     assert "K = 2" in done.output
     assert "written: out/report.md" in done.output
+    assert "3 draws each, η = 0.5, spacing log_snr, seed" in Path("out/report.md").read_text()
     (cell,) = json.loads((tmp_path / "out" / "results.json").read_text())["cells"]
     assert (cell["draws"], cell["images"], cell["steps"]) == (3, 3, 2)
     assert Image.open(tmp_path / "out" / "measured" / "000000.png").size == (4, 8)
