@@ -8,6 +8,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from .. import checks
 from ..errors import InputError
 from .linear_map import Map
@@ -50,6 +52,8 @@ def in_float64(physics: Any) -> tuple[Map, Map] | None:
     """(A, Aᵀ) of a copy of a physics in float64; None for one that cannot be copied."""
     try:
         fine = copy.deepcopy(physics).double()  # .to(torch.float64) would take the imaginary part off complex numbers
+        if getattr(fine, "dtype", None) == torch.float32:
+            fine.dtype = torch.float64  # what CompressedSensing's adjoint makes of y
     except Exception:  # of whatever it holds: a tensor with a graph, a file, a lock
         return None
     return fine.A, fine.A_adjoint
