@@ -41,7 +41,7 @@ RENOISING = 10.0  # τ where neither η nor τ is given: as good as infinity for
 _COUNTS = 4  # numbers that a conditioned denoiser counts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Restoration:
     """Images restored from B measurements.
 
@@ -60,6 +60,11 @@ class Restoration:
     not_converged: int = 0
     not_positive: int = 0
     products: int = 0
+
+    def __repr__(self) -> str:
+        told = {name: value for name, value in vars(self).items() if name != "draws"}
+        counts = ", ".join(f"{name}={value}" for name, value in told.items())
+        return f"Restoration(draws={tuple(self.draws.shape)}, {counts})"
 
     @property
     def mean(self) -> torch.Tensor:

@@ -63,6 +63,7 @@ def test_draws_are_a_samplers_images(whole: Restoration) -> None:
     assert whole.solves == ROWS * DRAWS * 4
     assert whole.products > whole.solves  # by conjugate gradients
     assert (whole.not_converged, whole.not_positive) == (0, 0)
+    assert repr(whole).startswith(f"Restoration(draws={(ROWS, DRAWS, *SHAPE)}, evaluations=4, solves=")
 
 
 def test_mean_and_spread_are_those_of_the_draws(whole: Restoration) -> None:
