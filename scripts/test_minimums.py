@@ -25,7 +25,7 @@ TESTS = [
         "tests/app/test_words.py",
         "tests/app/test_yaml_text.py",
     ),
-    *("tests/app/test_cli.py", "tests/app/test_terminal.py", "tests/app/compare/test_markdown.py"),
+    *("tests/app/test_cli.py", "tests/app/test_terminal.py", "tests/app/test_markdown.py"),
     *(
         "tests/data/test_images.py",
         "tests/data/test_digits.py",

@@ -1,5 +1,6 @@
 """The wheel holds everything that an installed package needs, and nothing speaks of a checkout."""
 
+import runpy
 import subprocess
 import sys
 import tarfile
@@ -115,3 +116,9 @@ def test_bundled_weights_are_small_enough() -> None:
     photographs = sum(size for path, size in sizes.items() if "photographs" in path.parts)
     assert 0 < photographs <= 3_000_000
     assert sum(sizes.values()) - photographs <= 1_600_000
+
+
+def test_the_tests_with_the_oldest_versions_are_there() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "test_minimums.py"))
+    missing = [name for name in script["TESTS"] if not (ROOT / name).is_file()]
+    assert not missing, missing
