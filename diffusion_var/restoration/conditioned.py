@@ -293,7 +293,9 @@ class ConditionedDenoiser(Denoiser):
         of_model = {} if condition is None else {_OWN: condition}
         given = rows.tolist() if isinstance(rows, torch.Tensor) else list(rows)
         wrong = not all(checks.is_whole(row) for row in given)
-        checks.refuse(wrong, f"the rows {checks.brief(rows)} must be whole numbers: which rows of y go with the images.")
+        checks.refuse(
+            wrong, f"the rows {checks.brief(rows)} must be whole numbers: which rows of y go with the images."
+        )
         return {_ROWS: torch.tensor([int(row) for row in given], dtype=torch.int64), **of_model}
 
     def condition_of(self, images: Sequence[int], condition: Any) -> Any:

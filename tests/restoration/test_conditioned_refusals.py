@@ -158,7 +158,7 @@ def test_x_t_that_is_none() -> None:
             with pytest.raises(InputError, match="x_t"):
                 of(wrong, 300)  # type: ignore[arg-type]
     for rows in ([0.5, 1], "ab", torch.tensor([0.5, 1.0])):
-        with pytest.raises(InputError, match="must be whole numbers, which rows of y go with the images"):
+        with pytest.raises(InputError, match="must be whole numbers: which rows of y go with the images"):
             den.rows_condition(rows)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="x_t has shape"):
         den(torch.zeros(2, 3, 4, 5), 300)
