@@ -24,13 +24,11 @@ from ..process.schedule import NoiseSchedule
 from ..process.steps import describe, resolve
 from ..process.structure import Pixel
 from .fixed import check_ddpm
+from .inversion import inverted
 from .reverse import (
     ReverseCovariance,
     StructuredCovariance,
     image_shape,
-    in_double,
-    step_of_schedule,
-    unseen_variance,
 )
 
 
@@ -82,9 +80,7 @@ class LearnedRange(ReverseCovariance):
         self, posterior: Posterior, level: NoiseLevel, schedule: NoiseSchedule | None = None
     ) -> StructuredCovariance:
         """Inverted: what the variance of the step to the index before leaves for x_0 [E2]."""
-        kernel = step_of_schedule(self.name, level, schedule)
-        found = LearnedRange()(in_double(posterior), kernel)
-        return StructuredCovariance(found.structure, unseen_variance(kernel, found.variance).to(posterior.mean))
+        return inverted(self.name, LearnedRange(), posterior, level, schedule)
 
     def _beta_tilde(self, kernel: ReverseKernel) -> float:
         if not kernel.last:

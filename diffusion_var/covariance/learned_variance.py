@@ -23,13 +23,11 @@ from ..process.level import NoiseLevel
 from ..process.schedule import NoiseSchedule
 from ..process.structure import Pixel
 from .fixed import check_ddpm
+from .inversion import inverted
 from .reverse import (
     ReverseCovariance,
     StructuredCovariance,
     image_shape,
-    in_double,
-    step_of_schedule,
-    unseen_variance,
 )
 
 
@@ -81,9 +79,7 @@ class LearnedVariance(ReverseCovariance):
         self, posterior: Posterior, level: NoiseLevel, schedule: NoiseSchedule | None = None
     ) -> StructuredCovariance:
         """Inverted: what the variance of the step to the index before leaves for x_0 [E2]."""
-        kernel = step_of_schedule(self.name, level, schedule)
-        found = self(in_double(posterior), kernel)
-        return StructuredCovariance(found.structure, unseen_variance(kernel, found.variance).to(posterior.mean))
+        return inverted(self.name, self, posterior, level, schedule)
 
     def _check_step(self, kernel: ReverseKernel) -> None:
         check_ddpm(kernel, "LearnedVariance", "use eta=1 or Analytic")

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -274,28 +274,6 @@ def check_covariance(covariance: Any) -> ReverseCovariance:
         "a reverse covariance, such as dv.Analytic(table) or dv.FixedLarge()",
     )
     return found
-
-
-def unseen_variance(kernel: ReverseKernel, variance: torch.Tensor) -> torch.Tensor:
-    """v of variances λ² + γ² v of a step [E2]; below λ² it is 0."""
-    return (variance - kernel.lambda2).clamp_min(0.0) / kernel.gain**2
-
-
-def in_double(posterior: Posterior) -> Posterior:
-    """With what a network says of its variance in float64: of λ² + γ² v, v is a small part in a short step."""
-    return replace(posterior, range=None if posterior.range is None else posterior.range.double())
-
-
-def step_of_schedule(name: str, level: NoiseLevel, schedule: NoiseSchedule | None) -> ReverseKernel:
-    """The step from a level to the index before it, η = 1; InputError off the schedule's grid, or without one."""
-    n = None if schedule is None else schedule.index_of(level)
-    off_grid = (
-        f"{name} says what Cov[x_0|x_t] is at the indices of a schedule alone, by the variance of the step to the "
-        f"index before, but the level {level} is of none; take indices of the denoiser's schedule as steps."
-    )
-    n = checks.given(n, off_grid)
-    assert schedule is not None
-    return ReverseKernel(schedule, n, n - 1)
 
 
 def check_knows_x_0(covariance: ReverseCovariance) -> None:
