@@ -23,7 +23,7 @@ import torch
 
 from .. import checks
 from ..covariance.reverse import ReverseCovariance, StructuredCovariance, check_covariance, check_knows_x_0
-from ..errors import InputError, NumericalError, warn
+from ..errors import NumericalError, warn
 from ..models.conditions import as_nest, map_leaves
 from ..models.denoiser import Denoiser, Place, check_denoiser
 from ..models.identity import ModelIdentity
@@ -33,35 +33,21 @@ from ..models.prediction import eps_of_mean
 from ..process.level import NoiseLevel
 from ..process.structure import without_autocast
 from .checkpointing import recomputing, unchanged
+from .conditioned_mean import conditioned_mean_1, conditioned_mean_2, step_length
 from .jacobian import NetworkCovariance, NetworkJacobian
+from .level_groups import level_groups, merged
 from .linear_map import LinearMap
 from .measurement import Measurement
 from .pigdm_above import ConstantAbove
 from .posterior_noise import PosteriorNoise
-from .solver import ConjugateGradients, Solution
+from .rows import as_condition, has_rows, of_part, taken_apart
+from .solve_counts import SolveCounts
+from .solver import ConjugateGradients, CutLanczos, Solution, Solver
 from .system import System
 from .systems import Systems
 
 Guidance = Literal["I", "II"]
 _MOST_ELEMENTS = 4096  # of y, for a determinant of S
-
-
-def conditioned_mean_1(mean: torch.Tensor, moved: torch.Tensor, length: torch.Tensor | float = 1.0) -> torch.Tensor:
-    """x̂_0 + f (σ_t²/α_t) Jᵀ Aᵀ u, with `moved` (σ_t²/α_t) Jᵀ Aᵀ u and `length` f: type I [E15]."""
-    return mean + length * moved
-
-
-def step_length(r: torch.Tensor, u: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
-    """f = ⟨u, r⟩/⟨u, S_J u⟩ of each image (B,), at most 1, with `product` S_J u: the length of a step along u towards
-    S_J⁻¹ r, S_J = A (σ_t²/α_t) Jᵀ Aᵀ + R [E15]. 1 where S_J is not positive along u."""
-    along, curved = ((u.double() * other.double()).flatten(1).sum(1) for other in (r, product))
-    return torch.where(curved > 0, (along / curved).clamp(0.0, 1.0), 1.0)
-
-
-def conditioned_mean_2(mean: torch.Tensor, covariance: Any, back: torch.Tensor) -> torch.Tensor:
-    """x̂_0 + Σ Aᵀ u, with `back` Aᵀ u: type II [E15]."""
-    found: torch.Tensor = mean + covariance.matvec(back)
-    return found
 
 
 class ConditionedDenoiser(Denoiser):
@@ -105,9 +91,8 @@ class ConditionedDenoiser(Denoiser):
     ) -> None:
         check_denoiser(denoiser, "a measurement's denoiser")
         self.guidance_type: Guidance = checks.one_of("guidance", guidance, ("I", "II"))
-        self.cg = _solver(solver)
         self.measurement = checks.instance("measurement", measurement, Measurement, "a dv.Measurement")
-        self.given_covariance = covariance
+        self.given_covariance, self.solver = covariance, _solver(solver, covariance, self.measurement)
         for name, value in (("checkpointing", checkpointing), ("damped", damped)):
             checks.refuse(not checks.is_bool(value), f"{name}={checks.brief(value)} must be True or False.")
         self.damped = bool(damped)
@@ -124,8 +109,7 @@ class ConditionedDenoiser(Denoiser):
         self._follows = _following(covariance, self.below)
         self.checkpointing = _checkpointing(base.network, checkpointing)
         self._systems = Systems(self.measurement, self.shape, self._own_dtype)
-        self._counted = [0, 0, 0, 0]  # solves, not converged, not positive, products
-        self._reported = [0, 0, 0, 0]
+        self._counts = SolveCounts()
         self._said_cost = False
 
     # ---- the posterior ----------------------------------------------------------------------------------------
@@ -136,11 +120,12 @@ class ConditionedDenoiser(Denoiser):
         `condition`: the model's own, or `rows_condition`. Raises NumericalError where the mean is not finite.
         """
         checks.instance("x_t", x_t, torch.Tensor, "a tensor of floats")
-        rows, condition = self._rows(condition, len(x_t))
-        groups = self._groups(n, len(x_t))
+        rows, own = taken_apart(condition, len(x_t), self.measurement.rows)
+        groups = level_groups(self.schedule, n, len(x_t))
         if len(groups) == 1:
-            return self._at(x_t, groups[0][0], rows, condition)
-        return _merged([(part, self._at(x_t[part], level, *_of(part, rows, condition))) for level, part in groups], x_t)
+            return self._at(x_t, groups[0][0], rows, own)
+        parts = [(part, self._at(x_t[part], level, *of_part(part, rows, own))) for level, part in groups]
+        return merged(parts, len(x_t))
 
     def _at(self, x_t: torch.Tensor, level: NoiseLevel, rows: torch.Tensor, condition: Any) -> Posterior:
         type_1 = self.guidance_type == "I" and level.alpha > 0.0  # without signal J is 0, and Σ the data's own
@@ -192,21 +177,13 @@ class ConditionedDenoiser(Denoiser):
     def _solved(self, covariance: Any, linear: LinearMap, r: torch.Tensor, level: NoiseLevel) -> Solution:
         """S⁻¹ r, counted."""
         _check_finite(r, "y − A x̂_0", level)
-        if isinstance(covariance, NetworkCovariance):
-            assert isinstance(self.given_covariance, NetworkJacobian)
-            system = self._systems.of(covariance, linear)
-            found = system.solve_cut(r, self.given_covariance.iterations)
-        else:
-            found = self._systems.of(covariance, linear).solve(r, self.cg)
+        found = self._systems.of(covariance, linear).solve(r, self.solver)
         _check_finite(found.u, "S⁻¹ (y − A x̂_0)", level)
         return self.counted(found)
 
     def counted(self, found: Solution) -> Solution:
         """A solution, once it is in what `report` tells."""
-        told = torch.stack([(~found.converged).sum(), (~found.positive).sum(), found.products.sum()]).tolist()
-        now = [len(found.products), *told]
-        self._counted = [before + more for before, more in zip(self._counted, now, strict=True)]
-        return found
+        return self._counts.counted(found)
 
     def _pull(self, mean: torch.Tensor, x: torch.Tensor, back: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
         """Jᵀ times `back`, detached."""
@@ -265,10 +242,10 @@ class ConditionedDenoiser(Denoiser):
 
     def _of_groups(self, x_t: torch.Tensor, n: Place, condition: Any, of: Callable[..., torch.Tensor]) -> torch.Tensor:
         checks.instance("x_t", x_t, torch.Tensor, "a tensor of floats")
-        rows, condition = self._rows(condition, len(x_t))
+        rows, of_model = taken_apart(condition, len(x_t), self.measurement.rows)
         found = torch.zeros(len(x_t), dtype=torch.float64, device=x_t.device)
-        for level, part in self._groups(n, len(x_t)):
-            own = _of(part, rows, condition)
+        for level, part in level_groups(self.schedule, n, len(x_t)):
+            own = of_part(part, rows, of_model)
             with self._evaluated(x_t[part], level, own[1], False) as (x, posterior):
                 linear, r = self._residual(posterior, own[0])
                 found[part] = of(r, self._covariance(posterior, level, x), linear, level).detach()
@@ -290,49 +267,12 @@ class ConditionedDenoiser(Denoiser):
 
         `condition`: the model's own, one for each image.
         """
-        of_model = {} if condition is None else {_OWN: condition}
-        given = rows.tolist() if isinstance(rows, torch.Tensor) else list(rows)
-        wrong = not all(checks.is_whole(row) for row in given)
-        checks.refuse(
-            wrong, f"the rows {checks.brief(rows)} must be whole numbers: which rows of y go with the images."
-        )
-        return {_ROWS: torch.tensor([int(row) for row in given], dtype=torch.int64), **of_model}
+        return as_condition(rows, condition)
 
     def condition_of(self, images: Sequence[int], condition: Any) -> Any:
-        if isinstance(condition, dict) and _ROWS in condition:
+        if has_rows(condition):
             return condition
-        return self.rows_condition([i % self.measurement.rows for i in images], condition)
-
-    def _rows(self, condition: Any, batch: int) -> tuple[torch.Tensor, Any]:
-        """The rows of y of a batch, and the model's own condition."""
-        count = self.measurement.rows
-        if isinstance(condition, dict) and _ROWS in condition:
-            rows = condition[_ROWS].cpu()
-            wrong = len(rows) != batch or not bool(((rows >= 0) & (rows < count)).all())
-            checks.refuse(wrong, f"rows of y must be {batch} numbers from 0 to {count - 1}, one for each image.")
-            return rows, condition.get(_OWN)
-        if count not in (1, batch):
-            raise InputError(
-                f"there are {batch} images and {count} measurements, so that it is not known which goes with which; "
-                "pass condition=denoiser.rows_condition(rows)."
-            )
-        return torch.arange(batch) % count, condition
-
-    def _groups(self, n: Place, batch: int) -> list[tuple[NoiseLevel, Any]]:
-        """The levels of a batch, each with its images."""
-        if isinstance(n, NoiseLevel):
-            return [(n, slice(None))]
-        if isinstance(n, list):
-            levels = n
-        elif isinstance(n, torch.Tensor) and n.ndim:
-            levels = [self.schedule.level(int(k)) for k in self.schedule.check_indices(n, batch)]
-        else:
-            return [(self.schedule.level(self.schedule.check_index(int(n))), slice(None))]
-        checks.refuse(len(levels) != batch, f"there are {len(levels)} levels for {batch} images; give one for each.")
-        return [
-            (level, torch.tensor([k for k, other in enumerate(levels) if other == level]))
-            for level in dict.fromkeys(levels)
-        ]
+        return as_condition([i % self.measurement.rows for i in images], condition)
 
     # ---- what a denoiser is asked -------------------------------------------------------------------------------
 
@@ -351,7 +291,7 @@ class ConditionedDenoiser(Denoiser):
             "guidance": self.guidance_type,
             "below": self.below,
             "damped": self.damped,
-            "solver": None if self.cg is None else [self.cg.tolerance, self.cg.iterations],
+            "solver": None if self.solver is None else str(self.solver),
         }
 
     def with_guidance(self, scale: float, unconditional: Any = None) -> ConditionedDenoiser:
@@ -381,14 +321,13 @@ class ConditionedDenoiser(Denoiser):
     def counts(self) -> list[int]:
         """Since the last report: solves of S u = r, those that did not converge, those that met a direction in which S
         is not positive, and products with S."""
-        return [now - before for now, before in zip(self._counted, self._reported, strict=True)]
+        return self._counts.new
 
     def add_counts(self, counts: list[int]) -> None:
-        self._counted = [mine + theirs for mine, theirs in zip(self._counted, counts, strict=True)]
+        self._counts.add(counts)
 
     def report(self) -> None:
-        solves, open_, negative, products = self.counts()
-        self._reported = list(self._counted)
+        solves, open_, negative, products = self._counts.report()
         if self.measurement.decoder is not None and not self._said_cost and solves:
             self._said_cost = True
             warn(
@@ -406,33 +345,6 @@ class ConditionedDenoiser(Denoiser):
             )
 
 
-_ROWS, _OWN = "row of the measurement", "condition"
-
-
-def _of(part: Any, rows: torch.Tensor, condition: Any) -> tuple[torch.Tensor, Any]:
-    """The rows and conditions of some of a batch's images."""
-    own = None if condition is None else map_leaves(lambda leaf: leaf[part], as_nest(condition))
-    return rows[part], own
-
-
-def _merged(parts: list[tuple[Any, Posterior]], x_t: torch.Tensor) -> Posterior:
-    """Posteriors of parts of a batch as one."""
-    found: list[torch.Tensor | None] = []
-    for name in ("mean", "eps", "range", "features"):
-        pieces = [(part, getattr(posterior, name)) for part, posterior in parts]
-        if pieces[0][1] is None:
-            found.append(None)
-            continue
-        whole = pieces[0][1].new_empty((len(x_t), *pieces[0][1].shape[1:]))
-        for part, piece in pieces:
-            whole[part] = piece
-        found.append(whole)
-    mean, eps, extra, features = found
-    assert mean is not None
-    assert eps is not None
-    return Posterior(mean, eps, extra, features)
-
-
 def _check_finite(found: torch.Tensor, name: str, level: NoiseLevel) -> None:
     if not bool(torch.isfinite(found).all()):
         raise NumericalError(
@@ -444,7 +356,10 @@ def _check_finite(found: torch.Tensor, name: str, level: NoiseLevel) -> None:
 # ---- what is refused ------------------------------------------------------------------------------------------------
 
 
-def _solver(solver: Any) -> ConjugateGradients | None:
+def _solver(solver: Any, covariance: Any, measurement: Measurement) -> Solver | None:
+    """What solves where it is not left to the system."""
+    if isinstance(covariance, NetworkJacobian):
+        return CutLanczos(covariance.iterations, measurement.noise.least)
     if isinstance(solver, ConjugateGradients):
         return solver
     checks.one_of("solver", solver, ("auto", "cg"), "or a dv.restoration.ConjugateGradients")

@@ -26,7 +26,7 @@ from ..process.kernel import ReverseKernel
 from ..process.level import NoiseLevel
 from .jacobian import NetworkJacobian
 from .measurement import Measurement
-from .solver import ConjugateGradients, Solution
+from .solver import Solution, Solver
 from .system import System
 
 Product = Callable[[torch.Tensor], torch.Tensor]
@@ -37,7 +37,7 @@ class Conditioned(Protocol):
 
     measurement: Measurement
     given_covariance: Any
-    cg: ConjugateGradients | None
+    solver: Solver | None
 
     def system_at(self, posterior: Posterior, level: NoiseLevel) -> tuple[StructuredCovariance, System]: ...
     def conditioned_on(self) -> dict[str, Any]: ...
@@ -113,7 +113,7 @@ class PosteriorNoise(ReverseCovariance):
         known, system = self._denoiser.system_at(posterior, kernel.level_t)
 
         def gain(w: torch.Tensor) -> torch.Tensor:
-            found = self._denoiser.counted(system.solve(w, self._denoiser.cg))
+            found = self._denoiser.counted(system.solve(w, self._denoiser.solver))
             return known.matvec(system.linear.adjoint(found.u))
 
         noise, shape = self._denoiser.measurement.noise, self._denoiser.measurement.shape

@@ -54,6 +54,21 @@ class ConjugateGradients:
         return conjugate_gradients(product, r, precondition, self.tolerance, self.iterations)
 
 
+@dataclass(frozen=True)
+class CutLanczos:
+    """How S u = r is solved where S may not be positive: by `cut_lanczos`, no eigenvalue below `least`."""
+
+    steps: int
+    least: float
+
+    def __call__(self, product: Product, r: torch.Tensor, precondition: Product | None = None) -> Solution:
+        """u of S u = r, (B, *m); a preconditioner has no meaning here."""
+        return cut_lanczos(product, r, self.steps, self.least)
+
+
+Solver = ConjugateGradients | CutLanczos
+
+
 def conjugate_gradients(
     product: Product, r: torch.Tensor, precondition: Product | None, tolerance: float, iterations: int
 ) -> Solution:

@@ -7,23 +7,14 @@ Lanczos where Σ is a network's Jacobian.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 
+from .conditioned_mean import Covariance
 from .diagonal import Diagonal
 from .linear_map import LinearMap
 from .noise import MeasurementNoise
-from .solver import ConjugateGradients, Solution, cut_lanczos
+from .solver import ConjugateGradients, Solution, Solver
 from .whitened import Whitened
-
-
-class Covariance(Protocol):
-    """What is asked of Σ = Cov[x_0|x_t] of a batch."""
-
-    def matvec(self, x: torch.Tensor) -> torch.Tensor:
-        """Σ x, (B, C, *spatial)."""
-        ...
 
 
 class System:
@@ -61,7 +52,7 @@ class System:
         found = linear.apply(self.covariance.matvec(linear.adjoint(u))) + self.noise.times(u)
         return torch.where(self.seen, found, u)
 
-    def solve(self, r: torch.Tensor, by: ConjugateGradients | None) -> Solution:
+    def solve(self, r: torch.Tensor, by: Solver | None) -> Solution:
         """S⁻¹ r, (B, *m), 0 where nothing is seen, whatever r is there; `by` None: in closed form if there is one,
         else as usual."""
         r = torch.where(self.seen, r, 0.0)
@@ -71,12 +62,11 @@ class System:
             u = diagonal.solve(variance, self._white, r)
             return Solution(torch.where(self.seen, u, 0.0), fine, fine, torch.zeros_like(fine, dtype=torch.int64))
         by, wanted = by or self._usual, r if self._fine is None else r.double()
-        found = by(self.product, wanted) if self._whitened is None else self._whitened.solve(wanted, by)
+        if self._whitened is not None and isinstance(by, ConjugateGradients):
+            found = self._whitened.solve(wanted, by)
+        else:
+            found = by(self.product, wanted)
         return found._replace(u=torch.where(self.seen, found.u, 0.0).to(r.dtype))
-
-    def solve_cut(self, r: torch.Tensor, steps: int) -> Solution:
-        """S⁻¹ r where Σ may not be positive: no direction's variance is below the noise's least."""
-        return cut_lanczos(self.product, r, steps, self.noise.least)
 
     def dense(self, r: torch.Tensor) -> torch.Tensor:
         """S of each image, (B, m, m) float64, of the m elements that are seen; for small y. `r`: any (B, *m)."""

@@ -15,7 +15,7 @@ import diffusion_var as dv
 from diffusion_var.errors import InputError, NumericalError
 from diffusion_var.process.structure import make_structure
 from diffusion_var.restoration import ConjugateGradients
-from diffusion_var.restoration.conditioned import step_length
+from diffusion_var.restoration.conditioned_mean import step_length
 from diffusion_var.restoration.solver import cut_lanczos
 from diffusion_var.sampling.euler_maruyama import EulerMaruyama
 from diffusion_var.sampling.solvers import SolverSampler
