@@ -168,7 +168,7 @@ class _Run:
         """What decides the result, as plain data; it reads the network's weights."""
         given = {} if self.conditions is None else {"conditions": digest_of(self.conditions)}
         operator = self.denoiser.measurement.probe(self.denoiser.shape)
-        return {**self.sampler._facts(), "operator": operator, "draws": self.draws, "seed": self.seed, **given}
+        return {**self.sampler.facts(), "operator": operator, "draws": self.draws, "seed": self.seed, **given}
 
     def result(self) -> Restoration:
         """What came of it, once it is finished."""

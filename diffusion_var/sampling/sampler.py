@@ -337,7 +337,7 @@ class Sampler:
             conditions = check_conditions(conditions, count, self.denoiser.classes)
         parts = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
         facts = {**facts, "count": count, "batch_size": batch_size}
-        told = parallel.sharing(f"Sampler.{what}", lambda: {**facts, **self._facts(), **facts_of(conditions)})
+        told = parallel.sharing(f"Sampler.{what}", lambda: {**facts, **self.facts(), **facts_of(conditions)})
         with told as team, progress_bar(count * evaluations, what, "eval", progress) as bar:
             team.tell_idle(len(parts), "batches of images")
             run = NetworkRun(self.denoiser)
@@ -352,7 +352,7 @@ class Sampler:
             report_of_all(self.covariance, self.denoiser)
         return torch.from_numpy(np.concatenate(batches))
 
-    def _facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """What tells this sampler from others, as plain data."""
         return {
             "sampler": type(self).__name__,

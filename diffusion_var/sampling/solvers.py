@@ -135,8 +135,8 @@ class SolverSampler(Sampler):
         """How often the network is evaluated for an image."""
         return len(self._visits)
 
-    def _facts(self) -> dict[str, Any]:
-        return {**super()._facts(), "solver": self.name, "order": self.order}
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "solver": self.name, "order": self.order}
 
     def scheduler(self) -> Any:
         """A scheduler of diffusers that is about to begin, at this sampler's levels."""
