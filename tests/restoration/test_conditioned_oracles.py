@@ -50,6 +50,13 @@ def largest(a: Any, b: Any) -> float:
     return float(np.abs(np.asarray(a) - np.asarray(b)).max())
 
 
+def mean_given_both(mean: Any, prior: Any, n: int, x_t: Any, matrix: Any, R: Any, y: Any) -> Any:
+    """E[x_0|x_t, y] of one image, (d,), of data of this mean and prior covariance."""
+    mean_0, x, of_y = (np.asarray(array).ravel() for array in (mean, x_t, y))
+    level = SCHEDULE.alpha[n], SCHEDULE.sigma[n]
+    return gaussian_given_both(mean_0, prior, *level, x, matrix, R, of_y)[0]
+
+
 # ---- Gaussian data --------------------------------------------------------------------------------------------------
 
 
@@ -68,16 +75,7 @@ def test_gaussian_data_of_every_structure(name: str, operator: str, guidance: An
             x_t = noisy(images, n)
             posterior = conditioned(x_t, n)
             for i in range(3):
-                expected, _ = gaussian_given_both(
-                    model.mean.flatten().numpy(),
-                    prior,
-                    SCHEDULE.alpha[n],
-                    SCHEDULE.sigma[n],
-                    x_t[i].flatten().numpy(),
-                    matrix,
-                    R,
-                    measurement.y[i].flatten().numpy(),
-                )
+                expected = mean_given_both(model.mean, prior, n, x_t[i], matrix, R, measurement.y[i])
                 # "auto" may be conjugate gradients to their usual tolerance.
                 close = 1e-9 if solver is TIGHT or conditioned.counts()[3] == 0 else 1e-3
                 assert largest(posterior.mean[i].flatten(), expected) < close, (n, solver)
@@ -127,15 +125,8 @@ def test_a_mixture_where_one_component_is_certain(guidance: Any) -> None:
         x_t = noisy(images, n)
         found = conditioned(x_t, n).mean
         for i, j in enumerate(which):
-            expected, _ = gaussian_given_both(
-                means[j].ravel(),
-                covariances[j],
-                SCHEDULE.alpha[n],
-                SCHEDULE.sigma[n],
-                x_t[i].flatten().numpy(),
-                matrix,
-                0.01 * np.eye(5),
-                measurement.y[i].numpy(),
+            expected = mean_given_both(
+                means[j].ravel(), covariances[j], n, x_t[i], matrix, 0.01 * np.eye(5), measurement.y[i].numpy()
             )
             assert largest(found[i].flatten(), expected) < 1e-7
 
@@ -157,16 +148,7 @@ def test_photographs(guidance: Any) -> None:
         x_t = noisy(images, n)
         found = conditioned(x_t, n).mean
         for i in range(3):
-            expected, _ = gaussian_given_both(
-                mean,
-                prior,
-                SCHEDULE.alpha[n],
-                SCHEDULE.sigma[n],
-                x_t[i].flatten().numpy(),
-                matrix,
-                0.02**2 * np.eye(len(matrix)),
-                measurement.y[i].flatten().numpy(),
-            )
+            expected = mean_given_both(mean, prior, n, x_t[i], matrix, 0.02**2 * np.eye(len(matrix)), measurement.y[i])
             assert largest(found[i].flatten(), expected) < 1e-5
     assert conditioned.counts()[1:3] == [0, 0]
 
@@ -189,16 +171,7 @@ def test_noise_with_variances_and_with_a_structure() -> None:
             for guidance in ("I", "II"):
                 found = dv.ConditionedDenoiser(model, covariance, measurement, guidance, TIGHT)(x_t, n).mean
                 for i in range(2):
-                    expected, _ = gaussian_given_both(
-                        model.mean.flatten().numpy(),
-                        prior,
-                        SCHEDULE.alpha[n],
-                        SCHEDULE.sigma[n],
-                        x_t[i].flatten().numpy(),
-                        matrix,
-                        R,
-                        y[i].flatten().numpy(),
-                    )
+                    expected = mean_given_both(model.mean, prior, n, x_t[i], matrix, R, y[i])
                     assert largest(found[i].flatten(), expected) < 1e-9
 
 
