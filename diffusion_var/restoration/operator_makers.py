@@ -38,6 +38,11 @@ def by_class(kind: type[Any]) -> Maker:
     """A class of deepinv's, with what it needs to know of the images."""
 
     def make(shape: tuple[int, ...], seed: int, stream: torch.Generator, **arguments: Any) -> Any:
+        checks.refuse(
+            "noise_model" in arguments,
+            f"{kind.__name__} takes no noise_model here: the noise is Gaussian, and its standard deviation is given "
+            "apart from the operator; leave it out.",
+        )
         known = {"img_size": shape, "img_width": shape[-1], "channels": shape[0], "rng": stream}
         return kind(**{**{name: known[name] for name in known if name in _parameters(kind)}, **arguments})
 

@@ -196,6 +196,7 @@ def test_what_a_function_may_not_give(own: str, name: str, said: str) -> None:
         ("super-resolution:factor=1", "factor=1 must be a whole number of at least 2"),
         ("compressed-sensing:m=1.5", r"m=1.5 is outside \[0, 1\]"),
         ("compressed-sensing:m=100000", "from 1 to 576"),
+        ("Denoising:noise_model=PoissonNoise", "takes no noise_model here: the noise is Gaussian"),
         ("Blur:filtr=1", "arguments that are not its own"),
         ("MRI", "does not take images"),
         (3, "operator must be the name of an operator"),
