@@ -92,6 +92,18 @@ def test_eigenvalues_that_are_not_positive_are_cut_counted_and_said(guidance: An
         den.report()
 
 
+@GUIDANCE
+def test_what_is_raised_is_raised_to_the_noises_least_variance(guidance: Any) -> None:
+    """S of x̂_0 = −x_t is below the noise in every direction: S⁻¹ is then that of the noise alone."""
+    base = dv.Denoiser(lambda x, t: -x, SCHEDULE, shape=SHAPE, prediction="sample", clip=None)
+    images, x_t = normal(2, *SHAPE, seed=2), normal(2, *SHAPE, seed=3)
+    measurement = measured(halved, images)
+    den = dv.ConditionedDenoiser(base, dv.NetworkJacobian(4), measurement, guidance)
+    r = measurement.y - halved(-x_t)
+    expected = r.square().flatten(1).mean(1) / 0.01
+    torch.testing.assert_close(den.residual(x_t, 300), expected, rtol=1e-9, atol=0)
+
+
 def test_images_in_a_sampler_are_finite_and_do_not_depend_on_the_batches() -> None:
     base, _ = gaussian("dct")
     den = dv.ConditionedDenoiser(base, dv.NetworkJacobian(18), measured(halved, base.sample(3, seed=1)))
