@@ -8,9 +8,10 @@
     python scripts/restoration.py tables --data photographs-exact
 
 Data sets and operators are in `restoration_cases.py`, deepinv's methods in tests/support/rivals.py. A cell is one
-operator, σ_y, method and number of evaluations: the first images of the score part, one draw of each, PSNR and SSIM of
-every image. Finished cells are kept, a line each, in <out>/<data>.jsonl, and are not made again. Each rival has, in
-every cell, the best of its settings (`rivals.GRIDS`) on other images, in mean PSNR; ours have one setting for all.
+operator, σ_y, method and number of evaluations: the first images of the score part, one draw of each, PSNR and SSIM
+of every image. Finished cells are kept, a line each, in <out>/<data>.jsonl, and are not made again, but of more
+images. Each rival has, in every cell, the best of its settings (`rivals.GRIDS`) on other images, in mean PSNR; ours
+have one setting for all.
 """
 
 from __future__ import annotations
@@ -86,16 +87,18 @@ def scored(found: torch.Tensor, truth: torch.Tensor, runs: float, seconds: float
 
 
 def rival_cells(case: Case, kept: Kept, args: argparse.Namespace) -> None:
-    known = kept if args.settings_of is None else Kept(args.out / f"{args.settings_of}.jsonl")
+    known = dict(kept.cells if args.settings_of is None else Kept(args.out / f"{args.settings_of}.jsonl").cells)
+    known |= kept.cells  # a cell that is made again, of more images, has the settings that it had
     for problem in problems(case, args):
         for method in args.methods or RIVALS:
             name, *said = method.split(", ")
             draws = OPTIONS[said[0]]["draws"] if said else 1
             for evaluations in args.evaluations if rivals.fits(name, problem.physics) else ():
                 alike = [Cell(problem.operator, problem.noise, name, k) for k in (evaluations // draws, evaluations)]
-                settings = next((known.cells[cell].settings for cell in alike if cell in known.cells), None)
+                settings = next((known[cell].settings for cell in alike if cell in known), None)
                 cell = Cell(problem.operator, problem.noise, method, evaluations)
-                kept.make(cell, partial(rival_scores, case, problem, name, evaluations // draws, draws, settings))
+                run = partial(rival_scores, case, problem, name, evaluations // draws, draws, settings)
+                kept.make(cell, args.count, run)
 
 
 def rival_scores(
@@ -143,7 +146,7 @@ def our_cells(case: Case, kept: Kept, args: argparse.Namespace) -> None:
         for method in args.methods or [f"{name} {kind}" for name in COVARIANCES for kind in ("I", "II")]:
             for steps in args.evaluations:
                 cell = Cell(problem.operator, problem.noise, method, steps)
-                kept.make(cell, partial(our_scores, case, table, problem, method, steps))
+                kept.make(cell, args.count, partial(our_scores, case, table, problem, method, steps))
 
 
 def our_scores(case: Case, table: dv.VarianceTable, problem: Problem, method: str, evaluations: int) -> Scores:
@@ -191,7 +194,7 @@ def closed_form_cells(case: Case, kept: Kept, args: argparse.Namespace) -> None:
         seconds = time.perf_counter() - start
         for name, images in zip(("closed form, mean", "closed form, draw"), found, strict=True):
             cell = Cell(problem.operator, problem.noise, name, 0)
-            kept.make(cell, partial(scored, images, case.images, 0, seconds))
+            kept.make(cell, args.count, partial(scored, images, case.images, 0, seconds))
 
 
 # ---- calibration ----------------------------------------------------------------------------------------------------

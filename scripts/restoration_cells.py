@@ -46,9 +46,9 @@ class Kept:
             entry = json.loads(line)
             self.cells[Cell(**entry["cell"])] = Scores(**entry["scores"])
 
-    def make(self, cell: Cell, make: Callable[[], Scores]) -> None:
-        """The cell, unless it is there."""
-        if cell in self.cells:
+    def make(self, cell: Cell, count: int, make: Callable[[], Scores]) -> None:
+        """The cell, unless it is there with that `count` of images."""
+        if cell in self.cells and len(self.cells[cell].psnr) >= count:
             return
         scores = self.cells[cell] = make()
         with self.path.open("a") as file:
