@@ -31,6 +31,7 @@ from .classifier_guidance import (
     make_classifier_guidance,
 )
 from .conditions import as_nest, batch_of, check_classes, digest_of, map_leaves
+from .derivative import Derivative, Linearised, Probes
 from .features import FeatureTap
 from .fingerprint import weights_fingerprint
 from .guidance import Guidance, make_guidance, network_output
@@ -122,6 +123,7 @@ class Denoiser:
         self.codec: LatentCodec | None = None
         self.prompts: PromptEncoder | PipelinePrompts | None = None
         self._tap: FeatureTap | None = None
+        self._linearised: Linearised | None = None
         self.use = NetworkUse()
         self._precision = InputPrecision()
         self.device = device_of(network) if device is None else checked_device(device)
@@ -281,6 +283,12 @@ class Denoiser:
         other.network = other._tap.network
         return other
 
+    def with_jacobian(self, probes: Probes | None = None, derivative: Derivative = "forward") -> Denoiser:
+        """The same denoiser, whose posteriors hold products with the mean's derivative; see `derivative.Linearised`."""
+        other = copy.copy(self)
+        other._linearised = Linearised(probes, derivative)
+        return other
+
     def _guidance(self, scale: float, unconditional: Any) -> Guidance | None:
         guidance = make_guidance(scale, unconditional)
         if guidance is not None and self.classes is not None:
@@ -324,6 +332,10 @@ class Denoiser:
                 f"x_t has shape {tuple(x_t.shape)}, but this denoiser takes (B, {', '.join(map(str, self.shape))})."
             )
         self._check_device(x_t)
+        if self._linearised is not None:
+            plain = copy.copy(self)
+            plain._linearised = None
+            return self._linearised(plain, x_t, n, condition)
         check_levels(self.prediction, n, len(x_t))
         alpha, sigma = self.schedule.coefficients(n, x_t)
         before = step_before(self.schedule, n, x_t) if self.prediction == "previous_x" else None
