@@ -108,6 +108,8 @@ class ReverseCovariance(ABC):
     depends_on_image = False
     #: Whether it says what Cov[x_0|x_t] is; β̃ and β are about the noise of a step alone.
     knows_x_0 = True
+    #: How many Jacobian-vector products of the network it takes for each step, beside the evaluation of the mean.
+    products = 0
 
     @property
     @abstractmethod
