@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from .models.identity import ModelIdentity as ModelIdentity
     from .models.posterior import Posterior as Posterior
     from .models.pretrained.encode import encode_latents as encode_latents
+    from .models.product_cost import ProductCost as ProductCost
+    from .models.product_cost import product_cost as product_cost
     from .parallel import alone as alone
     from .pipelines.choose import analytic_scheduler as analytic_scheduler
     from .pipelines.flow_scheduler import AnalyticFlowScheduler as AnalyticFlowScheduler
@@ -110,6 +112,7 @@ _HOMES = {
     "OdeLikelihood": ".likelihood.ode",
     "PiGDM": ".covariance.pigdm",
     "Posterior": ".models.posterior",
+    "ProductCost": ".models.product_cost",
     "RankError": ".errors",
     "Restoration": ".restoration.restore",
     "ReverseCovariance": ".covariance.reverse",
@@ -132,6 +135,7 @@ _HOMES = {
     "encode_latents": ".models.pretrained.encode",
     "estimate": ".variance.estimate",
     "ode_likelihood": ".likelihood.ode",
+    "product_cost": ".models.product_cost",
     "restore": ".restoration.restore",
     "step_costs": ".likelihood.step_costs",
 }

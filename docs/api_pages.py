@@ -15,7 +15,17 @@ GROUPS: dict[str, tuple[str, str, list[str]]] = {
     "models": (
         "Models",
         "A network with its schedule and conventions, and exact models; see [Your network](../your_network.md).",
-        ["Denoiser", "Adapted", "Posterior", "Conditions", "ModelIdentity", "encode_latents", "oracles"],
+        [
+            "Denoiser",
+            "Adapted",
+            "Posterior",
+            "Conditions",
+            "ModelIdentity",
+            "encode_latents",
+            "oracles",
+            "product_cost",
+            "ProductCost",
+        ],
     ),
     "process": (
         "Schedules, levels and steps",

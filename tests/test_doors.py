@@ -211,6 +211,16 @@ DOORS: dict[str, Door] = {
             "seed": NO_SEED,
         },
     ),
+    "product_cost": (
+        call(dv.product_cost, denoiser=DENOISER_OF_ALL, rounds=1),
+        {
+            "denoiser": NO_DENOISER,
+            "derivative": ("backward", None, 5),
+            "batch_size": NO_COUNT,
+            "rounds": NO_COUNT,
+        },
+    ),
+    "ProductCost.forward": (dv.ProductCost.forward, {"product": (-1, *NO_NUMBER, True)}),
     "PiGDM": (dv.PiGDM, {"data_variance": (0, -1, *NO_NUMBER, True)}),
     "Measurement": (
         call(dv.Measurement, y=X, A=half),

@@ -79,6 +79,7 @@ class Jacobian(ReverseCovariance):
     """
 
     depends_on_image = True
+    products_with_mean = 1
 
     def __init__(
         self, table: VarianceTable, bands: int = 8, probes: int = 1, derivative: Derivative = "forward", seed: int = 0
@@ -88,6 +89,7 @@ class Jacobian(ReverseCovariance):
         self.structure: Structure = table.structure("dct")
         assert isinstance(self.structure, Dct)
         self.bands, self.probes = Bands(known, bands), checks.whole("probes", probes, least=1)
+        self.products = self.probes
         self.derivative: Derivative = checks.one_of("derivative", derivative, ("forward", "difference"))
         self.seed, self._asked = checks.seed(seed), bands
         self._counted, self._reported = torch.zeros(2, dtype=torch.int64), [0, 0]

@@ -110,6 +110,8 @@ class ReverseCovariance(ABC):
     knows_x_0 = True
     #: How many Jacobian-vector products of the network it takes for each step, beside the evaluation of the mean.
     products = 0
+    #: How many of these come with the mean, in the pass that evaluates it (`models.product_cost` has what they cost).
+    products_with_mean = 0
 
     @property
     @abstractmethod

@@ -18,6 +18,7 @@ class Wrapping(ReverseCovariance):
     def __init__(self, inner: ReverseCovariance) -> None:
         self.inner = check_covariance(inner)
         self.depends_on_image, self.knows_x_0 = inner.depends_on_image, inner.knows_x_0
+        self.products, self.products_with_mean = inner.products, inner.products_with_mean
 
     @abstractmethod
     def changed(self, found: StructuredCovariance) -> StructuredCovariance:

@@ -35,6 +35,7 @@ from ..models.denoiser import Denoiser, check_denoiser
 from ..models.network_run import NetworkRun
 from ..models.network_use import not_finite
 from ..models.posterior import Posterior
+from ..models.product_cost import ProductCost
 from ..process.kernel import ClippedEps, ReverseKernel, reverse_kernels
 from ..process.level import NoiseLevel
 from ..process.steps import describe, resolve
@@ -102,6 +103,13 @@ class Sampler:
     def evaluations(self) -> int:
         """How often the network is evaluated for an image: once a step."""
         return len(self.kernels)
+
+    def equivalents(self, cost: ProductCost) -> float:
+        """Evaluations of the network for an image, its Jacobian-vector products among them at their price: those of the
+        steps that draw from a covariance, where x_t still has signal."""
+        drawn = sum(not kernel.last and kernel.alpha_t > 0.0 for kernel in self.kernels)
+        each = cost.of_step(self.covariance.products, self.covariance.products_with_mean)
+        return self.evaluations + drawn * each
 
     # ---- images -----------------------------------------------------------------------------------------------
 
