@@ -5,7 +5,7 @@
     python scripts/restoration.py ours --data photographs-exact --methods "dct I, η=0" "dct I, posterior noise"
     python scripts/restoration.py closed --data photographs-exact
     python scripts/restoration.py calibration --data photographs-exact
-    python scripts/restoration.py tables --data photographs-exact
+    python scripts/restoration.py tables --data photographs-exact --csv results/restoration_photographs_exact.csv
 
 Data sets and operators are in `restoration_cases.py`, deepinv's methods in tests/support/rivals.py. A cell is one
 operator, σ_y, method and number of evaluations: the first images of the score part, one draw of each, PSNR and SSIM
@@ -38,7 +38,7 @@ from restoration_cases import (
     measured,
     table_of,
 )
-from restoration_cells import RIVALS, Cell, Kept, Scores, row, tables
+from restoration_cells import RIVALS, Cell, Kept, Scores, row, tables, write_csv
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 import diffusion_var as dv
@@ -247,10 +247,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/restoration"), help="where cells and tables are kept")
     parser.add_argument("--ours-at", type=int, default=20, help="evaluations of ours in the paired differences")
     parser.add_argument("--rivals-at", type=int, default=100, help="evaluations of the rivals in them")
+    parser.add_argument("--csv", type=Path, help="where `tables` writes every cell too")
     args = parser.parse_args(arguments)
     kept = Kept(args.out / f"{args.data}.jsonl")
     if args.part == "tables":
         tables(kept, args)
+        if args.csv is not None:
+            write_csv(kept, args.csv)
         return
     torch.set_num_threads(1)
     case = load_case(args.data, args.count, args.others, args.model, args.mnist)

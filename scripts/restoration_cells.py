@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-#: deepinv's methods, whose names are those of tests/support/rivals.py.
-RIVALS = ("dps", "diffpir", "ddrm", "pigdm", "mmps")
+#: deepinv's methods: their names in tests/support/rivals.py, and in papers.
+RIVALS = {
+    "dps": "DPS",
+    "diffpir": "DiffPIR",
+    "ddrm": "DDRM",
+    "pigdm": "ΠGDM (deepinv's)",
+    "mmps": "MMPS (deepinv's)",
+}
 
 
 @dataclass(frozen=True)
@@ -63,26 +71,54 @@ def row(*cells: Any) -> None:
 
 
 def tables(kept: Kept, args: argparse.Namespace) -> None:
-    """PSNR and SSIM of every cell, and paired differences of ours at 20 evaluations to rivals' at 100."""
-    cells = kept.cells
+    """Of each σ_y: the mean over operators by evaluations, every cell, and paired differences of ours to rivals'."""
     for noise in args.noise:
-        print(f"\nσ_y = {noise:g}, PSNR in dB (SSIM)\n")
-        row("method", "evaluations", *args.operators)
-        row(*("---" for _ in range(len(args.operators) + 2)))
-        there = dict.fromkeys((cell.method, cell.evaluations) for cell in cells if cell.noise == noise)
-        for method, k in sorted(there, key=lambda pair: (not is_rival(pair[0]), pair[0], pair[1])):
-            found = [cells.get(Cell(operator, noise, method, k)) for operator in args.operators]
-            row(method, k, *("" if s is None else f"{np.mean(s.psnr):.2f} ({np.mean(s.ssim):.3f})" for s in found))
-        paired(cells, args, noise)
+        cells = {cell: scores for cell, scores in kept.cells.items() if cell.noise == noise}
+        methods = sorted({cell.method for cell in cells}, key=lambda method: (not is_rival(method), method))
+        by_evaluations(cells, methods, args.operators, noise)
+        by_operator(cells, methods, args.operators, noise)
+        paired(cells, methods, args, noise)
 
 
-def paired(cells: dict[Cell, Scores], args: argparse.Namespace, noise: float) -> None:
-    """Mean over operators and images of PSNR differences, and the standard error over images."""
+def by_evaluations(cells: dict[Cell, Scores], methods: list[str], operators: list[str], noise: float) -> None:
+    """The mean over operators; where a method cannot do all, over those that it can, and how many they are."""
+    print(f"\nσ_y = {noise:g}, the mean over operators: PSNR in dB (SSIM)\n")
+    numbers = sorted({cell.evaluations for cell in cells})
+    row("evaluations", *numbers)
+    row(*("---" for _ in range(len(numbers) + 1)))
+    for method in methods:
+        able = [o for o in operators if any(cell.operator == o and cell.method == method for cell in cells)]
+        shown = [mean_of([cells.get(Cell(o, noise, method, k)) for o in able]) for k in numbers]
+        row(label(method) + f" (of {len(able)})" * (len(able) < len(operators)), *shown)
+
+
+def by_operator(cells: dict[Cell, Scores], methods: list[str], operators: list[str], noise: float) -> None:
+    print(f"\nσ_y = {noise:g}, PSNR in dB (SSIM)\n")
+    row("", "evaluations", *operators, "mean")
+    row(*("---" for _ in range(len(operators) + 3)))
+    for method, k in sorted(
+        {(cell.method, cell.evaluations) for cell in cells}, key=lambda p: (methods.index(p[0]), p)
+    ):
+        found = [cells.get(Cell(operator, noise, method, k)) for operator in operators]
+        row(label(method), k, *(mean_of([scores]) for scores in found), mean_of(found))
+
+
+def mean_of(found: list[Scores | None]) -> str:
+    """PSNR and SSIM, over cells that are all there."""
+    there = [scores for scores in found if scores is not None]
+    if len(there) < max(len(found), 1):
+        return ""
+    psnr, ssim = (np.mean([np.mean(getattr(scores, key)) for scores in there]) for key in ("psnr", "ssim"))
+    return f"{psnr:.2f} ({ssim:.3f})"
+
+
+def paired(cells: dict[Cell, Scores], methods: list[str], args: argparse.Namespace, noise: float) -> None:
+    """Mean over operators and images of PSNR differences, the standard error over images, and how many operators."""
     print(f"\nσ_y = {noise:g}, ours with {args.ours_at} evaluations less deepinv's with {args.rivals_at}, dB\n")
-    names = [name for name in dict.fromkeys(cell.method for cell in cells) if is_rival(name)]
-    row("", *names)
+    names = [name for name in methods if is_rival(name)]
+    row("", *map(label, names))
     row(*("---" for _ in range(len(names) + 1)))
-    for method in dict.fromkeys(cell.method for cell in cells if not is_rival(cell.method)):
+    for method in (name for name in methods if not is_rival(name)):
         shown = []
         for name in names:
             pairs = [
@@ -91,11 +127,29 @@ def paired(cells: dict[Cell, Scores], args: argparse.Namespace, noise: float) ->
             both = [(cells[a].psnr, cells[b].psnr) for a, b in pairs if a in cells and b in cells]
             least = min((len(part) for pair in both for part in pair), default=0)  # the first images of all
             each = np.array([np.subtract(a[:least], b[:least]) for a, b in both]).mean(0) if both else np.array([])
-            shown.append(f"{each.mean():+.2f} ± {each.std(ddof=1) / len(each) ** 0.5:.2f}" if len(each) > 1 else "")
+            error = each.std(ddof=1) / len(each) ** 0.5 if len(each) > 1 else math.nan
+            shown.append(f"{each.mean():+.2f} ± {error:.2f} ({len(both)})" if len(each) > 1 else "")
         if any(shown):
-            row(method, *shown)
+            row(label(method), *shown)
+
+
+def write_csv(kept: Kept, path: Path) -> None:
+    """Every cell: operator, σ_y, method, evaluations, images, the mean PSNR and SSIM, and the settings."""
+    with path.open("w", newline="") as file:
+        lines = csv.writer(file, lineterminator="\n")
+        lines.writerow(["operator", "noise", "method", "evaluations", "images", "psnr", "ssim", "settings"])
+        for cell, scores in sorted(kept.cells.items(), key=lambda item: astuple(item[0])):
+            means = f"{np.mean(scores.psnr):.3f}", f"{np.mean(scores.ssim):.4f}"
+            settings = " ".join(f"{key}={value}" for key, value in scores.settings.items())
+            lines.writerow([*astuple(cell), len(scores.psnr), *means, settings])
 
 
 def is_rival(method: str) -> bool:
     """Whether it is one of deepinv's, or the mean of some draws of one."""
     return method.split(", ")[0] in RIVALS
+
+
+def label(method: str) -> str:
+    """As papers call it."""
+    first, *said = method.split(", ")
+    return ", ".join([RIVALS.get(first, first), *said])

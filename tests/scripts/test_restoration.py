@@ -50,12 +50,52 @@ def test_cells_are_kept_and_compared(script, folder, capsys):
     script["main"](["ours", *FEW, "--out", str(folder), "--evaluations", "4", "--methods", *ours])
     assert (path.read_bytes(), capsys.readouterr().out) == (kept, "")
 
-    script["main"](["tables", *FEW, "--out", str(folder), "--ours-at", "4", "--rivals-at", "4"])
+    at = ("--ours-at", "4", "--rivals-at", "4")
+    script["main"](["tables", *FEW, "--out", str(folder), *at, "--csv", str(folder / "cells.csv")])
     printed = capsys.readouterr().out
     mine, theirs = (np.array(entries[k]["scores"]["psnr"]) for k in (1, 2))
-    assert f"| ΠGDM I | 4 | {mine.mean():.2f} (" in printed
+    ssim = np.mean(entries[1]["scores"]["ssim"])
+    assert f"| ΠGDM I | 4 | {mine.mean():.2f} ({ssim:.3f}) | {mine.mean():.2f} ({ssim:.3f}) |" in printed
+    assert f"| DDRM | {theirs.mean():.2f} (" in printed
     difference = mine - theirs
-    assert f"| ΠGDM I | {difference.mean():+.2f} ± {difference.std(ddof=1) / 3**0.5:.2f} |" in printed
+    assert f"| ΠGDM I | {difference.mean():+.2f} ± {difference.std(ddof=1) / 3**0.5:.2f} (1) |" in printed
+    lines = (folder / "cells.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(entries)
+    assert f"inpainting,0.1,ΠGDM I,4,3,{mine.mean():.3f},{ssim:.4f}," in lines
+
+
+def test_means_are_over_operators_that_a_method_can_do(script, tmp_path, capsys):
+    """And of whole rows alone: a mean over fewer operators than others have is told, or is none."""
+    lines = []
+    cells = {("inpainting", "ddrm"): 20, ("inpainting", "dps"): 10, ("blur", "dps"): 14}
+    for (operator, method), psnr in cells.items():
+        for k in (5, 10) if (operator, method) != ("blur", "dps") else (5,):
+            cell = {"operator": operator, "noise": 0.1, "method": method, "evaluations": k}
+            scores = {"psnr": [psnr, psnr + 1], "ssim": [0.5, 0.5], "runs": k, "seconds": 0.0, "settings": {}}
+            lines.append(json.dumps({"cell": cell, "scores": scores}) + "\n")
+    (tmp_path / "digits.jsonl").write_text("".join(lines))
+    few = ("--data", "digits", "--operators", "inpainting", "blur", "--noise", "0.1")
+    script["main"](["tables", *few, "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "| DPS | 12.50 (0.500) |  |" in printed
+    assert "| DDRM (of 1) | 20.50 (0.500) | 20.50 (0.500) |" in printed
+    assert "| DPS | 10 | 10.50 (0.500) |  |  |" in printed
+
+
+def test_a_cell_of_fewer_images_is_made_again(script, tmp_path, folder, capsys):
+    """With the settings that it had, whatever is said of others."""
+    (tmp_path / "digits.safetensors").write_bytes((folder / "digits.safetensors").read_bytes())
+    cell = {"operator": "inpainting", "noise": 0.1, "method": "ddrm", "evaluations": 4}
+    settings = {"eta": 0.3, "etab": 1.0, "levels": "linear"}
+    scores = {"psnr": [1.0, 1.0], "ssim": [0.0, 0.0], "runs": 4, "seconds": 0.0, "settings": settings}
+    path = tmp_path / "digits.jsonl"
+    path.write_text(json.dumps({"cell": cell, "scores": scores}) + "\n")
+    arguments = ["rivals", *FEW, "--out", str(tmp_path), "--evaluations", "4", "--methods", "ddrm"]
+    for _ in range(2):
+        script["main"](arguments)
+    made = [json.loads(line)["scores"] for line in path.read_text().splitlines()]
+    assert [len(one["psnr"]) for one in made] == [2, 3]
+    assert made[1]["settings"] == settings
 
 
 def test_a_settings_file_is_used(script, folder, tmp_path, capsys):
