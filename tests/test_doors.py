@@ -221,6 +221,17 @@ DOORS: dict[str, Door] = {
         },
     ),
     "ProductCost.forward": (dv.ProductCost.forward, {"product": (-1, *NO_NUMBER, True)}),
+    "Lanczos": (
+        dv.Lanczos,
+        {
+            "table": NO_TABLE[1:],
+            "steps": NO_COUNT,
+            "clamp": (None, "yes", 5),
+            "derivative": ("backward", None, 5),
+            "probes": NO_COUNT,
+            "seed": NO_SEED,
+        },
+    ),
     "PiGDM": (dv.PiGDM, {"data_variance": (0, -1, *NO_NUMBER, True)}),
     "Measurement": (
         call(dv.Measurement, y=X, A=half),

@@ -8,6 +8,7 @@
     learned        per pixel, its logarithm as a 2C-channel network  Improved DDPM's LEARNED
     head           times what a trained head says of the image       Extended-Analytic-DPM, OCM
     eps_square     per pixel, from ε̂ alone, untrained (and poor)     Extended-Analytic-DPM's fallback
+    lanczos        λ² I + γ² S, S the derivative of the mean        whole, of each image, untrained, by products
     averaged       another one's mean over an image or a batch       Extended-Analytic-DPM's avg_cov
     scaled         another one times a number                        to see what misjudging it costs
     pigdm          λ² I + γ² l σ²/(α² l + σ²) I, no table             ΠGDM's constant
@@ -22,7 +23,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +60,8 @@ class StructuredCovariance:
 
     structure: Structure
     variance: torch.Tensor
+    #: Whether that is all of Σ: of one that is known by products (`Lanczos`) it is a scale, and Σ is in the methods.
+    diagonal: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         # An axis short, (C,) would be taken for the last axis of an image, which may be as long.
@@ -108,6 +111,8 @@ class ReverseCovariance(ABC):
     depends_on_image = False
     #: Whether it says what Cov[x_0|x_t] is; β̃ and β are about the noise of a step alone.
     knows_x_0 = True
+    #: Whether its covariances are `diagonal` in their structure's basis.
+    diagonal = True
     #: How many Jacobian-vector products of the network it takes for each step, beside the evaluation of the mean.
     products = 0
     #: How many of these come with the mean, in the pass that evaluates it (`models.product_cost` has what they cost).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+from .. import checks
 from ..models.denoiser import Denoiser
 from ..models.posterior import Posterior
 from ..process.kernel import ReverseKernel
@@ -17,6 +18,11 @@ class Wrapping(ReverseCovariance):
 
     def __init__(self, inner: ReverseCovariance) -> None:
         self.inner = check_covariance(inner)
+        checks.refuse(
+            not inner.diagonal,
+            f"{type(self).__name__} changes variances, but {inner.name} is known by products alone; wrap one that has "
+            "variances, such as dv.Analytic(table, structure='dct').",
+        )
         self.depends_on_image, self.knows_x_0 = inner.depends_on_image, inner.knows_x_0
         self.products, self.products_with_mean = inner.products, inner.products_with_mean
 

@@ -59,7 +59,7 @@ class ConditionedDenoiser(Denoiser):
     Args:
         denoiser: the model, on the measurement's device.
         covariance: a `ReverseCovariance` that knows Cov[x_0|x_t] (Analytic of any structure, Head, LearnedRange, PiGDM,
-            ExactCovariance), or a `NetworkJacobian`.
+            ExactCovariance, Jacobian; Lanczos, whose `steps` are products with S then), or a `NetworkJacobian`.
         measurement: y, A and the noise.
         guidance: "I" takes a vector-Jacobian product of the network, a step costs about three evaluations and the
             memory of a training step; "II" takes Σ for it, and with a dct covariance is the better one at ten steps
@@ -336,8 +336,7 @@ class ConditionedDenoiser(Denoiser):
                 "solver=dv.restoration.ConjugateGradients(tolerance, iterations) says how many are wanted."
             )
         if open_ or negative:
-            jacobian = isinstance(self.given_covariance, NetworkJacobian)
-            more = "dv.NetworkJacobian(iterations)" if jacobian else "dv.restoration.ConjugateGradients"
+            more = _MORE if isinstance(self.solver, CutLanczos) else "dv.restoration.ConjugateGradients"
             warn(
                 f"of {solves} solves of S u = r, {open_} did not reach their tolerance (allow more iterations, "
                 f"{more}) and {negative} met a direction in which S is not positive (what "
@@ -353,6 +352,9 @@ def _check_finite(found: torch.Tensor, name: str, level: NoiseLevel) -> None:
         )
 
 
+_MORE = "dv.NetworkJacobian(iterations), dv.Lanczos(steps=…)"
+
+
 # ---- what is refused ------------------------------------------------------------------------------------------------
 
 
@@ -360,6 +362,8 @@ def _solver(solver: Any, covariance: Any, measurement: Measurement) -> Solver | 
     """What solves where it is not left to the system."""
     if isinstance(covariance, NetworkJacobian):
         return CutLanczos(covariance.iterations, measurement.noise.least)
+    if isinstance(covariance, ReverseCovariance) and not covariance.diagonal and solver == "auto":
+        return CutLanczos(covariance.products, measurement.noise.least)
     if isinstance(solver, ConjugateGradients):
         return solver
     checks.one_of("solver", solver, ("auto", "cg"), "or a dv.restoration.ConjugateGradients")

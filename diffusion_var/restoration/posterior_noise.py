@@ -78,13 +78,14 @@ class PosteriorNoise(ReverseCovariance):
     depends_on_image = True
 
     def __init__(self, denoiser: Conditioned) -> None:
-        jacobian = isinstance(denoiser.given_covariance, NetworkJacobian)
+        given = denoiser.given_covariance
+        products = isinstance(given, NetworkJacobian) or not given.diagonal
         checks.refuse(
-            jacobian or denoiser.measurement.decoder is not None,
+            products or denoiser.measurement.decoder is not None,
             "the noise of a conditioned step needs a covariance that can be drawn from and a measurement of what is "
             "denoised, but not the network's Jacobian, nor one through a decoder; take dv.Analytic.",
         )
-        inner = denoiser.given_covariance
+        inner = given
         while isinstance(inner, Wrapping):
             inner = inner.inner
         checks.refuse(

@@ -60,13 +60,14 @@ class Systems:
         """S for Σ of a batch."""
         closed = whitened = None
         noise = self._measurement.noise
-        if isinstance(covariance, StructuredCovariance) and self._decoded is None:
-            structure, variance = covariance.structure, covariance.variance
+        known = covariance if isinstance(covariance, StructuredCovariance) and covariance.diagonal else None
+        if known is not None and self._decoded is None:
+            structure, variance = known.structure, known.variance
             if (diagonal := self._diagonal(structure)) is not None:
                 closed = diagonal, _along(variance, structure, diagonal)
             if self._fine is not None and self._by_images:
-                whitened = Whitened(self._fine, covariance, noise, self._told(structure))
-        fine = self._fine if isinstance(covariance, StructuredCovariance) else None
+                whitened = Whitened(self._fine, known, noise, self._told(structure))
+        fine = None if known is None else self._fine
         usual = ConjugateGradients() if self._decoded is None else USUAL
         return System(linear, covariance, noise, self.seen, closed, whitened, usual, fine)
 
