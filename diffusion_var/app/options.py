@@ -21,7 +21,7 @@ LikelihoodSpacings = Literal[
 ]
 DecoderVariances = Literal["beta_tilde", "respaced", "sigma2", "table", "isotropic", "pixel", "covariance"]
 Objectives = Literal["kl", "bound"]
-Targets = Literal["npr", "sn", "ocm", "factor"]
+Targets = Literal["npr", "sn", "ocm", "factor", "bands"]
 Metrics = Literal["fid", "kid", "precision", "recall", "density", "coverage"]
 BITS: Final = "bits_per_dim"  # of the model, not of its samples
 CompareMetrics = Literal["fid", "kid", "precision", "recall", "density", "coverage", "bits_per_dim"]
@@ -308,12 +308,17 @@ class TrainHeadOptions(ModelOptions, ImageOptions):
     held_out: Annotated[str | None, "images for the curve and for --patience: " + ImagesHelp] = None
     held_out_labels: Annotated[str | None, "labels of the held-out images, file.npz:KEY; by default their own"] = None
     target: Annotated[
-        Targets, "npr (right for any mean), sn, ocm; or factor: one number an image, times a structure's variances"
+        Targets,
+        "npr (right for any mean), sn, ocm; or one number an image (factor) or a band of its frequencies (bands), "
+        "times a structure's variances",
     ] = "npr"
     kind: Annotated[Literal["simple", "residual"], "size of the head; residual has a block that knows the time"] = (
         "simple"
     )
-    structure: Annotated[Literal["dct", "pixel"] | None, "for factor: whose variances it multiplies"] = None
+    structure: Annotated[
+        Literal["dct", "pixel"] | None, "for factor: whose variances it multiplies; for bands: dct"
+    ] = None
+    bands: Annotated[int | None, "for bands: how many of each channel; by default 16"] = None
     output: Annotated[
         Literal["ratio", "papers"], "positive multiple of the table's variance, or the published heads' own output"
     ] = "ratio"
@@ -325,7 +330,7 @@ class TrainHeadOptions(ModelOptions, ImageOptions):
     ema_decay: Annotated[float, "decay of the moving average of the weights, which is what is saved"] = 0.9999
     weighting: Annotated[
         Literal["table", "likelihood", "papers"],
-        "every index counts, or each for what it costs in bits (npr, factor), or the papers' plain squared error",
+        "every index counts, or each for what it costs in bits (not sn, ocm), or the papers' plain squared error",
     ] = "table"
     accumulate: Annotated[int, "parts that a batch is evaluated in: less memory"] = 1
     evaluate_every: Annotated[int, "steps between points of the curve"] = 500

@@ -3,7 +3,8 @@
 The head says by how much, ρ(x_t), the variance of x_0 given this x_t differs from the table's average v_t at index t:
 
     Σ = λ² I + ρ(x_t) ⊙ (γ² v_t)           one ρ per pixel (npr, sn, ocm); v_t is the isotropic variance
-    Σ = Bᵀ (λ² I + ρ(x_t) ⊙ (γ² v_t)) B    one ρ per image and channel (factor); v_t is a pixel or dct structure's
+    Σ = Bᵀ (λ² I + ρ(x_t) ⊙ (γ² v_t)) B    one ρ per image and channel (factor), or one per image, channel and band of
+                                           frequency (bands); v_t is a pixel or dct structure's
 
 At ρ = 1, where training starts, this is `Analytic`. Where x̂_0 is clipped and a step uses the network's own ε̂, γ² v_t
 is the table's three-moment value [E3]. The heads of the papers (`output="papers"`) say v = ρ v_t itself, for which
@@ -35,7 +36,7 @@ from ..variance.table import VarianceTable
 from .head_file import head_digest, read_head_file, write_head_file
 from .head_prior import Prior
 from .head_spec import HeadSpec
-from .head_targets import per_channel, positive_ratio
+from .head_targets import positive_ratio
 from .reverse import ReverseCovariance, StructuredCovariance, noisy
 
 
@@ -66,7 +67,7 @@ class Head(ReverseCovariance):
         self, network: HeadNetwork, table: VarianceTable, spec: HeadSpec, training: dict[str, Any] | None = None
     ) -> None:
         self.network, self.spec, self.training = network, spec, training or {}
-        self.prior = Prior(table, spec.target, spec.structure, spec.output == "papers")
+        self.prior = Prior(table, spec)
         self.target = self.prior.target
         self._counts: torch.Tensor | None = None
         self._reported = Clamped()
@@ -79,7 +80,8 @@ class Head(ReverseCovariance):
 
     @property
     def name(self) -> str:
-        return self.spec.target if self.spec.structure is None else f"factor-{self.spec.structure}"
+        which = self.spec.bands or self.spec.structure
+        return self.spec.target if which is None else f"{self.spec.target}-{which}"
 
     def save(self, path: str | Path) -> None:
         """Write the head to one safetensors file, atomically."""
@@ -102,7 +104,7 @@ class Head(ReverseCovariance):
             "name": self.name,
             "head": weights_fingerprint(self.network),
             "table": self.table.digest,
-            **{key: value for key, value in vars(self.spec).items() if key != "module"},
+            **{key: value for key, value in self.spec.plain().items() if key != "module"},
         }
 
     def prepare(self, denoiser: Denoiser) -> Denoiser:
@@ -132,7 +134,7 @@ class Head(ReverseCovariance):
     # ---- the factor -------------------------------------------------------------------------------------------
 
     def ratio(self, posterior: Posterior, n: int | torch.Tensor | NoiseLevel) -> torch.Tensor:
-        """ρ(x_t), (B, C, *spatial) or for "factor" (B, C, 1, …), as it is used but for its sign; n: one index, (B,) of
+        """ρ(x_t), (B, C, *spatial), of pixels or of coefficients, as it is used but for its sign; n: one index, (B,) of
         them, or a level."""
         features, like = posterior.features, posterior.mean
         assert features is not None
@@ -146,7 +148,8 @@ class Head(ReverseCovariance):
         where = n if isinstance(n, NoiseLevel) else torch.as_tensor(n).expand(len(features))
         with without_autocast(features.device):
             raw = self.network(features.float(), self.time(where, len(features), features.device))
-        return self.cut(self.output(raw, posterior, where), where).to(like.dtype)
+        found = self.cut(self.output(raw, posterior, where), where).to(like.dtype)
+        return found if self.prior.bands is None else self.prior.bands.spread(found)
 
     def time(self, n: torch.Tensor | NoiseLevel, batch: int, device: torch.device) -> torch.Tensor:
         """n/N of indices (B,) or of a level, as the network is told it: (B,) float32."""
@@ -156,9 +159,10 @@ class Head(ReverseCovariance):
         return (n.double() / schedule.num_steps).to(device, torch.float32)
 
     def output(self, raw: torch.Tensor, posterior: Posterior, n: torch.Tensor | NoiseLevel) -> torch.Tensor:
-        """ρ from the head's raw output (B, C, *spatial), at indices (B,) or a level, as training sees it: never cut."""
-        if self.spec.target == "factor":
-            raw = per_channel(raw, torch.mean)
+        """ρ from the head's raw output (B, C or L, *spatial), at indices (B,) or a level, as training sees it, never
+        cut: per pixel, or (B, L) of bands."""
+        if self.prior.bands is not None:
+            raw = raw.flatten(2).mean(-1) if raw.ndim > 2 else raw
         if self.spec.output == "ratio":
             return positive_ratio(raw)
         return self.target.published(raw, posterior) / self.prior.at(n)[0].to(raw.device)

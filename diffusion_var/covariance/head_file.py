@@ -31,6 +31,7 @@ class HeadRecord(Record):
 
     `cut` says where a head with the papers' output is cut in use; version 1 did not know it, and had another.
     `groups` are those of the normalisations; versions 1 and 2 did not say, and had `first_groups_of` the features.
+    The spec's bands are of version 4.
     """
 
     spec: HeadSpec
@@ -52,13 +53,13 @@ def _check(arrays: Arrays, record: HeadRecord) -> None:
 
 FORM = Form(
     "diffusion_var.variance_head",
-    3,  # 2: cut; 3: groups
+    4,  # 2: cut; 3: groups; 4: bands
     "variance head",
     HeadRecord,
     _check,
 )
 #: Heads that say nothing which an earlier version did not are written as it had them, so that they keep their digests.
-_FIRST, _SECOND = (replace(FORM, version=version) for version in (1, 2))
+_FIRST, _SECOND, _THIRD = (replace(FORM, version=version) for version in (1, 2, 3))
 
 
 def write_head_file(head: Any, path: str | Path) -> None:
@@ -72,8 +73,10 @@ def head_digest(head: Any) -> str:
 
 
 def _form(head: Any) -> Form:
-    if head.network.stated_groups is not None:
+    if head.spec.bands is not None:
         return FORM
+    if head.network.stated_groups is not None:
+        return _THIRD
     return _SECOND if head.spec.output == "papers" else _FIRST
 
 
@@ -85,7 +88,7 @@ def _contents(head: Any) -> tuple[Arrays, dict[str, Any]]:
     output = "papers" if head.spec.output == "bounded" else head.spec.output
     groups = head.network.stated_groups
     metadata = {
-        "spec": {**vars(head.spec), "output": output},
+        "spec": {**head.spec.plain(), "output": output},
         **({"cut": "range"} if head.spec.output == "papers" else {}),
         "features": list(head.network.features),
         **({} if groups is None else {"groups": groups}),
@@ -104,7 +107,8 @@ def read_head_file(path: str | Path) -> tuple[HeadNetwork, VarianceTable, HeadSp
     weights: dict[str, Any] = {name: torch.from_numpy(a.copy()) for name, a in _part(arrays, _WEIGHTS).items()}
     with making(path, FORM), torch.device("meta"):  # no memory: the weights of the file take these places
         groups = record.groups or first_groups_of
-        network = HeadNetwork(spec.kind, record.features, table.shape or (1, 1, 1), zero=False, groups=groups)
+        shape = spec.outputs(table.shape or (1, 1, 1))
+        network = HeadNetwork(spec.kind, record.features, shape, zero=False, groups=groups)
     try:
         network.load_state_dict(weights, assign=True)
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""What a head multiplies: a table's variances, isotropic for heads per pixel, a structure's for the factor."""
+"""What a head multiplies: a table's variances, isotropic for heads per pixel, a structure's for heads per band."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from ..process.level import NoiseLevel
 from ..process.structure import Pixel, Shape, Structure
 from ..variance.table import VarianceTable
 from .analytic import Analytic, mean_error_variance
-from .head_targets import PIXEL_TARGETS, PUBLISHED_TARGETS, TINY, FactorTarget, Target
+from .head_spec import HeadSpec
+from .head_targets import PIXEL_TARGETS, PUBLISHED_TARGETS, TINY, BandTarget, Target
 
 _KEPT_BYTES = 256 * 1024**2
 
@@ -26,17 +27,14 @@ class Prior:
 
     Args:
         table: a measured table (published arrays lack the residual variance).
-        target: name of the head's target.
-        structure: whose variances the target "factor" multiplies; None for the others.
-        published: whether the target is the one of the papers, which know no clipping of x̂_0.
+        spec: of the head. With the papers' output its target is the papers', who know no clipping of x̂_0.
 
-    Attributes: `table` (of it what is needed), `shape`, `target`, `structure` (of the head's covariance) and `indices`,
-    the first and last index that it knows. Raises InputError for a table that does not hold what is needed.
+    Attributes: `table` (of it what is needed), `shape`, `target`, `structure` (of the head's covariance), `bands` (None
+    of heads per pixel) and `indices`, the first and last index that it knows. Raises InputError for a table that does
+    not hold what is needed.
     """
 
-    def __init__(
-        self, table: VarianceTable, target: str, structure: str | None = None, published: bool = False
-    ) -> None:
+    def __init__(self, table: VarianceTable, spec: HeadSpec) -> None:
         kind = type(table).__name__
         wrong = not isinstance(table, VarianceTable)
         checks.refuse(wrong, f"a head needs a VarianceTable, but got {kind}; make one with dv.estimate.")
@@ -45,12 +43,17 @@ class Prior:
                 "a head multiplies the residual variance, which a table of published arrays does not know; make one "
                 "with dv.estimate."
             )
-        self.table = table.subset([] if structure is None else [structure])
+        name = spec.structure
+        self.table = table.subset([] if name is None else [name])
         self.shape: Shape = table.shape
-        self.analytic = Analytic(self.table, structure=structure or "isotropic")
-        self.structure: Structure = Pixel(self.shape) if structure is None else table.structure(structure)
-        targets = PUBLISHED_TARGETS if published else PIXEL_TARGETS
-        self.target: Target = targets[target]() if structure is None else FactorTarget(self.structure.forward)
+        self.analytic = Analytic(self.table, structure=name or "isotropic")
+        self.structure: Structure = Pixel(self.shape) if name is None else table.structure(name)
+        self.bands = spec.bands_of(self.shape)
+        self.target: Target = (
+            (PUBLISHED_TARGETS if spec.output == "papers" else PIXEL_TARGETS)[spec.target]()
+            if self.bands is None
+            else BandTarget(spec.target, self.structure.forward, self.bands)
+        )
         self.indices = int(table.indices[0]), int(table.indices[-1])
         self._g, self._v = self._levels()
         self._gap = torch.zeros_like(self._g) if self.target.any_mean else self._disagreement()
@@ -137,5 +140,5 @@ class Prior:
         if (scale := denoiser.guided_by) is not None and not self.target.any_mean:
             raise InputError(
                 f"the target {self.target.name!r} takes the mean for E[x_0|x_t], which a guided one (scale "
-                f"{scale:g}) is not; use 'npr' or 'factor'."
+                f"{scale:g}) is not; use 'npr', 'factor' or 'bands'."
             )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict
 
 from .. import checks
 from ..models.heads import HeadKind
-from .head_targets import TARGET_NAMES
+from ..process.bands import Bands
+from .head_targets import BAND_TARGETS, TARGET_NAMES
 
 #: How a head's output becomes ρ: a positive multiple of the table's value; or as the papers' heads, whose output is the
 #: target itself, starts from random weights, is trained as it is, and in use is cut to what a variance of data in
@@ -18,6 +20,7 @@ from .head_targets import TARGET_NAMES
 Output = Literal["ratio", "papers", "bounded"]
 OUTPUTS: tuple[Output, ...] = ("ratio", "papers")
 _STRUCTURES = ("dct", "pixel")
+_BANDS = 16
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,14 @@ class HeadSpec:
     """What kind of head it is.
 
     Attributes:
-        target: "npr", "sn", "ocm" (per pixel) or "factor" (per image and channel, times a structure's variances).
+        target: "npr", "sn", "ocm" (per pixel), "factor" (per image and channel, times a structure's variances) or
+            "bands" (per image, channel and band of frequency, times the dct's variances).
         kind: "simple" or "residual".
-        structure: of target "factor": "dct" or "pixel"; None for the others.
+        structure: of target "factor": "dct" or "pixel"; of "bands" it is "dct"; None for the others.
         output: "ratio" or "papers" ("bounded": of earlier files).
         module: whose input the features are; None: found for diffusers UNets and DiT.
+        bands: of target "bands": how many, of equal width in frequency (see `process.bands`), for each channel; None:
+            16. One is "factor" on the dct. None for the others.
 
     Raises InputError for unknown values, and for those that do not go together.
     """
@@ -39,6 +45,7 @@ class HeadSpec:
     structure: str | None = None
     output: Output = "ratio"
     module: str | None = None
+    bands: int | None = None
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
 
     def __post_init__(self) -> None:
@@ -47,13 +54,44 @@ class HeadSpec:
             ("output", self.output, get_args(Output), OUTPUTS),
         ):
             checks.refuse(value not in known, f"{name} {value!r} is not known; choose one of {', '.join(choices)}.")
-        factor, structure = self.target == "factor", self.structure
-        missing, idle = factor and structure is None, structure is not None and not factor
+        if self.target == "bands":
+            object.__setattr__(self, "structure", self.structure or "dct")
+            bands = _BANDS if self.bands is None else checks.whole("bands", self.bands, least=1)
+            object.__setattr__(self, "bands", bands)
+        factor, banded, structure = self.target == "factor", self.target in BAND_TARGETS, self.structure
+        missing, idle = factor and structure is None, structure is not None and not banded
         checks.refuse(
             missing, "target='factor' multiplies a structure's variances; pass structure= as 'dct' or 'pixel'."
         )
         checks.refuse(idle, f"structure={structure!r} is for target='factor' alone, not {self.target!r}; leave it out.")
         wrong = structure is not None and structure not in _STRUCTURES
         checks.refuse(wrong, f"structure={structure!r} has no variances to multiply; use 'dct' or 'pixel'.")
-        wrong = factor and self.output != "ratio"
-        checks.refuse(wrong, "output='papers' is for the papers' targets npr, sn and ocm; use 'ratio' with 'factor'.")
+        wrong = self.target == "bands" and structure != "dct"
+        checks.refuse(
+            wrong,
+            f"target='bands' has bands of frequency, which structure={structure!r} does not know; use 'dct', or leave "
+            "it out.",
+        )
+        wrong = self.bands is not None and self.target != "bands"
+        checks.refuse(wrong, f"bands={self.bands!r} is for target='bands' alone, not {self.target!r}; leave it out.")
+        wrong = banded and self.output != "ratio"
+        checks.refuse(
+            wrong, f"output='papers' is for the papers' targets npr, sn and ocm; use 'ratio' with {self.target!r}."
+        )
+
+    def bands_of(self, shape: Sequence[int]) -> Bands | None:
+        """The bands of images (C, *spatial) that have a multiple each; None where every pixel has one.
+
+        Raises InputError for more bands than there are frequencies.
+        """
+        return Bands(shape, self.bands or 1) if self.target in BAND_TARGETS else None
+
+    def outputs(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """(C, *spatial) or (L, *spatial): how many numbers a head says of each pixel, those of L bands to be averaged
+        over the pixels."""
+        bands = self.bands_of(shape)
+        return tuple(shape) if bands is None else (bands.count, *shape[1:])
+
+    def plain(self) -> dict[str, Any]:
+        """All attributes, but `bands` only where there are: so heads without are called what they always were."""
+        return {name: value for name, value in vars(self).items() if name != "bands" or value is not None}

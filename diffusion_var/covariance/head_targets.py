@@ -7,9 +7,10 @@ With g = (α²/σ²) v_t, the table's variance in units of the noise, the regres
     OCM   y = 1 − σ r ⊙ ∂(ε̂·r)/∂x_t,  r = ±1 at random                              (arXiv:2406.10808, eq. 11)
 
 element by element. SN and OCM take ε̂ for the posterior mean of ε; NPR is right for the mean in use, whatever it is.
-Per image and (rotated) channel, `FactorTarget` learns how much of a structure's variances v_k there is:
+Per image and band b of coefficients, `BandTarget` learns how much of a structure's variances v_k there is:
 
-    factor  ρ(x_t) ≈ E[ mean over k of (B (x_0 − x̂_0))_k² / v_k | x_t ]
+    factor  ρ_b(x_t) ≈ E[ mean over k in b of (B (x_0 − x̂_0))_k² / v_k | x_t ],   b a (rotated) channel as a whole
+    bands   the same, b a band of equal frequency of a rotated channel (`process.bands`)
 
 Every loss has E[y|x_t] as its minimum, and differs in what it lets count ("weighting"):
 
@@ -20,7 +21,7 @@ Every loss has E[y|x_t] as its minimum, and differs in what it lets count ("weig
                  (`Prior.gap`): near pure noise, where g is small, an imperfect mean leaves those two nothing to learn
                  from.
     likelihood   the bound's own terms (`step_loss`), of steps from t to an index s drawn at random: each index and
-                 pixel counts for what it costs in bits. For NPR and the factor; SN's and OCM's y may be negative.
+                 pixel counts for what it costs in bits. For NPR and bands; SN's and OCM's y may be negative.
 """
 
 from __future__ import annotations
@@ -35,13 +36,14 @@ import torch
 
 from ..errors import InputError
 from ..models.posterior import Posterior
+from ..process.bands import Bands
 
 Weighting = Literal["table", "likelihood", "papers"]
 TINY = 1e-12
 #: Least floor of `step_loss` in units of the mean variance: elements that are always exact (a plain border, clipped)
 #: would otherwise gain without end.
 LEAST_FLOOR = 1e-3
-#: Elements with less than this part of the mean variance say nothing of a factor: their (·)²/v would drown the rest.
+#: Elements with less than this part of the mean variance say nothing of a band: their (·)²/v would drown the rest.
 NEGLIGIBLE = 1e-3
 
 
@@ -55,7 +57,7 @@ class HeadDraw:
         sigma: (B, 1, …).
         g: (B, 1, …): (α²/σ²) times the table's isotropic v_t.
         gap: (B, 1, …): by how much the table's estimators disagree, in units of v (see `Prior.gap`).
-        v: (B, 1, …) isotropic v_t; for `FactorTarget` the structure's, (B, C, *spatial).
+        v: (B, 1, …) isotropic v_t; for `BandTarget` the structure's, (B, C, *spatial).
         floor: (B, 1, …): λ²/γ² of a step from t to a random s (`noise_floor`).
         probe: (B, C, *spatial) of ±1 and its vector-Jacobian product ∂(ε̂·r)/∂x_t, where a target needs them.
     """
@@ -82,7 +84,7 @@ class Target(ABC):
 
     @abstractmethod
     def ratio(self, draw: HeadDraw) -> torch.Tensor:
-        """y/g of each element, like x_0, or (B, C, 1, …)."""
+        """y/g of each element, like x_0; of each band, (B, L) float64."""
 
     def error_square(self, g: torch.Tensor, gap: torch.Tensor) -> torch.Tensor:
         """About the mean square of y/g − ρ, where ρ = 1; like g."""
@@ -178,45 +180,42 @@ class OcmTarget(Target):
         return 1.0 + raw
 
 
-class FactorTarget(Target):
-    """How much of a structure's variances there is, per image and (rotated) channel; right for any mean.
+class BandTarget(Target):
+    """How much of a structure's variances there is, per image and band; right for any mean.
 
     Args:
+        name: "factor", of one band for each channel, or "bands".
         forward: B of the structure, images to coefficients.
+        bands: of these coefficients.
     """
 
-    name, any_mean = "factor", True
+    any_mean = True
 
-    def __init__(self, forward: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self.forward = forward
+    def __init__(self, name: str, forward: Callable[[torch.Tensor], torch.Tensor], bands: Bands) -> None:
+        self.name, self.forward, self.bands = name, forward, bands
 
     def ratio(self, draw: HeadDraw) -> torch.Tensor:
         square = self.forward(draw.x_0 - draw.posterior.mean).square()
         counts = draw.v >= NEGLIGIBLE * _image_mean(draw.v)
-        share = per_channel(torch.where(counts, square / draw.v.clamp(min=TINY**2), 0.0), torch.sum)
-        # A channel without any counted element stays what the table says.
-        number = per_channel(counts, torch.sum)
+        share = self.bands.sum(torch.where(counts, square / draw.v.clamp(min=TINY**2), 0.0))
+        # A band without any counted element stays what the table says.
+        number = self.bands.sum(counts)
         return torch.where(number > 0, share / number.clamp(min=1), 1.0)
 
     def loss(self, predicted: torch.Tensor, draw: HeadDraw, weighting: Weighting) -> torch.Tensor:
         if weighting == "likelihood":
             return self.likelihood_loss(predicted, draw)
-        # Its noise is the same at every index already.
-        return (0.5 * (self.ratio(draw) - predicted).square()).mean()
+        # Its noise is the same at every index already, and the less the more elements a band has.
+        sizes = self.bands.sizes.to(predicted.device)
+        return (0.5 * (sizes / sizes.mean()) * (self.ratio(draw) - predicted).square()).mean()
 
     def likelihood_loss(self, predicted: torch.Tensor, draw: HeadDraw) -> torch.Tensor:
         square = self.forward(draw.x_0 - draw.posterior.mean).square()
         least = LEAST_FLOOR * _image_mean(draw.v)
-        return step_loss(square, draw.v, predicted, draw.floor, least).mean()
+        return step_loss(square, draw.v, self.bands.spread(predicted), draw.floor, least).mean()
 
     def published(self, raw: torch.Tensor, posterior: Posterior) -> torch.Tensor:
-        raise InputError("the factor target is not one of the papers'; use output='ratio'.")
-
-
-def per_channel(values: torch.Tensor, reduce: Callable[..., torch.Tensor]) -> torch.Tensor:
-    """Sums or means over the spatial axes of (B, C, *spatial), which are kept with length 1."""
-    axes = tuple(range(2, values.ndim))
-    return reduce(values, dim=axes, keepdim=True) if axes else values
+        raise InputError(f"the target {self.name!r} is not one of the papers'; use output='ratio'.")
 
 
 def _image_mean(values: torch.Tensor) -> torch.Tensor:
@@ -226,7 +225,9 @@ def _image_mean(values: torch.Tensor) -> torch.Tensor:
 PIXEL_TARGETS: dict[str, Callable[[], Target]] = {"npr": NprTarget, "sn": SnTarget, "ocm": OcmTarget}
 #: As their papers have them, which say nothing of clipping.
 PUBLISHED_TARGETS: dict[str, Callable[[], Target]] = {**PIXEL_TARGETS, "npr": NoiseResidualTarget}
-TARGET_NAMES = (*PIXEL_TARGETS, "factor")
+#: Of a multiple for each band, of a pixel or dct structure's variances.
+BAND_TARGETS = ("factor", "bands")
+TARGET_NAMES = (*PIXEL_TARGETS, *BAND_TARGETS)
 
 
 def positive_ratio(raw: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Small networks on the trunk's last features (arXiv:2206.07309, §5): from features to one number per pixel.
+"""Small networks on the trunk's last features (arXiv:2206.07309, §5): from features to numbers of every pixel.
 
     simple    group norm, SiLU, convolution of width 3: a few thousand parameters
     residual  the same behind a residual block that is told the time
@@ -48,7 +48,7 @@ class HeadNetwork(nn.Module):
     Args:
         kind: "simple" or "residual".
         features: of one image, (F, *grid) or (T, F).
-        shape: (C, *spatial) of one image.
+        shape: (C, *spatial) of one image; or of another number of channels, where each pixel has as many numbers.
         zero: start with an output of zero; otherwise with PyTorch's random weights.
         groups: of the normalisations, or what gives them for so many features.
 

@@ -286,7 +286,7 @@ class VarianceSource:
         if guided and isinstance(self.held, Head) and not self.held.target.any_mean:
             raise InputError(
                 f"the network was evaluated with guidance, but the head's target {self.held.spec.target!r} takes its "
-                "mean for E[x_0|x_t]; use a head of target 'npr' or 'factor', trained with that guidance."
+                "mean for E[x_0|x_t]; use a head of target 'npr', 'factor' or 'bands', trained with that guidance."
             )
         return features
 

@@ -49,7 +49,7 @@ class HeadTraining:
         batch_size: images a step, over all processes together.
         learning_rate, rate_schedule: of Adam; constant, or lowered to zero along a cosine.
         ema_decay: of the moving average of the weights, which is what is kept.
-        weighting: what the loss lets count, "table", "likelihood" (npr and factor) or "papers"; see
+        weighting: what the loss lets count, "table", "likelihood" (npr, factor and bands) or "papers"; see
             `covariance.head_targets`.
         accumulate: parts that the batch of a process is evaluated in, one after the other: less memory.
         evaluate_every: steps between entries of the curve.
@@ -227,7 +227,7 @@ class HeadRun:
         return {
             **self.denoiser.identity().plain(),
             **vars(self.settings),
-            **{f"head {key}": value for key, value in vars(self.head.spec).items()},
+            **{f"head {key}": value for key, value in self.head.spec.plain().items()},
             **({"cut of the head in training": None} if self.head.spec.output == "papers" else {}),  # once there was
             **({} if (groups := self.head.network.stated_groups) is None else {"groups of the head": groups}),
             "features of the trunk": list(self.head.network.features),
@@ -353,7 +353,8 @@ def new_head(denoiser: Denoiser, table: VarianceTable, spec: HeadSpec, seed: int
     assert features is not None
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        network = HeadNetwork(spec.kind, features.shape[1:], denoiser.shape, zero=spec.output == "ratio")
+        shape = spec.outputs(denoiser.shape)
+        network = HeadNetwork(spec.kind, features.shape[1:], shape, zero=spec.output == "ratio")
     head = Head(network.to(denoiser.device), table, spec)
     head.prior.refuse_guided(denoiser)
     return head

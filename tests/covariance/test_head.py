@@ -14,6 +14,13 @@ from diffusion_var.errors import DiffusionVarWarning
 from diffusion_var.models.heads import first_groups_of
 
 CLIPS = [True, False]
+#: Which structure's variances each kind of head multiplies.
+KINDS = [
+    ("isotropic", {}),
+    ("dct", {"target": "factor", "structure": "dct"}),
+    ("pixel", {"target": "factor", "structure": "pixel"}),
+    ("dct", {"target": "bands", "bands": 5}),
+]
 
 
 def sample(covariance, clipped=True, **options):
@@ -24,20 +31,18 @@ def sample(covariance, clipped=True, **options):
 
 @pytest.mark.parametrize("clipped", CLIPS)
 @pytest.mark.parametrize(("eta", "cap"), [(1.0, None), (0.5, None), (0.0, 1.0)])
-@pytest.mark.parametrize("structure", [None, "dct", "pixel"])
-def test_an_untrained_head_is_the_tables_covariance(structure, eta, cap, clipped):
-    spec = {} if structure is None else {"target": "factor", "structure": structure}
+@pytest.mark.parametrize(("structure", "spec"), KINDS)
+def test_an_untrained_head_is_the_tables_covariance(structure, spec, eta, cap, clipped):
     mine = sample(head(clipped=clipped, **spec), clipped, eta=eta, final_noise_cap=cap)
-    analytic = dv.Analytic(table(clipped), structure=structure or "isotropic")
+    analytic = dv.Analytic(table(clipped), structure=structure)
     theirs = sample(analytic, clipped, eta=eta, final_noise_cap=cap)
     # softplus(log(e − 1)) is 1 but for float32's rounding, which small α_t magnify
     assert float((mine - theirs).abs().max()) < 2e-5
 
 
-@pytest.mark.parametrize("structure", [None, "dct"])
-def test_its_likelihood_is_too(structure):
-    spec = {} if structure is None else {"target": "factor", "structure": structure}
-    analytic = dv.Analytic(table(), structure=structure or "isotropic")
+@pytest.mark.parametrize(("structure", "spec"), [KINDS[0], KINDS[1], KINDS[3]])
+def test_its_likelihood_is_too(structure, spec):
+    analytic = dv.Analytic(table(), structure=structure)
     mine, theirs = (dv.bits_per_dim(denoiser(), c, images(6), steps=4) for c in (head(**spec), analytic))
     assert abs(float(mine) - float(theirs)) < 1e-6
     costs = [dv.step_costs(denoiser(), c, images(6), indices=[1, 5, 20, 50]).values for c in (head(**spec), analytic)]
@@ -108,7 +113,7 @@ def test_what_other_processes_mended_is_reported_with_ones_own(monkeypatch):
 # ---- the file ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spec", [{}, {"kind": "residual"}, {"target": "factor", "structure": "dct"}])
+@pytest.mark.parametrize("spec", [{}, {"kind": "residual"}, KINDS[1][1], KINDS[3][1]])
 def test_saved_and_loaded(spec, tmp_path):
     made = head(scale=0.3, **spec)
     made.training = {"steps": 5}
@@ -141,8 +146,8 @@ def test_files_that_are_refused(tmp_path):
         dv.Head.load(path)
     path.write_bytes(good)
     arrays, metadata = contents(path)
-    sign(path, arrays, {**metadata, "format_version": 4})
-    with pytest.raises(dv.InputError, match="format version 4"):
+    sign(path, arrays, {**metadata, "format_version": 5})
+    with pytest.raises(dv.InputError, match="format version 5"):
         dv.Head.load(path)
     arrays["head.out.bias"][0] = float("nan")
     sign(path, arrays, metadata)
@@ -215,6 +220,19 @@ def test_heads_of_earlier_versions_keep_the_groups_they_were_trained_with(tmp_pa
         with pytest.raises(dv.InputError, match="groups") as caught:
             dv.Head.load(path)
         assert str(path) in str(caught.value)
+
+
+def test_bands_are_a_version_of_their_own_and_one_band_is_none(tmp_path):
+    """What earlier versions of the package cannot read says so; factors are written as they always were."""
+    for bands, version in [(3, 4), (1, 4), (None, 1)]:
+        spec = {"target": "factor", "structure": "dct"} if bands is None else {"target": "bands", "bands": bands}
+        made = head(0.3, groups=first_groups_of, **spec)
+        made.save(tmp_path / "head.safetensors")
+        metadata = contents(tmp_path / "head.safetensors")[1]
+        assert metadata["format_version"] == version
+        assert metadata["spec"].get("bands") == bands
+        assert made.identity().get("bands") == bands
+        assert made.name == ("factor-dct" if bands is None else f"bands-{bands}")
 
 
 def test_models_that_it_does_not_belong_to():

@@ -9,7 +9,8 @@ from scipy.stats import norm
 from small_heads import SHAPE, head, table
 
 import diffusion_var as dv
-from diffusion_var.covariance.head_targets import PIXEL_TARGETS, FactorTarget, HeadDraw, positive_ratio, step_loss
+from diffusion_var.covariance.head_targets import PIXEL_TARGETS, BandTarget, HeadDraw, positive_ratio, step_loss
+from diffusion_var.process.bands import Bands
 from diffusion_var.process.structure import make_structure
 from diffusion_var.randomness import generator
 
@@ -72,25 +73,73 @@ def test_factor_is_the_mean_of_standardised_squares_without_negligible_elements(
     structure = make_structure("dct", SHAPE)
     v = (drawn(name="v").square() + 0.1).contiguous()
     v[:, :, 3, 4] = 1e-9  # hardly ever varies
-    d, target = draw(v), FactorTarget(structure.forward)
+    d, target = draw(v), BandTarget("factor", structure.forward, Bands(SHAPE, 1))
     from scipy.fft import dctn
 
     coefficients = np.stack([dctn(x, axes=(0, 1, 2), norm="ortho") for x in (d.x_0 - d.posterior.mean).numpy()])
     kept = np.ones(SHAPE, dtype=bool)
     kept[0, 3, 4] = False
-    expected = (coefficients**2 / v.numpy())[:, kept].reshape(4, 1, -1).mean(-1)[..., None, None]
+    expected = (coefficients**2 / v.numpy())[:, kept].reshape(4, 1, -1).mean(-1)
     np.testing.assert_allclose(target.ratio(d).numpy(), expected, rtol=1e-10)
-    predicted = drawn(4, 1, 1, 1, name="factor").abs()
+    predicted = drawn(4, 1, name="factor").abs()
     loss = 0.5 * ((expected - predicted.numpy()) ** 2).mean()
     for weighting in ("table", "papers"):
         np.testing.assert_allclose(float(target.loss(predicted, d, weighting)), loss, rtol=1e-10)
     loss = bound_term(
         coefficients,
         v.numpy(),
-        predicted.numpy(),
+        predicted.numpy()[..., None, None],
         np.maximum(d.floor.numpy(), 1e-3 * v.numpy().mean((1, 2, 3), keepdims=True)),
     )
     np.testing.assert_allclose(float(target.loss(predicted, d, "likelihood")), loss.mean(), rtol=1e-9)
+
+
+def test_bands_learn_the_same_of_the_coefficients_of_a_band():
+    """Each by its own coefficients; the squared error counts a band as often as it has some."""
+    structure, bands = make_structure("dct", SHAPE), Bands(SHAPE, 3)
+    v = (drawn(name="v").square() + 0.1).contiguous()
+    v[:, :, 3, 4] = 1e-9  # hardly ever varies
+    v[:, :, 0, 0], low = 1e-9, bands.index[0, 0, 0]
+    d, target = draw(v), BandTarget("bands", structure.forward, bands)
+    square = structure.forward(d.x_0 - d.posterior.mean).square().numpy()
+    expected, sizes = np.ones((4, bands.count)), np.zeros(bands.count)
+    for b in range(bands.count):
+        inside = (bands.index == b).numpy()
+        sizes[b] = inside.sum()
+        kept = inside & (v[0].numpy() > 1e-6)
+        expected[:, b] = (square / v.numpy())[:, kept].mean(1)
+    assert sizes[low] > 1
+    np.testing.assert_allclose(target.ratio(d).numpy(), expected, rtol=1e-10)
+    predicted = drawn(4, bands.count, name="factors").abs()
+    loss = 0.5 * (sizes * (expected - predicted.numpy()) ** 2).sum(1).mean() / sizes.sum()
+    np.testing.assert_allclose(float(target.loss(predicted, d, "table")), loss, rtol=1e-10)
+    spread = predicted.numpy()[:, bands.index.numpy()]
+    floor = np.maximum(d.floor.numpy(), 1e-3 * v.numpy().mean((1, 2, 3), keepdims=True))
+    loss = bound_term(np.sqrt(square), v.numpy(), spread, floor)
+    np.testing.assert_allclose(float(target.loss(predicted, d, "likelihood")), loss.mean(), rtol=1e-9)
+
+
+def test_a_band_without_an_element_that_varies_stays_what_the_table_says():
+    structure, bands = make_structure("dct", SHAPE), Bands(SHAPE, 3)
+    v = torch.where(bands.index == 2, 1e-9, 1.0).double().expand(4, *SHAPE)
+    ratio = BandTarget("bands", structure.forward, bands).ratio(draw(v))
+    assert ratio[:, 2].tolist() == [1.0] * 4
+    assert float((ratio[:, :2] - 1.0).abs().min()) > 1e-3
+
+
+@pytest.mark.parametrize("weighting", ["table", "likelihood"])
+def test_one_band_is_the_factor(weighting):
+    """Of the same weights the same numbers, to the last bit: what is predicted, its loss, and the covariance."""
+    factor, bands = head(0.3, target="factor", structure="dct"), head(0.3, target="bands", bands=1)
+    features = drawn(4, 8, *SHAPE[1:], name="f")
+    posterior = dv.Posterior(drawn(name="mean"), drawn(name="eps"), features=features)
+    found = [each.ratio(posterior, 20) for each in (factor, bands)]
+    assert torch.equal(*found)
+    assert float(found[0].std()) > 1e-3
+    d, predicted = draw(drawn(name="v").square() + 0.1), found[0][:, :, 0, 0]
+    assert torch.equal(*(each.target.loss(predicted, d, weighting) for each in (factor, bands)))
+    kernel = dv.ReverseKernel(table().schedule, 20, 5)
+    assert torch.equal(*(each(posterior, kernel).variance for each in (factor, bands)))
 
 
 def bound_term(error, v, ratio, floor):
@@ -258,12 +307,26 @@ def test_disagreement_of_the_estimators_counts_for_exact_mean_targets_only():
         ({"structure": "dct"}, "structure='dct' is for target='factor' alone, not 'npr'"),
         ({"target": "factor", "structure": "channel"}, "structure='channel' has no variances"),
         ({"target": "factor", "structure": "dct", "output": "papers"}, "output='papers'"),
+        ({"target": "bands", "structure": "pixel"}, "which structure='pixel' does not know; use 'dct', or leave it"),
+        ({"target": "bands", "bands": 0}, "bands=0 must be a whole number of at least 1"),
+        ({"target": "bands", "bands": 2.5}, "bands=2.5 must be a whole number"),
+        ({"target": "bands", "output": "papers"}, "use 'ratio' with 'bands'"),
+        ({"bands": 4}, "bands=4 is for target='bands' alone, not 'npr'; leave it out"),
+        ({"target": "factor", "structure": "dct", "bands": 4}, "bands=4 is for target='bands' alone, not 'factor'"),
         ({"output": "raw"}, "output 'raw' is not known; choose one of ratio, papers"),
     ],
 )
 def test_specs_that_make_no_sense(spec, named):
     with pytest.raises(dv.InputError, match=named):
         dv.HeadSpec(**spec)
+
+
+def test_bands_that_a_table_or_its_images_do_not_have():
+    with pytest.raises(dv.InputError, match=r"bands=40 is more than there are frequencies in images \(1, 8, 8\)"):
+        head(target="bands", bands=40)
+    without = table().subset(["pixel"])
+    with pytest.raises(dv.InputError, match=r"has no structure 'dct' \(it has isotropic, pixel\)"):
+        dv.Head(head(target="bands", bands=4).network, without, dv.HeadSpec("bands", bands=4))
 
 
 def test_published_arrays_make_no_prior():

@@ -78,7 +78,7 @@ def head_table() -> dv.VarianceTable:
 def small_head(**spec: Any) -> dv.Head:
     """An untrained head of the small network, whose factors differ."""
     chosen = dv.HeadSpec(**spec)
-    network = HeadNetwork(chosen.kind, (8, *HEAD_SHAPE[1:]), HEAD_SHAPE)
+    network = HeadNetwork(chosen.kind, (8, *HEAD_SHAPE[1:]), chosen.outputs(HEAD_SHAPE))
     for parameter in network.out.parameters():
         drawn = generator(0, "small head", parameter.ndim).standard_normal(parameter.shape)
         parameter.data = torch.from_numpy(0.3 * drawn).float()

@@ -32,7 +32,7 @@ def head(scale: float = 0.0, clipped: bool = True, groups: Any = groups_of, **sp
     """An untrained head of the small model, its last layer's weights drawn with standard deviation `scale`."""
     chosen = dv.HeadSpec(**spec)
     features = 8, *SHAPE[1:]
-    network = HeadNetwork(chosen.kind, features, SHAPE, groups=groups)
+    network = HeadNetwork(chosen.kind, features, chosen.outputs(SHAPE), groups=groups)
     for parameter in network.out.parameters():
         drawn = generator(0, "small head", parameter.ndim).standard_normal(parameter.shape)
         parameter.data = torch.from_numpy(scale * drawn).float()

@@ -44,7 +44,10 @@ def weights(result):
     return torch.cat([p.detach().flatten() for p in result.head.network.parameters()])
 
 
-SPECS = [{}, {"target": "sn"}, {"target": "ocm"}, {"target": "factor", "structure": "dct"}, {"kind": "residual"}]
+SPECS = [
+    *({}, {"target": "sn"}, {"target": "ocm"}, {"kind": "residual"}),
+    *({"target": "factor", "structure": "dct"}, {"target": "bands", "bands": 4}),
+]
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -214,10 +217,14 @@ def of_shape(shape, conditions=None):
     return model, data, table
 
 
-@pytest.mark.parametrize("spec", [{}, {"kind": "residual"}, {"target": "factor", "structure": "dct"}], ids=str)
+@pytest.mark.parametrize("spec", [{}, SPECS[3], SPECS[4], {"target": "bands", "bands": 3}], ids=str)
 @pytest.mark.parametrize("kind", SHAPES)
 def test_heads_of_any_shape(kind, spec, tmp_path):
     model, data, table = of_shape(SHAPES[kind])
+    if "bands" in spec and kind == "vector":  # which has no frequencies
+        with pytest.raises(dv.InputError, match=r"bands=3 is more than there are frequencies .*take at most 1"):
+            train_head(model, table, data, HeadTraining(steps=1), dv.HeadSpec(**spec, module="last"))
+        return
     settings = HeadTraining(**{**SETTINGS, "steps": 4, "likelihood_images": 0})
     chosen = dv.HeadSpec(module="last", **spec)
     head = train_head(model, table, data, settings, chosen, progress=False).head
@@ -226,7 +233,7 @@ def test_heads_of_any_shape(kind, spec, tmp_path):
     images = dv.Sampler(model, head, 4).sample(3, seed=1)
     assert images.shape == (3, *SHAPES[kind])
     assert torch.isfinite(images).all()
-    analytic = dv.Sampler(model, dv.Analytic(table, structure=spec.get("structure", "isotropic")), 4).sample(3, seed=1)
+    analytic = dv.Sampler(model, dv.Analytic(table, structure=chosen.structure or "isotropic"), 4).sample(3, seed=1)
     assert 1e-6 < float((images - analytic).abs().max()) < 0.5  # four steps of training move it a little
     assert np.isfinite(dv.density_bound(model, head, data[:8], 4).value)
 

@@ -35,7 +35,7 @@ def _train(options: TrainHeadOptions, this: str) -> None:
     from ...training.head import HeadTraining, train_head
 
     settings = HeadTraining(**{name: getattr(options, name) for name in HeadTraining.__dataclass_fields__})
-    spec = HeadSpec(options.target, options.kind, options.structure, options.output, options.features)
+    spec = HeadSpec(options.target, options.kind, options.structure, options.output, options.features, options.bands)
     # What can be wrong without the model is told at once.
     table = VarianceTable.load(options.table)
     if options.held_out is None and options.held_out_labels is not None:
