@@ -21,6 +21,7 @@ from ..errors import InputError
 from ..process.level import NoiseLevel
 from .conditions import as_nest, map_leaves
 from .posterior import Posterior
+from .tangents import CheapTangents
 
 if TYPE_CHECKING:
     from .denoiser import Denoiser, Place
@@ -125,7 +126,8 @@ class Linearised:
     @staticmethod
     def _forward(of: Callable[..., Any], x: torch.Tensor, v: torch.Tensor, aux: bool) -> Any:
         try:
-            with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # alone has a forward derivative
+            # Of attention's kernels the mathematical one alone has a forward derivative.
+            with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), CheapTangents():
                 return torch.func.jvp(of, (x,), (v.contiguous(),), has_aux=aux)
         except Exception as error:
             cause: BaseException | None = error

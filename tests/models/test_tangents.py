@@ -1,0 +1,134 @@
+"""Layers propagate tangents as PyTorch does, and convolutions are not evaluated for tangents that are zero."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers.models.unets.unet_2d import UNet2DModel
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from diffusion_var.models.tangents import CheapTangents
+
+DOUBLE: dict[str, Any] = {"dtype": torch.float64}
+
+
+def numbers(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), **DOUBLE)
+
+
+def layer(make: Callable[[], nn.Module]) -> nn.Module:
+    """A layer with random parameters, gains and biases among them."""
+    made = make().double()
+    for k, parameter in enumerate(made.parameters()):
+        parameter.data = numbers(k, *parameter.shape)
+    return made
+
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(6, 5), (3, 6)),
+    "linear without bias": (lambda: nn.Linear(6, 5, bias=False), (3, 4, 6)),
+    "conv1d": (lambda: nn.Conv1d(4, 6, 3, padding=1), (3, 4, 9)),
+    "conv2d": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (3, 4, 8, 8)),
+    "conv3d": (lambda: nn.Conv3d(2, 3, 3), (2, 2, 4, 5, 4)),
+    "padded by mirroring": (lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), (2, 2, 5, 5)),
+    "group norm": (lambda: nn.GroupNorm(2, 6), (3, 6, 5, 4)),
+    "group norm of vectors": (lambda: nn.GroupNorm(2, 6), (3, 6)),
+    "group norm without gains": (lambda: nn.GroupNorm(3, 6, affine=False), (3, 6, 5)),
+    "layer norm": (lambda: nn.LayerNorm(6), (3, 4, 6)),
+    "layer norm of two axes": (lambda: nn.LayerNorm((4, 6), elementwise_affine=False), (3, 4, 6)),
+    "silu": (nn.SiLU, (3, 7)),
+    "silu in place": (lambda: nn.Sequential(nn.Linear(7, 7), nn.SiLU(inplace=True)), (3, 7)),
+}
+
+
+@pytest.mark.parametrize(("make", "shape"), LAYERS.values(), ids=LAYERS)
+def test_a_layer_is_as_pytorch_has_it(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    of, x, v = layer(make), 3.0 + numbers(100, *shape), numbers(101, *shape)
+    expected = torch.func.jvp(of, (x,), (v,))
+    with CheapTangents():
+        found = torch.func.jvp(of, (x,), (v,))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def unet() -> UNet2DModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = UNet2DModel(
+            sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 16),
+            norm_num_groups=4, attention_head_dim=4,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        )  # fmt: skip
+    return made.eval().double()
+
+
+def test_a_network_is_as_pytorch_has_it_for_channels_last_too() -> None:
+    network, v = unet(), numbers(1, 2, 1, 8, 8)
+    for x in (numbers(0, 2, 1, 8, 8), numbers(0, 2, 1, 8, 8).to(memory_format=torch.channels_last)):
+        with sdpa_kernel(SDPBackend.MATH):
+            expected = torch.func.jvp(lambda place: network(place, 500).sample, (x,), (v,))
+            with CheapTangents():
+                found = torch.func.jvp(lambda place: network(place, 500).sample, (x,), (v,))
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+class Convolutions(TorchDispatchMode):
+    """Counts those that are evaluated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += "convolution" in func.name()
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_convolution_is_evaluated_twice_and_not_three_times() -> None:
+    network, x, v = unet(), numbers(0, 2, 1, 8, 8), numbers(1, 2, 1, 8, 8)
+    with torch.no_grad(), Convolutions() as plain:
+        network(x, 500)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), Convolutions() as ours, CheapTangents():
+        torch.func.jvp(lambda place: network(place, 500).sample, (x,), (v,))
+    assert ours.count == 2 * plain.count > 0
+
+
+def test_tangents_of_weights_are_pytorchs() -> None:
+    x, v, weight, moved = (numbers(k, 4, 4) for k in range(4))
+    for of in (
+        lambda a, w: F.linear(a, w),
+        lambda a, w: F.layer_norm(a, (4,), w[0], w[1]),
+        lambda a, w: F.group_norm(a, 2, w[0], w[1]),
+    ):
+        expected = torch.func.jvp(of, (x, weight), (v, moved))
+        with CheapTangents():
+            found = torch.func.jvp(of, (x, weight), (v, moved))
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_autocast_decides_the_precision_as_ever() -> None:
+    of = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.SiLU(), nn.Flatten(), nn.LayerNorm(36))
+    x, v = numbers(0, 2, 2, 5, 5).float(), numbers(1, 2, 2, 5, 5).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = torch.func.jvp(of, (x,), (v,))
+        with CheapTangents():
+            found = torch.func.jvp(of, (x,), (v,))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
+
+
+def test_what_has_no_tangent_is_left_alone() -> None:
+    of, x = layer(lambda: nn.Conv2d(4, 6, 3)), numbers(0, 3, 4, 8, 8)
+    with CheapTangents(), torch.autograd.forward_ad.dual_level():
+        assert torch.autograd.forward_ad.unpack_dual(of(x)).tangent is None
+    with CheapTangents():
+        assert torch.equal(of(x), of(x))
+    (gradient,) = torch.autograd.grad(of(x.requires_grad_()).sum(), x)
+    assert gradient.shape == x.shape
