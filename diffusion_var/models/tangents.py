@@ -18,13 +18,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad as dual
 import torch.nn.functional as F
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 #: Linear in their first argument, then come weights and a bias.
 _LINEAR = frozenset({torch.conv1d, torch.conv2d, torch.conv3d, F.linear})
 _FULL = (torch.float32, torch.float64)
+dual: Any = forward_ad  # which has no types
 
 
 class CheapTangents(TorchFunctionMode):
