@@ -71,12 +71,15 @@ def row(*cells: Any) -> None:
 
 
 def tables(kept: Kept, args: argparse.Namespace) -> None:
-    """Of each σ_y: the mean over operators by evaluations, every cell, and paired differences of ours to rivals'."""
+    """Of each σ_y: the mean over operators by evaluations, the operators at the numbers of evaluations that are
+    compared, and paired differences of ours to rivals' there; of all methods, or of those that are asked for."""
     for noise in args.noise:
         cells = {cell: scores for cell, scores in kept.cells.items() if cell.noise == noise}
-        methods = sorted({cell.method for cell in cells}, key=lambda method: (not is_rival(method), method))
+        there = dict.fromkeys(cell.method for cell in cells)
+        methods = sorted(args.methods or there, key=lambda method: (not is_rival(method), list(there).index(method)))
+        cells = {cell: scores for cell, scores in cells.items() if cell.method in methods}
         by_evaluations(cells, methods, args.operators, noise)
-        by_operator(cells, methods, args.operators, noise)
+        by_operator(cells, methods, args, noise)
         paired(cells, methods, args, noise)
 
 
@@ -92,15 +95,17 @@ def by_evaluations(cells: dict[Cell, Scores], methods: list[str], operators: lis
         row(label(method) + f" (of {len(able)})" * (len(able) < len(operators)), *shown)
 
 
-def by_operator(cells: dict[Cell, Scores], methods: list[str], operators: list[str], noise: float) -> None:
-    print(f"\nσ_y = {noise:g}, PSNR in dB (SSIM)\n")
-    row("", "evaluations", *operators, "mean")
-    row(*("---" for _ in range(len(operators) + 3)))
-    for method, k in sorted(
-        {(cell.method, cell.evaluations) for cell in cells}, key=lambda p: (methods.index(p[0]), p)
-    ):
-        found = [cells.get(Cell(operator, noise, method, k)) for operator in operators]
-        row(label(method), k, *(mean_of([scores]) for scores in found), mean_of(found))
+def by_operator(cells: dict[Cell, Scores], methods: list[str], args: argparse.Namespace, noise: float) -> None:
+    at = args.rivals_at, args.ours_at
+    print(f"\nσ_y = {noise:g}, deepinv's with {at[0]} evaluations and ours with {at[1]}, PSNR in dB (SSIM)\n")
+    row("", *args.operators, "mean")
+    row(*("---" for _ in range(len(args.operators) + 2)))
+    for method in methods:
+        k = at[0] if is_rival(method) else at[1]
+        closed = Cell(args.operators[0], noise, method, 0) in cells
+        found = [cells.get(Cell(operator, noise, method, 0 if closed else k)) for operator in args.operators]
+        if any(found):
+            row(label(method), *(mean_of([scores]) for scores in found), mean_of(found))
 
 
 def mean_of(found: list[Scores | None]) -> str:

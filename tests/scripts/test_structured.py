@@ -1,0 +1,82 @@
+"""The script behind results/structured.md: its multistep mean is DPM-Solver++'s, a budget holds what fits, and finished
+cells are kept."""
+
+import json
+import runpy
+
+import pytest
+import torch
+from places import ROOT
+
+import diffusion_var as dv
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """The script's folder on the path, as Python has it when the script is run."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    return runpy.run_path(str(ROOT / "scripts" / "structured.py"), run_name="structured")
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    stream = torch.Generator().manual_seed(0)
+    means = torch.randn(3, 1, 4, 4, generator=stream, dtype=torch.float64)
+    return dv.oracles.MixtureDenoiser(dv.NoiseSchedule.linear(1000), means, [0.02, 0.1, 0.3])
+
+
+@pytest.fixture(scope="module")
+def table(mixture):
+    return dv.estimate(mixture, mixture.sample(200, seed=1), 10.0, indices=[1, 250, 500, 750, 1000], progress=False)
+
+
+def test_the_whole_multistep_correction_is_dpm_solver(script, mixture, table):
+    """A share of 1 and no noise: every step's mean is that of DPM-Solver++(2M), as diffusers has it."""
+    steps = dv.steps.log_snr_levels(mixture.schedule, 8)
+    ours = script["second_order"](mixture, table)["a = 1, b = 0"](8)
+    theirs = dv.SolverSampler(mixture, "dpm_solver_pp", steps)
+    assert torch.allclose(ours.sample(16, 0), theirs.sample(16, 0), atol=2e-5)
+    half = script["second_order"](mixture, table)["a = 0.5, b = 0.5"](8)
+    assert not torch.allclose(half.sample(16, 0), theirs.sample(16, 0), atol=1e-2)
+
+
+def test_no_correction_is_the_covariance_alone(script, mixture, table):
+    steps = dv.steps.log_snr_levels(mixture.schedule, 6)
+    ours = script["second_order"](mixture, table)["a = 0, b = 1"](6)
+    plain = dv.Sampler(mixture, dv.Analytic(table, structure="dct"), steps, 0.0)
+    assert torch.equal(ours.sample(8, 0), plain.sample(8, 0))
+
+
+@pytest.mark.parametrize(("name", "steps"), [("dct", 10), ("jacobian, probes 1", 5), ("lanczos 3", 2)])
+def test_a_budget_holds_the_steps_that_fit(script, mixture, table, name, steps):
+    """At one evaluation a product that comes with the mean: k + (k − 1) ≤ 10, and one by itself is two."""
+    made = script["samplers"](mixture, table, [])
+    found = script["largest"](made[name], 10, dv.ProductCost.forward(1.0))
+    assert len(found.kernels) == steps
+    assert script["largest"](made["lanczos 5"], 5, dv.ProductCost.forward(1.0)) is None
+
+
+def test_cells_are_kept_and_shown(script, tmp_path, capsys):
+    images = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    denoiser = dv.Denoiser.from_pretrained("digits")
+    # A clean image of noise is what no network expects: the table is of no use but to be one.
+    table = dv.estimate(denoiser, images, 10.0, indices=[1, 250, 500, 750, 1000], progress=False)
+    table.save(tmp_path / "digits.safetensors")
+    few = ["--data", "digits", "--out", str(tmp_path), "--budgets", "3", "--count", "12", "--product-cost", "1"]
+    methods = ["--methods", "DPM-Solver++(2M)", "jacobian, probes 1"]
+    script["main"](["frechet", *few, *methods])
+    path = tmp_path / "digits.jsonl"
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [entry["cell"]["seed"] for entry in entries] == [0, 1, 0, 1]
+    assert [entry["found"]["steps"] for entry in entries] == [3, 3, 2, 2]
+    kept = path.read_bytes()
+    script["main"](["frechet", *few, *methods])
+    assert path.read_bytes() == kept
+    capsys.readouterr()
+    script["main"](["tables", *few])
+    values = [entry["found"]["frechet"] for entry in entries]
+    shown = capsys.readouterr().out
+    ratio = sum(values[2:]) / sum(values[:2])
+    assert f"| jacobian, probes 1 | {sum(values[2:]) / 2:.2f} ± " in shown
+    assert f", 2; {ratio:.2f} |" in shown
