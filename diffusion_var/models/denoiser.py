@@ -289,6 +289,12 @@ class Denoiser:
         other._linearised = Linearised(probes, derivative)
         return other
 
+    def without_jacobian(self) -> Denoiser:
+        """The same denoiser, whose posteriors are the mean's alone."""
+        other = copy.copy(self)
+        other._linearised = None
+        return other
+
     def _guidance(self, scale: float, unconditional: Any) -> Guidance | None:
         guidance = make_guidance(scale, unconditional)
         if guidance is not None and self.classes is not None:
@@ -333,9 +339,7 @@ class Denoiser:
             )
         self._check_device(x_t)
         if self._linearised is not None:
-            plain = copy.copy(self)
-            plain._linearised = None
-            return self._linearised(plain, x_t, n, condition)
+            return self._linearised(self.without_jacobian(), x_t, n, condition)
         check_levels(self.prediction, n, len(x_t))
         alpha, sigma = self.schedule.coefficients(n, x_t)
         before = step_before(self.schedule, n, x_t) if self.prediction == "previous_x" else None

@@ -38,7 +38,7 @@ class NetworkRun:
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
-        self.denoiser = denoiser
+        self.denoiser, self._plain = denoiser, denoiser.without_jacobian()
         self.evaluations = 0
         self._rows = 0  # of the last batch
         self._looked = denoiser.exact or denoiser.use.steady
@@ -53,11 +53,13 @@ class NetworkRun:
         if error is not None and is_of_device(error):
             raise device_error(error, f"or its device did{self._after}", self._rows) from error
 
-    def __call__(self, x_t: torch.Tensor, n: Place, condition: Any = None) -> Posterior:
-        """The posterior, as the denoiser gives it."""
+    def __call__(self, x_t: torch.Tensor, n: Place, condition: Any = None, without_jacobian: bool = False) -> Posterior:
+        """The posterior, as the denoiser gives it; or without the products that it would bring, where no covariance is
+        asked for."""
         self._rows = len(x_t)
+        denoiser = self._plain if without_jacobian else self.denoiser
         try:
-            posterior = self.denoiser(x_t, n, condition) if self._looked else self._first(x_t, n, condition)
+            posterior = denoiser(x_t, n, condition) if self._looked else self._first(x_t, n, condition)
         except NetworkError as error:
             error.after = self._after
             raise

@@ -38,5 +38,4 @@ class Posterior:
     def detached(self) -> Posterior:
         """The same without a graph."""
         extra, features = (None if tensor is None else tensor.detach() for tensor in (self.range, self.features))
-        jacobian = None if self.jacobian is None else self.jacobian.detached()
-        return Posterior(self.mean.detach(), self.eps.detach(), extra, features, jacobian)
+        return Posterior(self.mean.detach(), self.eps.detach(), extra, features, self.jacobian)

@@ -17,6 +17,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -26,6 +27,7 @@ from ..covariance.reverse import ReverseCovariance, StructuredCovariance, check_
 from ..errors import NumericalError, warn
 from ..models.conditions import as_nest, map_leaves
 from ..models.denoiser import Denoiser, Place, check_denoiser
+from ..models.derivative import Derivative, Probes
 from ..models.identity import ModelIdentity
 from ..models.network_use import failing
 from ..models.posterior import Posterior
@@ -143,7 +145,7 @@ class ConditionedDenoiser(Denoiser):
         if self.clip is not None:
             mean = mean.clamp(*self.clip)
         eps = eps_of_mean(x.detach(), mean, level.alpha, level.sigma)
-        return Posterior(mean.to(x_t), eps.to(x_t), posterior.range, posterior.features).detached()
+        return replace(posterior, mean=mean.to(x_t), eps=eps.to(x_t)).detached()
 
     @contextmanager
     def _evaluated(
@@ -302,6 +304,10 @@ class ConditionedDenoiser(Denoiser):
 
     def with_features(self, module: str | None = None) -> ConditionedDenoiser:
         return self._remade(self.base.with_features(module))
+
+    def with_jacobian(self, probes: Probes | None = None, derivative: Derivative = "forward") -> ConditionedDenoiser:
+        """The same denoiser, whose posteriors hold products with the derivative of the model's own mean."""
+        return self._remade(self.base.with_jacobian(probes, derivative))
 
     def _remade(self, base: Denoiser) -> ConditionedDenoiser:
         if not isinstance(self.given_covariance, NetworkJacobian):

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from .. import checks
 from ..models.denoiser import Place
+from ..models.derivative import levels_of
 from ..models.posterior import Posterior
 from ..process.level import NoiseLevel
 from ..process.schedule import NoiseSchedule
@@ -15,15 +15,9 @@ from ..process.schedule import NoiseSchedule
 
 def level_groups(schedule: NoiseSchedule, n: Place, batch: int) -> list[tuple[NoiseLevel, Any]]:
     """The levels of a batch, each with its images: an index of these, or all of them."""
-    if isinstance(n, NoiseLevel):
-        return [(n, slice(None))]
-    if isinstance(n, list):
-        levels = n
-    elif isinstance(n, torch.Tensor) and n.ndim:
-        levels = [schedule.level(int(k)) for k in schedule.check_indices(n, batch)]
-    else:
-        return [(schedule.level(schedule.check_index(int(n))), slice(None))]
-    checks.refuse(len(levels) != batch, f"there are {len(levels)} levels for {batch} images; give one for each.")
+    levels = levels_of(schedule, n, batch)
+    if len(levels) == 1:
+        return [(levels[0], slice(None))]
     return [
         (level, torch.tensor([k for k, other in enumerate(levels) if other == level]))
         for level in dict.fromkeys(levels)

@@ -218,7 +218,7 @@ class Sampler:
         x = self._prior(noise) if x is None else x
         sums = []
         for kernel in self.kernels:
-            posterior = run(x, kernel.level_t, condition)
+            posterior = run(x, kernel.level_t, condition, without_jacobian=kernel.last)
             x = self.mean(kernel, x, posterior)
             # The sum of ε̂ is finite only if all of it is; looked at after the last step, so that no step waits for it.
             sums.append(posterior.eps.sum(dtype=torch.float32))
