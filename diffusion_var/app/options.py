@@ -312,9 +312,11 @@ class TrainHeadOptions(ModelOptions, ImageOptions):
         "npr (right for any mean), sn, ocm; or one number an image (factor) or a band of its frequencies (bands), "
         "times a structure's variances",
     ] = "npr"
-    kind: Annotated[Literal["simple", "residual"], "size of the head; residual has a block that knows the time"] = (
-        "simple"
-    )
+    kind: Annotated[
+        Literal["simple", "residual", "pooled"] | None,
+        "simple; residual, with a block that knows the time; or pooled, of averages over the image: for factor and, "
+        "by default, for bands",
+    ] = None
     structure: Annotated[
         Literal["dct", "pixel"] | None, "for factor: whose variances it multiplies; for bands: dct"
     ] = None

@@ -27,6 +27,7 @@ from ..errors import InputError, warn
 from ..models.denoiser import Denoiser
 from ..models.fingerprint import weights_fingerprint
 from ..models.heads import HeadNetwork
+from ..models.pooled_head import PooledHead
 from ..models.posterior import Posterior
 from ..process.kernel import ReverseKernel
 from ..process.level import NoiseLevel
@@ -64,7 +65,11 @@ class Head(ReverseCovariance):
     depends_on_image = True
 
     def __init__(
-        self, network: HeadNetwork, table: VarianceTable, spec: HeadSpec, training: dict[str, Any] | None = None
+        self,
+        network: HeadNetwork | PooledHead,
+        table: VarianceTable,
+        spec: HeadSpec,
+        training: dict[str, Any] | None = None,
     ) -> None:
         self.network, self.spec, self.training = network, spec, training or {}
         self.prior = Prior(table, spec)
@@ -159,8 +164,8 @@ class Head(ReverseCovariance):
         return (n.double() / schedule.num_steps).to(device, torch.float32)
 
     def output(self, raw: torch.Tensor, posterior: Posterior, n: torch.Tensor | NoiseLevel) -> torch.Tensor:
-        """ρ from the head's raw output (B, C or L, *spatial), at indices (B,) or a level, as training sees it, never
-        cut: per pixel, or (B, L) of bands."""
+        """ρ from the head's raw output, at indices (B,) or a level, as training sees it, never cut: (B, C, *spatial);
+        of bands (B, L), whose raw output is averaged over the pixels if it has any."""
         if self.prior.bands is not None:
             raw = raw.flatten(2).mean(-1) if raw.ndim > 2 else raw
         if self.spec.output == "ratio":

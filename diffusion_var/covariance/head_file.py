@@ -18,6 +18,7 @@ from .. import checks
 from ..documents import Arrays, Form, Record, document_digest, making, read_document, write_document
 from ..errors import InputError
 from ..models.heads import HeadNetwork, first_groups_of
+from ..models.pooled_head import PooledHead
 from ..variance.table import VarianceTable
 from ..variance.table_file import table_contents, table_fields
 from ..variance.table_record import Size, TableRecord, check_table_file
@@ -31,7 +32,7 @@ class HeadRecord(Record):
 
     `cut` says where a head with the papers' output is cut in use; version 1 did not know it, and had another.
     `groups` are those of the normalisations; versions 1 and 2 did not say, and had `first_groups_of` the features.
-    The spec's bands are of version 4.
+    The spec's bands, and heads of kind "pooled", are of version 4.
     """
 
     spec: HeadSpec
@@ -53,7 +54,7 @@ def _check(arrays: Arrays, record: HeadRecord) -> None:
 
 FORM = Form(
     "diffusion_var.variance_head",
-    4,  # 2: cut; 3: groups; 4: bands
+    4,  # 2: cut; 3: groups; 4: bands, pooled
     "variance head",
     HeadRecord,
     _check,
@@ -73,7 +74,7 @@ def head_digest(head: Any) -> str:
 
 
 def _form(head: Any) -> Form:
-    if head.spec.bands is not None:
+    if head.spec.bands is not None or head.spec.kind == "pooled":
         return FORM
     if head.network.stated_groups is not None:
         return _THIRD
@@ -98,7 +99,7 @@ def _contents(head: Any) -> tuple[Arrays, dict[str, Any]]:
     return content, metadata
 
 
-def read_head_file(path: str | Path) -> tuple[HeadNetwork, VarianceTable, HeadSpec, dict[str, Any]]:
+def read_head_file(path: str | Path) -> tuple[HeadNetwork | PooledHead, VarianceTable, HeadSpec, dict[str, Any]]:
     """The arguments of the `Head` in a file."""
     arrays, record = read_document(path, FORM)
     table, spec = VarianceTable(**table_fields(_part(arrays, _TABLE), record.table)), record.spec
@@ -107,8 +108,7 @@ def read_head_file(path: str | Path) -> tuple[HeadNetwork, VarianceTable, HeadSp
     weights: dict[str, Any] = {name: torch.from_numpy(a.copy()) for name, a in _part(arrays, _WEIGHTS).items()}
     with making(path, FORM), torch.device("meta"):  # no memory: the weights of the file take these places
         groups = record.groups or first_groups_of
-        shape = spec.outputs(table.shape or (1, 1, 1))
-        network = HeadNetwork(spec.kind, record.features, shape, zero=False, groups=groups)
+        network = spec.new_network(record.features, table.shape or (1, 1, 1), groups)
     try:
         network.load_state_dict(weights, assign=True)
     except RuntimeError as error:

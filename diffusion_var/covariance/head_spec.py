@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict
 
 from .. import checks
-from ..models.heads import HeadKind
+from ..models.heads import HeadKind, HeadNetwork, groups_of
+from ..models.pooled_head import PooledHead
 from ..process.bands import Bands
 from .head_targets import BAND_TARGETS, TARGET_NAMES
 
@@ -19,6 +20,9 @@ from .head_targets import BAND_TARGETS, TARGET_NAMES
 #: with a cut at σ²/α² as well, and are used as they were trained; no new ones are made.
 Output = Literal["ratio", "papers", "bounded"]
 OUTPUTS: tuple[Output, ...] = ("ratio", "papers")
+#: A convolution, one behind a residual block, or a `PooledHead`, which says nothing of single pixels.
+Kind = HeadKind | Literal["pooled"]
+KINDS = (*get_args(HeadKind), "pooled")
 _STRUCTURES = ("dct", "pixel")
 _BANDS = 16
 
@@ -30,7 +34,8 @@ class HeadSpec:
     Attributes:
         target: "npr", "sn", "ocm" (per pixel), "factor" (per image and channel, times a structure's variances) or
             "bands" (per image, channel and band of frequency, times the dct's variances).
-        kind: "simple" or "residual".
+        kind: "simple" or "residual" (see `HeadNetwork`), or, of targets "factor" and "bands", "pooled" (`PooledHead`);
+            None: "pooled" of "bands", "simple" of the others.
         structure: of target "factor": "dct" or "pixel"; of "bands" it is "dct"; None for the others.
         output: "ratio" or "papers" ("bounded": of earlier files).
         module: whose input the features are; None: found for diffusers UNets and DiT.
@@ -41,7 +46,7 @@ class HeadSpec:
     """
 
     target: str = "npr"
-    kind: HeadKind = "simple"
+    kind: Kind | None = None
     structure: str | None = None
     output: Output = "ratio"
     module: str | None = None
@@ -49,8 +54,11 @@ class HeadSpec:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
 
     def __post_init__(self) -> None:
+        if self.kind is None:
+            object.__setattr__(self, "kind", "pooled" if self.target == "bands" else "simple")
         for name, value, known, choices in (
             ("target", self.target, TARGET_NAMES, TARGET_NAMES),
+            ("head", self.kind, KINDS, KINDS),
             ("output", self.output, get_args(Output), OUTPUTS),
         ):
             checks.refuse(value not in known, f"{name} {value!r} is not known; choose one of {', '.join(choices)}.")
@@ -74,6 +82,12 @@ class HeadSpec:
         )
         wrong = self.bands is not None and self.target != "bands"
         checks.refuse(wrong, f"bands={self.bands!r} is for target='bands' alone, not {self.target!r}; leave it out.")
+        wrong = self.kind == "pooled" and not banded
+        checks.refuse(
+            wrong,
+            f"kind='pooled' says nothing of single pixels, as target={self.target!r} has to; use 'simple' or "
+            "'residual'.",
+        )
         wrong = banded and self.output != "ratio"
         checks.refuse(
             wrong, f"output='papers' is for the papers' targets npr, sn and ocm; use 'ratio' with {self.target!r}."
@@ -86,11 +100,18 @@ class HeadSpec:
         """
         return Bands(shape, self.bands or 1) if self.target in BAND_TARGETS else None
 
-    def outputs(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """(C, *spatial) or (L, *spatial): how many numbers a head says of each pixel, those of L bands to be averaged
-        over the pixels."""
+    def new_network(
+        self, features: Sequence[int], shape: Sequence[int], groups: int | Callable[[int], int] = groups_of
+    ) -> HeadNetwork | PooledHead:
+        """An untrained network of this kind, for features (F, *grid) or (T, F) of images (C, *spatial); of L bands
+        those with a convolution give (L, *spatial), to be averaged over the pixels."""
+        assert self.kind is not None
         bands = self.bands_of(shape)
-        return tuple(shape) if bands is None else (bands.count, *shape[1:])
+        if self.kind == "pooled":
+            assert bands is not None
+            return PooledHead(features, shape, bands.count)
+        outputs = shape if bands is None else (bands.count, *shape[1:])
+        return HeadNetwork(self.kind, features, outputs, zero=self.output == "ratio", groups=groups)
 
     def plain(self) -> dict[str, Any]:
         """All attributes, but `bands` only where there are: so heads without are called what they always were."""

@@ -68,7 +68,7 @@ class HeadNetwork(nn.Module):
         known = get_args(HeadKind)
         checks.refuse(kind not in known, f"head {kind!r} is not known; choose one of {', '.join(known)}.")
         self.features, self.shape = tuple(features), tuple(shape)
-        width, self.grid, self.patch, self.tokens = _layout(self.features, self.shape)
+        width, self.grid, self.patch, self.tokens = feature_layout(self.features, self.shape)
         spatial_axes = len(self.grid)
         self.groups = groups if isinstance(groups, int) else groups(width)
         uneven = self.groups < 1 or bool(width % self.groups)
@@ -142,7 +142,7 @@ def _convolution(inside: int, outside: int, spatial_axes: int) -> Any:
     return (nn.Conv1d, nn.Conv2d, nn.Conv3d)[spatial_axes - 1](inside, outside, 3, padding=1)
 
 
-def _layout(features: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, tuple[int, ...], int, bool]:
+def feature_layout(features: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, tuple[int, ...], int, bool]:
     """Number of features, the grid that they lie on, the side of the patch that each covers, and whether they are
     tokens (T, F)."""
     spatial = shape[1:]

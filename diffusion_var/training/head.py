@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,22 +22,25 @@ import torch
 from .. import checks
 from ..covariance.head import Head
 from ..covariance.head_spec import HeadSpec
-from ..covariance.head_targets import Weighting, no_likelihood
+from ..covariance.head_targets import HeadDraw, Weighting, no_likelihood
 from ..errors import NumericalError
 from ..files import expanded
 from ..likelihood.bound import bits_per_dim, density_bound
 from ..models.denoiser import Denoiser, check_denoiser
-from ..models.heads import HeadNetwork
+from ..models.pooled_head import PooledHead
+from ..models.posterior import Posterior
 from ..parallel import beat, sharing, team
 from ..randomness import generator
 from ..variance.table import VarianceTable
-from .head_draws import HeadDraws, Source
+from .head_draws import HeadDraws, IntArray, Source
 from .loop import averaging, checkpoint_of, share_of, train
 from .loss import spread
 from .state import TrainingState
 from .trackers import Trackers
 
 EVALUATION_IMAGES = 512
+#: Which part of a batch, its indices, and its draws.
+_Part = tuple[int, IntArray, HeadDraw, Posterior]
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,8 @@ class HeadRun:
         self.draws = HeadDraws(head, self.denoiser)
         self.team = team()
         self.share = share_of(settings.batch_size, self.team.count, self.team.rank)
+        if isinstance(head.network, PooledHead):
+            self._standardise(head.network)
         network = head.network.train()
         optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate)
         average = EMAModel(network.parameters(), decay=settings.ema_decay)
@@ -221,6 +226,15 @@ class HeadRun:
         self.network: Any = averaging(network, self.denoiser.device)
         self.averaged = Head(copy.deepcopy(network).eval().requires_grad_(False), head.table, head.spec)
         self._losses: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def _standardise(self, network: PooledHead) -> None:
+        """By the images that the curve's training loss is of; the same in every process."""
+        parts, drawn = self._fixed(self.sources[0])
+        with self.draws.run:
+            seen = [posterior.features for _, _, _, posterior in drawn(range(len(parts)))]
+            found = [network.pooled(features) for features in seen if features is not None]
+        network.standardise(torch.cat(found))
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree on."""
@@ -311,26 +325,37 @@ class HeadRun:
         names = ("train", "held_out", "bits_per_dim")
         return ", ".join(f"{k}={v:.4g}" for k, v in zip(names, entry[1:], strict=True) if not math.isnan(v))
 
-    @torch.no_grad()
-    def _loss(self, head: Head, source: Source) -> float:
-        """The loss with fixed noise and indices spread evenly: comparable between steps and runs."""
+    def _fixed(self, source: Source) -> tuple[list[Any], Callable[[Iterable[int]], Iterator[_Part]]]:
+        """The parts of a fixed batch, of images and indices spread evenly, and what makes some of them."""
         picks = np.array(spread(len(source.images), EVALUATION_IMAGES))
         stream = generator(0, "head evaluation")
-        low, high = head.prior.indices
+        low, high = self.head.prior.indices
         n = low + (np.arange(len(picks)) * (high - low + 1)) // len(picks)
         n = stream.permutation(n)
         count = math.ceil(len(picks) / max(1, self.settings.batch_size // self.settings.accumulate))
-        parts, own = np.array_split(np.arange(len(picks)), min(count, len(picks))), {}
-        mine = self.team.share([len(part) for part in parts])
-        drawn = self.draws.batch(source, picks, n, stream, [parts[i] for i in mine])
-        for i, (part, draw, posterior) in zip(mine, drawn, strict=True):
-            predicted = self._predicted(head, head.network, posterior, n[part])
-            own[i] = float(head.target.loss(predicted, draw, self.settings.weighting)) * len(part)
+        parts = np.array_split(np.arange(len(picks)), min(count, len(picks)))
+
+        def drawn(which: Iterable[int]) -> Iterator[_Part]:
+            chosen = list(which)
+            batch = self.draws.batch(source, picks, n, stream, [parts[i] for i in chosen])
+            for i, (part, draw, posterior) in zip(chosen, batch, strict=True):
+                yield i, n[part], draw, posterior
+
+        return parts, drawn
+
+    @torch.no_grad()
+    def _loss(self, head: Head, source: Source) -> float:
+        """The loss with fixed noise: comparable between steps and runs."""
+        parts, drawn = self._fixed(source)
+        own = {}
+        for i, n, draw, posterior in drawn(self.team.share([len(part) for part in parts])):
+            predicted = self._predicted(head, head.network, posterior, n)
+            own[i] = float(head.target.loss(predicted, draw, self.settings.weighting)) * len(n)
             beat()
         gathered = self.team.gather({}, list(own.items()))
         losses = {i: loss for _, theirs in gathered for i, loss in theirs}
         self.team.end_if_stopped()
-        return sum((losses[i] for i in range(len(parts))), 0.0) / len(picks)
+        return sum((losses[i] for i in range(len(parts))), 0.0) / sum(len(part) for part in parts)
 
     def _bits(self, head: Head) -> float:
         count = min(self.settings.likelihood_images, 0 if len(self.sources) < 2 else len(self.sources[1].images))
@@ -353,8 +378,7 @@ def new_head(denoiser: Denoiser, table: VarianceTable, spec: HeadSpec, seed: int
     assert features is not None
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        shape = spec.outputs(denoiser.shape)
-        network = HeadNetwork(spec.kind, features.shape[1:], shape, zero=spec.output == "ratio")
+        network = spec.new_network(features.shape[1:], denoiser.shape)
     head = Head(network.to(denoiser.device), table, spec)
     head.prior.refuse_guided(denoiser)
     return head

@@ -130,7 +130,8 @@ def test_a_band_without_an_element_that_varies_stays_what_the_table_says():
 @pytest.mark.parametrize("weighting", ["table", "likelihood"])
 def test_one_band_is_the_factor(weighting):
     """Of the same weights the same numbers, to the last bit: what is predicted, its loss, and the covariance."""
-    factor, bands = head(0.3, target="factor", structure="dct"), head(0.3, target="bands", bands=1)
+    spec = {"kind": "simple", "structure": "dct"}
+    factor, bands = head(0.3, target="factor", **spec), head(0.3, target="bands", bands=1, **spec)
     features = drawn(4, 8, *SHAPE[1:], name="f")
     posterior = dv.Posterior(drawn(name="mean"), drawn(name="eps"), features=features)
     found = [each.ratio(posterior, 20) for each in (factor, bands)]
@@ -311,6 +312,7 @@ def test_disagreement_of_the_estimators_counts_for_exact_mean_targets_only():
         ({"target": "bands", "bands": 0}, "bands=0 must be a whole number of at least 1"),
         ({"target": "bands", "bands": 2.5}, "bands=2.5 must be a whole number"),
         ({"target": "bands", "output": "papers"}, "use 'ratio' with 'bands'"),
+        ({"kind": "pooled"}, "kind='pooled' says nothing of single pixels, as target='npr' has to; use 'simple'"),
         ({"bands": 4}, "bands=4 is for target='bands' alone, not 'npr'; leave it out"),
         ({"target": "factor", "structure": "dct", "bands": 4}, "bands=4 is for target='bands' alone, not 'factor'"),
         ({"output": "raw"}, "output 'raw' is not known; choose one of ratio, papers"),

@@ -9,7 +9,6 @@ import torch
 from small_pipelines import small_unet
 
 import diffusion_var as dv
-from diffusion_var.models.heads import HeadNetwork
 from diffusion_var.randomness import generator
 
 SHAPE = (3, 4, 6)
@@ -78,7 +77,7 @@ def head_table() -> dv.VarianceTable:
 def small_head(**spec: Any) -> dv.Head:
     """An untrained head of the small network, whose factors differ."""
     chosen = dv.HeadSpec(**spec)
-    network = HeadNetwork(chosen.kind, (8, *HEAD_SHAPE[1:]), chosen.outputs(HEAD_SHAPE))
+    network = chosen.new_network((8, *HEAD_SHAPE[1:]), HEAD_SHAPE)
     for parameter in network.out.parameters():
         drawn = generator(0, "small head", parameter.ndim).standard_normal(parameter.shape)
         parameter.data = torch.from_numpy(0.3 * drawn).float()

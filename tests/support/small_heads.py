@@ -7,7 +7,7 @@ import torch
 from small_pipelines import small_unet
 
 import diffusion_var as dv
-from diffusion_var.models.heads import HeadNetwork, groups_of
+from diffusion_var.models.heads import groups_of
 from diffusion_var.randomness import generator
 
 SHAPE = (1, 8, 8)
@@ -32,7 +32,7 @@ def head(scale: float = 0.0, clipped: bool = True, groups: Any = groups_of, **sp
     """An untrained head of the small model, its last layer's weights drawn with standard deviation `scale`."""
     chosen = dv.HeadSpec(**spec)
     features = 8, *SHAPE[1:]
-    network = HeadNetwork(chosen.kind, features, chosen.outputs(SHAPE), groups=groups)
+    network = chosen.new_network(features, SHAPE, groups)
     for parameter in network.out.parameters():
         drawn = generator(0, "small head", parameter.ndim).standard_normal(parameter.shape)
         parameter.data = torch.from_numpy(scale * drawn).float()

@@ -79,7 +79,7 @@ def trained(weighting="likelihood", steps=120, **spec):
     settings = HeadTraining(
         *(steps, 128, 1e-2, "cosine"), ema_decay=0.98, weighting=weighting, evaluate_every=40, likelihood_images=0
     )
-    chosen = dv.HeadSpec(kind="residual", module="last", **spec)
+    chosen = dv.HeadSpec(module="last", **spec)
     held_out = mixture().sample(512, seed=5)
     return train_head(denoiser, table, data, settings, chosen, held_out=held_out, progress=False)
 
@@ -135,14 +135,13 @@ def test_every_weight_of_a_head_is_trained():
     denoiser, data, table = model()
     settings = HeadTraining(2, 32, 1e-2, weighting="likelihood", likelihood_images=0)
     source = Source.of(data, None, denoiser, "images")
-    spec = dv.HeadSpec("bands", "residual", module="last", bands=BANDS)
+    spec = dv.HeadSpec("bands", module="last", bands=BANDS)
     run = HeadRun(new_head(denoiser, table, spec, 0, source), denoiser, [source], settings)
-    assert run.network.out.weight.shape == (BANDS, 8, 3, 3)
+    assert run.network.out.weight.shape == (BANDS, 64)
     with run.draws.run:
         for _ in range(2):
             run.step()
     still = [name for name, each in run.network.named_parameters() if not float(each.grad.abs().max()) > 0]
-    # A block's change of each feature as a whole is what its normalisation takes away.
     assert still == []
 
 
