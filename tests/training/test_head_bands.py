@@ -107,7 +107,7 @@ def test_they_approach_the_covariance_of_each_image(weighting):
     said, table = errors(trained(weighting, target="bands", bands=BANDS).head)
     print(weighting, said.round(3), table.round(3))
     assert (said[:2] < 0.8 * table[:2]).all()
-    assert said[2] < table[2] + 0.03  # where the noise hides nearly all, the table is right already
+    assert said[2] < table[2] + 0.04  # where the noise hides nearly all, the table is right already
 
 
 def test_the_loss_falls_below_the_tables():
