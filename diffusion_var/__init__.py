@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .covariance.fixed import FixedSmall as FixedSmall
     from .covariance.head import Head as Head
     from .covariance.head_spec import HeadSpec as HeadSpec
+    from .covariance.jacobian import Jacobian as Jacobian
     from .covariance.lanczos import Lanczos as Lanczos
     from .covariance.learned_range import LearnedRange as LearnedRange
     from .covariance.learned_variance import LearnedVariance as LearnedVariance
@@ -100,6 +101,7 @@ _HOMES = {
     "Head": ".covariance.head",
     "HeadSpec": ".covariance.head_spec",
     "InputError": ".errors",
+    "Jacobian": ".covariance.jacobian",
     "Lanczos": ".covariance.lanczos",
     "LearnedRange": ".covariance.learned_range",
     "LearnedVariance": ".covariance.learned_variance",

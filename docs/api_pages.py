@@ -57,6 +57,7 @@ GROUPS: dict[str, tuple[str, str, list[str]]] = {
             "Averaged",
             "Scaled",
             "ExactCovariance",
+            "Jacobian",
             "Lanczos",
             "PiGDM",
             "ReverseCovariance",

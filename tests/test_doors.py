@@ -221,6 +221,17 @@ DOORS: dict[str, Door] = {
         },
     ),
     "ProductCost.forward": (dv.ProductCost.forward, {"product": (-1, *NO_NUMBER, True)}),
+    "Jacobian": (
+        dv.Jacobian,
+        {
+            "table": NO_TABLE[1:],
+            "structure": ("pixel", "fourier", None, 5),
+            "bands": NO_COUNT,
+            "probes": NO_COUNT,
+            "derivative": ("backward", None, 5),
+            "seed": NO_SEED,
+        },
+    ),
     "Lanczos": (
         dv.Lanczos,
         {
