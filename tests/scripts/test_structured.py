@@ -22,7 +22,7 @@ def script(monkeypatch):
 @pytest.fixture(scope="module")
 def mixture():
     stream = torch.Generator().manual_seed(0)
-    means = torch.randn(3, 1, 4, 4, generator=stream, dtype=torch.float64)
+    means = torch.randn(3, 1, 8, 8, generator=stream, dtype=torch.float64)
     return dv.oracles.MixtureDenoiser(dv.NoiseSchedule.linear(1000), means, [0.02, 0.1, 0.3])
 
 
