@@ -39,8 +39,8 @@ class HeadSpec:
         structure: of target "factor": "dct" or "pixel"; of "bands" it is "dct"; None for the others.
         output: "ratio" or "papers" ("bounded": of earlier files).
         module: whose input the features are; None: found for diffusers UNets and DiT.
-        bands: of target "bands": how many, of equal width in frequency (see `process.bands`), for each channel; None:
-            16. One is "factor" on the dct. None for the others.
+        bands: of target "bands": how many of each channel at most, of frequency 0 and of octaves or parts of them (see
+            `process.bands`); None: 16. One is "factor" on the dct. None for the others.
 
     Raises InputError for unknown values, and for those that do not go together.
     """

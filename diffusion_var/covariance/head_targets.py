@@ -10,7 +10,7 @@ element by element. SN and OCM take ε̂ for the posterior mean of ε; NPR is ri
 Per image and band b of coefficients, `BandTarget` learns how much of a structure's variances v_k there is:
 
     factor  ρ_b(x_t) ≈ E[ mean over k in b of (B (x_0 − x̂_0))_k² / v_k | x_t ],   b a (rotated) channel as a whole
-    bands   the same, b a band of equal frequency of a rotated channel (`process.bands`)
+    bands   the same, b a band of frequencies of a rotated channel (`process.bands`)
 
 Every loss has E[y|x_t] as its minimum, and differs in what it lets count ("weighting"):
 

@@ -235,6 +235,13 @@ def test_bands_are_a_version_of_their_own_and_one_band_is_none(tmp_path):
         assert made.name == ("factor-dct" if bands is None else f"bands-{bands}")
 
 
+def test_the_rule_of_bands_is_a_part_of_the_file():
+    """A file says how many there are, and not which coefficients are in which: that must never change."""
+    made = head(target="bands", bands=5)
+    assert made.network.out.out_features == 5
+    assert made.prior.bands.index[0, ::3, ::2].tolist() == [[0, 2, 3, 4], [2, 3, 3, 4], [4, 4, 4, 4]]
+
+
 def test_models_that_it_does_not_belong_to():
     other = denoiser()
     next(other.network.parameters()).data += 0.1

@@ -99,7 +99,6 @@ def test_bands_learn_the_same_of_the_coefficients_of_a_band():
     structure, bands = make_structure("dct", SHAPE), Bands(SHAPE, 3)
     v = (drawn(name="v").square() + 0.1).contiguous()
     v[:, :, 3, 4] = 1e-9  # hardly ever varies
-    v[:, :, 0, 0], low = 1e-9, bands.index[0, 0, 0]
     d, target = draw(v), BandTarget("bands", structure.forward, bands)
     square = structure.forward(d.x_0 - d.posterior.mean).square().numpy()
     expected, sizes = np.ones((4, bands.count)), np.zeros(bands.count)
@@ -108,7 +107,6 @@ def test_bands_learn_the_same_of_the_coefficients_of_a_band():
         sizes[b] = inside.sum()
         kept = inside & (v[0].numpy() > 1e-6)
         expected[:, b] = (square / v.numpy())[:, kept].mean(1)
-    assert sizes[low] > 1
     np.testing.assert_allclose(target.ratio(d).numpy(), expected, rtol=1e-10)
     predicted = drawn(4, bands.count, name="factors").abs()
     loss = 0.5 * (sizes * (expected - predicted.numpy()) ** 2).sum(1).mean() / sizes.sum()

@@ -64,8 +64,9 @@ def test_a_head_its_curve_and_a_record(options, tmp_path):
         train_head(options(seed=1))
 
 
-def test_everywhere_a_table_can_be_used(options, tmp_path, capsys):
-    train_head(options(target="factor", structure="dct"))
+@pytest.mark.parametrize("spec", [{"target": "factor", "structure": "dct"}, {"target": "bands", "bands": 6}], ids=str)
+def test_everywhere_a_table_can_be_used(spec, options, tmp_path, capsys):
+    train_head(options(**spec))
     head = tmp_path / "npr" / "head.safetensors"
     shared = ("--model", "digits", "--covariance", "head", "--head", head)
     assert run("sample", *shared, "--steps", 3, "--count", 2, "-o", tmp_path / "samples").exception is None
@@ -98,6 +99,10 @@ def test_mistakes(options, tmp_path, table):
     assert "--target factor multiplies a structure's variances; pass --structure as 'dct' or 'pixel'" in refused(
         "train-head", *shared, "--target", "factor"
     )
+    assert "--bands 99 is more than there are frequencies in images (1, 8, 8), which have" in refused(
+        "train-head", *shared, "--target", "bands", "--bands", 99
+    )
+    assert "--bands 4 is for --target bands alone, not 'npr'" in refused("train-head", *shared, "--bands", 4)
     assert "features of UNet2DModel cannot be found" in refused("train-head", *shared, "--features", "conv_uot")
     assert "--held-out-labels has no meaning" in refused("train-head", *shared, "--held-out-labels", "a.npz:y")
     assert "no variance table at" in refused("train-head", *shared, "--table", tmp_path / "none")
