@@ -105,16 +105,21 @@ def by_operator(cells: dict[Cell, Scores], methods: list[str], args: argparse.Na
         closed = Cell(args.operators[0], noise, method, 0) in cells
         found = [cells.get(Cell(operator, noise, method, 0 if closed else k)) for operator in args.operators]
         if any(found):
-            row(label(method), *(mean_of([scores]) for scores in found), mean_of(found))
+            row(label(method), *(mean_of([scores]) + fewer(scores, args.count) for scores in found), mean_of(found))
 
 
 def mean_of(found: list[Scores | None]) -> str:
-    """PSNR and SSIM, over cells that are all there."""
+    """PSNR and SSIM, over cells that are all there, and of the same images."""
     there = [scores for scores in found if scores is not None]
-    if len(there) < max(len(found), 1):
+    if len(there) < max(len(found), 1) or len({len(scores.psnr) for scores in there}) > 1:
         return ""
     psnr, ssim = (np.mean([np.mean(getattr(scores, key)) for scores in there]) for key in ("psnr", "ssim"))
     return f"{psnr:.2f} ({ssim:.3f})"
+
+
+def fewer(scores: Scores | None, count: int) -> str:
+    """Of how many images, where they are fewer than asked for."""
+    return f", {len(scores.psnr)}" if scores is not None and len(scores.psnr) < count else ""
 
 
 def paired(cells: dict[Cell, Scores], methods: list[str], args: argparse.Namespace, noise: float) -> None:

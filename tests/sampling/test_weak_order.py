@@ -19,7 +19,7 @@ from diffusion_var.process.kernel import reverse_kernels
 MEANS, VARIANCES, WEIGHTS = (-1.0, 0.9), (0.09, 0.36), (0.4, 0.6)
 FIRST, LAST = -5.0, 3.0  # log-SNR between which the steps are
 STEPS = (24, 48, 96)
-GRID = np.linspace(-7.0, 7.0, 1201)
+GRID = np.linspace(-6.0, 6.0, 481)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def mean_after(mixture, covariance, kernels, f):
     for kernel in reversed(kernels):
         posterior = denoiser(x_t, kernel.level_t)
         found = covariance(posterior, kernel)
-        std = torch.zeros(1) if found is None else found.variance.sqrt()
-        nodes = kernel.mean(x_t, posterior).numpy().reshape(-1, 1) + std.expand(len(GRID), 1, 1).numpy()[:, 0] * z
+        std = torch.zeros_like(x_t) if found is None else found.colour(torch.ones_like(x_t))
+        nodes = (kernel.mean(x_t, posterior) + std * torch.from_numpy(z)).numpy()[:, 0]
         u = CubicSpline(GRID, u)(nodes) @ weight / weight.sum()
     level = kernels[0].level_t
     return float(np.trapezoid(u * density(GRID, level), GRID))
@@ -78,7 +78,7 @@ def test_without_the_images_own_it_is_the_first(mixture, fixed, eta):
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_with_the_images_own_it_is_the_second(mixture, eta):
-    own, fixed = (errors(mixture, covariance, eta) for covariance in (dv.ExactCovariance(mixture), table(mixture)))
-    assert orders(own) == pytest.approx([2.0, 2.0], abs=0.2)
-    assert own[0] < fixed[0] / 4
+@pytest.mark.parametrize("own", [dv.ExactCovariance, lambda _: dv.Lanczos(steps=1)], ids=["closed form", "Lanczos"])
+def test_with_the_images_own_it_is_the_second(mixture, own, eta):
+    """Known in closed form, or of the mean's derivative alone."""
+    assert orders(errors(mixture, own(mixture), eta)) == pytest.approx([2.0, 2.0], abs=0.2)

@@ -74,12 +74,14 @@ def test_means_are_over_operators_that_a_method_can_do(script, tmp_path, capsys)
             scores = {"psnr": [psnr, psnr + 1], "ssim": [0.5, 0.5], "runs": k, "seconds": 0.0, "settings": {}}
             lines.append(json.dumps({"cell": cell, "scores": scores}) + "\n")
     (tmp_path / "digits.jsonl").write_text("".join(lines))
-    few = ("--data", "digits", "--operators", "inpainting", "blur", "--noise", "0.1")
+    few = ("--data", "digits", "--operators", "inpainting", "blur", "--noise", "0.1", "--count", "2")
     script["main"](["tables", *few, "--out", str(tmp_path), "--rivals-at", "10"])
     printed = capsys.readouterr().out
     assert "| DPS | 12.50 (0.500) |  |" in printed
     assert "| DDRM (of 1) | 20.50 (0.500) | 20.50 (0.500) |" in printed
     assert "| DPS | 10.50 (0.500) |  |  |" in printed
+    script["main"](["tables", *few[:-1], "3", "--out", str(tmp_path), "--rivals-at", "10"])
+    assert "| DPS | 10.50 (0.500), 2 |  |  |" in capsys.readouterr().out  # of two images, and three were asked for
 
 
 def test_a_cell_of_fewer_images_is_made_again(script, tmp_path, folder, capsys):
