@@ -40,6 +40,8 @@ COLOURS = {
     "channel": "#cc79a7",
     "pixel": "#e69f00",
     "dct": "#009e73",
+    "jacobian": "#332288",
+    "lanczos": "#882255",
 }
 
 

@@ -27,7 +27,9 @@ from .terminal import say
 _ASIDE = frozenset({"out", "plot", "checkpoint", "latents", "device", "overwrite", "download", "json", "quiet"})
 _ASIDE |= {"report_to", "save_table", "processes"}
 #: Options that came later: where they are left out, a request is the one that it was before.
-_LATER = frozenset({"license", "call", "weights_dtype"})
+_LATER = frozenset(
+    {"license", "call", "weights_dtype", "bands", "probes", "krylov_steps", "derivative", "product_cost"}
+)
 #: What they were, where they were left out, in older versions.
 _OLD_DEFAULTS = {"guidance_scale": 1.0}
 _SMALL = 1 << 24  # bytes of a file that is read for its identity; of a larger one its size and time count

@@ -24,11 +24,12 @@ from ..sampling.sampler import Sampler
 from ..sampling.solvers import SolverSampler, steps_within
 from ..variance.table import VarianceTable
 from .compare.options import Method
-from .options import NllOptions, SampleOptions
+from .options import WITH_PRODUCTS, NllOptions, SampleOptions
 
 if TYPE_CHECKING:
     from ..likelihood.decoder_costs import DecoderCosts
     from ..likelihood.paths import Trajectory
+    from ..models.product_cost import ProductCost
 
 Way = Method | SampleOptions | NllOptions
 _SPREAD: dict[str, Any] = {
@@ -43,6 +44,7 @@ _SPREAD: dict[str, Any] = {
 
 def make_covariance(options: Way, table: VarianceTable | None) -> ReverseCovariance:
     """The reverse covariance that the options name."""
+    _refuse_unused(options)
     found = _covariance(options, table)
     if options.average is None:
         return found
@@ -73,8 +75,58 @@ def _covariance(options: Way, table: VarianceTable | None) -> ReverseCovariance:
             "the covariance head needs a trained head; give its file as head= (made by `diffusion-var train-head`)."
         )
         return Head.load(checks.given(options.head, missing))
+    if options.covariance in WITH_PRODUCTS:
+        return _with_products(options, table)
     missing = "the analytic covariance needs a variance table; give one as table= (made by `diffusion-var estimate`)."
     return Analytic(checks.given(table, missing), options.estimator, options.structure)
+
+
+def _with_products(options: Way, table: VarianceTable | None) -> ReverseCovariance:
+    """The covariance that follows the image by products with the mean's derivative; what is not said is its default."""
+    for name, value, own in (("estimator", options.estimator, "residual"), ("structure", options.structure, "dct")):
+        checks.refuse(
+            value not in (own, "isotropic"),  # isotropic is what an option has that was not given
+            f"{name}={value} has no meaning with the covariance {options.covariance}, which takes the table's {own}; "
+            "leave it out.",
+        )
+    names = {"bands": options.bands, "probes": options.probes, "derivative": options.derivative}
+    if options.covariance == "lanczos":
+        names = {"steps": options.krylov_steps, "derivative": options.derivative}
+    if options.krylov_steps is not None:  # by the option's own name
+        checks.whole("krylov_steps", options.krylov_steps, least=1)
+    given: dict[str, Any] = {name: value for name, value in names.items() if value is not None}
+    if options.covariance == "jacobian":
+        from ..covariance.jacobian import Jacobian
+
+        return Jacobian(table, **given)
+    from ..covariance.lanczos import Lanczos
+
+    wrong = options.average is not None or getattr(options, "factor", 1.0) != 1.0
+    checks.refuse(
+        wrong,
+        "average and factor change variances, and the covariance lanczos has none of its own, but products; leave them "
+        "out, or choose jacobian.",
+    )
+    return Lanczos(table, **given)
+
+
+#: Options of covariances with products, and whose they are.
+_OF_PRODUCTS: dict[str, tuple[str, ...]] = {
+    "bands": ("jacobian",),
+    "probes": ("jacobian",),
+    "krylov_steps": ("lanczos",),
+    "derivative": WITH_PRODUCTS,
+}
+
+
+def _refuse_unused(options: Way) -> None:
+    for name, kinds in _OF_PRODUCTS.items():
+        value = getattr(options, name)
+        checks.refuse(
+            value is not None and options.covariance not in kinds,
+            f"{name}={value} has no meaning with the covariance {options.covariance}; leave it out, or choose "
+            f"{' or '.join(kinds)}.",
+        )
 
 
 def make_steps(
@@ -84,18 +136,24 @@ def make_steps(
     table: VarianceTable | None = None,
     decoders: DecoderCosts | None = None,
     levels: int | None = 256,
+    cost: ProductCost | None = None,
 ) -> StepList | Trajectory:
     """The step list that the options name: K steps in a spacing, explicit indices, or levels by their σ/α.
 
     Args:
         options: whose spacing, sigmas, structure and estimator are read, and for the spacing optimal what they say of
             the first index and the decoder.
-        steps: K, or indices. Of a method that is a solver, K are its evaluations: of its steps, as many as fit.
+        steps: K, or indices. Of a method that is a solver, or takes products, K are its evaluations: of its steps, as
+            many as fit.
         table, decoders, levels: for the spacing optimal; what was measured of decoders, unless the options name one.
+        cost: of the products of a method that takes some; None: K are steps.
     """
     spacing = options.spacing
     if isinstance(options, Method) and options.sampler is not None and isinstance(steps, int):
         steps = steps_within(options.sampler, steps)
+    if cost is not None and isinstance(steps, int):
+        covariance = make_covariance(options, table)
+        steps = cost.steps_within(steps, covariance.products, covariance.products_with_mean)
     if spacing != "optimal" and getattr(options, "first_index", None) is not None:
         raise InputError(f"first_index={options.first_index} is for the spacing optimal, but it is {spacing}.")
     for name, only, default in (("rho", "karras", 7.0), ("power", "power", 2.0)):

@@ -12,7 +12,12 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 Structures = Literal["isotropic", "channel", "pixel", "dct"]
 Estimators = Literal["residual", "score_norm", "data_variance"]
-Covariances = Literal["beta", "beta_tilde", "analytic", "learned_range", "head", "eps_square"]
+OwnCovariances = Literal["beta", "beta_tilde", "analytic", "learned_range", "head", "eps_square"]
+Covariances = Literal["beta", "beta_tilde", "analytic", "learned_range", "head", "eps_square", "jacobian", "lanczos"]
+Derivatives = Literal["forward", "difference"]
+#: Covariances that take Jacobian-vector products of the network, and those that a table goes with.
+WITH_PRODUCTS: Final = ("jacobian", "lanczos")
+WITH_TABLE: Final = ("analytic", *WITH_PRODUCTS)
 Averages = Literal["image", "batch"]
 Solvers = Literal["dpm_solver_pp", "sde_dpm_solver_pp", "unipc", "heun", "euler", "euler_ancestral"]
 Spacings = Literal["linspace", "leading", "trailing", "respaced", "ddim", "quadratic", "power", "log_snr", "karras"]
@@ -61,7 +66,16 @@ LicenseHelp = "licence of what is trained, for its model card, e.g. apache-2.0"
 HeadHelp = "trained head (head.safetensors of train-head), for the covariance head"
 TauHelp = "instead of eta: 1 is DDPM, 0 the ODE's step, more than 1 re-noises"
 SigmasHelp = "instead of steps: noise levels by their σ/α, comma-separated, falling; a 0 at the end may be left out"
-CovarianceHelp = "reverse covariance; analytic needs a table, head a trained head"
+CovarianceHelp = (
+    "reverse covariance; analytic needs a table, head a trained head; jacobian and lanczos follow the image by "
+    "products with the network's derivative, best with a table"
+)
+BandsHelp = "of jacobian: bands of frequency for each channel; by default 16"
+ProbesHelp = "of jacobian: products for each image and step; by default 1"
+KrylovHelp = "of lanczos: products for each image and step; by default 3"
+DerivativeHelp = (
+    "of jacobian and lanczos: forward (the default), or difference, for networks that have no forward derivative"
+)
 AverageHelp = "a state-dependent covariance's mean over each image, or over the images of a batch"
 StepsHelp = (
     "number of steps K, or the indices themselves, comma-separated, ascending (with the spacing respaced: the numbers "
@@ -80,6 +94,10 @@ DecoderImagesHelp = (
     "for the spacing optimal: held-out images that the decoder's variance and the first index are found on"
 )
 FirstIndexHelp = "index that optimal paths begin at; by default it is found, with the decoder"
+ProductCostHelp = (
+    "evaluations that a forward-mode Jacobian-vector product counts for, where it comes with the mean; by default "
+    "measured on the network, once"
+)
 ProcessesHelp = "processes of one thread that share the cells on CPUs; 0: as many as cores, at most the cells left"
 Positional = "positional"  # marks an option that may also be given without its flag, in the order of the options
 
@@ -190,11 +208,15 @@ class SampleOptions(ModelOptions):
     covariance: Annotated[
         Covariances | None, CovarianceHelp + "; by default what --table or --head is for, else beta_tilde"
     ] = None
-    table: Annotated[Path | None, "variance table, for the analytic covariance"] = None
+    table: Annotated[Path | None, "variance table, for the covariances analytic, jacobian and lanczos"] = None
     head: Annotated[Path | None, HeadHelp] = None
     structure: Annotated[Structures, "structure of the analytic covariance"] = "isotropic"
     estimator: Annotated[Estimators, "estimator of the analytic covariance"] = "residual"
     average: Annotated[Averages | None, AverageHelp] = None
+    bands: Annotated[int | None, BandsHelp] = None
+    probes: Annotated[int | None, ProbesHelp] = None
+    krylov_steps: Annotated[int | None, KrylovHelp] = None
+    derivative: Annotated[Derivatives | None, DerivativeHelp] = None
     final_noise_cap: Annotated[float | None, "cap of the last noise, in 255ths of the data range; none by default"] = (
         None
     )
@@ -212,11 +234,15 @@ class NllOptions(ModelOptions, ImageOptions):
     model: Annotated[str, ModelHelp]
     images: Annotated[str, ImagesHelp + "; neither trained on nor part of the table"]
     covariance: Annotated[Covariances, CovarianceHelp] = "analytic"
-    table: Annotated[Path | None, "variance table, for the analytic covariance"] = None
+    table: Annotated[Path | None, "variance table, for the covariances analytic, jacobian and lanczos"] = None
     head: Annotated[Path | None, HeadHelp] = None
     structure: Annotated[Structures, "structure of the analytic covariance"] = "isotropic"
     estimator: Annotated[Estimators, "estimator of the analytic covariance"] = "residual"
     average: Annotated[Averages | None, AverageHelp] = None
+    bands: Annotated[int | None, BandsHelp] = None
+    probes: Annotated[int | None, ProbesHelp] = None
+    krylov_steps: Annotated[int | None, KrylovHelp] = None
+    derivative: Annotated[Derivatives | None, DerivativeHelp] = None
     steps: Annotated[int | list[int], StepsHelp] = 25
     spacing: Annotated[LikelihoodSpacings, "how K steps are spread over 1…N; optimal needs a table"] = "linspace"
     rho: Annotated[float, RhoHelp] = 7.0
@@ -258,7 +284,7 @@ class StepsOptions(ModelOptions, ImageOptions):
     objective: Annotated[Objectives, "kl: from the table alone; bound: from costs measured on images"] = "kl"
     model: Annotated[str | None, "for bound: " + ModelHelp] = None
     images: Annotated[str | None, "for bound: " + ImagesHelp] = None
-    covariance: Annotated[Covariances, "for bound: the reverse covariance"] = "analytic"
+    covariance: Annotated[OwnCovariances, "for bound: the reverse covariance"] = "analytic"
     head: Annotated[Path | None, "for bound: " + HeadHelp] = None
     eta: Annotated[float, "for bound: 1 is DDPM; above 0"] = 1.0
     indices: Annotated[list[int] | None, "for bound: indices to measure; by default 64, even in log-SNR"] = None

@@ -198,7 +198,11 @@ class StepCovariances:
 
     def _computed(self, posterior: Posterior, kernel: ReverseKernel) -> StructuredCovariance | None:
         covariance = self.covariance(posterior, kernel)
-        if covariance is None or self._cap is None or kernel.level_s not in self._capped:
+        return None if covariance is None else self.capped(covariance, kernel)
+
+    def capped(self, covariance: StructuredCovariance, kernel: ReverseKernel) -> StructuredCovariance:
+        """A covariance of a step, under the cap where the step has one."""
+        if self._cap is None or kernel.level_s not in self._capped:
             return covariance
         return covariance.capped(self._cap)
 

@@ -46,7 +46,7 @@ from .holder import VarianceHolder, replacing
 from .output import AnalyticSchedulerOutput, Reduction, check_previous, check_reduction, deviation, log_probability
 from .precision import outside_autocast
 from .source import ConfigEntry, require_network
-from .step_checks import check_alike, check_generator, check_step, check_unused, one_timestep
+from .step_checks import check_alike, check_covariance_of_step, check_generator, check_step, check_unused, one_timestep
 
 
 class AnalyticFlowScheduler(VarianceHolder, FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
@@ -205,6 +205,7 @@ class AnalyticFlowScheduler(VarianceHolder, FlowMatchEulerDiscreteScheduler):  #
         noise: bool = True,
         variance_noise: torch.Tensor | None = None,
         features: torch.Tensor | None = None,
+        covariance: StructuredCovariance | None = None,
         **overrides: Any,
     ) -> AnalyticSchedulerOutput | tuple[torch.Tensor]:
         """x_s from x_t, and the log-probability of the step.
@@ -223,6 +224,8 @@ class AnalyticFlowScheduler(VarianceHolder, FlowMatchEulerDiscreteScheduler):  #
             noise: False: the ODE's step (η = 0 and no γ² v), which has no log-probability.
             variance_noise: the noise to use instead of drawing it.
             features: the trunk's, of these images, for variance_type "head"; None: those that were watched.
+            covariance: Σ of this step, in the place of the scheduler's own: what `dv.Jacobian`, which asks the network
+                for more than its output, gives of a posterior and `kernel(timestep)`, of images.
             overrides: `eta` or `tau`, for this step.
 
         Returns: x_s and x̂_0 in the network's dtype, and what else `AnalyticSchedulerOutput` holds.
@@ -238,8 +241,13 @@ class AnalyticFlowScheduler(VarianceHolder, FlowMatchEulerDiscreteScheduler):  #
         x = sample if sample.dtype == torch.float64 else sample.float()
         output = model_output.to(x.dtype)
         centre = torch.add(of_mean[0] * x, output, alpha=of_mean[1])
-        layout, covariance = self._layout, None
-        if noise and not kernel.last:
+        layout, given = self._layout, covariance
+        covariance = None
+        if given is not None:
+            layout = self._source.layout(self._layout.name, tuple(x.shape[1:]))
+            check_covariance_of_step(given, noise, tuple(layout.images(x).shape[1:]))
+            covariance = None if kernel.last else given
+        elif noise and not kernel.last:
             layout, covariance = self._covariance(kernel, x, output, features)
         if prev_sample is not None:
             check_previous(prev_sample, sample)
@@ -264,6 +272,13 @@ class AnalyticFlowScheduler(VarianceHolder, FlowMatchEulerDiscreteScheduler):  #
             log_prob = log_probability(covariance, layout.images(previous), layout.images(centre), log_prob_reduction)
         mean = torch.add(of_data[0] * x, output, alpha=of_data[1]).to(model_output.dtype)
         return AnalyticSchedulerOutput(previous, centre, deviation(covariance, centre), log_prob, mean)
+
+    def kernel(
+        self, timestep: float | torch.Tensor, eta: float | None = None, tau: float | None = None
+    ) -> ReverseKernel:
+        """The step that is taken from a timestep, for those who make its covariance themselves; η or τ in the place of
+        the config's."""
+        return self._step_at(self._place(timestep, stays=True), True, eta, tau)[0]
 
     def _place(self, timestep: float | torch.Tensor, stays: bool) -> int:
         """The index of the step in the list of σ; `stays`: by the timestep alone, whatever step the run is at."""

@@ -31,7 +31,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from .. import checks
 from ..covariance.analytic import Analytic
 from ..covariance.head import Head
-from ..covariance.reverse import StepCovariances, cap_variance, check_capped_steps
+from ..covariance.reverse import StepCovariances, StructuredCovariance, cap_variance, check_capped_steps
 from ..models.posterior import Posterior
 from ..models.prediction import check_prediction, eps_of_mean, mean_and_eps
 from ..models.pretrained.conventions import prediction_of
@@ -47,7 +47,7 @@ from .output import AnalyticSchedulerOutput, Reduction, check_previous, check_re
 from .plan import StepPlan, indices_of, spaced_indices, timestep_of
 from .precision import outside_autocast
 from .source import ConfigEntry, VarianceSource, network_of
-from .step_checks import check_alike, check_generator, check_step, timesteps_of
+from .step_checks import check_alike, check_covariance_of_step, check_generator, check_step, timesteps_of
 
 
 class AnalyticScheduler(VarianceHolder, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
@@ -306,6 +306,7 @@ class AnalyticScheduler(VarianceHolder, SchedulerMixin, ConfigMixin):  # type: i
         prev_sample: torch.Tensor | None = None,
         log_prob_reduction: Reduction = "mean",
         noise: bool = True,
+        covariance: StructuredCovariance | None = None,
         **overrides: Any,
     ) -> AnalyticSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """x_s from x_t, and the log-probability of the step.
@@ -321,20 +322,26 @@ class AnalyticScheduler(VarianceHolder, SchedulerMixin, ConfigMixin):  # type: i
             prev_sample: an x_s that was drawn before: nothing is drawn, and its log-probability is given.
             log_prob_reduction: "mean" over the d dimensions, or their "sum".
             noise: False: the ODE's step (η = 0 and no γ² v), which has no log-probability.
+            covariance: Σ of this step, in the place of the scheduler's own: what `dv.Jacobian`, which asks the network
+                for more than its output, gives of a posterior and `kernel(timestep)`; the cap is on it too.
             overrides: `eta` or `tau`, and `use_clipped_model_output` as in DDIMScheduler, for this step.
 
         Returns: x_s and the (clipped) x̂_0, in the sample's dtype, and what else `AnalyticSchedulerOutput` holds.
         """
         check_step(model_output, sample, variance_noise)
         check_reduction(log_prob_reduction)
+        check_covariance_of_step(covariance, noise, tuple(sample.shape[1:]))
         kernel = self._kernel(timestep, **({**overrides, "eta": 0.0, "tau": None} if not noise else overrides))
         output, raw = self._source.split(model_output, sample.shape[1])
         x = sample if sample.dtype == torch.float64 else sample.float()
         mean, eps = mean_and_eps(self.prediction, output.to(x.dtype), x, kernel.alpha_t, kernel.sigma_t)
         posterior = self._source.posterior(self._bounded(mean), eps, raw, features)
         centre = self._to_timestep_0(x, posterior, kernel) if self._ends_there(kernel) else kernel.mean(x, posterior)
-        covariance = None
-        if noise and not kernel.last:
+        if kernel.last or not noise:
+            covariance = None
+        elif covariance is not None:
+            covariance = self._step_covariances().capped(covariance, kernel)
+        else:
             self._source.check_sample(tuple(sample.shape[1:]))
             covariance = self._step_covariances().at(posterior, kernel)
         if prev_sample is not None:
@@ -357,6 +364,11 @@ class AnalyticScheduler(VarianceHolder, SchedulerMixin, ConfigMixin):  # type: i
             return previous, mean
         log_prob = log_probability(covariance, previous, centre, log_prob_reduction)
         return AnalyticSchedulerOutput(previous, centre, deviation(covariance, centre), log_prob, mean)
+
+    def kernel(self, timestep: int | torch.Tensor, eta: float | None = None, tau: float | None = None) -> ReverseKernel:
+        """The step that is taken from a timestep, for those who make its covariance themselves; η or τ in the place of
+        the config's."""
+        return self._kernel(timestep, eta, tau)
 
     def _kernel(
         self,

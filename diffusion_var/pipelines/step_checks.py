@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .. import checks
+from ..covariance.reverse import StructuredCovariance
 from ..errors import InputError
 
 
@@ -24,6 +25,26 @@ def check_step(model_output: Any, sample: Any, variance_noise: Any) -> None:
         )
     if variance_noise is not None:
         check_alike("variance_noise", variance_noise, "sample", sample)
+
+
+def check_covariance_of_step(covariance: Any, noise: bool, shape: tuple[int, ...]) -> None:
+    """Refuse what is no covariance of a step, one of other samples, and one of a step without noise."""
+    if covariance is None:
+        return
+    found: StructuredCovariance = checks.instance(
+        "covariance",
+        covariance,
+        StructuredCovariance,
+        "a step's own, as covariance(posterior, scheduler.kernel(timestep)) gives it, or None",
+    )
+    checks.refuse(
+        not found.diagonal,
+        "covariance is known by its products alone (dv.Lanczos), but the log-probability of a step needs all of it; "
+        "give one of dv.Jacobian, or sample with dv.Sampler.",
+    )
+    checks.refuse(not noise, "covariance has no meaning with noise=False; leave out one of the two.")
+    own = tuple(found.structure.shape)
+    checks.refuse(own != shape, f"covariance is of samples {own}, but these are {shape}; give one of the same.")
 
 
 def check_alike(name: str, value: Any, other: str, expected: Any) -> None:

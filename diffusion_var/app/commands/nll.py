@@ -12,7 +12,7 @@ from ...variance.table import VarianceTable
 from ..decoders import measure_decoders
 from ..methods import make_covariance, make_noise, make_steps, refuse_set
 from ..model import Model, check_model_options, open_model, open_schedule, read
-from ..options import NllOptions
+from ..options import WITH_TABLE, NllOptions
 from ..signed import find_and_tell
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def _measure(options: NllOptions, checkpoint: Path | None) -> tuple[dict[str, An
 
 
 def _table_of(options: NllOptions) -> VarianceTable | None:
-    needed = options.covariance == "analytic" or options.spacing == "optimal"
+    needed = options.covariance in WITH_TABLE or options.spacing == "optimal"
     if not needed:
         refuse_set(options, ("structure", "estimator"), f"--covariance {options.covariance}")
     if options.continuous:

@@ -25,7 +25,7 @@ from ...variance.table import VarianceTable
 from ..claims import claimed_file, recorded, run_identity, run_of_npz
 from ..methods import make_covariance, make_sampler, make_steps
 from ..model import check_model_options, open_model, open_schedule
-from ..options import SampleOptions
+from ..options import WITH_TABLE, SampleOptions
 from ..outputs import require_writable
 from ..terminal import say
 
@@ -41,7 +41,10 @@ _SETTINGS = "sampling.json"
 _SECONDS = 5.0  # between two meetings of processes that share a folder
 _OTHER_FILES = frozenset({".npy", ".zip", ".png", ".jpg", ".jpeg", ".pt", ".safetensors"})  # no names of folders
 # Options that older versions did not have: they decide the images only where they are given.
-_LATER = ("unconditional", "data_range", "capped_steps", "rho", "power", "average", "call", "weights_dtype")
+_LATER = (
+    *("unconditional", "data_range", "capped_steps", "rho", "power", "average", "call", "weights_dtype"),
+    *("bands", "probes", "krylov_steps", "derivative"),
+)
 
 
 def run(options: SampleOptions) -> None:
@@ -97,7 +100,7 @@ def _with_covariance(options: SampleOptions) -> SampleOptions:
 
 def _refuse_unused(options: SampleOptions) -> None:
     """An option that would be ignored is a mistake."""
-    if options.table is not None and options.covariance != "analytic":
+    if options.table is not None and options.covariance not in WITH_TABLE:
         raise InputError(
             f"--table has no meaning with --covariance {options.covariance}; add --covariance analytic, or leave it "
             "out."

@@ -45,7 +45,7 @@ class Decision:
 
 def needs_measuring(method: Method) -> bool:
     """Whether a method needs a variance table or a trained head."""
-    return method.covariance in ("analytic", "head") or method.spacing == "optimal"
+    return method.takes_table or method.covariance == "head" or method.spacing == "optimal"
 
 
 def choose(result: Comparison, steps: int, metric: str) -> Decision | None:

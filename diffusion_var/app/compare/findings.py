@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ...metrics.score import HIGHER_IS_BETTER
-from ..options import BITS
+from ...models.product_cost import ProductCost
+from ..options import BITS, WITH_TABLE
 from .options import Method
 from .result import Cell, Comparison
 
@@ -104,14 +105,28 @@ def short_of(result: Comparison) -> list[str]:
     for method in result.options.methods:
         cells = [c for c in result.cells if c.method == method and c.spent != c.steps]
         if cells:
-            spent = ", ".join(f"{c.spent} of {c.steps}" for c in cells)
-            out.append(f"† {method.label} spends {spent} evaluations: no more of its steps fit.")
-    return out
+            spent = ", ".join(f"{c.spent:.4g} of {c.steps}" for c in cells)
+            why = "no more of its steps fit"
+            if any(c.spent > c.steps for c in cells):
+                why = "fewer of its steps do not exist, or the levels are its own"
+            out.append(f"† {method.label} spends {spent} evaluations: {why}.")
+    return out + [price for cost in result.costs.values() if (price := price_text(cost))]
+
+
+def price_text(cost: ProductCost) -> str:
+    """What a Jacobian-vector product counts for, in a sentence."""
+    if cost.derivative == "difference":
+        return "A Jacobian-vector product as a difference counts for one evaluation."
+    how = "as it was given" if cost.seconds is None else "measured on this network"
+    return (
+        f"A Jacobian-vector product counts for {cost.with_mean:.2f} evaluations where it comes with the mean, and for "
+        f"{cost.alone:.2f} by itself ({how})."
+    )
 
 
 def _fixed_and_measured(cells: list[Cell]) -> tuple[list[Cell], list[Cell]]:
     """Those whose variance took no images to know (β, β̃, DDIM, the network's own range), and tables and heads."""
-    known = ("analytic", "head")
+    known = (*WITH_TABLE, "head")
     fixed, measured = ([c for c in cells if (c.method.covariance in known) == wanted] for wanted in (False, True))
     return fixed, measured
 
@@ -149,8 +164,9 @@ def _family_findings(result: Comparison, metric: str) -> list[str]:
             worse = [f"{c.method.label} ({_text(c, metric)})" for c, s in zip(measured, signs, strict=True) if s == 1]
             if len(worse) > _MOST_NAMES:
                 worse = [*worse[:_MOST_NAMES], f"and {len(worse) - _MOST_NAMES} others"]
+            kinds = {"head" if c.method.covariance == "head" else c.method.takes_products for c in measured}
             rows = (
-                "analytic rows and heads" if any(c.method.covariance == "head" for c in measured) else "analytic rows"
+                "measured rows" if True in kinds else "analytic rows and heads" if "head" in kinds else "analytic rows"
             )
             text = (
                 f"{family}, K = {k}: against {fixed[0].method.label} ({_text(fixed[0], metric)}), "

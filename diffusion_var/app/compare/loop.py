@@ -17,6 +17,7 @@ from ...likelihood.bound import plain_variance
 from ...likelihood.decoder_costs import DecoderCosts
 from ...likelihood.paths import Trajectory, decoder_of_path
 from ...metrics.score import Score
+from ...models.product_cost import ProductCost
 from ...process.steps import StepList, describe
 from ...progress import progress_bar
 from ...sampling.sampler import Sampler
@@ -44,6 +45,10 @@ _OPTIONAL = (
     "first_index",
     "sampler",
     "order",
+    "bands",
+    "probes",
+    "krylov_steps",
+    "derivative",
 )
 
 
@@ -130,11 +135,15 @@ class CellLoop:
     def _rows(self) -> list[Row]:
         schedule, table = self.denoiser.schedule, self.result.table
         spread = [
-            (method, k, make_steps(schedule, method, k, table, self.decoders, LEVELS))
+            (method, k, make_steps(schedule, method, k, table, self.decoders, LEVELS, self._cost(method)))
             for method in self.options.methods
             for k in self.options.method_steps(method)
         ]
         return [Row(*row, make_sampler(self.denoiser, row[0], row[2], table)) for row in spread]
+
+    def _cost(self, method: Method) -> ProductCost | None:
+        """Of a method's Jacobian-vector products; None where it takes none."""
+        return self.result.costs[method.derivative or "forward"] if method.takes_products else None
 
     def _planned(self, row: Row) -> list[tuple[str, Path, Unit]]:
         """All seeds of a row, samples first: label, file and unit."""
@@ -152,6 +161,8 @@ class CellLoop:
         """A row's scores, of all seeds."""
         path = row.steps if isinstance(row.steps, Trajectory) else None
         cell = Cell(row.method, row.evaluations, path=path, evaluations=row.sampler.evaluations)
+        if (cost := self._cost(row.method)) is not None:
+            cell.equivalents = row.sampler.equivalents(cost)
         for metric in (*self.options.image_metrics, BITS):
             if scores := [found.scores[metric] for _, found in measured if metric in found.scores]:
                 cell.scores[metric] = scores
@@ -224,7 +235,7 @@ class CellLoop:
         own = identity_of(method) | {"steps": describe(sampler.steps), "seed": seed}
         if method.head is not None:
             own["head"] = sampler.covariance.identity()
-        return own | {"table": self._table_hash if method.covariance == "analytic" else None}
+        return own | {"table": self._table_hash if method.takes_table else None}
 
     def _images(self, sampler: Sampler, seed: int, grid: list[torch.Tensor], bar: Any) -> Iterator[torch.Tensor]:
         """Batches of uint8 images; the first ones are left in `grid`."""

@@ -12,11 +12,14 @@ from ... import checks
 from ...errors import printable
 from ..options import (
     BITS,
+    WITH_PRODUCTS,
+    WITH_TABLE,
     AcceptHelp,
     Averages,
     CompareMetrics,
     Covariances,
     DecoderVariances,
+    Derivatives,
     Estimators,
     FeaturesHelp,
     ImageOptions,
@@ -28,6 +31,7 @@ from ..options import (
     ModelOptions,
     Options,
     ProcessesHelp,
+    ProductCostHelp,
     Solvers,
     Structures,
 )
@@ -63,6 +67,10 @@ class Method(Options):
     average: Averages | None = None  # of a state-dependent covariance: over each image, or over a batch
     sampler: Solvers | None = None  # a solver of diffusers, instead of a covariance
     order: int | None = None  # of the solver
+    bands: int | None = None  # of the covariance jacobian, a channel; None: 16
+    probes: int | None = None  # of jacobian: products an image and step; None: 1
+    krylov_steps: int | None = None  # of the covariance lanczos: products an image and step; None: 3
+    derivative: Derivatives | None = None  # of both; None: forward
 
     @property
     def family(self) -> str:
@@ -79,6 +87,16 @@ class Method(Options):
         if self.sampler is not None:
             return False
         return self.eta > 0 if self.tau is None else self.tau > 0
+
+    @property
+    def takes_products(self) -> bool:
+        """Whether its steps take Jacobian-vector products of the network, beside its evaluations."""
+        return self.covariance in WITH_PRODUCTS
+
+    @property
+    def takes_table(self) -> bool:
+        """Whether its covariance is made of a variance table."""
+        return self.covariance in WITH_TABLE
 
     @property
     def label(self) -> str:
@@ -103,6 +121,12 @@ class Method(Options):
             file = Path(self.head or "head")
             name = printable(file.parent.name if file.stem == "head" else file.stem, _LONGEST_NAME)
             return f"{self.family} head {name}{rest}"
+        if self.takes_products:
+            rest = (", by differences" if self.derivative == "difference" else "") + rest
+            if self.covariance == "lanczos":
+                return f"{self.family} Lanczos-{self.krylov_steps or 3}{rest}"
+            probes = "" if self.probes in (None, 1) else f", {self.probes} probes"
+            return f"{self.family} Jacobian-{self.bands or 16}{probes}{rest}"
         if self.sampler is not None:
             return solver_label(self.sampler, self.order) + rest
         names = {"beta": "β", "beta_tilde": "β̃", "learned_range": "learned range", "eps_square": "1 − ε̂²"}
@@ -203,9 +227,12 @@ class CompareOptions(ModelOptions, ImageOptions):
     ] = None
     tolerance: Annotated[float, "tolerance of the variance table"] = 0.02
     max_evaluations: Annotated[int | None, "bound on the network evaluations of the variance table"] = None
-    steps: Annotated[list[int], "numbers of steps, or, where a step takes two, of network evaluations"] = field(
-        default_factory=lambda: [5, 10, 25]
-    )
+    steps: Annotated[
+        list[int],
+        "numbers of network evaluations: of steps, where a step takes one; of others (Heun's, and those with "
+        "Jacobian-vector products) as many as fit",
+    ] = field(default_factory=lambda: [5, 10, 25])
+    product_cost: Annotated[float | None, ProductCostHelp] = None
     seeds: Annotated[list[int], "seeds, comma-separated"] = field(default_factory=lambda: [0, 1, 2])
     count: Annotated[int, "images per method, number of steps and seed"] = 400
     batch_size: Annotated[int, "images at once"] = 200
@@ -228,7 +255,8 @@ class CompareOptions(ModelOptions, ImageOptions):
         return [metric for metric in self.metrics if metric != BITS]
 
     def method_steps(self, method: Method) -> list[int]:
-        """The numbers of evaluations that a method is run at: of steps, each of which takes one (Heun's take two)."""
+        """The numbers of evaluations that a method is run at: of steps, each of which takes one (Heun's take two, and
+        those with products what these cost)."""
         if method.sigmas is not None:
             steps = sum(sigma > 0 for sigma in method.sigmas)
             return [2 * steps - 1 if method.sampler == "heun" else steps]
@@ -237,7 +265,7 @@ class CompareOptions(ModelOptions, ImageOptions):
     @property
     def needs_table(self) -> bool:
         """Whether a method needs a variance table."""
-        return any(m.covariance == "analytic" or m.spacing == "optimal" for m in self.methods)
+        return any(m.takes_table or m.spacing == "optimal" for m in self.methods)
 
     @property
     def decoders_from(self) -> str | None:

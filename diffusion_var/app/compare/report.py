@@ -180,7 +180,8 @@ def as_json(result: Comparison) -> dict[str, Any]:
                 "final_noise_cap": c.method.final_noise_cap,
                 "spacing": c.method.spacing,
                 "steps": c.steps,
-                "evaluations": c.spent,
+                "evaluations": c.steps if c.evaluations is None else c.evaluations,
+                **({} if c.equivalents is None else {"equivalents": round(c.equivalents, 4)}),
                 **({} if c.path is None else {"path": list(c.path), "decoder": c.path.decoder}),
                 "images": result.options.count * len(result.options.seeds),
                 "scores": {
@@ -196,10 +197,17 @@ def as_json(result: Comparison) -> dict[str, Any]:
         ],
         "baseline": result.baseline,
         "seeds": result.options.seeds,
+        **_prices(result),
         "evaluations_of_the_table": None if result.table is None else result.table.evaluations,
         "protocols": result.protocols,
         "findings": findings(result),
     }
+
+
+def _prices(result: Comparison) -> dict[str, Any]:
+    """What a product counts for, by the derivative; nothing where no method takes any."""
+    costs = {how: {"with_mean": cost.with_mean, "alone": cost.alone} for how, cost in result.costs.items()}
+    return {"product_costs": costs} if costs else {}
 
 
 def text_table(result: Comparison, metric: str, floor: str = "real images") -> str:
@@ -233,7 +241,10 @@ def _csv(parts: Sequence[Part]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     metrics = list(dict.fromkeys(metric for part in parts for metric in part.result.options.metrics))
     several = bool(parts[0].name)
-    writer.writerow([*(["part"] if several else []), "method", "steps", "seed", "images", *metrics])
+    # A column of its own where a method takes Jacobian-vector products; other reports stay as they were.
+    counted = any(part.result.costs for part in parts)
+    priced = ["equivalents"] if counted else []
+    writer.writerow([*(["part"] if several else []), "method", "steps", *priced, "seed", "images", *metrics])
     for part in parts:
         options = part.result.options
         for cell in part.result.cells:
@@ -241,6 +252,7 @@ def _csv(parts: Sequence[Part]) -> str:
                 scores = [repr(cell.values(metric)[i]) if metric in cell.scores else "" for metric in metrics]
                 images = options.count if options.image_metrics else ""
                 images = images if several else options.count
-                row = [spreadsheet_cell(cell.method.label), cell.steps, seed, images, *scores]
+                spent = [f"{cell.spent:g}"] if counted else []
+                row = [spreadsheet_cell(cell.method.label), cell.steps, *spent, seed, images, *scores]
                 writer.writerow([*([part.name] if several else []), *row])
     return out.getvalue()

@@ -10,6 +10,7 @@ import torch
 
 from ...likelihood.paths import Trajectory
 from ...metrics.score import HIGHER_IS_BETTER, Score
+from ...models.product_cost import ProductCost
 from ...variance.table import VarianceTable
 from .options import CompareOptions, Method
 
@@ -24,6 +25,7 @@ class Cell:
         grid: (G, C, H, W) uint8, the first images of the first seed; none where no samples were asked for.
         path: the optimal path that its steps are, with the decoder; None for other steps.
         evaluations: that it spends; fewer than K for a solver whose steps do not make up K. None: K.
+        equivalents: the same with its Jacobian-vector products at their price; None for a method without.
     """
 
     method: Method
@@ -32,10 +34,13 @@ class Cell:
     grid: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 1, 1, 1, dtype=torch.uint8))
     path: Trajectory | None = None
     evaluations: int | None = None
+    equivalents: float | None = None
 
     @property
-    def spent(self) -> int:
-        """The evaluations of the network that an image takes."""
+    def spent(self) -> float:
+        """The evaluations of the network that an image takes, its products at their price."""
+        if self.equivalents is not None:
+            return self.equivalents
         return self.steps if self.evaluations is None else self.evaluations
 
     def values(self, metric: str) -> list[float]:
@@ -63,6 +68,7 @@ class Comparison:
         cells: in the order of methods, then steps.
         baseline: metric -> scores of real images, in groups as large as a cell's of one seed; empty without a baseline.
         protocols: metric -> how its scores were taken.
+        costs: derivative -> what a Jacobian-vector product counts for; empty where no method takes any.
         real: (G, C, H, W) uint8, a few real images to look at beside the samples; none where none are known.
     """
 
@@ -71,6 +77,7 @@ class Comparison:
     cells: list[Cell] = field(default_factory=list)
     baseline: dict[str, list[float]] = field(default_factory=dict)
     protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
+    costs: dict[str, ProductCost] = field(default_factory=dict)
     real: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 1, 1, 1, dtype=torch.uint8))
 
     def cell(self, method: Method, steps: int) -> Cell | None:

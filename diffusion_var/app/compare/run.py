@@ -47,6 +47,7 @@ from .folder import TABLE, ComparisonFolder
 from .likelihood_scores import LEVELS, LikelihoodScoring
 from .loop import GRID_IMAGES, CellLoop
 from .options import CompareOptions, Method, check_rival
+from .product_costs import derivatives, product_costs
 from .result import Comparison
 from .sample_scores import Scoring, baseline_groups, open_features
 
@@ -74,13 +75,15 @@ def held_folder(folder: Path) -> Iterator[bool]:
 
 
 def _report(result: Comparison, options: CompareOptions) -> None:
-    from .findings import findings
+    from .findings import findings, short_of
     from .report import text_table, write_report
 
     say("3/3 writing the report")
     write_report(result, options.out, run_identity("compare", options))
     for metric in options.metrics:
         say_lines(text_table(result, metric))
+    if result.costs:
+        say_lines("", *short_of(result))
     say_lines("", *(f"- {line}" for line in findings(result)), "")
     say(f"The report is {options.out / 'report.html'} (and report.md, with pictures and results.csv beside it).")
 
@@ -133,6 +136,7 @@ def compare(
     if pictures and real is not None:
         some = torch.stack([torch.as_tensor(real[i]) for i in range(min(GRID_IMAGES, len(real)))])
         result.real = to_uint8(some if some.dtype == torch.uint8 else some.clamp(*model.image_range), model.image_range)
+    result.costs = product_costs(options, model, folder, announce)
     decoders = None if decoders_from is None else _decoders(options, model, decoders_from, table, folder, announce)
     loop = CellLoop(result, model, scoring, likelihoods, store, table_file, decoders)
     announce("2/3 sampling and scoring" if pictures else "2/3 bounding likelihoods")
@@ -159,6 +163,13 @@ def _check(options: CompareOptions) -> None:
         checks.refuse(wrong, f"{name} must hold at least one value and none twice, but it is {values}.")
     for method in options.methods:
         check_rival(method, {f.name for f in fields(method) if getattr(method, f.name) != f.default})
+    if options.product_cost is not None:
+        checks.number("product_cost", options.product_cost, "a number of evaluations, at least 0", least=0.0)
+        checks.refuse(
+            "forward" not in derivatives(options),
+            f"product_cost={options.product_cost} has no meaning where no method takes forward-mode products; leave it "
+            "out.",
+        )
     labels = [method.label.strip() for method in options.methods]
     wrong = not labels or "" in labels
     checks.refuse(wrong, "methods must hold at least one method, and none with an empty name.")

@@ -19,6 +19,9 @@ _WORDS = {
     "isotropic, channel, pixel, dct": "the table's structure: one variance for all, one a channel, one a pixel, or one "
     "a coefficient of the cosine transform, so that the noise is as smooth as images are.",
     "head": "a small network that makes the measured variance depend on the image.",
+    "Jacobian, Lanczos": "the covariance of each image by itself, from products with the network's derivative, "
+    "untrained: pooled over bands of frequency, or by a few steps of Lanczos. A product is counted as the evaluations "
+    "that it costs on this network, so that K evaluations are fewer steps.",
     "cap": "a bound on the last noise, for networks whose mean is not exact there.",
     "solvers": "of the differential equation that DDIM discretises (DPM-Solver++, UniPC, Heun, Euler), or of its "
     "random form: diffusers' own code. They have no variance to choose.",
@@ -44,6 +47,7 @@ def words(results: Sequence[Comparison]) -> dict[str, str]:
         "Analytic": any(m.covariance == "analytic" for m in methods),
         "isotropic, channel, pixel, dct": any(m.covariance == "analytic" for m in methods),
         "head": any(m.covariance == "head" for m in methods),
+        "Jacobian, Lanczos": any(m.takes_products for m in methods),
         "cap": any(m.final_noise_cap is not None for m in methods),
         "solvers": any(m.sampler is not None for m in methods),
         "optimal steps": any(m.spacing == "optimal" for m in methods),

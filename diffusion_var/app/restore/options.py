@@ -8,10 +8,14 @@ from typing import Annotated, Literal
 
 from ..options import Estimators, HeadHelp, ImageOptions, ImagesHelp, ModelHelp, ModelOptions
 
-Covariances = Literal["isotropic", "channel", "pixel", "dct", "pigdm", "head", "learned_range", "jacobian", "exact"]
+Covariances = Literal[
+    "isotropic", "channel", "pixel", "dct", "pigdm", "head", "learned_range", "jacobian", "bands", "lanczos", "exact"
+]
 Guidances = Literal["I", "II"]
 #: Those that are structures of a variance table.
 OF_TABLES = ("isotropic", "channel", "pixel", "dct")
+#: Those that follow the image by products with the mean's derivative, and what a table helps.
+WITH_PRODUCTS = ("bands", "lanczos")
 
 _OperatorHelp = (
     "what was measured: inpainting:mask=0.5, box:size=8, blur:sigma=1.5, super-resolution:factor=2, "
@@ -21,7 +25,8 @@ _OperatorHelp = (
 _ImagesHelp = "clean images, measured here (with --measurements: their truth, to score against); " + ImagesHelp
 _CovariancesHelp = (
     "Cov[x_0|x_t], comma-separated: isotropic, channel, pixel, dct of the table, pigdm, head, learned_range, jacobian "
-    "(the network's own), exact (of a mixture); by default pigdm, and with a table isotropic and dct"
+    "(the network's own, by products), bands and lanczos (of the same, as of steps), exact (of a mixture); by default "
+    "pigdm, and with a table isotropic and dct"
 )
 
 

@@ -19,6 +19,8 @@ from ... import checks
 from ...covariance.analytic import Analytic
 from ...covariance.exact import ExactCovariance
 from ...covariance.head import Head
+from ...covariance.jacobian import Jacobian
+from ...covariance.lanczos import Lanczos
 from ...covariance.learned_range import LearnedRange
 from ...covariance.pigdm import PiGDM
 from ...data.fixed_images import FixedImages
@@ -35,7 +37,7 @@ from ...variance.table import VarianceTable
 from ..compare.exact import mixture_of
 from ..model import Model, check_model_options, open_model, open_schedule, read
 from .measurements import kept, measured, read_measurements
-from .options import OF_TABLES, RestoreOptions
+from .options import OF_TABLES, WITH_PRODUCTS, RestoreOptions
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,7 @@ def _check(options: RestoreOptions) -> None:
         unlike,
         "--posterior-noise needs covariances that can be drawn from, and jacobian is none; leave out one of the two.",
     )
-    unused = options.table is not None and not {*OF_TABLES} & {*options.all_covariances}
+    unused = options.table is not None and not {*OF_TABLES, *WITH_PRODUCTS} & {*options.all_covariances}
     checks.refuse(
         unused, f"--table has no meaning with --covariances {','.join(options.all_covariances)}; leave it out."
     )
@@ -244,5 +246,9 @@ def make_covariance(name: str, options: RestoreOptions, table: VarianceTable | N
         return LearnedRange()
     if name == "jacobian":
         return NetworkJacobian()
+    if name == "bands":
+        return Jacobian(table)
+    if name == "lanczos":
+        return Lanczos(table)
     assert model is not None
     return ExactCovariance(mixture_of(model.denoiser, name), per_image=True)
