@@ -97,6 +97,7 @@ ELSEWHERE = {
     "trace": "of the likelihood of a flow, which is Python's",
     "order": "of a method in a config, and of a sampler that is made in Python",
     "most": "of a covariance that commands name without it",
+    "clamp": "of a covariance that commands name without it",
     "adjoint": "of a measurement that is made in Python",
     "through": "of a measurement that is made in Python",
     "solver": "of a conditioned denoiser that is made in Python",
