@@ -91,7 +91,7 @@ class Linearised:
 
         Where gradients are wanted the mean has its graph, and the products, which never have one, are made apart.
         """
-        _check_precision(denoiser, self.derivative)
+        _check_differentiable(denoiser, self.derivative)
         levels = levels_of(denoiser.schedule, n, len(x_t))
         if all(level.alpha == 0.0 for level in levels):
             return denoiser(x_t, n, condition)
@@ -100,7 +100,8 @@ class Linearised:
         with torch.inference_mode(False), torch.set_grad_enabled(graph):
             x = x_t.clone()
             own = None if condition is None else map_leaves(lambda leaf: leaf.clone(), as_nest(condition))
-            batch = _Batch(denoiser, x, levels, n, own, self.derivative)
+            # Indices of each image are read as numbers, which a tensor inside of a derivative has none of.
+            batch = _Batch(denoiser, x, levels, levels if len(levels) > 1 else n, own, self.derivative)
             wanted = [] if self.probes is None else list(_probes(self.probes, levels, x.detach()))
             together = bool(wanted) and self.derivative == "forward" and not graph
             posterior, first = batch.with_product(wanted[0]) if together else (batch.posterior(), None)
@@ -116,7 +117,7 @@ class Linearised:
     def _look(self, batch: _Batch, v: torch.Tensor, moved: torch.Tensor) -> None:
         """Refuse, at the first batch, a network that keeps its derivative to itself (`detach`, `.data`, an inference
         mode of its own): nothing fails then, and J v is a multiple of v, or 0."""
-        if self._looked or batch.denoiser.exact:
+        if self._looked or batch.denoiser.exact or batch.denoiser.in_half_precision:
             return
         self._looked = True
         seen = moved != 0.0  # where x̂_0 is clipped, it is 0
@@ -124,7 +125,7 @@ class Linearised:
         if ratio.numel() and bool((ratio - ratio.mean()).abs().max() > 1e-3 * ratio.abs().max()):
             return
         expected = batch.difference(v, torch.arange(len(v)))
-        lost = float((moved - expected).norm()) > 0.5 * float(expected.norm())
+        lost = float((moved - expected).norm()) > 0.05 * float(expected.norm())
         checks.refuse(
             lost,
             "the network keeps its derivative to itself (by detach, .data or an inference mode of its own), so that "
@@ -194,8 +195,6 @@ class _Batch:
         n, condition = self.n, self.condition
         if isinstance(n, list):
             n = [n[i] for i in places.tolist()]
-        elif isinstance(n, torch.Tensor) and n.ndim:
-            n = n[places]
         if condition is not None:
             condition = map_leaves(lambda leaf: leaf[places.to(leaf.device)], condition)
         return partial(self.denoiser, n=n, condition=condition), self.x.detach()[places.to(self.x.device)]
@@ -228,7 +227,11 @@ def _load_rules() -> None:
 _REMEDY = 'take derivative="difference", where a product is a second evaluation of the network.'
 
 
-def _check_precision(denoiser: Denoiser, derivative: Derivative) -> None:
+def _check_differentiable(denoiser: Denoiser, derivative: Derivative) -> None:
+    checks.refuse(
+        derivative == "forward" and denoiser.classifier is not None,
+        f"a classifier's guidance is a gradient, which is not differentiated once more here; {_REMEDY}",
+    )
     checks.refuse(
         denoiser.autocast is not None,
         "a network has no derivative under autocast, which rounds its weights on the way; leave autocast out, or load "
