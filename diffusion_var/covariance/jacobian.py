@@ -95,8 +95,9 @@ def positive_mean(mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
     z = mean / s
     log_density = -0.5 * z.square() - 0.5 * math.log(2.0 * math.pi)
     found = z + torch.exp(log_density - torch.special.log_ndtr(z))
-    # Far below 0 the two terms cancel; there the mean is 1/|z| (1 − 2/z² + …).
-    return s * torch.where(z < -30.0, 1.0 / z.abs().clamp_min(1.0), found)
+    # Far below 0 the two terms cancel; there it is a series in 1/z.
+    a2 = 1.0 / z.square().clamp_min(900.0)
+    return s * torch.where(z < -30.0, a2.sqrt() * (1.0 - 2.0 * a2 + 10.0 * a2.square()), found)
 
 
 class Jacobian(ReverseCovariance):

@@ -48,7 +48,7 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
-# ---- what they are ----------------------------------------------------------------------------------------------------
+# ---- what they are --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("derivative", "tolerance"), [("forward", 1e-5), ("difference", 2e-3)])
@@ -107,7 +107,7 @@ def test_the_posterior_is_the_same_as_without() -> None:
     torch.testing.assert_close(extra, x_t)
 
 
-# ---- batches ----------------------------------------------------------------------------------------------------------
+# ---- batches --------------------------------------------------------------------------------------------------------
 
 
 def of_levels(level: NoiseLevel, like: torch.Tensor) -> torch.Tensor:
@@ -169,7 +169,7 @@ def test_without_signal_there_is_no_derivative() -> None:
     assert not bool(found.times(x_t)[0].any())
 
 
-# ---- whoever calls ----------------------------------------------------------------------------------------------------
+# ---- whoever calls --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("derivative", ["forward", "difference"])
@@ -242,7 +242,7 @@ def test_guided_by_a_classifier() -> None:
     along = (x * v).sum((1, 2, 3)).view(-1, 1, 1, 1)
     second = 2 * (1 - p) * v - 4 * p * (1 - p) * along * x
     torch.testing.assert_close(found - expected, (level.sigma**2 / level.alpha) ** 2 * second, rtol=1e-2, atol=1e-2)
-    with pytest.raises(InputError, match='classifier.* take derivative="difference"'):
+    with pytest.raises(InputError, match=r'classifier.* take derivative="difference"'):
         jacobian_of(model, x_t, 60, v, condition=labels)
 
 
@@ -268,7 +268,7 @@ def test_of_weights_in_half_precision() -> None:
         jacobian_of(half, x_t, 60, v, derivative="difference")
 
 
-# ---- what cannot be differentiated ------------------------------------------------------------------------------------
+# ---- what cannot be differentiated ----------------------------------------------------------------------------------
 
 
 class Doubled(torch.autograd.Function):
