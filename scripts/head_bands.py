@@ -1,0 +1,150 @@
+"""Heads of one factor a channel and of factors of bands of frequency, all trained on the same draws, and their bounds.
+
+    python scripts/head_bands.py --model photographs --table table.safetensors --images photographs:fit \
+        --score photographs:score --draws 9000 --groups 8 --steps 10,25
+
+The trunk is evaluated once for each of `--draws` noisy images, and its features are kept in memory: a head then takes
+seconds, and all of them see the same images and noise. The loss is the likelihood's own. Printed are the heads' sizes,
+bits/dim of the score images, and what each covariance is above the dct table, paired over groups of 8 images with their
+own noise, ± the standard error. The same heads come from `diffusion-var train-head`, which draws anew at every step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+import diffusion_var as dv
+from diffusion_var.app.model import open_model
+from diffusion_var.app.options import ModelOptions
+from diffusion_var.covariance.head_targets import HeadDraw
+from diffusion_var.data import open_images
+from diffusion_var.models.pooled_head import PooledHead
+from diffusion_var.randomness import generator
+from diffusion_var.training.head import new_head
+from diffusion_var.training.head_draws import HeadDraws, Source
+
+BATCH, GROUP = 128, 8
+Draws = dict[str, torch.Tensor]
+
+
+def specs(bands: Sequence[int]) -> dict[str, dv.HeadSpec]:
+    """Every head that is compared, by name."""
+    found = {f"factor, {kind}": dv.HeadSpec("factor", kind, "dct") for kind in ("simple", "pooled")}
+    return found | {f"bands={count}, pooled": dv.HeadSpec("bands", bands=count) for count in bands}
+
+
+@torch.no_grad()
+def drawn(denoiser: dv.Denoiser, table: dv.VarianceTable, images: Any, count: int) -> Draws:
+    """Features (half precision), errors x_0 − x̂_0, the table's v, floors and indices of so many noisy images."""
+    source = Source.of(images, None, denoiser, "images")
+    head = new_head(denoiser, table, dv.HeadSpec("factor", structure="dct"), 0, source)
+    draws, stream = HeadDraws(head, head.prepare(denoiser)), generator(1, "cache train")
+    low, high = head.prior.indices
+    found: dict[str, list[torch.Tensor]] = {name: [] for name in ("features", "error", "v", "floor", "n")}
+    with draws.run:
+        for _ in range(0, count, BATCH):
+            picks = stream.integers(len(source.images), size=BATCH)
+            n = stream.integers(low, high + 1, size=BATCH)
+            for _, draw, posterior in draws.batch(source, picks, n, stream, [np.arange(BATCH)]):
+                assert posterior.features is not None
+                values = (posterior.features.half(), draw.x_0 - posterior.mean, draw.v, draw.floor, torch.from_numpy(n))
+                for name, value in zip(found, values, strict=True):
+                    found[name].append(value.cpu())
+    return {name: torch.cat(values) for name, values in found.items()}
+
+
+def trained(
+    denoiser: dv.Denoiser, table: dv.VarianceTable, images: Any, spec: dv.HeadSpec, draws: Draws, steps: int
+) -> dv.Head:
+    """A head after so many steps of Adam (2e-3, lowered along a cosine) on these draws."""
+    head = new_head(denoiser, table, spec, 0, Source.of(images, None, denoiser, "images"))
+    network, device = head.network, denoiser.device
+    if isinstance(network, PooledHead):
+        network.standardise(network.pooled(draws["features"][:2048].float()))
+    optimizer = torch.optim.Adam(network.parameters(), 2e-3)
+    stream, unused = generator(2, "picks"), torch.zeros(1, device=device)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 1e-3 * (1 + math.cos(math.pi * step / steps))
+        rows = torch.from_numpy(stream.integers(len(draws["n"]), size=BATCH))
+        part = {name: values[rows].to(device) for name, values in draws.items()}
+        posterior = dv.Posterior(torch.zeros_like(part["error"]), torch.zeros_like(part["error"]))
+        draw = HeadDraw(part["error"], unused, posterior, unused, unused, unused, part["v"], part["floor"])
+        raw = network(part["features"].float(), head.time(part["n"], BATCH, device))
+        loss = head.target.loss(head.output(raw, posterior, part["n"]), draw, "likelihood")
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call,unused-ignore]
+        optimizer.step()
+    network.eval().requires_grad_(False)
+    return head
+
+
+def bounds(denoiser: dv.Denoiser, covariance: dv.ReverseCovariance, images: Any, steps: int, groups: int) -> Any:
+    """Bits/dim of each group of images, evenly spaced; the noise of a group is the same for every covariance."""
+    picks = np.unique(np.linspace(0, len(images) - 1, groups * GROUP).round().astype(int)).reshape(groups, GROUP)
+    chosen = [torch.stack([torch.as_tensor(images[int(i)]) for i in group]) for group in picks]
+    found = [float(dv.bits_per_dim(denoiser, covariance, x, steps, seed=k)) for k, x in enumerate(chosen)]
+    return np.array(found)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train all heads, and print what their bounds are."""
+    denoiser = open_model(args.model, ModelOptions()).denoiser
+    table, images, score = dv.VarianceTable.load(args.table), open_images(args.images), open_images(args.score)
+    if args.kept is not None and args.kept.exists():
+        draws = load_file(args.kept)
+    else:
+        draws = drawn(denoiser, table, images, args.draws)
+        if args.kept is not None:
+            save_file(draws, args.kept)
+    heads: dict[str, dv.ReverseCovariance] = {"dct table": dv.Analytic(table, structure="dct")}
+    for name, spec in specs(args.bands).items():
+        start = time.process_time()
+        head = trained(denoiser, table, images, spec, draws, args.train_steps)
+        size = sum(parameter.numel() for parameter in head.network.parameters())
+        print(f"{name}: {size:,} parameters, {time.process_time() - start:.0f} s of training", flush=True)
+        heads[name] = head
+    print("| covariance |", " | ".join(f"K = {k} | above the table" for k in args.steps), "|")
+    print("| --- |", " | ".join("--- | ---" for _ in args.steps), "|")
+    tables: dict[int, Any] = {}
+    for name, covariance in heads.items():
+        cells = []
+        for k in args.steps:
+            values = bounds(denoiser, covariance, score, k, args.groups)
+            above = values - tables.setdefault(k, values)
+            error = above.std(ddof=1) / len(above) ** 0.5
+            cells += [f"{values.mean():.4f}", f"{above.mean():+.4f} ± {error:.4f}" if above.any() else ""]
+        print(f"| {name} |", " | ".join(cells), "|", flush=True)
+
+
+def whole_numbers(text: str) -> list[int]:
+    """Of "8,16"."""
+    return [int(part) for part in text.split(",")]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="as for diffusion-var: digits, photographs, a folder, a hub id")
+    parser.add_argument("--table", required=True, help="its table, with the structure dct")
+    parser.add_argument("--images", required=True, help="to train on")
+    parser.add_argument("--score", required=True, help="to bound")
+    parser.add_argument("--draws", type=int, default=24_000, help="noisy images, of which all heads learn")
+    parser.add_argument("--train-steps", type=int, default=1500, help="steps of Adam, of 128 draws each")
+    parser.add_argument("--bands", type=whole_numbers, default=[8, 16], help="of each channel")
+    parser.add_argument("--steps", type=whole_numbers, default=[10, 25], help="K of the bounds")
+    parser.add_argument("--groups", type=int, default=16, help="of 8 score images")
+    parser.add_argument("--kept", type=Path, help="file to keep the draws in, or to take them from")
+    run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
