@@ -349,7 +349,7 @@ class Lanczos(ReverseCovariance):
         shares = [kernel.lambda2 / self._mean_variance(kernel) for kernel in noisy(kernels)]
         if shares and min(shares) > _DOMINATES:
             warn(
-                f"λ² is {min(shares):.1%} or more of the noise of every step, so that what {self.name} says of the "
+                f"λ² is more than {_DOMINATES:.0%} of the noise of every step, so that what {self.name} says of the "
                 "image hardly matters; take fewer steps, a smaller eta, or dv.Analytic, which costs no products."
             )
 

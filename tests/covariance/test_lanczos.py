@@ -1,17 +1,25 @@
 """Krylov draws and likelihoods of each image's whole covariance: against the dense matrix, of exact and of crooked
 derivatives, in the sampler, the bound and restoration."""
 
+import dataclasses
+import math
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from measurements import halved, matrix_of, measured
+from naive_restoration import gaussian_given_both
 
 import diffusion_var as dv
 from diffusion_var.covariance.krylov import KrylovSpace
-from diffusion_var.models.oracles import MixtureDenoiser
+from diffusion_var.data.photographs import photographs_part
+from diffusion_var.errors import DiffusionVarWarning, InputError, NumericalError
+from diffusion_var.models.oracles import GaussianDenoiser, MixtureDenoiser, fit_mixture
 from diffusion_var.process.kernel import ReverseKernel
+from diffusion_var.testing import CovarianceContract
 
 SCHEDULE = dv.NoiseSchedule.linear(100, 1e-3, 0.1)
 SHAPE, D = (3, 2, 2), 12
@@ -52,6 +60,27 @@ def at(covariance: dv.Lanczos, model: Any, x_t: torch.Tensor, n: int, s: int, et
     return covariance(covariance.prepare(model)(x_t, n), kernel), kernel
 
 
+class Dense:
+    """A derivative whose products are with given matrices, (B, d, d)."""
+
+    def __init__(self, matrices: torch.Tensor) -> None:
+        self.matrices, self.products = matrices, 0
+
+    def times(self, v: torch.Tensor) -> torch.Tensor:
+        self.products += 1
+        return (self.matrices.to(v) @ v.flatten(1)[..., None])[..., 0].view_as(v)
+
+    def rows(self, part: Any) -> "Dense":
+        return Dense(self.matrices[part])
+
+
+def by_matrices(covariance: dv.Lanczos, x_t: torch.Tensor, n: int, s: int) -> Any:
+    """Σ of a step of the mixture at η = 1, by products with its own matrices: those of its derivative, and quick."""
+    posterior = MIXTURE(x_t, n)
+    derivative: Any = Dense(MIXTURE.posterior_covariance(x_t, n))
+    return covariance(dataclasses.replace(posterior, jacobian=derivative), ReverseKernel(SCHEDULE, n, s))
+
+
 def exact(model: Any, x_t: torch.Tensor, n: int, kernel: ReverseKernel) -> torch.Tensor:
     """Σ of a mixture as matrices, (B, d, d)."""
     known = model.posterior_covariance(x_t, n)
@@ -72,13 +101,10 @@ def test_a_space_as_large_as_it_can_be_knows_every_function(columns: int) -> Non
     """f(M) b and bᵀ f(M) b of dense matrices; beyond d = 8 the space is spent, and nothing changes."""
     d, known = 8, torch.linspace(0.5, 2.0, 8, dtype=torch.float64)
     roots = noise(3, d, d)
-    roots[0, :, 1:] = 0.0
-    known_of_one = torch.where(torch.arange(3)[:, None] == 1, torch.ones(d), known)  # M = 1 + rank 1: spent after two
     P = roots @ roots.mT
     b = noise(3, d, seed=5)
     b[2] = 0.0
     space = KrylovSpace(b, known, lambda v: (P @ v[..., None])[..., 0]).grow(columns)
-    assert known_of_one.shape == (3, d)
     M = torch.diag(known) + P
     values, vectors = torch.linalg.eigh(M)
     for f in (torch.sqrt, torch.log, torch.reciprocal):
@@ -93,3 +119,346 @@ def test_a_space_as_large_as_it_can_be_knows_every_function(columns: int) -> Non
     assert space.open(1e-6).tolist() == [columns < d, columns < d, False]
     assert space.counted.tolist() == [min(columns, d)] * 2 + [0]
     assert not bool(space.cut.any())
+
+
+def test_what_cuts_take_is_nearest_in_the_metric_and_leaves_the_known_part() -> None:
+    """P with negative eigenvalues and an antisymmetric part: T is G and the positive part of P's symmetric half."""
+    d = 6
+    known, P, b = torch.linspace(0.0, 1.0, d, dtype=torch.float64), noise(4, d, d), noise(4, d, seed=5)
+    values, vectors = torch.linalg.eigh(0.5 * (P + P.mT))
+    expected = torch.diag(known) + (vectors * values.clamp_min(0.0)[:, None]) @ vectors.mT
+    space = KrylovSpace(b, known, lambda v: (P @ v[..., None])[..., 0]).grow(d)
+    torch.testing.assert_close(space.times(lambda x: x), (expected @ b[..., None])[..., 0], rtol=1e-9, atol=1e-9)
+    assert space.cut.tolist() == (values < 0).sum(1).tolist()
+    few = KrylovSpace(b, known, lambda v: (P @ v[..., None])[..., 0]).grow(3)
+    own = KrylovSpace(b, known, lambda v: 0.0 * v).grow(3)
+    for f in (torch.sqrt, torch.log1p):  # nowhere below what is known
+        assert bool((few.form(f) >= (b.square() * f(known)).sum(1).clamp_max(own.form(f)) - 1e-9).all())
+
+
+def test_products_that_are_no_numbers_are_seen_in_the_end() -> None:
+    b = noise(3, 6)
+
+    def product(v: torch.Tensor) -> torch.Tensor:
+        out = 2.0 * v + v.roll(1, -1)
+        out[1] = torch.nan
+        return out
+
+    found = KrylovSpace(b, torch.tensor(1.0), product).grow(3).times(torch.sqrt)
+    assert torch.isfinite(found).flatten(1).all(1).tolist() == [True, False, True]
+
+
+# ---- the matrix of each image -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_table", [True, False])
+@pytest.mark.parametrize(("n", "s", "eta"), [(2, 1, 1.0), (40, 20, 0.0), (60, 30, 0.5), (100, 60, 0.0), (60, 0, 0.0)])
+def test_with_as_many_steps_as_dimensions_it_is_the_optimal_covariance(
+    with_table: bool, n: int, s: int, eta: float
+) -> None:
+    x_t = noisy_images(MIXTURE, n, 3)
+    covariance = dv.Lanczos(table() if with_table else None, steps=D)
+    found, kernel = at(covariance, MIXTURE, x_t.repeat(D, 1, 1, 1), n, s, eta)
+    made = found.colour(EYE.view(D, *SHAPE).repeat_interleave(3, 0)).view(D, 3, D).permute(1, 2, 0)
+    expected = exact(MIXTURE, x_t, n, kernel)
+    torch.testing.assert_close(made @ made.mT, expected, rtol=1e-7, atol=1e-10)
+    found, _ = at(covariance, MIXTURE, x_t, n, s, eta)
+    torch.testing.assert_close(found.matvec(x_t).flatten(1), (expected @ x_t.flatten(1)[..., None])[..., 0])
+    assert covariance.cut[0] == 0
+    single, _ = at(covariance, MIXTURE, x_t.float(), n, s, eta)
+    z = noise(3, *SHAPE, seed=4)
+    assert single.colour(z.float()).dtype == torch.float32
+    torch.testing.assert_close(single.colour(z.float()).double(), found.colour(z), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("n", [2, 40, 100])
+def test_sums_are_those_of_the_matrix(n: int) -> None:
+    """x Σ⁻¹ x and Σ⁻¹ x to the tolerance of a solve; log det Σ and tr Σ⁻¹ to the error of their probes."""
+    x_t = noisy_images(MIXTURE, n, 4)
+    covariance = dv.Lanczos(table(), probes=100)
+    found = by_matrices(covariance, x_t, n, n // 2)
+    expected = exact(MIXTURE, x_t, n, found.kernel)
+    inverse, x = torch.linalg.inv(expected), noise(4, *SHAPE, seed=6)
+    solved = (inverse @ x.flatten(1)[..., None])[..., 0]
+    assert float((found.solve(x).flatten(1) - solved).norm() / solved.norm()) < 1e-3
+    torch.testing.assert_close(found.quadratic(x), (x.flatten(1) * solved).sum(1), rtol=1e-5, atol=0)
+    error = found.log_det_error
+    assert bool(((found.log_det() - torch.logdet(expected)).abs() < 4 * error).all())
+    assert 0.0 < float(error.max()) < 1.0
+    trace = inverse.diagonal(dim1=1, dim2=2).sum(1)
+    assert bool(((found.inverse_trace() / trace - 1).abs() < 0.15).all())
+    assert covariance.log_det_error == pytest.approx(float((error / D).square().mean().sqrt()), rel=1e-4)
+
+
+def test_the_error_of_a_log_determinant_is_the_spread_over_seeds() -> None:
+    """And probes differ between images, so that their errors do not add up, but not with who stands beside them."""
+    n, x_t = 40, noisy_images(MIXTURE, 40, 4).repeat(10, 1, 1, 1)
+    x_t = x_t + 1e-6 * noise(*x_t.shape, seed=2)
+    made = [by_matrices(dv.Lanczos(table(), probes=4, seed=seed), x_t, n, 20) for seed in range(12)]
+    log_dets = torch.stack([one.log_det() for one in made])
+    said = torch.stack([one.log_det_error for one in made]).square().mean(0).sqrt()
+    ratio = (log_dets.std(0) / said).view(10, 4)[0]
+    assert bool(((ratio > 0.4) & (ratio < 1.8)).all())
+    backwards = by_matrices(dv.Lanczos(table(), probes=4), x_t.flip(0), n, 20).log_det().flip(0)
+    torch.testing.assert_close(backwards, log_dets[0], rtol=1e-9, atol=1e-9)
+    others = noisy_images(MIXTURE, n, 200)
+    different = by_matrices(dv.Lanczos(table(), probes=4), others, n, 20)
+    errors = different.log_det() - torch.logdet(exact(MIXTURE, others, n, different.kernel))
+    assert abs(float(errors.mean())) < 4 * float(errors.std()) / math.sqrt(200)
+
+
+# ---- few steps ----------------------------------------------------------------------------------------------------
+
+
+@cache
+def gaussian() -> tuple[GaussianDenoiser, dv.VarianceTable]:
+    variance = np.exp(np.random.default_rng(2).uniform(-5.0, 0.0, SHAPE))
+    model = GaussianDenoiser(SCHEDULE, 0.1, variance, basis="dct")
+    return model, measure(model)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(("s", "eta"), [(30, 0.0), (30, 1.0)])
+def test_of_gaussian_data_the_table_s_first_step_is_exact(steps: int, s: int, eta: float) -> None:
+    """Draws have the covariance Σ within four standard errors of 4,000, and are the table's own draws."""
+    model, known = gaussian()
+    count, x_t = 4000, noisy_images(model, 60, 1).float()
+    found, kernel = at(dv.Lanczos(known, steps), model, x_t.expand(count, *SHAPE), 60, s, eta)
+    z = noise(count, *SHAPE).float()
+    draws = model.structure.forward(found.colour(z)).double().flatten(1)
+    expected = kernel.lambda2 + kernel.gain**2 * torch.from_numpy(model.posterior_variance(60)).flatten()
+    sample = draws.T @ draws / count
+    scale = expected.sqrt()[:, None] * expected.sqrt()
+    error = torch.sqrt(1.0 + EYE) / math.sqrt(count)
+    assert bool(((sample / scale - EYE).abs() < 4 * error).all())
+    plain = dv.Analytic(known, structure="dct")(None, kernel).colour(z)
+    torch.testing.assert_close(found.colour(z), plain, rtol=0, atol=0.02)
+
+
+@cache
+def photographs() -> tuple[MixtureDenoiser, dv.VarianceTable]:
+    model = fit_mixture(photographs_part("fit", 8, 2000).images, 3, SCHEDULE, rounds=2)
+    return model, measure(model, 2000)
+
+
+@pytest.mark.parametrize(("n", "s"), [(20, 10), (60, 40)])
+def test_every_step_comes_nearer_and_the_table_saves_many(n: int, s: int) -> None:
+    """‖draw − L M^{1/2} z‖ over ‖L M^{1/2} z‖ in Σ's own metric, on a mixture like photographs, d = 192."""
+    model, known = photographs()
+    x_t = noisy_images(model, n, 4)
+    z, errors = noise(4, *model.shape, seed=1), {}
+    for name, given in (("table", known), ("none", None)):
+        found, kernel = at(dv.Lanczos(given, 1), model, x_t, n, s, 0.0)
+        expected, structure = exact(model, x_t, n, kernel), found.structure
+        scale = found.variance.double().expand(model.shape).flatten().sqrt()
+        basis = structure.forward(torch.eye(structure.d, dtype=torch.float64).view(-1, *model.shape)).flatten(1).T
+        values, vectors = torch.linalg.eigh((basis @ expected @ basis.T) / scale[:, None] / scale)
+        half = (vectors * values.sqrt()[:, None]) @ vectors.mT
+        wanted = (half @ structure.forward(z).flatten(1)[..., None])[..., 0]
+        errors[name] = []
+        for steps in (1, 3, 5, 10):
+            made = structure.forward(dataclasses.replace(found, steps=steps).colour(z)).flatten(1) / scale
+            weighed = torch.stack([v.mT @ (m - w) for v, m, w in zip(vectors, made, wanted, strict=True)])
+            errors[name].append(float((weighed.square() / values).mean().sqrt()))
+    assert all(a > b for row in errors.values() for a, b in pairwise(row)), errors
+    assert errors["table"][1] < 0.3
+    assert errors["table"][3] < 0.03
+    assert errors["table"][1] < errors["none"][3]
+
+
+# ---- derivatives that are no covariances --------------------------------------------------------------------------
+
+
+def crooked(count: int, scale: float = 1.0) -> tuple[dv.Posterior, Dense]:
+    jacobian = Dense(scale * noise(count, D, D, seed=9))
+    mean = noise(count, *SHAPE)
+    return dv.Posterior(mean, noise(count, *SHAPE, seed=1), jacobian=jacobian), jacobian  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("with_table", [True, False])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_negative_directions_are_cut_where_s_is_and_counted(with_table: bool, eta: float) -> None:
+    """Σ is λ² I + γ² S₊, the positive part taken in L's metric: never below λ² I, and with η = 0 singular."""
+    posterior, jacobian = crooked(5)
+    kernel, covariance = ReverseKernel(SCHEDULE, 60, 30, eta), dv.Lanczos(table() if with_table else None, D)
+    found: Any = covariance(posterior, kernel)
+    made = root(found, 5)
+    symmetric = 0.5 * (jacobian.matrices + jacobian.matrices.mT)
+    basis = found.structure.forward(EYE.view(D, *SHAPE)).flatten(1).T
+    scale = found.variance.double().expand(SHAPE).flatten().sqrt()
+    values, vectors = torch.linalg.eigh((basis @ symmetric @ basis.T) / scale[:, None] / scale)
+    positive = (vectors * values.clamp_min(0.0)[:, None]) @ vectors.mT * scale[:, None] * scale
+    expected = kernel.lambda2 * EYE + kernel.gain**2 * basis.T @ positive @ basis
+    torch.testing.assert_close(made @ made.mT, expected, rtol=1e-6, atol=1e-7)
+    assert bool((torch.linalg.eigvalsh(expected) > kernel.lambda2 - 1e-12).all())
+    negative, total = int((values < 0).sum()), 5 * D
+    assert covariance.cut == (D * negative, D * total)
+    assert covariance.counts() == [D * negative, D * total, 0, 0, 0, 0]
+    with pytest.warns(
+        DiffusionVarWarning, match=rf"of {D * total} eigenvalues .* {D * negative} were negative and cut"
+    ):
+        covariance.report()
+    covariance.report()  # once
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_draws_of_few_steps_are_finite_and_take_so_many_products(steps: int) -> None:
+    posterior, jacobian = crooked(50, scale=10.0)
+    for eta in (0.0, 0.5):
+        jacobian.products = 0
+        covariance = dv.Lanczos(table(), steps)
+        draws = covariance(posterior, ReverseKernel(SCHEDULE, 60, 30, eta)).colour(noise(50, *SHAPE, seed=3))
+        assert bool(torch.isfinite(draws).all())
+        assert jacobian.products == covariance.products == steps
+        negative, total = covariance.cut
+        assert 0 < negative < total == 50 * steps
+
+
+def test_negative_directions_are_refused_where_nothing_may_be_cut() -> None:
+    posterior, _ = crooked(5)
+    found = dv.Lanczos(table(), clamp=False)(posterior, ReverseKernel(SCHEDULE, 60, 30))
+    with pytest.raises(NumericalError, match="negative directions in the step 60 to 30, in 5 of 5 images"):
+        found.colour(noise(5, *SHAPE))
+    x_t = noisy_images(MIXTURE, 60, 3)
+    sound, _ = at(dv.Lanczos(table(), clamp=False), MIXTURE, x_t, 60, 30)
+    assert bool(torch.isfinite(sound.colour(x_t)).all())
+
+
+# ---- where it is used ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:log-determinants by 2 probes")
+@pytest.mark.parametrize("with_table", [True, False])
+class TestLanczos(CovarianceContract):
+    @pytest.fixture
+    def denoiser(self) -> dv.Denoiser:
+        return MIXTURE
+
+    @pytest.fixture
+    def covariance(self, with_table: bool) -> dv.Lanczos:
+        return dv.Lanczos(table() if with_table else None)
+
+
+def test_capped_no_direction_is_above_the_limit() -> None:
+    x_t = noisy_images(MIXTURE, 20, 3)
+    found, kernel = at(dv.Lanczos(table(), D), MIXTURE, x_t, 20, 5, 0.0)
+    expected = exact(MIXTURE, x_t, 20, kernel)
+    limit = float(torch.linalg.eigvalsh(expected).median())
+    made = root(found.capped(limit), 3)
+    values, vectors = torch.linalg.eigh(expected)
+    cut = (vectors * values.clamp_max(limit)[:, None]) @ vectors.mT
+    torch.testing.assert_close(made @ made.mT, cut, rtol=1e-6, atol=1e-10)
+    few = dataclasses.replace(found, steps=2).capped(limit).colour(noise(3, *SHAPE))
+    assert float(few.square().sum()) < limit * float(noise(3, *SHAPE).square().sum())
+    sampler = dv.Sampler(MIXTURE, dv.Lanczos(table(), 2), [1, 30, 100], 0.0)
+    assert bool(torch.isfinite(sampler.sample(4)).all())
+
+
+def test_a_level_without_signal_has_the_table_s_own() -> None:
+    schedule = dv.NoiseSchedule(np.linspace(1.0, 0.0, 11), np.linspace(0.0, 1.0, 11), np.arange(11.0))
+    model = MixtureDenoiser(schedule, MIXTURE.means, covariances=MIXTURE._parameters["covariances"])
+    known = dv.estimate(model, model.sample(2000), 0.1, indices=[1, 5, 10], structures=("dct",), progress=False)
+    for covariance in (dv.Lanczos(known), dv.Analytic(known, structure="dct")):
+        images = dv.Sampler(model, covariance, [1, 5, 10], 0.0).sample(4)
+        assert bool(torch.isfinite(images).all())
+    with pytest.raises(InputError, match=r"says nothing at index 10, where x_t holds no signal.* give a table"):
+        dv.Sampler(model, dv.Lanczos(), [1, 5, 10])
+    dv.Sampler(model, dv.Lanczos(), [1, 5, 9])
+
+
+def test_the_bound_lies_between_the_table_s_and_the_density() -> None:
+    images = MIXTURE.sample(256, seed=21)
+
+    def bound(covariance: dv.ReverseCovariance, steps: int) -> float:
+        return float(dv.density_bound(MIXTURE, covariance, images, steps, decoder_variance="covariance"))
+
+    density = float(MIXTURE.density_bits(images).mean())
+    for steps in (2, 5):
+        with pytest.warns(DiffusionVarWarning, match="log-determinants by 4 probes add"):
+            own = bound(lanczos := dv.Lanczos(table(), probes=4), steps)
+        # The error of a mean over 256 images of `steps` terms, half a log-determinant each.
+        error = lanczos.log_det_error / math.log(2.0) / 2.0 * math.sqrt(steps / 256)
+        best = bound(dv.ExactCovariance(MIXTURE), steps)
+        assert abs(own - best) < 4 * error
+        assert density - 0.02 < own < bound(dv.Analytic(table(), structure="dct"), steps) - 4 * error
+
+
+def test_a_measurement_s_mean_is_exact_with_as_many_products_as_it_has_elements() -> None:
+    from measurements import SCHEDULE as schedule
+    from measurements import SHAPE as shape
+    from measurements import dense, normal
+    from measurements import gaussian as gaussian_of
+
+    base, known = gaussian_of("dct")
+    images = base.sample(2, seed=1).double()
+    measurement, matrix = measured(halved, images), matrix_of(halved)
+    prior = dense(known.structure, known.data_variance)
+    for guidance in ("I", "II"):
+        den = dv.ConditionedDenoiser(base, dv.Lanczos(steps=len(matrix)), measurement, guidance)  # type: ignore[arg-type]
+        for n in (50, 800):
+            alpha, sigma = float(schedule.alpha[n]), float(schedule.sigma[n])
+            x_t = alpha * images + sigma * normal(2, *shape)
+            found = den(x_t, n).mean
+            for i in range(2):
+                x, y = x_t[i].flatten().numpy(), measurement.y[i].flatten().numpy()
+                noise_of_y = 0.01 * np.eye(len(matrix))
+                of_data = base.mean.flatten().numpy(), prior
+                expected, _ = gaussian_given_both(*of_data, alpha, sigma, x, matrix, noise_of_y, y)
+                assert np.abs(found[i].flatten().numpy() - expected).max() < 1e-8
+        assert den.counts()[1:3] == [0, 0]
+    few = dv.ConditionedDenoiser(base, dv.Lanczos(steps=3), measurement)
+    with pytest.warns(
+        DiffusionVarWarning, match=r"did not reach their tolerance \(allow more iterations, .*dv\.Lanczos"
+    ):
+        assert bool(torch.isfinite(dv.Sampler(few, dv.FixedSmall(), 4).sample(2)).all())
+    with pytest.raises(InputError, match="needs a covariance that can be drawn from"):
+        few.posterior_noise()
+
+
+# ---- what is refused ----------------------------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(InputError, match=r"steps=13 is more than the 12 dimensions of an image"):
+        dv.Sampler(MIXTURE, dv.Lanczos(steps=13), 4)
+    other = MixtureDenoiser(SCHEDULE, np.zeros((1, *SHAPE)), 0.1)
+    with pytest.raises(InputError, match="network"):
+        dv.Sampler(other, dv.Lanczos(table()), [1, 60])
+    bare = dv.estimate(MIXTURE, MIXTURE.sample(64), 1e3, indices=[1], structures=("isotropic",), progress=False)
+    with pytest.raises(InputError, match="dct"):
+        dv.Lanczos(bare)
+    lists = dv.VarianceTable.from_moments(SCHEDULE, eps_square=np.full(100, 0.9))
+    with pytest.raises(InputError, match=r"measured table|dct"):
+        dv.Lanczos(lists)
+    kernel, posterior = ReverseKernel(SCHEDULE, 60, 30), MIXTURE(noisy_images(MIXTURE, 60, 2), 60)
+    with pytest.raises(InputError, match=r"covariance\.prepare\(denoiser\)"):
+        dv.Lanczos(table())(posterior, kernel)
+    with pytest.raises(InputError, match="needs a posterior"):
+        dv.Lanczos(table())(None, kernel)
+    with pytest.raises(InputError, match="Scaled changes variances, but lanczos-3 is known by products alone"):
+        dv.Scaled(dv.Lanczos(table()), 2.0)
+
+
+def test_where_the_step_s_own_noise_is_nearly_all_there_is_it_says_so() -> None:
+    levels = [SCHEDULE.level(n) for n in (100, 99)]
+    with pytest.warns(DiffusionVarWarning, match=r"λ² is more than 99% of the noise of every step"):
+        dv.Sampler(MIXTURE, dv.Lanczos(table()), levels, 1.0)
+    dv.Sampler(MIXTURE, dv.Lanczos(table()), levels, 0.0)
+
+
+def test_what_processes_counted_adds_up() -> None:
+    one, other = dv.Lanczos(table(), 2), dv.Lanczos(table(), 2)
+    posterior, _ = crooked(5)
+    for covariance in (one, other):
+        covariance(posterior, ReverseKernel(SCHEDULE, 60, 30)).colour(noise(5, *SHAPE))
+    before = one.cut
+    one.add_counts(other.counts())
+    assert one.cut == (2 * before[0], 2 * before[1])
+
+
+def test_identities_tell_the_choices_apart() -> None:
+    made: list[dv.Lanczos] = [dv.Lanczos(), dv.Lanczos(table()), dv.Lanczos(steps=1), dv.Lanczos(clamp=False)]
+    made += [dv.Lanczos(derivative="difference"), dv.Lanczos(probes=1), dv.Lanczos(seed=1)]
+    assert len({str(covariance.identity()) for covariance in made}) == len(made)
+    assert [one.products for one in made] == [3, 3, 1, 3, 3, 3, 3]
+    assert made[0].name == "lanczos-3, no table"
