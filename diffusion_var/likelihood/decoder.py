@@ -217,9 +217,10 @@ class _OwnVariance:
                 f"the decoder's variance ({self.covariance.name}, step {kernel}) is zero somewhere, so that the image "
                 "has no probability; choose another decoder_variance."
             )
-        if found.structure.name not in PIXEL_DIAGONAL:
+        if not found.diagonal or found.structure.name not in PIXEL_DIAGONAL:
+            structure = found.structure.name if found.diagonal else "full"
             raise InputError(
-                f"decoder_variance='covariance' has the structure {found.structure.name!r}, but the discretised "
+                f"decoder_variance='covariance' has the structure {structure!r}, but the discretised "
                 "decoder is diagonal in pixels; use 'beta_tilde', 'table', 'isotropic', 'pixel' or a number "
                 "(density_bound takes any structure)."
             )
