@@ -15,6 +15,17 @@ and L says in which metric what replaces them is nearest. Cut there, T is nowher
 has of its own; cut in T, a negative S would first eat that up. Where λ = 0 there is no G, the two are the same, and T
 may be singular: a draw has nothing in such a direction, and no density.
 
+*What is drawn towards what is expected.* A covariance is symmetric and positive. How far Vᵀ P̂ V is from both is how far
+it errs: τ² = ν² + 2 ‖A‖²/(k (k − 1)), with −ν its least eigenvalue and A its antisymmetric half (of an error with
+independent entries, A has as much as every entry of the symmetric half). One column shows no asymmetry; there τ² is
+ν² + 2 ‖P̂ v − v vᵀ P̂ v‖²/d, the variance of a form in a random direction. Where P is expected to be E, a diagonal that
+the user's table knows, and of the size p = tr(Vᵀ E V)/k, so may be the differences between images, and
+
+    Vᵀ P V → Vᵀ E V + p²/(p² + τ²) (Vᵀ P V − Vᵀ E V)
+
+before it is cut: all of it where P̂ is symmetric and positive, and nearly E where a network's derivative is no
+covariance, as next to pure noise, where (σ²/α²) multiplies its errors.
+
 Orthogonalisation is in full and twice; ten or sixty columns cost little beside a network. An image whose space is spent
 before the others' (its M b is in the space already) goes on with columns of 0.
 """
@@ -41,19 +52,28 @@ class KrylovSpace:
         known: G's diagonal, at least 0, that broadcasts to it.
         product: P̂ v of such a v.
         most: T's eigenvalues are cut above it; None: at none.
+        expected: E's diagonal, that P is drawn towards; None: P is as the products say.
 
-    Attribute `columns`: how many products with P̂ it has taken.
+    Attributes: `columns`, how many products with P̂ it has taken; `size`, ‖b‖, (B,); `weight`, p²/(p² + τ²), (B,).
     """
 
-    def __init__(self, start: torch.Tensor, known: torch.Tensor, product: Product, most: float | None = None) -> None:
+    def __init__(
+        self,
+        start: torch.Tensor,
+        known: torch.Tensor,
+        product: Product,
+        most: float | None = None,
+        expected: torch.Tensor | None = None,
+    ) -> None:
         self.size = _dot(start, start).sqrt()
-        self._known, self._product, self._most = known, product, most
+        self._known, self._product, self._most, self._expected = known, product, most, expected
         alive = self.size > 0
         self._alive = [alive]
         self._basis = [start * _each(torch.where(alive, 1.0 / self.size, 0.0), start)]
         self._images: list[torch.Tensor] = []
         self._left = self.size
         self._values = self._vectors = self._negative = torch.empty(0)
+        self.weight = torch.ones_like(self.size)
 
     @property
     def columns(self) -> int:
@@ -88,13 +108,26 @@ class KrylovSpace:
         own = (self._known.double() * basis).flatten(2) @ columns.mT
         moved = columns @ torch.stack(self._images, 1).flatten(2).double().mT
         unknown = ~torch.isfinite(moved).flatten(1).all(1)[:, None, None]
-        values, vectors = _eigh(torch.where(unknown, 0.0, 0.5 * (moved + moved.mT)))
+        moved = torch.where(unknown, 0.0, moved)
+        values, vectors = _eigh(0.5 * (moved + moved.mT))
         self._negative = values < -ROUNDING * values.abs().amax(1, keepdim=True)
+        if self._expected is not None:
+            expected = (self._expected.double() * basis).flatten(2) @ columns.mT
+            values, vectors = _eigh(self._drawn(moved, values, expected))
         cut = (vectors * values.clamp_min(0.0)[:, None]) @ vectors.mT
         # A column of 0 has the eigenvalue 1, of which b has no share.
         whole = torch.where(unknown, 0.0, own + cut) + torch.diag_embed(dead.double())
         self._values, self._vectors = _eigh(whole)
         self._values = torch.where(unknown[..., 0], torch.nan, self._values.clamp(0.0, self._most))
+
+    def _drawn(self, moved: torch.Tensor, values: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+        """Vᵀ P V towards Vᵀ E V, from Vᵀ P̂ V and the eigenvalues of its symmetric half."""
+        k, d = self.columns, self._basis[0][0].numel()
+        size = expected.diagonal(dim1=1, dim2=2).mean(1).square()
+        uneven = (0.5 * (moved - moved.mT)).square().sum((1, 2)) / (k * (k - 1)) if k > 1 else self._left**2 / d
+        off = values[:, 0].clamp(max=0.0).square() + 2.0 * uneven.nan_to_num(0.0)
+        self.weight = torch.where(off > 0, size / (size + off), 1.0)
+        return expected + self.weight[:, None, None] * (0.5 * (moved + moved.mT) - expected)
 
     # ---- what it says ---------------------------------------------------------------------------------------------
 

@@ -36,8 +36,8 @@ from .reverse import StructuredCovariance
 
 #: The residual that solves go to, relative to the start, in so many products at most, and so many between two looks.
 TOLERANCE, MOST_PRODUCTS, _AT_ONCE = 1e-3, 64, 4
-#: Errors of log-determinants are counted in this part of a nat a dimension, as whole numbers.
-PER_NAT = 1e6
+#: Weights, and errors of log-determinants in nats a dimension, are counted in parts, as whole numbers.
+PARTS = 1e6
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class KrylovCovariance(StructuredCovariance):
         clamp: whether negative directions of S are cut, else refused.
         signs: probes of log det Σ, (P, B, C, *spatial) coefficients of ±1.
         counts: where what was cut is counted.
+        expected: whether L² is what Σ is expected to be, which it is drawn towards (`krylov`), and not a scale alone.
         most: no variance is above it; then L is a number.
     """
 
@@ -62,6 +63,7 @@ class KrylovCovariance(StructuredCovariance):
     clamp: bool
     signs: Callable[[], torch.Tensor]
     counts: KrylovCounts
+    expected: bool = False
     most: float | None = None
 
     def colour(self, noise: torch.Tensor) -> torch.Tensor:
@@ -114,7 +116,8 @@ class KrylovCovariance(StructuredCovariance):
         def product(v: torch.Tensor) -> torch.Tensor:
             return self.kernel.gain**2 * self.structure.forward(self.times(self.structure.inverse(v / root))) / root
 
-        return KrylovSpace(start, self.kernel.lambda2 / self.variance, product, self.most)
+        known = self.kernel.lambda2 / self.variance
+        return KrylovSpace(start, known, product, self.most, (1.0 - known).clamp_min(0.0) if self.expected else None)
 
     def _solved(self, start: torch.Tensor) -> KrylovSpace:
         """One in which M x = start is solved."""
@@ -152,28 +155,30 @@ class KrylovCovariance(StructuredCovariance):
 
 class KrylovCounts:
     """What the spaces of a run came to, in numbers that add up: eigenvalues cut, of how many; solves that did not
-    converge, of how many; log-determinants, and their squared errors, in (1e-6 nats a dimension)²."""
+    converge, of how many; log-determinants, and their squared errors, in (1e-6 nats a dimension)²; spaces, and their
+    weights, in millionths."""
 
     def __init__(self) -> None:
-        self._counted, self._reported = torch.zeros(6, dtype=torch.int64), [0] * 6
+        self._counted, self._reported = torch.zeros(8, dtype=torch.int64), [0] * 8
 
     def add(self, counts: torch.Tensor) -> None:
-        """Integers, (6,); they stay on their device, so that no step waits for them."""
+        """Integers, (8,); they stay on their device, so that no step waits for them."""
         self._counted = self._counted.to(counts.device) + counts
 
     def of_space(self, space: KrylovSpace) -> None:
-        """The eigenvalues of a space."""
-        self.add(_six(space.cut.sum(), space.counted.sum()))
+        """The eigenvalues of a space, and how much of it is the products' own."""
+        weights = (PARTS * space.weight).sum().round().long()
+        self.add(_counts(space.cut.sum(), space.counted.sum(), spaces=len(space.size), weights=weights))
 
     def of_solve(self, space: KrylovSpace) -> None:
         """A space that was to solve something."""
         self.of_space(space)
-        self.add(_six(0, 0, space.open(TOLERANCE).sum(), len(space.size)))
+        self.add(_counts(open_=space.open(TOLERANCE).sum(), solves=len(space.size)))
 
     def of_log_det(self, error: torch.Tensor, d: int) -> None:
         """The standard errors of log-determinants, (B,) nats."""
-        squares = (error / d * PER_NAT).square().nan_to_num(0.0, 0.0).sum().round().long()
-        self.add(_six(0, 0, 0, 0, len(error), squares))
+        squares = (error / d * PARTS).square().nan_to_num(0.0, 0.0).sum().round().long()
+        self.add(_counts(log_dets=len(error), squares=squares))
 
     @property
     def total(self) -> list[int]:
@@ -191,8 +196,17 @@ class KrylovCounts:
         return found
 
 
-def _six(*counts: Any) -> torch.Tensor:
-    """Counts as integers, (6,), 0 for those that are left out, on the device of those that are tensors."""
-    device = next((count.device for count in counts if isinstance(count, torch.Tensor)), None)
-    filled = [*counts, *[0] * (6 - len(counts))]
-    return torch.stack([torch.as_tensor(count, dtype=torch.int64, device=device) for count in filled])
+def _counts(
+    cut: Any = 0,
+    values: Any = 0,
+    open_: Any = 0,
+    solves: Any = 0,
+    log_dets: Any = 0,
+    squares: Any = 0,
+    spaces: Any = 0,
+    weights: Any = 0,
+) -> torch.Tensor:
+    """Counts as integers, (8,), on the device of those that are tensors."""
+    all_of_them = (cut, values, open_, solves, log_dets, squares, spaces, weights)
+    device = next((count.device for count in all_of_them if isinstance(count, torch.Tensor)), None)
+    return torch.stack([torch.as_tensor(count, dtype=torch.int64, device=device) for count in all_of_them])

@@ -1,9 +1,12 @@
 """The whole covariance of each image, untrained, by products with the derivative of the mean: Σ = λ² I + γ² S.
 
-S is the symmetric half of (σ²/α) J, which is Cov[x_0|x_t] where the mean is exact [E16]; its negative directions, which
-a network's derivative may have, are cut (`krylov`). arXiv:2605.22723 draws so, by Lanczos steps from the noise. Here a
-table's own variances l = λ² + γ² v in the dct basis are taken for a preconditioner (`krylov_covariance`): what is left
-to find is near the identity, and one step is the table's draw, scaled by what the image's Σ has along it.
+S is the symmetric half of (σ²/α) J, which is Cov[x_0|x_t] where the mean is exact [E16]. arXiv:2605.22723 draws so, by
+Lanczos steps from the noise. Here a table's own variances l = λ² + γ² v in the dct basis are taken for a preconditioner
+(`krylov_covariance`): what is left to find is near the identity, and one step is the table's draw, scaled by what the
+image's Σ has along it. And they say what to expect: a network's derivative, which is neither symmetric nor positive, is
+drawn towards them by how far it is from both, and what is negative then is cut (`krylov`). That is not a detail: next
+to pure noise J is α² times smaller than what a network has learned, and (σ²/α) J of the digits' network has 30 times
+the table's variance.
 
 Measured with the exact mean of a mixture of photographs (16×16×3) and η = 0, from level to level: the divergence
 KL(N(0, Σ) ‖ the draw's covariance) is 0.09 to 1.1 nats a dimension for the table's own draws, and 0.08 to 0.4, up to
@@ -35,7 +38,7 @@ from ..randomness import generator
 from ..variance.table import VarianceTable
 from .analytic import Analytic
 from .krylov import Product
-from .krylov_covariance import MOST_PRODUCTS, PER_NAT, TOLERANCE, KrylovCounts, KrylovCovariance
+from .krylov_covariance import MOST_PRODUCTS, PARTS, TOLERANCE, KrylovCounts, KrylovCovariance
 from .reverse import ReverseCovariance, StructuredCovariance, image_shape, noisy, variance_tensor
 
 
@@ -46,7 +49,8 @@ class Lanczos(ReverseCovariance):
         table: a measured table of the model, with the structure "dct", for few steps to be enough; None: none.
         steps: products an image and step, each for about the price of another evaluation. None of them comes with the
             mean: they begin at the noise, which is drawn when the mean is known.
-        clamp: whether negative directions of a network's derivative are cut at 0 (and counted), or refused.
+        clamp: whether a network's derivative that is no covariance is made one: drawn towards the table, and negative
+            directions cut at 0, and counted; False: negative directions are refused, and nothing is changed.
         derivative: "forward", or "difference" where a layer of the network has no forward derivative.
         probes: of a log-determinant; its error falls with their root, and one probe does not know its error.
         seed: of the probes.
@@ -116,6 +120,7 @@ class Lanczos(ReverseCovariance):
             self.clamp,
             lambda: self._signs(posterior, kernel.level_t),
             self._counts,
+            expected=self.clamp and self.analytic is not None,
         )
 
     def _times(self, posterior: Posterior) -> Product:
@@ -149,8 +154,15 @@ class Lanczos(ReverseCovariance):
     def log_det_error(self) -> float:
         """The standard error of its log-determinants so far, from the spread of their probes: root mean square, in nats
         a dimension; nan before there are any, and of one probe."""
-        *_, count, squares = self._counts.total
-        return math.sqrt(squares / count) / PER_NAT if count and self.probes > 1 else math.nan
+        *_, count, squares, _, _ = self._counts.total
+        return math.sqrt(squares / count) / PARTS if count and self.probes > 1 else math.nan
+
+    @property
+    def weight(self) -> float:
+        """How much of the draws so far was the derivative's own, and not the table's: mean p²/(p² + τ²) of `krylov`,
+        1 where it is symmetric and positive; nan before there are any."""
+        *_, spaces, weights = self._counts.total
+        return weights / PARTS / spaces if spaces else math.nan
 
     def counts(self) -> list[int]:
         return self._counts.new
@@ -159,18 +171,24 @@ class Lanczos(ReverseCovariance):
         self._counts.add(torch.tensor(counts))
 
     def report(self) -> None:
-        negative, total, unsolved, solves, log_dets, squares = self._counts.report()
-        if negative > _MANY * total:
+        negative, total, unsolved, solves, log_dets, squares, spaces, weights = self._counts.report()
+        if self.analytic is None and negative > _MANY * total:
             warn(
                 f"of {total} eigenvalues of (σ²/α) J, {negative} were negative and cut at 0: the network's derivative "
-                "is far from a covariance there; take the table's own, dv.Analytic."
+                "is far from a covariance there; give a table, which such images are drawn towards."
+            )
+        if weights < _LITTLE * PARTS * spaces:
+            warn(
+                f"the network's derivative is so far from a covariance (not symmetric, or not positive) that the noise "
+                f"of {self.name} was {1.0 - weights / PARTS / spaces:.0%} the table's own; take dv.Analytic, or fewer "
+                "of the noisiest steps."
             )
         if unsolved:
             warn(
                 f"of {solves} solves with {self.name}, {unsolved} did not reach a residual of {TOLERANCE:g} in "
                 f"{MOST_PRODUCTS} products, so that the likelihoods are not quite those of one Gaussian; give a table."
             )
-        error = math.sqrt(squares / max(log_dets, 1)) / PER_NAT / math.log(2.0) / 2.0
+        error = math.sqrt(squares / max(log_dets, 1)) / PARTS / math.log(2.0) / 2.0
         if error > _LOUD:
             warn(
                 f"log-determinants by {self.probes} probes add {error:.2g} bits/dim of noise to the term of every "
@@ -212,5 +230,5 @@ def _refuse_without_signal(name: str, level: NoiseLevel) -> None:
     )
 
 
-#: The least l, relative to the greatest; the share of cut values, of λ², and the bits/dim that are worth a word.
-_LEAST, _MANY, _DOMINATES, _LOUD = 1e-8, 0.05, 0.99, 0.1
+#: The least l, relative to the greatest; shares of cut values, weights and of λ², and bits/dim that are worth a word.
+_LEAST, _MANY, _LITTLE, _DOMINATES, _LOUD = 1e-8, 0.05, 0.5, 0.99, 0.1

@@ -278,27 +278,60 @@ def crooked(count: int, scale: float = 1.0) -> tuple[dv.Posterior, Dense]:
 @pytest.mark.parametrize("with_table", [True, False])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_negative_directions_are_cut_where_s_is_and_counted(with_table: bool, eta: float) -> None:
-    """Σ is λ² I + γ² S₊, the positive part taken in L's metric: never below λ² I, and with η = 0 singular."""
+    """Σ is λ² I + γ² S₊, the positive part taken in L's metric: never below λ² I, and with η = 0 singular. With a table
+    S is drawn towards it before."""
     posterior, jacobian = crooked(5)
     kernel, covariance = ReverseKernel(SCHEDULE, 60, 30, eta), dv.Lanczos(table() if with_table else None, D)
     found: Any = covariance(posterior, kernel)
     made = root(found, 5)
-    symmetric = 0.5 * (jacobian.matrices + jacobian.matrices.mT)
     basis = found.structure.forward(EYE.view(D, *SHAPE)).flatten(1).T
     scale = found.variance.double().expand(SHAPE).flatten().sqrt()
-    values, vectors = torch.linalg.eigh((basis @ symmetric @ basis.T) / scale[:, None] / scale)
+    P = kernel.gain**2 * (basis @ jacobian.matrices @ basis.T) / scale[:, None] / scale
+    P, uneven = 0.5 * (P + P.mT), 0.5 * (P - P.mT)
+    raw, weight = torch.linalg.eigvalsh(P), torch.ones(5, dtype=torch.float64)
+    if with_table:
+        table_s = torch.diag(1.0 - kernel.lambda2 / scale.square())
+        size = (table_s.trace() / D).square()
+        off = raw[:, 0].square() + 2.0 * uneven.square().sum((1, 2)) / (D * (D - 1))
+        weight = size / (size + off)
+        P = table_s + weight[:, None, None] * (P - table_s)
+    values, vectors = torch.linalg.eigh(P)
     positive = (vectors * values.clamp_min(0.0)[:, None]) @ vectors.mT * scale[:, None] * scale
-    expected = kernel.lambda2 * EYE + kernel.gain**2 * basis.T @ positive @ basis
+    expected = kernel.lambda2 * EYE + basis.T @ positive @ basis
     torch.testing.assert_close(made @ made.mT, expected, rtol=1e-6, atol=1e-7)
     assert bool((torch.linalg.eigvalsh(expected) > kernel.lambda2 - 1e-12).all())
-    negative, total = int((values < 0).sum()), 5 * D
+    negative, total = int((raw < 0).sum()), 5 * D
     assert covariance.cut == (D * negative, D * total)
-    assert covariance.counts() == [D * negative, D * total, 0, 0, 0, 0]
-    with pytest.warns(
-        DiffusionVarWarning, match=rf"of {D * total} eigenvalues .* {D * negative} were negative and cut"
-    ):
+    assert covariance.counts()[:6] == [D * negative, D * total, 0, 0, 0, 0]
+    assert covariance.weight == pytest.approx(float(weight.mean()), abs=1e-6)
+    said = "the noise of lanczos-12 was 9" if with_table else f"of {D * total} eigenvalues .* {D * negative} were negat"
+    with pytest.warns(DiffusionVarWarning, match=said):
         covariance.report()
     covariance.report()  # once
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_derivative_that_is_noise_gives_the_table_s_own_draws(steps: int) -> None:
+    """And one that is symmetric and positive is left as it is, however far it is from the table's."""
+    x_t, z = noisy_images(MIXTURE, 60, 200), noise(200, *SHAPE, seed=3)
+    posterior, kernel = MIXTURE(x_t, 60), ReverseKernel(SCHEDULE, 60, 30, 0.0)
+    plain = dv.Analytic(table(), structure="dct")(None, kernel).colour(z)
+    distances = []
+    for size in (0.0, 1.0, 100.0):
+        derivative: Any = Dense(MIXTURE.posterior_covariance(x_t, 60) + size * noise(200, D, D, seed=9))
+        covariance = dv.Lanczos(table(), steps)
+        draws = covariance(dataclasses.replace(posterior, jacobian=derivative), kernel).colour(z)
+        distances.append(float((draws - plain).norm() / plain.norm()))
+    assert distances[0] > 0.2
+    assert distances[0] > distances[1] > 10 * distances[2]
+    assert covariance.weight < 1e-3
+    twice: Any = Dense(9.0 * MIXTURE.posterior_covariance(x_t, 60))
+    covariance = dv.Lanczos(table(), D)
+    draws = covariance(dataclasses.replace(posterior, jacobian=twice), kernel).colour(z)
+    once: Any = Dense(MIXTURE.posterior_covariance(x_t, 60))
+    own = dv.Lanczos(table(), D)(dataclasses.replace(posterior, jacobian=once), kernel).colour(z)
+    torch.testing.assert_close(draws, 3.0 * own, rtol=1e-6, atol=1e-6)
+    assert covariance.weight == pytest.approx(1.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
@@ -385,10 +418,10 @@ def test_the_bound_lies_between_the_table_s_and_the_density() -> None:
 
 def test_noisy_log_determinants_and_solves_that_stopped_are_said() -> None:
     covariance = dv.Lanczos(table())
-    covariance.add_counts([0, 0, 0, 90, 10, round(10 * (0.13 * math.log(2.0) * 2.0 * 1e6) ** 2)])
+    covariance.add_counts([0, 0, 0, 90, 10, round(10 * (0.13 * math.log(2.0) * 2.0 * 1e6) ** 2), 0, 0])
     with pytest.warns(DiffusionVarWarning, match=r"by 2 probes add 0\.13 bits/dim of noise"):
         covariance.report()
-    covariance.add_counts([0, 0, 7, 90, 10, 0])
+    covariance.add_counts([0, 0, 7, 90, 10, 0, 0, 0])
     with pytest.warns(
         DiffusionVarWarning, match="of 90 solves with lanczos-3, 7 did not reach a residual of 0.001 in 64"
     ):
