@@ -56,7 +56,7 @@ def head_card(head: Any, record: Mapping[str, Any], license: str | None = None) 
     facts = {
         "model": f"`{record['model']}`",
         "network (SHA-256 of its weights)": f"`{head.table.network}`" if head.table.network else "unknown",
-        "target, size, output": f"{head.spec.target}, {head.spec.kind}, {head.spec.output}",
+        "target, size, output": f"{head.name}, {head.spec.kind}, {head.spec.output}",
         "parameters": f"{record['parameters']:,}",
         "variance table": f"`{head.table.digest}`",
         **_data(record),
@@ -68,8 +68,8 @@ def head_card(head: Any, record: Mapping[str, Any], license: str | None = None) 
         "licence": license or "not stated",
     }
     body = (
-        "Says, from the last features of a frozen diffusion network, how uncertain each pixel of the clean image is: "
-        "the reverse covariance of a step (Extended-Analytic-DPM, arXiv:2206.07309; OCM, arXiv:2406.10808). It belongs "
+        "Says, from the last features of a frozen diffusion network, how uncertain the clean image is: the reverse "
+        "covariance of a step (Extended-Analytic-DPM, arXiv:2206.07309; OCM, arXiv:2406.10808). It belongs "
         f"to the network named below, and refuses another.\n\n{facts_table(facts)}\n\n{_USE_HEAD}"
     )
     base = str(record["model"])
