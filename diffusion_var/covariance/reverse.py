@@ -8,6 +8,7 @@
     learned        per pixel, its logarithm as a 2C-channel network  Improved DDPM's LEARNED
     head           times what a trained head says of the image       Extended-Analytic-DPM, OCM
     eps_square     per pixel, from ε̂ alone, untrained (and poor)     Extended-Analytic-DPM's fallback
+    jacobian       by bands of the dct, J's times the table's      each image's own, untrained, one product a step
     lanczos        λ² I + γ² S, S the derivative of the mean        whole, of each image, untrained, by products
     averaged       another one's mean over an image or a batch       Extended-Analytic-DPM's avg_cov
     scaled         another one times a number                        to see what misjudging it costs
