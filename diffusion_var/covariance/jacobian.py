@@ -34,7 +34,8 @@ import torch
 from .. import checks
 from ..errors import InputError, warn
 from ..models.denoiser import Denoiser
-from ..models.derivative import DERIVATIVES, Derivative, MeanJacobian
+from ..models.derivative import DERIVATIVES, Derivative
+from ..models.mean_jacobian import MeanJacobian
 from ..models.posterior import Posterior
 from ..process.bands import Bands
 from ..process.kernel import ReverseKernel

@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -30,12 +30,10 @@ from ..errors import InputError, NumericalError
 from ..process.level import NoiseLevel
 from ..process.schedule import NoiseSchedule
 from .conditions import as_nest, map_leaves
+from .mean_jacobian import MeanJacobian
 from .network_use import is_of_device
 from .posterior import Posterior
 from .tangents import CheapTangents
-
-if TYPE_CHECKING:
-    from .denoiser import Denoiser, Place
 
 Derivative = Literal["forward", "difference"]
 DERIVATIVES = ("forward", "difference")
@@ -45,28 +43,18 @@ Probes = Callable[[NoiseLevel, torch.Tensor], torch.Tensor]
 STEP = 1e-3
 
 
-@dataclass(frozen=True)
-class MeanJacobian:
-    """Products with (σ²/α) J at the images of a posterior; 0 for images without signal, of which J says nothing.
+class Differentiable(Protocol):
+    """What is differentiated: a `Denoiser`."""
 
-    Attributes:
-        probed: pairs (v, (σ²/α) J v) that came with the mean, (B, C, *spatial) each.
-        product: (σ²/α) J v of (R, C, *spatial) for R of the images that were evaluated together, by their places (R,).
-        places: which of them this one's are, (B,) int64 on the CPU.
-    """
+    exact: bool
+    network: Any
+    schedule: NoiseSchedule
+    autocast: torch.dtype | None
+    classifier: Any
 
-    probed: tuple[tuple[torch.Tensor, torch.Tensor], ...]
-    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    places: torch.Tensor
-
-    def times(self, v: torch.Tensor) -> torch.Tensor:
-        """(σ²/α) J v of (B, C, *spatial): one more pass through the network, without a graph."""
-        return self.product(v, self.places)
-
-    def rows(self, part: Any) -> MeanJacobian:
-        """Of some of the images: a slice, or their indices."""
-        probed = tuple((v[part], image[part]) for v, image in self.probed)
-        return replace(self, probed=probed, places=self.places[part])
+    @property
+    def in_half_precision(self) -> bool: ...
+    def __call__(self, x_t: torch.Tensor, n: Any, condition: Any = None) -> Posterior: ...
 
 
 class Linearised:
@@ -85,7 +73,7 @@ class Linearised:
         self.derivative: Derivative = checks.one_of("derivative", derivative, DERIVATIVES)
         self._looked = False
 
-    def __call__(self, denoiser: Denoiser, x_t: torch.Tensor, n: Place, condition: Any) -> Posterior:
+    def __call__(self, denoiser: Differentiable, x_t: torch.Tensor, n: Any, condition: Any) -> Posterior:
         """The posterior of a denoiser, with `jacobian`, in whatever mode the caller is; without signal in any of x_t it
         has none.
 
@@ -140,10 +128,10 @@ class _Batch:
 
     def __init__(
         self,
-        denoiser: Denoiser,
+        denoiser: Differentiable,
         x: torch.Tensor,
         levels: Sequence[NoiseLevel],
-        n: Place,
+        n: Any,
         condition: Any,
         derivative: Derivative,
     ) -> None:
@@ -227,7 +215,7 @@ def _load_rules() -> None:
 _REMEDY = 'take derivative="difference", where a product is a second evaluation of the network.'
 
 
-def _check_differentiable(denoiser: Denoiser, derivative: Derivative) -> None:
+def _check_differentiable(denoiser: Differentiable, derivative: Derivative) -> None:
     checks.refuse(
         derivative == "forward" and denoiser.classifier is not None,
         f"a classifier's guidance is a gradient, which is not differentiated once more here; {_REMEDY}",
@@ -244,7 +232,7 @@ def _check_differentiable(denoiser: Denoiser, derivative: Derivative) -> None:
     )
 
 
-def levels_of(schedule: NoiseSchedule, n: Place, batch: int) -> list[NoiseLevel]:
+def levels_of(schedule: NoiseSchedule, n: Any, batch: int) -> list[NoiseLevel]:
     """The noise level of each image, or one for all."""
     if isinstance(n, NoiseLevel):
         return [n]

@@ -12,7 +12,8 @@ from small_pipelines import STEPS, save_dit, small_unet
 
 import diffusion_var as dv
 from diffusion_var.errors import InputError, NetworkError
-from diffusion_var.models.derivative import Linearised, MeanJacobian
+from diffusion_var.models.derivative import Linearised
+from diffusion_var.models.mean_jacobian import MeanJacobian
 from diffusion_var.process.level import NoiseLevel
 
 SCHEDULE = dv.NoiseSchedule.linear(100, 1e-3, 0.1)
