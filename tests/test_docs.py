@@ -115,6 +115,15 @@ PAGES: dict[str, list[dict[str, str]] | None] = {
             "pipe.scheduler = ": "pipe = digits_pipeline(); pipe.scheduler = ",
         }
     ],
+    "structured": [
+        {
+            "dv.estimate(denoiser, images)": "dv.estimate(denoiser, images, 9.0, indices=[1, 30, 100, 300, 1000])",
+            "steps=5, eta=0.0).sample(64)": "steps=2, eta=0.0).sample(4)",
+            "held_out, steps=5": "others[:4], steps=2",
+        },
+        {"batch_size=64": "batch_size=4, rounds=1"},
+        {"scheduler = dv.": "pipe = digits_pipeline(); scheduler = dv."},
+    ],
     "likelihoods": [{}],
     "restoration": [
         {
