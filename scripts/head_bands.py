@@ -7,6 +7,11 @@ The trunk is evaluated once for each of `--draws` noisy images, and its features
 seconds, and all of them see the same images and noise. The loss is the likelihood's own. Printed are the heads' sizes,
 bits/dim of the score images, and what each covariance is above the dct table, paired over groups of 8 images with their
 own noise, ± the standard error. The same heads come from `diffusion-var train-head`, which draws anew at every step.
+
+    python scripts/head_bands.py exact --size 8 --components 6 --bands 1,4,8,16 --steps 10,25
+
+What the best head of so many bands could do: of a mixture of Gaussians, fitted to the photographs' patches, with each
+image's own variances Cov[x_0|x_t] in the dct, pooled in bands of their average. Bits/dim of the density of samples.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ from diffusion_var.app.options import ModelOptions
 from diffusion_var.covariance.head_targets import HeadDraw
 from diffusion_var.data import open_images
 from diffusion_var.models.pooled_head import PooledHead
+from diffusion_var.process.bands import Bands
 from diffusion_var.randomness import generator
 from diffusion_var.training.head import new_head
 from diffusion_var.training.head_draws import HeadDraws, Source
@@ -125,6 +131,47 @@ def run(args: argparse.Namespace) -> None:
         print(f"| {name} |", " | ".join(cells), "|", flush=True)
 
 
+class PooledExact(dv.ReverseCovariance):
+    """What is left of each image's exact variances when they are pooled in bands: factors of their average over x_t."""
+
+    depends_on_image = True
+
+    def __init__(self, mixture: dv.oracles.MixtureDenoiser, count: int) -> None:
+        self.own, self.average = (dv.ExactCovariance(mixture, "dct", per_image=each) for each in (True, False))
+        self.bands, self.count = Bands(mixture.shape, count), count
+
+    @property
+    def name(self) -> str:
+        return f"bands={self.count}, of each image"
+
+    def identity(self) -> dict[str, Any]:
+        return {**self.own.identity(), "name": self.name}
+
+    def check(self, denoiser: dv.Denoiser, kernels: list[dv.ReverseKernel]) -> None:
+        self.own.check(denoiser, kernels)
+
+    def __call__(self, posterior: dv.Posterior | None, kernel: dv.ReverseKernel) -> dv.StructuredCovariance:
+        own, average = (each(posterior, kernel) for each in (self.own, self.average))
+        mine, mean = (self.bands.sum((each.variance - kernel.lambda2).clamp_min(1e-20)) for each in (own, average))
+        variance = kernel.lambda2 + self.bands.spread(mine / mean) * (average.variance - kernel.lambda2)
+        return dv.StructuredCovariance(own.structure, variance.to(own.variance))
+
+
+def exact(args: argparse.Namespace) -> None:
+    """Print the bounds of the mixture with its own variances, averaged, in bands, and of each image."""
+    images = dv.data.photographs_part("fit", args.size, args.fit_images).images
+    mixture = dv.oracles.fit_mixture(images, args.components)
+    samples = mixture.sample(args.count, seed=3)
+    print(f"exact: {mixture.density_bits(samples).mean():.4f}")
+    kinds: list[Any] = [dv.ExactCovariance(mixture, "dct", per_image=False)]
+    kinds += [*(PooledExact(mixture, count) for count in args.bands), dv.ExactCovariance(mixture, "dct")]
+    print("| covariance |", " | ".join(f"K = {k}" for k in args.steps), "|")
+    print("| --- |", " | ".join("---" for _ in args.steps), "|")
+    for kind in kinds:
+        found = [dv.density_bound(mixture, kind, samples, k, decoder_variance="covariance") for k in args.steps]
+        print(f"| {kind.name} |", " | ".join(f"{float(value):.3f}" for value in found), "|", flush=True)
+
+
 def whole_numbers(text: str) -> list[int]:
     """Of "8,16"."""
     return [int(part) for part in text.split(",")]
@@ -133,17 +180,27 @@ def whole_numbers(text: str) -> list[int]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="as for diffusion-var: digits, photographs, a folder, a hub id")
-    parser.add_argument("--table", required=True, help="its table, with the structure dct")
-    parser.add_argument("--images", required=True, help="to train on")
-    parser.add_argument("--score", required=True, help="to bound")
+    parser.add_argument("what", nargs="?", choices=["heads", "exact"], default="heads")
+    parser.add_argument(
+        "--model", default="digits", help="as for diffusion-var: digits, photographs, a folder, a hub id"
+    )
+    parser.add_argument("--table", help="its table, with the structure dct")
+    parser.add_argument("--images", default="digits:train", help="to train on")
+    parser.add_argument("--score", default="digits:score", help="to bound")
     parser.add_argument("--draws", type=int, default=24_000, help="noisy images, of which all heads learn")
     parser.add_argument("--train-steps", type=int, default=1500, help="steps of Adam, of 128 draws each")
     parser.add_argument("--bands", type=whole_numbers, default=[8, 16], help="of each channel")
     parser.add_argument("--steps", type=whole_numbers, default=[10, 25], help="K of the bounds")
     parser.add_argument("--groups", type=int, default=16, help="of 8 score images")
     parser.add_argument("--kept", type=Path, help="file to keep the draws in, or to take them from")
-    run(parser.parse_args())
+    parser.add_argument("--size", type=int, default=8, help="exact: of a patch")
+    parser.add_argument("--components", type=int, default=6, help="exact: of the mixture")
+    parser.add_argument("--fit-images", type=int, default=6000, help="exact: patches that it is fitted to")
+    parser.add_argument("--count", type=int, default=100, help="exact: samples")
+    args = parser.parse_args()
+    if args.what == "heads" and args.table is None:
+        parser.error("heads need a table of the model: diffusion-var estimate makes one; pass --table.")
+    (exact if args.what == "exact" else run)(args)
 
 
 if __name__ == "__main__":

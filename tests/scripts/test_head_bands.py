@@ -49,6 +49,28 @@ def test_its_table(script, table, tmp_path, monkeypatch, capsys):
     assert len(set(values)) == 4
 
 
+def test_exact(script, monkeypatch, capsys):
+    """Four bands are about as good as each image's own variances, and far better than their average."""
+    few = ("--size", "8", "--components", "3", "--fit-images", "800", "--count", "40", "--bands", "1,4", "--steps", "6")
+    monkeypatch.setattr(sys, "argv", ["head_bands.py", "exact", *few])
+    script["main"]()
+    first, *lines = capsys.readouterr().out.splitlines()
+    rows = [re.split(r" *\| *", line.strip("| ")) for line in lines[2:]]
+    assert [row[0] for row in rows] == [
+        *("exact-dct", "bands=1, of each image", "bands=4, of each image", "exact-dct, per image")
+    ]
+    average, _, four, own = (float(row[1]) for row in rows)
+    assert average - 0.1 > four > float(first.removeprefix("exact: "))
+    assert abs(four - own) < 0.3 * (average - own)
+
+
+def test_without_a_table(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["head_bands.py"])
+    with pytest.raises(SystemExit):
+        script["main"]()
+    assert "heads need a table of the model" in capsys.readouterr().err
+
+
 def test_heads_learn_from_draws(script, table):
     """Of draws that have half of the table's variance in every coefficient, all factors become a half."""
     model, known = open_model("digits", ModelOptions()).denoiser, dv.VarianceTable.load(table)
