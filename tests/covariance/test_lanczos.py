@@ -15,7 +15,7 @@ from naive_restoration import gaussian_given_both
 
 import diffusion_var as dv
 from diffusion_var.covariance.krylov import KrylovSpace
-from diffusion_var.data.photographs import photographs_part
+from diffusion_var.data import digits_splits, photographs_part, to_float
 from diffusion_var.errors import DiffusionVarWarning, InputError, NumericalError
 from diffusion_var.models.oracles import GaussianDenoiser, MixtureDenoiser, fit_mixture
 from diffusion_var.process.kernel import ReverseKernel
@@ -345,6 +345,28 @@ def test_draws_of_few_steps_are_finite_and_take_so_many_products(steps: int) -> 
         assert jacobian.products == covariance.products == steps
         negative, total = covariance.cut
         assert 0 < negative < total == 50 * steps
+
+
+@pytest.mark.slow
+def test_a_network_is_followed_where_its_derivative_is_near_a_covariance() -> None:
+    """The digits' own: nearly all of it at little noise, and next to pure noise the table, where its S is 30 times too
+    large; finite at both."""
+    model, parts = dv.Denoiser.from_pretrained("digits"), digits_splits()
+    images, noise_of = to_float(parts.score.images[:8]), noise(8, 1, 8, 8).float()
+    known = dv.estimate(model, parts.table.images, 0.5, indices=[20, 900], structures=("dct",), progress=False)
+    weights = []
+    for n in (20, 900):
+        level = model.schedule.level(n)
+        kernel = ReverseKernel(model.schedule, n, n // 2, 0.0)
+        covariance = dv.Lanczos(known)
+        found: Any = covariance(covariance.prepare(model)(level.alpha * images + level.sigma * noise_of, n), kernel)
+        draws = found.colour(noise(8, 1, 8, 8, seed=1).float())
+        assert bool(torch.isfinite(draws).all())
+        size = (found.structure.forward(draws) / found.variance.sqrt()).square().mean()
+        assert 0.5 < float(size) < 1.5
+        weights.append(covariance.weight)
+    assert weights[0] > 0.9
+    assert weights[1] < 0.1
 
 
 def test_negative_directions_are_refused_where_nothing_may_be_cut() -> None:
