@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from .restoration.restore import restore as restore
     from .sampling.check import check as check
     from .sampling.euler_maruyama import EulerMaruyama as EulerMaruyama
+    from .sampling.multistep import MultistepSampler as MultistepSampler
     from .sampling.sampler import Sampler as Sampler
     from .sampling.solvers import SolverSampler as SolverSampler
     from .variance.estimate import estimate as estimate
@@ -109,6 +110,7 @@ _HOMES = {
     "Measurement": ".restoration.measurement",
     "ModelIdentity": ".models.identity",
     "NetworkError": ".errors",
+    "MultistepSampler": ".sampling.multistep",
     "NetworkJacobian": ".restoration.jacobian",
     "NoiseLevel": ".process.level",
     "NoiseSchedule": ".process.schedule",

@@ -72,6 +72,7 @@ GROUPS: dict[str, tuple[str, str, list[str]]] = {
         [
             "Sampler",
             "EulerMaruyama",
+            "MultistepSampler",
             "SolverSampler",
             "AnalyticScheduler",
             "AnalyticFlowScheduler",

@@ -201,6 +201,16 @@ class Sampler:
         """The mean of x_s given x_t, (B, C, *spatial)."""
         return kernel.mean(x_t, posterior)
 
+    def step_mean(
+        self,
+        kernel: ReverseKernel,
+        x_t: torch.Tensor,
+        posterior: Posterior,
+        before: tuple[ReverseKernel, torch.Tensor] | None,
+    ) -> torch.Tensor:
+        """The mean of x_s where the step before, and its x̂_0, are known too (`before`; None: there was none)."""
+        return self.mean(kernel, x_t, posterior)
+
     @torch.inference_mode()
     def _batch(
         self,
@@ -216,10 +226,11 @@ class Sampler:
         condition = denoiser.condition_of(images, condition)
         noise = ImageNoise(seed, images, denoiser.shape, denoiser.device)
         x = self._prior(noise) if x is None else x
-        sums = []
+        sums, before = [], None
         for kernel in self.kernels:
             posterior = run(x, kernel.level_t, condition, without_jacobian=kernel.last)
-            x = self.mean(kernel, x, posterior)
+            x = self.step_mean(kernel, x, posterior, before)
+            before = kernel, posterior.mean
             # The sum of ε̂ is finite only if all of it is; looked at after the last step, so that no step waits for it.
             sums.append(posterior.eps.sum(dtype=torch.float32))
             if not kernel.last and (covariance := self._covariances.at(posterior, kernel)) is not None:
