@@ -294,6 +294,18 @@ DOORS: dict[str, Door] = {
             "capped_steps": (*NO_COUNT, 2),
         },
     ),
+    "MultistepSampler": (
+        call(dv.MultistepSampler, denoiser=DENOISER, covariance=dv.PiGDM(), steps=4),
+        {
+            **{name: run[name] for name in ("denoiser", "steps", "clipped_eps")},
+            "covariance": (*NO_COVARIANCE, dv.FixedSmall()),
+            "eta": (-1, 2, *NO_NUMBER[::2], True),
+            "tau": (-1, *NO_NUMBER[::2], True),
+            "final_noise_cap": (0, -1, *NO_NUMBER[::2], True),
+            "capped_steps": (*NO_COUNT, 2),
+            "share": (-1, 2, *NO_NUMBER, True, "all"),
+        },
+    ),
     "SolverSampler": (
         call(dv.SolverSampler, denoiser=DENOISER, steps=4),
         {

@@ -28,7 +28,7 @@ _ASIDE = frozenset({"out", "plot", "checkpoint", "latents", "device", "overwrite
 _ASIDE |= {"report_to", "save_table", "processes"}
 #: Options that came later: where they are left out, a request is the one that it was before.
 _LATER = frozenset(
-    {"license", "call", "weights_dtype", "bands", "probes", "krylov_steps", "derivative", "product_cost"}
+    {"license", "call", "weights_dtype", "bands", "probes", "krylov_steps", "derivative", "product_cost", "multistep"}
 )
 #: What they were, where they were left out, in older versions.
 _OLD_DEFAULTS = {"guidance_scale": 1.0}

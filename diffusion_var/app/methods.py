@@ -20,6 +20,7 @@ from ..models.denoiser import Denoiser
 from ..process import steps as step_lists
 from ..process.schedule import NoiseSchedule
 from ..process.steps import StepList
+from ..sampling.multistep import MultistepSampler, check_share
 from ..sampling.sampler import Sampler
 from ..sampling.solvers import SolverSampler, steps_within
 from ..variance.table import VarianceTable
@@ -221,16 +222,15 @@ def make_sampler(
     if isinstance(options, Method) and options.factor != 1:
         covariance = Scaled(covariance, options.factor)
     noise = make_noise(options)
-    return Sampler(
-        denoiser,
-        covariance,
-        steps,
-        noise["eta"],
-        options.final_noise_cap,
-        options.clipped_eps,
-        noise["tau"],
-        capped_steps=options.capped_steps,
-    )
+    own: dict[str, Any] = {
+        **noise,
+        "final_noise_cap": options.final_noise_cap,
+        "clipped_eps": options.clipped_eps,
+        "capped_steps": options.capped_steps,
+    }
+    if options.multistep is None:
+        return Sampler(denoiser, covariance, steps, **own)
+    return MultistepSampler(denoiser, covariance, steps, **own, share=check_share(options.multistep, "multistep"))
 
 
 def refuse_set(options: Any, names: Sequence[str], where: str) -> None:

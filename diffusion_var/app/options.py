@@ -15,6 +15,7 @@ Estimators = Literal["residual", "score_norm", "data_variance"]
 OwnCovariances = Literal["beta", "beta_tilde", "analytic", "learned_range", "head", "eps_square"]
 Covariances = Literal["beta", "beta_tilde", "analytic", "learned_range", "head", "eps_square", "jacobian", "lanczos"]
 Derivatives = Literal["forward", "difference"]
+Multisteps = Literal["auto"]
 #: Covariances that take Jacobian-vector products of the network, and those that a table goes with.
 WITH_PRODUCTS: Final = ("jacobian", "lanczos")
 WITH_TABLE: Final = ("analytic", *WITH_PRODUCTS)
@@ -75,6 +76,10 @@ ProbesHelp = "of jacobian: products for each image and step; by default 1"
 KrylovHelp = "of lanczos: products for each image and step; by default 3"
 DerivativeHelp = (
     "of jacobian and lanczos: forward (the default), or difference, for networks that have no forward derivative"
+)
+MultistepHelp = (
+    "share of a step's second order that is taken from the last evaluation, the covariance having the rest: from 0 to "
+    "1 (DPM-Solver++'s), or auto; none by default"
 )
 AverageHelp = "a state-dependent covariance's mean over each image, or over the images of a batch"
 StepsHelp = (
@@ -217,6 +222,7 @@ class SampleOptions(ModelOptions):
     probes: Annotated[int | None, ProbesHelp] = None
     krylov_steps: Annotated[int | None, KrylovHelp] = None
     derivative: Annotated[Derivatives | None, DerivativeHelp] = None
+    multistep: Annotated[Multisteps | float | None, MultistepHelp] = None
     final_noise_cap: Annotated[float | None, "cap of the last noise, in 255ths of the data range; none by default"] = (
         None
     )

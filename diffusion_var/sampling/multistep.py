@@ -128,7 +128,7 @@ class MultistepSampler(Sampler):
         checks.refuse(
             not covariance.knows_x_0 and share != 1.0,
             f"{covariance.name} says nothing of Cov[x_0|x_t], which has the rest of a share of {share}; take "
-            "dv.Analytic(table), or share=1.",
+            "dv.Analytic(table), or a share of 1.",
         )
         eta = 0.0 if eta is None and tau is None else eta
         check_denoiser(denoiser)
@@ -155,9 +155,9 @@ class MultistepSampler(Sampler):
         return found + a * multistep_drift(kernel, posterior.mean, before[1], width(before[0]))
 
 
-def check_share(share: Any) -> Share:
-    """ "auto", or a number from 0 to 1; InputError for others."""
+def check_share(share: Any, name: str = "share") -> Share:
+    """A share as it was given, a number from 0 to 1 or "auto"; InputError for others."""
     if isinstance(share, str):
-        checks.one_of("share", share, ("auto",))
+        checks.one_of(name, share, ("auto",))
         return "auto"
-    return checks.number("share", share, 'a number from 0 to 1, or "auto"', least=0.0, most=1.0)
+    return checks.number(name, share, 'a number from 0 to 1, or "auto"', least=0.0, most=1.0)

@@ -175,3 +175,22 @@ def test_cells_of_methods_that_are_no_rivals_are_called_as_they_were() -> None:
         "name": None,
     }
     assert identity_of(Method(sampler="unipc"))["sampler"] == "unipc"
+
+
+def test_second_order_by_shares() -> None:
+    """A number or auto; it is part of a method's name and identity where it is given, and such steps have no bound."""
+    table = dv.estimate(
+        NETWORK, torch.zeros(8, 1, 2, 2) + torch.arange(8.0).view(-1, 1, 1, 1) / 8, 10.0, progress=False
+    )
+    for share in (0.5, "auto"):
+        method = Method("analytic", eta=0.0, structure="dct", multistep=share)
+        sampler = make_sampler(NETWORK, method, 4, table)
+        assert isinstance(sampler, dv.MultistepSampler)
+        assert (sampler.share, sampler.eta) == (share, 0.0)
+        assert method.label == f"Analytic-DDIM dct, multistep {share}"
+        assert identity_of(method)["multistep"] == share
+        assert options(multistep=share).multistep == share
+    assert "multistep" not in identity_of(Method("analytic"))
+    assert not Method("analytic", eta=1.0, multistep=0.5).is_noisy
+    with pytest.raises(dv.InputError, match=r"multistep=2\.0 must be a number from 0 to 1"):
+        make_sampler(NETWORK, Method("analytic", multistep=2.0), 4, table)

@@ -43,7 +43,7 @@ _OTHER_FILES = frozenset({".npy", ".zip", ".png", ".jpg", ".jpeg", ".pt", ".safe
 # Options that older versions did not have: they decide the images only where they are given.
 _LATER = (
     *("unconditional", "data_range", "capped_steps", "rho", "power", "average", "call", "weights_dtype"),
-    *("bands", "probes", "krylov_steps", "derivative"),
+    *("bands", "probes", "krylov_steps", "derivative", "multistep"),
 )
 
 

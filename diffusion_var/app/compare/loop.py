@@ -49,6 +49,7 @@ _OPTIONAL = (
     "probes",
     "krylov_steps",
     "derivative",
+    "multistep",
 )
 
 

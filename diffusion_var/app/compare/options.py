@@ -29,6 +29,7 @@ from ..options import (
     Metrics,
     ModelHelp,
     ModelOptions,
+    Multisteps,
     Options,
     ProcessesHelp,
     ProductCostHelp,
@@ -71,6 +72,7 @@ class Method(Options):
     probes: int | None = None  # of jacobian: products an image and step; None: 1
     krylov_steps: int | None = None  # of the covariance lanczos: products an image and step; None: 3
     derivative: Derivatives | None = None  # of both; None: forward
+    multistep: Multisteps | float | None = None  # a share of the step's second order from the last evaluation
 
     @property
     def family(self) -> str:
@@ -83,8 +85,9 @@ class Method(Options):
 
     @property
     def is_noisy(self) -> bool:
-        """Whether its steps have noise of their own; without, it has no likelihood. (A solver has none here.)"""
-        if self.sampler is not None:
+        """Whether its steps have noise of their own; without, it has no likelihood. (A solver, and a step that
+        looks back at the last one, have none here.)"""
+        if self.sampler is not None or self.multistep is not None:
             return False
         return self.eta > 0 if self.tau is None else self.tau > 0
 
@@ -112,6 +115,7 @@ class Method(Options):
         rest += "" if spread[0] == spread[1] else f" {spread[2]}={spread[0]:g}"
         rest += "" if self.first_index is None else f" from {self.first_index}"
         rest += "" if self.decoder_variance is None else f", decoder {self.decoder_variance}"
+        rest += "" if self.multistep is None else f", multistep {self.multistep}"
         rest += "" if self.average is None else f", mean over the {self.average}"
         rest += ("" if self.sigmas is None else ", own levels") + ("" if self.factor == 1 else f", × {self.factor:g}")
         if self.covariance == "analytic":
