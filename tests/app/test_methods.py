@@ -179,9 +179,8 @@ def test_cells_of_methods_that_are_no_rivals_are_called_as_they_were() -> None:
 
 def test_second_order_by_shares() -> None:
     """A number or auto; it is part of a method's name and identity where it is given, and such steps have no bound."""
-    table = dv.estimate(
-        NETWORK, torch.zeros(8, 1, 2, 2) + torch.arange(8.0).view(-1, 1, 1, 1) / 8, 10.0, progress=False
-    )
+    images = torch.linspace(-1, 1, 32).view(8, 1, 2, 2)
+    table = dv.estimate(NETWORK, images, 10.0, progress=False)
     for share in (0.5, "auto"):
         method = Method("analytic", eta=0.0, structure="dct", multistep=share)
         sampler = make_sampler(NETWORK, method, 4, table)
