@@ -24,7 +24,6 @@ import torch
 from bench_restoration import mnist_sized, race, resident
 
 import diffusion_var as dv
-from diffusion_var.sampling.noise import ImageNoise
 
 STEPS = 5  # of which the last draws nothing
 KINDS: dict[str, Callable[[dv.VarianceTable], dv.ReverseCovariance]] = {
@@ -35,6 +34,20 @@ KINDS: dict[str, Callable[[dv.VarianceTable], dv.ReverseCovariance]] = {
     "Lanczos-1": partial(dv.Lanczos, steps=1),
     "Lanczos-3": partial(dv.Lanczos, steps=3),
 }
+
+
+class Normal:
+    """Noise for the images of a batch, (B, C, *spatial) like `like`."""
+
+    def __init__(self, like: torch.Tensor) -> None:
+        self.like, self.generator = like, torch.Generator(like.device).manual_seed(1)
+
+    def next(self) -> torch.Tensor:
+        return self.beside(tuple(self.like.shape[1:]))
+
+    def beside(self, shape: tuple[int, ...]) -> torch.Tensor:
+        size = (len(self.like), *shape)
+        return torch.randn(size, generator=self.generator, device=self.like.device)
 
 
 def opened(model: str, device: torch.device) -> tuple[dv.Denoiser, dv.VarianceTable]:
@@ -52,8 +65,8 @@ def opened(model: str, device: torch.device) -> tuple[dv.Denoiser, dv.VarianceTa
 def steps(denoiser: dv.Denoiser, covariance: dv.ReverseCovariance, count: int) -> Callable[[], Any]:
     """The steps of a sampler that draw, of one batch."""
     sampler = dv.Sampler(denoiser, covariance, dv.steps.leading(denoiser.schedule, STEPS), eta=0.0)
-    noise = ImageNoise(0, range(count), denoiser.shape, denoiser.device)
-    start = noise.prior()
+    noise = Normal(torch.zeros(count, *denoiser.shape, device=denoiser.device))
+    start = noise.next()
 
     def run() -> None:
         x = start
