@@ -8,8 +8,7 @@
 
 kernels  KL of the exact Gaussian of x_0 | x_t to each covariance's, per dimension, by noise level (the mixture alone)
 frechet  Fréchet distance at equal network-evaluation equivalents: a method has the most steps that fit into a budget
-second   the same for steps whose mean takes a share a of a multistep correction, and whose noise the rest
-         (`structured_methods.py`)
+second   the same for `MultistepSampler`, by shares of the last evaluation and of the table's covariance
 bits     bounds of bits/dim at the same numbers of steps
 tables   what is kept, in Markdown
 

@@ -1,45 +1,16 @@
-"""The samplers that `structured.py` compares, by name, and how many steps of each fit into a budget.
-
-*Second order at the price of the first.* In y = x/σ and w = α/σ the probability flow is dy/dw = x̂_0, and along it
-
-    dx̂_0/dw = C ε̂ − w κ,      C = Cov[x_0|x_t],  κ = E[(x_0 − x̂_0) |x_0 − x̂_0|²]
-
-(differentiate E[x_0|x_t]). A step of length h = w_s − w_t in y is of second order, in distribution, if it adds either
-the drift ½ h² dx̂_0/dw, as DPM-Solver++(2M) does with a difference of two evaluations for the derivative, or noise of
-covariance h² C, as the exact x_0 | x_t would; and so of a share a of the first and a share 1 − a of the second.
-"""
+"""The samplers that `structured.py` compares, by name, and how many steps of each fit into a budget."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
-
-import torch
+from typing import Literal
 
 import diffusion_var as dv
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 SOLVERS = {"DPM-Solver++(2M)": "dpm_solver_pp", "UniPC-2": "unipc"}
 Made = dict[str, Callable[[int], dv.Sampler]]
-
-
-class Multistep(dv.Sampler):
-    """A sampler whose mean has a share of the second-order multistep correction, from two evaluations' x̂_0."""
-
-    share = 0.0
-
-    def mean(self, kernel: Any, x_t: torch.Tensor, posterior: Any) -> torch.Tensor:
-        found = super().mean(kernel, x_t, posterior)
-        if kernel.last:
-            return found
-        width = 0.5 * (kernel.level_s.log_snr - kernel.level_t.log_snr)
-        if kernel != self.kernels[0]:
-            before, width_before = self._before
-            slope = (posterior.mean - before) / width_before
-            found = found + self.share * 0.5 * kernel.gain * width * slope
-        self._before = posterior.mean, width
-        return found
 
 
 def samplers(denoiser: dv.Denoiser, table: dv.VarianceTable, heads: Sequence[str]) -> Made:
@@ -71,27 +42,17 @@ def samplers(denoiser: dv.Denoiser, table: dv.VarianceTable, heads: Sequence[str
 
 
 def second_order(denoiser: dv.Denoiser, table: dv.VarianceTable) -> Made:
-    """Steps with a share a of the multistep correction and a share b of the table's covariance; the first step, which
-    has no other before it, has none of the correction. Where a + b is not 1 an error of first order is left.
+    """Steps with a share a of the multistep drift and b of the table's covariance [E25]; the first step has all of the
+    covariance. Where a + b is not 1, an error of first order is left."""
 
-    What a difference errs grows with the step in log(α/σ), h, and what a table errs, in an image, does not. Of two
-    errors e_a ∝ h and e_b the best shares are a/(1 − a) = e_b²/e_a²: one row has a = 1/(1 + h²).
-    """
+    def make(share: float | Literal["auto"], factor: float, k: int) -> dv.Sampler:
+        dct = dv.Analytic(table, structure="dct")
+        covariance = dct if factor == 1.0 else dv.Scaled(dct, factor)
+        return dv.MultistepSampler(denoiser, covariance, dv.steps.log_snr_levels(denoiser.schedule, k), share=share)
 
-    def make(a: float | None, b: float, k: int) -> dv.Sampler:
-        levels = dv.steps.log_snr_levels(denoiser.schedule, k)
-        if a is None:
-            h = 0.5 * (levels[-1].log_snr - levels[0].log_snr) / (k - 1)
-            a = 1.0 / (1.0 + h**2)
-            b = 1.0 - a
-        covariance = dv.Scaled(dv.Analytic(table, structure="dct"), b) if b > 0.0 else dv.FixedSmall()
-        found = Multistep(denoiser, covariance, levels, 0.0)
-        found.share = a
-        return found
-
-    pairs = [(a, 1.0 - a) for a in SHARES] + [(1.0, 1.0), (0.5, 0.25)]
-    rows: Made = {f"a = {a:g}, b = {b:g}": partial(make, a, b) for a, b in pairs}
-    return rows | {"a = 1/(1 + h²), b = 1 − a": partial(make, None, 0.0)}
+    rows: Made = {f"a = {a:g}, b = {1.0 - a:g}": partial(make, a, 1.0) for a in SHARES}
+    wrong = {f"a = 0.5, b = {0.5 * factor:g}": partial(make, 0.5, factor) for factor in (0.5, 2.0)}
+    return rows | {"a = 1/(1 + h²), b = 1 − a": partial(make, "auto", 1.0)} | wrong
 
 
 def largest(make: Callable[[int], dv.Sampler], budget: int, cost: dv.ProductCost) -> dv.Sampler | None:
