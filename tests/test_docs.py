@@ -122,6 +122,7 @@ PAGES: dict[str, list[dict[str, str]] | None] = {
             "held_out, steps=5": "others[:4], steps=2",
         },
         {"batch_size=64": "batch_size=4, rounds=1"},
+        {"schedule, 10)": "schedule, 3)", "sample(64)": "sample(4)"},
         {"scheduler = dv.": "pipe = digits_pipeline(); scheduler = dv."},
     ],
     "likelihoods": [{}],
