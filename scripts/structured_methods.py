@@ -42,8 +42,8 @@ def samplers(denoiser: dv.Denoiser, table: dv.VarianceTable, heads: Sequence[str
 
 
 def second_order(denoiser: dv.Denoiser, table: dv.VarianceTable) -> Made:
-    """Steps with a share a of the multistep drift and b of the table's covariance [E25]; the first step has all of the
-    covariance. Where a + b is not 1, an error of first order is left."""
+    """Steps with a share a of the multistep drift and b of the table's covariance [E25]. Where a + b is not 1, an error
+    of first order is left."""
 
     def make(share: float | Literal["auto"], factor: float, k: int) -> dv.Sampler:
         dct = dv.Analytic(table, structure="dct")

@@ -14,13 +14,15 @@ a/(1 − a) = (e_noise/e_drift)², which "auto" takes for 1/h²:
 
     a = 1/(1 + h²).
 
-The first step has no evaluation before it, and the last, to clean data, adds nothing.
+The first step has no evaluation before it and goes without the drift, as DPM-Solver++'s does: one step of first order
+leaves the whole of second. With all of the covariance it would be of second order too, and was worse: what the next
+difference is taken to would then hold a whole step's noise. The last, to clean data, adds nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -28,11 +30,10 @@ import torch
 from .. import checks
 from ..covariance.reverse import ReverseCovariance, StructuredCovariance, check_covariance
 from ..covariance.wrapping import Wrapping
-from ..models.denoiser import Denoiser, check_denoiser
+from ..models.denoiser import Denoiser
 from ..models.posterior import Posterior
-from ..process.kernel import ClippedEps, ReverseKernel, reverse_kernels
+from ..process.kernel import ClippedEps, ReverseKernel
 from ..process.level import NoiseLevel
-from ..process.steps import resolve
 from .sampler import Sampler
 
 Share = float | Literal["auto"]
@@ -62,13 +63,11 @@ class RestOfCovariance(Wrapping):
     Args:
         inner: the other covariance.
         share: a, or "auto".
-        alone: levels whose steps have no evaluation before them to take a difference to: there a = 0.
     """
 
-    def __init__(self, inner: ReverseCovariance, share: Share, alone: Collection[NoiseLevel]) -> None:
+    def __init__(self, inner: ReverseCovariance, share: Share) -> None:
         super().__init__(inner)
         self.share: Share = share
-        self.alone = frozenset(alone)
 
     @property
     def name(self) -> str:
@@ -78,10 +77,11 @@ class RestOfCovariance(Wrapping):
         return {**self.inner.identity(), "multistep": self.share}
 
     def share_at(self, kernel: ReverseKernel) -> float:
-        """a of a step."""
-        if kernel.last or kernel.level_t in self.alone:
+        """a of a step; 0 where its h is infinite."""
+        h = width(kernel)
+        if math.isinf(h):
             return 0.0
-        return best_share(width(kernel)) if isinstance(self.share, str) else self.share
+        return best_share(h) if isinstance(self.share, str) else self.share
 
     def changed(self, found: StructuredCovariance) -> StructuredCovariance:
         """Cov[x_0|x_t] itself, of which nothing is left out."""
@@ -103,7 +103,8 @@ class MultistepSampler(Sampler):
     Args:
         denoiser, covariance, steps: see `Sampler`; steps evenly spaced in log-SNR are usual (`steps.log_snr_levels`).
         eta: 0 (the default) adds no noise but the covariance's.
-        share: a, from 0 (`Sampler`'s own steps) to 1 (with η = 0 DPM-Solver++(2M)); "auto": 1/(1 + h²) of each step.
+        share: a, from 0 (`Sampler`'s own steps) to 1 (with η = 0 DPM-Solver++(2M), whatever the
+            covariance); "auto": 1/(1 + h²) of each step.
         final_noise_cap, clipped_eps, tau, low_start, capped_steps: see `Sampler`.
 
     Raises InputError as `Sampler` does, for a share that is none, and for covariances that say nothing of x_0 (β̃, β)
@@ -131,10 +132,7 @@ class MultistepSampler(Sampler):
             "dv.Analytic(table), or a share of 1.",
         )
         eta = 0.0 if eta is None and tau is None else eta
-        check_denoiser(denoiser)
-        kernels = reverse_kernels(denoiser.schedule, resolve(denoiser.schedule, steps), eta, clipped_eps, tau)
-        alone = kernels[: 2 if kernels[0].alpha_t == 0.0 else 1]  # no derivative by l begins where it is infinite
-        self._rest = RestOfCovariance(covariance, self.share, [kernel.level_t for kernel in alone])
+        self._rest = RestOfCovariance(covariance, self.share)
         own = (final_noise_cap, clipped_eps, tau, low_start, capped_steps)
         super().__init__(denoiser, self._rest, steps, eta, *own)
 
@@ -150,7 +148,7 @@ class MultistepSampler(Sampler):
     ) -> torch.Tensor:
         found = super().step_mean(kernel, x_t, posterior, before)
         a = self._rest.share_at(kernel)
-        if before is None or a == 0.0:
+        if before is None or a == 0.0 or math.isinf(width(before[0])):
             return found
         return found + a * multistep_drift(kernel, posterior.mean, before[1], width(before[0]))
 
