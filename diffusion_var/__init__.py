@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from .pipelines.choose import analytic_scheduler as analytic_scheduler
     from .pipelines.flow_scheduler import AnalyticFlowScheduler as AnalyticFlowScheduler
     from .pipelines.scheduler import AnalyticScheduler as AnalyticScheduler
+    from .process.bands import Bands as Bands
     from .process.kernel import ReverseKernel as ReverseKernel
     from .process.level import NoiseLevel as NoiseLevel
     from .process.schedule import NoiseSchedule as NoiseSchedule
@@ -87,6 +88,7 @@ _HOMES = {
     "AnalyticFlowScheduler": ".pipelines.flow_scheduler",
     "AnalyticScheduler": ".pipelines.scheduler",
     "Averaged": ".covariance.averaged",
+    "Bands": ".process.bands",
     "Bound": ".likelihood.bound",
     "ConditionedDenoiser": ".restoration.conditioned",
     "Conditions": ".models.conditions",

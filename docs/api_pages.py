@@ -63,6 +63,7 @@ GROUPS: dict[str, tuple[str, str, list[str]]] = {
             "ReverseCovariance",
             "StructuredCovariance",
             "Structure",
+            "Bands",
             "testing",
         ],
     ),

@@ -1,12 +1,11 @@
-"""Heads of one factor a channel and of factors of bands of frequency, all trained on the same draws, and their bounds.
+"""Heads of one factor a channel and of factors of bands of frequency, and the bounds of their likelihoods.
 
     python scripts/head_bands.py --model photographs --table table.safetensors --images photographs:fit \
-        --score photographs:score --draws 9000 --groups 8 --steps 10,25
+        --score photographs:score --train-steps 1500 --groups 8 --steps 10,25
 
-The trunk is evaluated once for each of `--draws` noisy images, and its features are kept in memory: a head then takes
-seconds, and all of them see the same images and noise. The loss is the likelihood's own. Printed are the heads' sizes,
-bits/dim of the score images, and what each covariance is above the dct table, paired over groups of 8 images with their
-own noise, ± the standard error. The same heads come from `diffusion-var train-head`, which draws anew at every step.
+Every head is trained alike, with the likelihood's own loss. Printed are the heads' sizes, bits/dim of the score images,
+and what each covariance is above the dct table, paired over groups of 8 images with their own noise, ± the standard
+error. The same heads come from `diffusion-var train-head`.
 
     python scripts/head_bands.py exact --size 8 --components 6 --bands 1,4,8,16 --steps 10,25
 
@@ -17,29 +16,18 @@ image's own variances Cov[x_0|x_t] in the dct, pooled in bands of their average.
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
 import diffusion_var as dv
-from diffusion_var.app.model import open_model
-from diffusion_var.app.options import ModelOptions
-from diffusion_var.covariance.head_targets import HeadDraw
+from diffusion_var import training
 from diffusion_var.data import open_images
-from diffusion_var.models.pooled_head import PooledHead
-from diffusion_var.process.bands import Bands
-from diffusion_var.randomness import generator
-from diffusion_var.training.head import new_head
-from diffusion_var.training.head_draws import HeadDraws, Source
 
 BATCH, GROUP = 128, 8
-Draws = dict[str, torch.Tensor]
 
 
 def specs(bands: Sequence[int]) -> dict[str, dv.HeadSpec]:
@@ -48,49 +36,12 @@ def specs(bands: Sequence[int]) -> dict[str, dv.HeadSpec]:
     return found | {f"bands={count}, pooled": dv.HeadSpec("bands", bands=count) for count in bands}
 
 
-@torch.no_grad()
-def drawn(denoiser: dv.Denoiser, table: dv.VarianceTable, images: Any, count: int) -> Draws:
-    """Features (half precision), errors x_0 − x̂_0, the table's v, floors and indices of so many noisy images."""
-    source = Source.of(images, None, denoiser, "images")
-    head = new_head(denoiser, table, dv.HeadSpec("factor", structure="dct"), 0, source)
-    draws, stream = HeadDraws(head, head.prepare(denoiser)), generator(1, "cache train")
-    low, high = head.prior.indices
-    found: dict[str, list[torch.Tensor]] = {name: [] for name in ("features", "error", "v", "floor", "n")}
-    with draws.run:
-        for _ in range(0, count, BATCH):
-            picks = stream.integers(len(source.images), size=BATCH)
-            n = stream.integers(low, high + 1, size=BATCH)
-            for _, draw, posterior in draws.batch(source, picks, n, stream, [np.arange(BATCH)]):
-                assert posterior.features is not None
-                values = (posterior.features.half(), draw.x_0 - posterior.mean, draw.v, draw.floor, torch.from_numpy(n))
-                for name, value in zip(found, values, strict=True):
-                    found[name].append(value.cpu())
-    return {name: torch.cat(values) for name, values in found.items()}
-
-
-def trained(
-    denoiser: dv.Denoiser, table: dv.VarianceTable, images: Any, spec: dv.HeadSpec, draws: Draws, steps: int
-) -> dv.Head:
-    """A head after so many steps of Adam (2e-3, lowered along a cosine) on these draws."""
-    head = new_head(denoiser, table, spec, 0, Source.of(images, None, denoiser, "images"))
-    network, device = head.network, denoiser.device
-    if isinstance(network, PooledHead):
-        network.standardise(network.pooled(draws["features"][:2048].float()))
-    optimizer = torch.optim.Adam(network.parameters(), 2e-3)
-    stream, unused = generator(2, "picks"), torch.zeros(1, device=device)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 1e-3 * (1 + math.cos(math.pi * step / steps))
-        rows = torch.from_numpy(stream.integers(len(draws["n"]), size=BATCH))
-        part = {name: values[rows].to(device) for name, values in draws.items()}
-        posterior = dv.Posterior(torch.zeros_like(part["error"]), torch.zeros_like(part["error"]))
-        draw = HeadDraw(part["error"], unused, posterior, unused, unused, unused, part["v"], part["floor"])
-        raw = network(part["features"].float(), head.time(part["n"], BATCH, device))
-        loss = head.target.loss(head.output(raw, posterior, part["n"]), draw, "likelihood")
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call,unused-ignore]
-        optimizer.step()
-    network.eval().requires_grad_(False)
-    return head
+def trained(denoiser: dv.Denoiser, table: dv.VarianceTable, images: Any, spec: dv.HeadSpec, steps: int) -> dv.Head:
+    """A head after so many steps of `BATCH` noisy images."""
+    settings = training.HeadTraining(
+        steps=steps, batch_size=BATCH, learning_rate=2e-3, rate_schedule="cosine", ema_decay=0.0, weighting="likelihood"
+    )
+    return training.train_head(denoiser, table, images, settings, spec, progress=False).head
 
 
 def bounds(denoiser: dv.Denoiser, covariance: dv.ReverseCovariance, images: Any, steps: int, groups: int) -> Any:
@@ -103,18 +54,12 @@ def bounds(denoiser: dv.Denoiser, covariance: dv.ReverseCovariance, images: Any,
 
 def run(args: argparse.Namespace) -> None:
     """Train all heads, and print what their bounds are."""
-    denoiser = open_model(args.model, ModelOptions()).denoiser
+    denoiser = dv.Denoiser.from_pretrained(args.model)
     table, images, score = dv.VarianceTable.load(args.table), open_images(args.images), open_images(args.score)
-    if args.kept is not None and args.kept.exists():
-        draws = load_file(args.kept)
-    else:
-        draws = drawn(denoiser, table, images, args.draws)
-        if args.kept is not None:
-            save_file(draws, args.kept)
     heads: dict[str, dv.ReverseCovariance] = {"dct table": dv.Analytic(table, structure="dct")}
     for name, spec in specs(args.bands).items():
         start = time.process_time()
-        head = trained(denoiser, table, images, spec, draws, args.train_steps)
+        head = trained(denoiser, table, images, spec, args.train_steps)
         size = sum(parameter.numel() for parameter in head.network.parameters())
         print(f"{name}: {size:,} parameters, {time.process_time() - start:.0f} s of training", flush=True)
         heads[name] = head
@@ -138,7 +83,7 @@ class PooledExact(dv.ReverseCovariance):
 
     def __init__(self, mixture: dv.oracles.MixtureDenoiser, count: int) -> None:
         self.own, self.average = (dv.ExactCovariance(mixture, "dct", per_image=each) for each in (True, False))
-        self.bands, self.count = Bands(mixture.shape, count), count
+        self.bands, self.count = dv.Bands(mixture.shape, count), count
 
     @property
     def name(self) -> str:
@@ -181,18 +126,14 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=["heads", "exact"], default="heads")
-    parser.add_argument(
-        "--model", default="digits", help="as for diffusion-var: digits, photographs, a folder, a hub id"
-    )
+    parser.add_argument("--model", default="digits", help="digits, photographs, a folder, or a hub id")
     parser.add_argument("--table", help="its table, with the structure dct")
     parser.add_argument("--images", default="digits:train", help="to train on")
     parser.add_argument("--score", default="digits:score", help="to bound")
-    parser.add_argument("--draws", type=int, default=24_000, help="noisy images, of which all heads learn")
     parser.add_argument("--train-steps", type=int, default=1500, help="steps of Adam, of 128 draws each")
     parser.add_argument("--bands", type=whole_numbers, default=[8, 16], help="of each channel")
     parser.add_argument("--steps", type=whole_numbers, default=[10, 25], help="K of the bounds")
     parser.add_argument("--groups", type=int, default=16, help="of 8 score images")
-    parser.add_argument("--kept", type=Path, help="file to keep the draws in, or to take them from")
     parser.add_argument("--size", type=int, default=8, help="exact: of a patch")
     parser.add_argument("--components", type=int, default=6, help="exact: of the mixture")
     parser.add_argument("--fit-images", type=int, default=6000, help="exact: patches that it is fitted to")

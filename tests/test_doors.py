@@ -294,6 +294,10 @@ DOORS: dict[str, Door] = {
             "capped_steps": (*NO_COUNT, 2),
         },
     ),
+    "Bands": (
+        call(dv.Bands, shape=(3, 8, 8), count=4),
+        {"shape": (5, None, "a", (3, 0), ()), "count": (*NO_COUNT, 100)},
+    ),
     "MultistepSampler": (
         call(dv.MultistepSampler, denoiser=DENOISER, covariance=dv.PiGDM(), steps=4),
         {
