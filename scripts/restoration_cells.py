@@ -76,7 +76,8 @@ def tables(kept: Kept, args: argparse.Namespace) -> None:
     for noise in args.noise:
         cells = {cell: scores for cell, scores in kept.cells.items() if cell.noise == noise}
         there = dict.fromkeys(cell.method for cell in cells)
-        methods = sorted(args.methods or there, key=lambda method: (not is_rival(method), list(there).index(method)))
+        methods = [method for method in args.methods or there if method in there]
+        methods.sort(key=lambda method: not is_rival(method))
         cells = {cell: scores for cell, scores in cells.items() if cell.method in methods}
         by_evaluations(cells, methods, args.operators, noise)
         by_operator(cells, methods, args, noise)
