@@ -76,9 +76,10 @@ def frechet(
 ) -> None:
     """Fréchet distances of every method, budget and seed that is not kept."""
     features, reference = reference_of(case, images)
+    exact = Exact(case.denoiser) if images is None else None
     for budget in args.budgets:
-        for name in args.methods or made:
-            sampler = largest(made[name], budget, cost)
+        for name in args.methods or [*made, *(["exact samples"] if exact else [])]:
+            sampler = exact if name == "exact samples" else largest(made[name], budget, cost)
             for seed in args.seeds if sampler is not None else ():
                 cell = Cell(args.part, name, budget, seed, args.count)
                 if cell in kept.cells:
@@ -208,6 +209,21 @@ def load(args: argparse.Namespace) -> tuple[Any, torch.Tensor | None]:
         return case, torch.stack([torch.as_tensor(image) for image in open_images(f"{args.mnist}:train_x[:20000]")])
     # What the table says of the mixture is of its own samples, which photographs are not.
     return replace(case, table_images=case.denoiser.sample(4000, seed=7)), None
+
+
+class Exact:
+    """A mixture's own samples, in a sampler's place: the distance that this many of the truth have."""
+
+    kernels: tuple[Any, ...] = ()
+
+    def __init__(self, mixture: dv.oracles.MixtureDenoiser) -> None:
+        self.mixture = mixture
+
+    def equivalents(self, cost: dv.ProductCost) -> float:
+        return 0.0
+
+    def sample(self, count: int, seed: int, batch_size: int) -> torch.Tensor:
+        return self.mixture.sample(count, seed=1000 + seed)
 
 
 def reference_of(case: Any, images: torch.Tensor | None) -> tuple[Any, Any]:
