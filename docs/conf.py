@@ -74,7 +74,7 @@ def read_page(app, docname, source):
 def copied(source: Path, target: Path) -> None:
     """Copy files that are new or have changed, and remove those that are gone, so that a site is made anew quickly."""
     target.mkdir(exist_ok=True)
-    wanted = {path.name: path for path in source.iterdir() if path.suffix in (".md", ".ipynb", ".png")}
+    wanted = {path.name: path for path in source.iterdir() if path.suffix in (".md", ".ipynb", ".png", ".csv")}
     for path in target.iterdir():
         if path.name not in wanted:
             path.unlink()
