@@ -16,7 +16,7 @@ a run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +39,16 @@ from .head_prior import Prior
 from .head_spec import HeadSpec
 from .head_targets import positive_ratio
 from .reverse import ReverseCovariance, StructuredCovariance, noisy
+from .tally import Tally
 
 
 @dataclass
 class Clamped:
     """How many of the factors ρ so far were not finite, and how many negative, of how many."""
 
-    nonfinite: int = 0
-    negative: int = 0
-    total: int = 0
+    nonfinite: int
+    negative: int
+    total: int
 
 
 class Head(ReverseCovariance):
@@ -74,9 +75,7 @@ class Head(ReverseCovariance):
         self.network, self.spec, self.training = network, spec, training or {}
         self.prior = Prior(table, spec)
         self.target = self.prior.target
-        self._counts: torch.Tensor | None = None
-        self._reported = Clamped()
-        self._total = 0
+        self._tally = Tally(*(each.name for each in fields(Clamped)))
 
     @property
     def table(self) -> VarianceTable:
@@ -182,34 +181,24 @@ class Head(ReverseCovariance):
         return torch.minimum(ratio, torch.minimum(most, 1.0 / g) if self.spec.output == "bounded" else most)
 
     def _tamed(self, ratio: torch.Tensor) -> torch.Tensor:
-        """ρ by the rule of the module docstring; the counts stay on the device, so that no step waits for it."""
-        finite, negative = torch.isfinite(ratio), ratio < 0
-        counts = torch.stack([(~finite).sum(), negative.sum()])
-        self._counts = counts if self._counts is None else self._counts.to(counts.device) + counts
-        self._total += ratio.numel()
+        """ρ by the rule of the module docstring."""
+        finite = torch.isfinite(ratio)
+        self._tally.count(nonfinite=(~finite).sum(), negative=(ratio < 0).sum(), total=ratio.numel())
         return torch.where(finite, ratio, 1.0).clamp(min=0.0)
 
     @property
     def clamped(self) -> Clamped:
         """How often ρ had to be made safe, since the head was made or loaded."""
-        if self._counts is None:
-            return Clamped()
-        nonfinite, negative = (int(count) for count in self._counts)
-        return Clamped(nonfinite, negative, self._total)
+        return Clamped(*self._tally.total)
 
     def counts(self) -> list[int]:
-        now, before = self.clamped, self._reported
-        return [getattr(now, key) - getattr(before, key) for key in vars(now)]
+        return self._tally.new
 
     def add_counts(self, counts: list[int]) -> None:
-        *mended, total = counts
-        own = torch.zeros(2, dtype=torch.int64) if self._counts is None else self._counts
-        self._counts = own + torch.tensor(mended, device=own.device)
-        self._total += total
+        self._tally.add(counts)
 
     def report(self) -> None:
-        nonfinite, negative, total = self.counts()
-        self._reported = self.clamped
+        nonfinite, negative, total = self._tally.report()
         if nonfinite or negative:
             warn(
                 f"of {total} variances of the head {self.name}, {nonfinite} were not finite (the table's value was "

@@ -45,6 +45,7 @@ from ..randomness import generator
 from ..variance.table import VarianceTable
 from .analytic import Analytic, mean_error_variance
 from .reverse import ReverseCovariance, StructuredCovariance, image_shape, noisy
+from .tally import Tally
 
 #: Degrees of freedom that a band's error is estimated from: with fewer of its own, its neighbours' count too.
 _FREEDOM = 8.0
@@ -143,7 +144,7 @@ class Jacobian(ReverseCovariance):
         self.derivative: Derivative = checks.one_of("derivative", derivative, DERIVATIVES)
         self.seed = checks.seed(seed)
         self._bases: dict[Shape, _Basis] = {}
-        self._counted, self._reported = torch.zeros(3, dtype=torch.int64), [0, 0, 0]
+        self._tally = Tally("negative", "certain", "estimates")
         if self.analytic is not None:
             lists = "Jacobian needs a measured table (dv.estimate), but this one is of lists; measure one."
             self._basis(checks.given(self.analytic.table.shape, lists))
@@ -199,10 +200,8 @@ class Jacobian(ReverseCovariance):
         basis = self._basis(image_shape(posterior))
         variance = self._variance(level, basis.dct.shape).to(posterior.mean.device).clamp_min(_TINY)
         found, error2 = band_ratios(self._diagonal(posterior, basis.dct), variance, basis.bands, basis.neighbours)
-        told = [(found < 0.0).sum(), (found < -_CERTAIN * error2.sqrt()).sum()]
-        # On the device, so that no step waits for it.
-        told.append(torch.tensor(found.numel(), device=found.device))
-        self._counted = self._counted.to(found.device) + torch.stack(told)
+        certain = (found < -_CERTAIN * error2.sqrt()).sum()
+        self._tally.count(negative=(found < 0.0).sum(), certain=certain, estimates=found.numel())
         return random_effects(found, error2)
 
     def _diagonal(self, posterior: Posterior, dct: Dct) -> torch.Tensor:
@@ -249,14 +248,13 @@ class Jacobian(ReverseCovariance):
     def counts(self) -> list[int]:
         """Since the last report: estimates r_b that were negative, those that were by more than their errors explain,
         and all."""
-        return [int(now) - before for now, before in zip(self._counted, self._reported, strict=True)]
+        return self._tally.new
 
     def add_counts(self, counts: list[int]) -> None:
-        self._counted = self._counted + torch.tensor(counts, device=self._counted.device)
+        self._tally.add(counts)
 
     def report(self) -> None:
-        _, certain, total = self.counts()
-        self._reported = [int(now) for now in self._counted]
+        _, certain, total = self._tally.report()
         if certain > _MANY * total:
             warn(
                 f"of {total} variances of bands, {certain} were negative by far more than their errors: the network's "

@@ -24,7 +24,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 
@@ -32,12 +31,11 @@ from ..errors import NumericalError
 from ..process.kernel import ReverseKernel
 from ..process.structure import Isotropic
 from .krylov import KrylovSpace, Product
+from .krylov_counts import KrylovCounts
 from .reverse import StructuredCovariance
 
 #: The residual that solves go to, relative to the start, in so many products at most, and so many between two looks.
 TOLERANCE, MOST_PRODUCTS, _AT_ONCE = 1e-3, 64, 4
-#: Weights, and errors of log-determinants in nats a dimension, are counted in parts, as whole numbers.
-PARTS = 1e6
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ class KrylovCovariance(StructuredCovariance):
             space.grow(min(_AT_ONCE, room - space.columns))
             if not bool(space.open(TOLERANCE).any()):
                 break
-        self.counts.of_solve(self._sound(space))
+        self.counts.of_solve(self._sound(space), TOLERANCE)
         return space
 
     @cached_property
@@ -151,62 +149,3 @@ class KrylovCovariance(StructuredCovariance):
                 f"{len(space.size)} images, so that it is no covariance there; take clamp=True, which cuts them at 0."
             )
         return space
-
-
-class KrylovCounts:
-    """What the spaces of a run came to, in numbers that add up: eigenvalues cut, of how many; solves that did not
-    converge, of how many; log-determinants, and their squared errors, in (1e-6 nats a dimension)²; spaces, and their
-    weights, in millionths."""
-
-    def __init__(self) -> None:
-        self._counted, self._reported = torch.zeros(8, dtype=torch.int64), [0] * 8
-
-    def add(self, counts: torch.Tensor) -> None:
-        """Integers, (8,); they stay on their device, so that no step waits for them."""
-        self._counted = self._counted.to(counts.device) + counts
-
-    def of_space(self, space: KrylovSpace) -> None:
-        """The eigenvalues of a space, and how much of it is the products' own."""
-        weights = (PARTS * space.weight).sum().round().long()
-        self.add(_counts(space.cut.sum(), space.counted.sum(), spaces=len(space.size), weights=weights))
-
-    def of_solve(self, space: KrylovSpace) -> None:
-        """A space that was to solve something."""
-        self.of_space(space)
-        self.add(_counts(open_=space.open(TOLERANCE).sum(), solves=len(space.size)))
-
-    def of_log_det(self, error: torch.Tensor, d: int) -> None:
-        """The standard errors of log-determinants, (B,) nats."""
-        squares = (error / d * PARTS).square().nan_to_num(0.0, 0.0).sum().round().long()
-        self.add(_counts(log_dets=len(error), squares=squares))
-
-    @property
-    def total(self) -> list[int]:
-        """Since they were made."""
-        return [int(count) for count in self._counted]
-
-    @property
-    def new(self) -> list[int]:
-        """Since they were last reported."""
-        return [now - before for now, before in zip(self.total, self._reported, strict=True)]
-
-    def report(self) -> list[int]:
-        """The new ones, which are old from now on."""
-        found, self._reported = self.new, self.total
-        return found
-
-
-def _counts(
-    cut: Any = 0,
-    values: Any = 0,
-    open_: Any = 0,
-    solves: Any = 0,
-    log_dets: Any = 0,
-    squares: Any = 0,
-    spaces: Any = 0,
-    weights: Any = 0,
-) -> torch.Tensor:
-    """Counts as integers, (8,), on the device of those that are tensors."""
-    all_of_them = (cut, values, open_, solves, log_dets, squares, spaces, weights)
-    device = next((count.device for count in all_of_them if isinstance(count, torch.Tensor)), None)
-    return torch.stack([torch.as_tensor(count, dtype=torch.int64, device=device) for count in all_of_them])

@@ -38,7 +38,8 @@ from ..randomness import generator
 from ..variance.table import VarianceTable
 from .analytic import Analytic
 from .krylov import Product
-from .krylov_covariance import MOST_PRODUCTS, PARTS, TOLERANCE, KrylovCounts, KrylovCovariance
+from .krylov_counts import PARTS, KrylovCounts
+from .krylov_covariance import MOST_PRODUCTS, TOLERANCE, KrylovCovariance
 from .reverse import ReverseCovariance, StructuredCovariance, image_shape, noisy, variance_tensor
 
 
@@ -168,7 +169,7 @@ class Lanczos(ReverseCovariance):
         return self._counts.new
 
     def add_counts(self, counts: list[int]) -> None:
-        self._counts.add(torch.tensor(counts))
+        self._counts.add(counts)
 
     def report(self) -> None:
         negative, total, unsolved, solves, log_dets, squares, spaces, weights = self._counts.report()

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-
+from ..covariance.tally import Tally
 from .solver import Solution
 
 
-class SolveCounts:
+class SolveCounts(Tally):
     """Counts of solves: how many, not converged, not positive, and products with S."""
 
     def __init__(self) -> None:
-        self._counted, self._reported = [0, 0, 0, 0], [0, 0, 0, 0]
+        super().__init__("solves", "not_converged", "not_positive", "products")
 
     def counted(self, found: Solution) -> Solution:
         """A solution, once it is counted."""
-        told = torch.stack([(~found.converged).sum(), (~found.positive).sum(), found.products.sum()]).tolist()
-        self.add([len(found.products), *told])
-        return found
-
-    def add(self, counts: Sequence[int]) -> None:
-        """Take what another process has counted."""
-        self._counted = [mine + theirs for mine, theirs in zip(self._counted, counts, strict=True)]
-
-    @property
-    def new(self) -> list[int]:
-        """Since they were last reported."""
-        return [now - before for now, before in zip(self._counted, self._reported, strict=True)]
-
-    def report(self) -> list[int]:
-        """The new ones, which are old from now on."""
-        found, self._reported = self.new, list(self._counted)
+        open_, negative = (~found.converged).sum(), (~found.positive).sum()
+        self.count(
+            solves=len(found.products), not_converged=open_, not_positive=negative, products=found.products.sum()
+        )
         return found
