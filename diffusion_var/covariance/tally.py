@@ -17,8 +17,9 @@ class Tally:
     def count(self, **found: int | torch.Tensor) -> None:
         """Add what was found of some of them; tensors () stay on their device, so that no step waits for them."""
         device = next((each.device for each in found.values() if isinstance(each, torch.Tensor)), self._counted.device)
-        of_all = {**dict.fromkeys(self.names, 0), **found}
-        more = torch.stack([torch.as_tensor(each, dtype=torch.int64, device=device) for each in of_all.values()])
+        more = torch.zeros_like(self._counted, device=device)
+        for name, each in found.items():
+            more[self.names.index(name)] = each
         self._counted = self._counted.to(device) + more
 
     def add(self, counts: Sequence[int]) -> None:
