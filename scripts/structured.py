@@ -22,7 +22,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from restoration_cases import load_case, table_of
 from restoration_cells import row
-from structured_methods import Made, largest, samplers, second_order
+from structured_methods import Made, largest, of_own_samples, samplers, second_order
 
 import diffusion_var as dv
 from diffusion_var.data import digits_splits, open_images, photographs_part
@@ -207,8 +207,7 @@ def load(args: argparse.Namespace) -> tuple[Any, torch.Tensor | None]:
         return case, digits_splits().train.images
     if args.data == "mnist":
         return case, torch.stack([torch.as_tensor(image) for image in open_images(f"{args.mnist}:train_x[:20000]")])
-    # What the table says of the mixture is of its own samples, which photographs are not.
-    return replace(case, table_images=case.denoiser.sample(4000, seed=7)), None
+    return of_own_samples(case), None
 
 
 class Exact:

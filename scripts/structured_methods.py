@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal
+
+from restoration_cases import Case
 
 import diffusion_var as dv
 
@@ -53,6 +56,13 @@ def second_order(denoiser: dv.Denoiser, table: dv.VarianceTable) -> Made:
     rows: Made = {f"a = {a:g}, b = {1.0 - a:g}": partial(make, a, 1.0) for a in SHARES}
     wrong = {f"a = 0.5, b = {0.5 * factor:g}": partial(make, 0.5, factor) for factor in (0.5, 2.0)}
     return rows | {"a = 1/(1 + h²), b = 1 − a": partial(make, "auto", 1.0)} | wrong
+
+
+def of_own_samples(case: Case) -> Case:
+    """The case; of a mixture with a table of its own samples, which photographs are not."""
+    if not isinstance(case.denoiser, dv.oracles.MixtureDenoiser):
+        return case
+    return replace(case, table_images=case.denoiser.sample(4000, seed=7))
 
 
 def largest(make: Callable[[int], dv.Sampler], budget: int, cost: dv.ProductCost) -> dv.Sampler | None:
