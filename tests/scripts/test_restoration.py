@@ -2,12 +2,10 @@
 is that of dense matrices, and its tables are of the cells."""
 
 import json
-import runpy
 
 import numpy as np
 import pytest
 import torch
-from places import ROOT
 
 import diffusion_var as dv
 
@@ -15,30 +13,17 @@ FEW = ("--data", "digits", "--count", "3", "--others", "2", "--operators", "inpa
 
 
 @pytest.fixture
-def script(monkeypatch):
-    """The script's folder on the path, as Python has it when the script is run."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    return runpy.run_path(str(ROOT / "scripts" / "restoration.py"), run_name="restoration")
+def script(load_script):
+    return load_script("restoration")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder with a table of the digits' network, of few images."""
-    folder = tmp_path_factory.mktemp("restoration")
-    images = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    denoiser = dv.Denoiser.from_pretrained("digits")
-    # A clean image of noise is what no network expects: the table is of no use but to be one.
-    table = dv.estimate(denoiser, images, 10.0, indices=[1, 250, 500, 750, 1000], progress=False)
-    table.save(folder / "digits.safetensors")
-    return folder
-
-
-def test_cells_are_kept_and_compared(script, folder, capsys):
+def test_cells_are_kept_and_compared(script, digits_folder, capsys):
     ours = ("dct II, τ=10, log-SNR, 2 draws", "ΠGDM I")
-    script["main"](["ours", *FEW, "--out", str(folder), "--evaluations", "4", "--methods", *ours])
-    script["main"](["rivals", *FEW, "--out", str(folder), "--evaluations", "4", "--methods", "ddrm", "ddrm, 2 draws"])
-    path = folder / "digits.jsonl"
+    script["main"](["ours", *FEW, "--out", str(digits_folder), "--evaluations", "4", "--methods", *ours])
+    script["main"](
+        ["rivals", *FEW, "--out", str(digits_folder), "--evaluations", "4", "--methods", "ddrm", "ddrm, 2 draws"]
+    )
+    path = digits_folder / "digits.jsonl"
     entries = [json.loads(line) for line in path.read_text().splitlines()]
     assert [entry["cell"]["method"] for entry in entries] == [*ours, "ddrm", "ddrm, 2 draws"]
     assert [entry["scores"]["runs"] for entry in entries] == [4, 4, 4, 4]
@@ -47,11 +32,11 @@ def test_cells_are_kept_and_compared(script, folder, capsys):
 
     kept = path.read_bytes()
     capsys.readouterr()
-    script["main"](["ours", *FEW, "--out", str(folder), "--evaluations", "4", "--methods", *ours])
+    script["main"](["ours", *FEW, "--out", str(digits_folder), "--evaluations", "4", "--methods", *ours])
     assert (path.read_bytes(), capsys.readouterr().out) == (kept, "")
 
     at = ("--ours-at", "4", "--rivals-at", "4")
-    script["main"](["tables", *FEW, "--out", str(folder), *at, "--csv", str(folder / "cells.csv")])
+    script["main"](["tables", *FEW, "--out", str(digits_folder), *at, "--csv", str(digits_folder / "cells.csv")])
     printed = capsys.readouterr().out
     mine, theirs = (np.array(entries[k]["scores"]["psnr"]) for k in (1, 2))
     ssim = np.mean(entries[1]["scores"]["ssim"])
@@ -59,7 +44,7 @@ def test_cells_are_kept_and_compared(script, folder, capsys):
     assert f"| DDRM | {theirs.mean():.2f} (" in printed
     difference = mine - theirs
     assert f"| ΠGDM I | {difference.mean():+.2f} ± {difference.std(ddof=1) / 3**0.5:.2f} (1) |" in printed
-    lines = (folder / "cells.csv").read_text().splitlines()
+    lines = (digits_folder / "cells.csv").read_text().splitlines()
     assert len(lines) == 1 + len(entries)
     assert f"inpainting,0.1,ΠGDM I,4,3,{mine.mean():.3f},{ssim:.4f}," in lines
 
@@ -84,9 +69,9 @@ def test_means_are_over_operators_that_a_method_can_do(script, tmp_path, capsys)
     assert "| DPS | 10.50 (0.500), 2 |  |  |" in capsys.readouterr().out  # of two images, and three were asked for
 
 
-def test_a_cell_of_fewer_images_is_made_again(script, tmp_path, folder, capsys):
+def test_a_cell_of_fewer_images_is_made_again(script, tmp_path, digits_folder, capsys):
     """With the settings that it had, whatever is said of others."""
-    (tmp_path / "digits.safetensors").write_bytes((folder / "digits.safetensors").read_bytes())
+    (tmp_path / "digits.safetensors").write_bytes((digits_folder / "digits.safetensors").read_bytes())
     cell = {"operator": "inpainting", "noise": 0.1, "method": "ddrm", "evaluations": 4}
     settings = {"eta": 0.3, "etab": 1.0, "levels": "linear"}
     scores = {"psnr": [1.0, 1.0], "ssim": [0.0, 0.0], "runs": 4, "seconds": 0.0, "settings": settings}
@@ -100,7 +85,7 @@ def test_a_cell_of_fewer_images_is_made_again(script, tmp_path, folder, capsys):
     assert made[1]["settings"] == settings
 
 
-def test_a_settings_file_is_used(script, folder, tmp_path, capsys):
+def test_a_settings_file_is_used(script, digits_folder, tmp_path, capsys):
     cell = {"operator": "inpainting", "noise": 0.1, "method": "ddrm", "evaluations": 4}
     scores = {
         "psnr": [],

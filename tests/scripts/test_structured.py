@@ -1,21 +1,16 @@
 """The script behind results/structured.md: a budget holds what fits, and finished cells are kept."""
 
 import json
-import runpy
 
 import pytest
 import torch
-from places import ROOT
 
 import diffusion_var as dv
 
 
 @pytest.fixture
-def script(monkeypatch):
-    """The script's folder on the path, as Python has it when the script is run."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    return runpy.run_path(str(ROOT / "scripts" / "structured.py"), run_name="structured")
+def script(load_script):
+    return load_script("structured")
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +41,8 @@ def test_a_budget_holds_the_steps_that_fit(script, mixture, table, name, steps):
     assert script["largest"](made["lanczos 5"], 5, dv.ProductCost.forward(1.0)) is None
 
 
-def test_cells_are_kept_and_shown(script, tmp_path, capsys):
-    images = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    denoiser = dv.Denoiser.from_pretrained("digits")
-    # A clean image of noise is what no network expects: the table is of no use but to be one.
-    table = dv.estimate(denoiser, images, 10.0, indices=[1, 250, 500, 750, 1000], progress=False)
-    table.save(tmp_path / "digits.safetensors")
+def test_cells_are_kept_and_shown(script, digits_folder, tmp_path, capsys):
+    (tmp_path / "digits.safetensors").write_bytes((digits_folder / "digits.safetensors").read_bytes())
     few = ["--data", "digits", "--out", str(tmp_path), "--budgets", "3", "--count", "12", "--product-cost", "1"]
     methods = ["--methods", "DPM-Solver++(2M)", "jacobian, probes 1"]
     script["main"](["frechet", *few, *methods])

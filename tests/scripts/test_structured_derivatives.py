@@ -1,34 +1,15 @@
 """The script that says how far derivatives are covariances: its laws of draws are right where they are known, and its
 tables have what they should."""
 
-import runpy
-
 import pytest
 import torch
-from places import ROOT
 
 import diffusion_var as dv
 
 
 @pytest.fixture
-def script(monkeypatch):
-    """The script's folder on the path, as Python has it when the script is run."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    return runpy.run_path(str(ROOT / "scripts" / "structured_derivatives.py"), run_name="structured_derivatives")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder with a table of the digits' network, of few images."""
-    folder = tmp_path_factory.mktemp("structured")
-    images = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    denoiser = dv.Denoiser.from_pretrained("digits")
-    # A clean image of noise is what no network expects: the table is of no use but to be one.
-    dv.estimate(denoiser, images, 10.0, indices=[1, 250, 500, 750, 1000], progress=False).save(
-        folder / "digits.safetensors"
-    )
-    return folder
+def script(load_script):
+    return load_script("structured_derivatives")
 
 
 def test_the_law_of_a_draw(script):
@@ -60,8 +41,8 @@ def test_the_law_of_a_draw(script):
     ("part", "lines", "said"),
     [("levels", 9, "| 700 | "), ("bits", 7, "| Jacobian, no table | "), ("positive", 1, "0 values of 3 images")],
 )
-def test_its_tables(script, folder, capsys, part, lines, said):
-    script["main"]([part, "--data", "digits", "--out", str(folder), "--count", "3", "--steps", "3"])
+def test_its_tables(script, digits_folder, capsys, part, lines, said):
+    script["main"]([part, "--data", "digits", "--out", str(digits_folder), "--count", "3", "--steps", "3"])
     printed = capsys.readouterr().out
     assert len(printed.splitlines()) == lines
     assert said in printed
