@@ -9,7 +9,7 @@
 draws     KL(N(0, Σ) ‖ the law of a Lanczos draw) per dimension, of one image's exact Σ and so many draws, by steps
 levels    of a network, by noise level: the share of bands whose estimate is negative, of eigenvalues that Lanczos cuts,
           the weight that it gives the derivative, what a draw has of the table's noise, and how far a difference of
-          evaluations is from the forward derivative
+          evaluations is from the forward derivative (the median; an image that is clipped in whole has no derivative)
 positive  how many values of so many images, sampled with the Jacobian's covariance, are not finite
 bits      bits/dim of held-out images with a table's covariance and the Jacobian's
 """
@@ -114,7 +114,7 @@ def levels(case: Case, table: dv.VarianceTable) -> None:
         ]
         error = (products[1] - products[0]).flatten(1).norm(dim=1) / products[0].flatten(1).norm(dim=1)
         shares = f"{negative / total:.1%}", f"{certain / total:.2%}", f"{whole.cut[0] / whole.cut[1]:.1%}"
-        row(n, *shares, f"{whole.weight:.3f}", f"{drawn.square().mean():.2f}", f"{float(error.median()):.2%}")
+        row(n, *shares, f"{whole.weight:.3f}", f"{drawn.square().mean():.2f}", f"{float(error.nanmedian()):.2%}")
 
 
 def positive(case: Case, table: dv.VarianceTable, count: int) -> None:
