@@ -36,6 +36,8 @@ from collections.abc import Callable
 
 import torch
 
+from ..process.per_image import dot, each
+
 Product = Callable[[torch.Tensor], torch.Tensor]
 Function = Callable[[torch.Tensor], torch.Tensor]
 
@@ -65,11 +67,11 @@ class KrylovSpace:
         most: float | None = None,
         expected: torch.Tensor | None = None,
     ) -> None:
-        self.size = _dot(start, start).sqrt()
+        self.size = dot(start, start).sqrt()
         self._known, self._product, self._most, self._expected = known, product, most, expected
         alive = self.size > 0
         self._alive = [alive]
-        self._basis = [start * _each(torch.where(alive, 1.0 / self.size, 0.0), start)]
+        self._basis = [start * each(torch.where(alive, 1.0 / self.size, 0.0), start)]
         self._images: list[torch.Tensor] = []
         self._left = self.size
         self._values = self._vectors = self._negative = torch.empty(0)
@@ -91,14 +93,14 @@ class KrylovSpace:
         image = self._product(v)
         self._images.append(image)
         left = self._known * v + image
-        whole = _dot(left, left).sqrt()
+        whole = dot(left, left).sqrt()
         for u in (*self._basis, *self._basis):  # twice: once leaves what rounding brings back
-            left = left - _each(_dot(u, left), left) * u
-        self._left = _dot(left, left).sqrt()
+            left = left - each(dot(u, left), left) * u
+        self._left = dot(left, left).sqrt()
         # A length that is not a number is not short: what the product was, is to be seen in the end.
         alive = self._alive[-1] & ~(self._left <= _SPENT * torch.finfo(left.dtype).eps * whole)
         self._alive.append(alive)
-        self._basis.append(torch.where(_each(alive, left) > 0, left * _each(1.0 / self._left, left), 0.0))
+        self._basis.append(torch.where(each(alive, left) > 0, left * each(1.0 / self._left, left), 0.0))
 
     def _solve(self) -> None:
         """T's eigenvalues and eigenvectors, (B, k) and (B, k, k)."""
@@ -144,7 +146,7 @@ class KrylovSpace:
     def times(self, f: Function) -> torch.Tensor:
         """f(M) b, (B, C, *spatial)."""
         weights = self.size[:, None] * self._weights(f)
-        first, *others = (_each(weights[:, k], v) * v for k, v in enumerate(self._basis[: self.columns]))
+        first, *others = (each(weights[:, k], v) * v for k, v in enumerate(self._basis[: self.columns]))
         return sum(others, first)
 
     def form(self, f: Function) -> torch.Tensor:
@@ -164,13 +166,3 @@ class KrylovSpace:
 def _eigh(matrices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     values, vectors = torch.linalg.eigh(matrices)
     return values, vectors
-
-
-def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """aᵀ b of each image, (B,) float64."""
-    return (a.double() * b.double()).flatten(1).sum(1)
-
-
-def _each(numbers: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """(B,) numbers to multiply images with, in their dtype."""
-    return numbers.to(like.dtype).view(-1, *(1,) * (like.ndim - 1))

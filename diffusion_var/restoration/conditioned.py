@@ -33,6 +33,7 @@ from ..models.network_use import failing
 from ..models.posterior import Posterior
 from ..models.prediction import eps_of_mean
 from ..process.level import NoiseLevel
+from ..process.per_image import dot, each
 from ..process.structure import without_autocast
 from .checkpointing import recomputing, unchanged
 from .conditioned_mean import conditioned_mean_1, conditioned_mean_2, step_length
@@ -201,8 +202,7 @@ class ConditionedDenoiser(Denoiser):
         """How much of type I's correction is taken, (B, 1, …)."""
         if not self.damped:
             return 1.0
-        found = step_length(r, u, linear.apply(moved) + self.measurement.noise.times(u))
-        return found.to(moved.dtype).view(-1, *(1,) * (moved.ndim - 1))
+        return each(step_length(r, u, linear.apply(moved) + self.measurement.noise.times(u)), moved)
 
     # ---- how well it explains the measurement ------------------------------------------------------------------
 
@@ -216,7 +216,7 @@ class ConditionedDenoiser(Denoiser):
 
     def _chi_square(self, r: torch.Tensor, covariance: Any, linear: LinearMap, level: NoiseLevel) -> torch.Tensor:
         u = self._solved(covariance, linear, r, level).u
-        return (r.double() * u.double()).flatten(1).sum(1) / int(self._systems.seen.sum())
+        return dot(r, u) / int(self._systems.seen.sum())
 
     def log_likelihood(self, x_t: torch.Tensor, n: Place, condition: Any = None) -> torch.Tensor:
         """log N(y; A x̂_0, S) of the elements that A sees, (B,) nats, float64: of p(y|x_t), for y of up to 4,096

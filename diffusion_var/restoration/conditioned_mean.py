@@ -6,6 +6,8 @@ from typing import Protocol
 
 import torch
 
+from ..process.per_image import dot
+
 
 class Covariance(Protocol):
     """What is asked of Σ = Cov[x_0|x_t] of a batch."""
@@ -23,7 +25,7 @@ def conditioned_mean_1(mean: torch.Tensor, moved: torch.Tensor, length: torch.Te
 def step_length(r: torch.Tensor, u: torch.Tensor, product: torch.Tensor) -> torch.Tensor:
     """f = ⟨u, r⟩/⟨u, S_J u⟩ of each image (B,), at most 1, with `product` S_J u: the length of a step along u towards
     S_J⁻¹ r, S_J = A (σ_t²/α_t) Jᵀ Aᵀ + R [E15]. 1 where S_J is not positive along u."""
-    along, curved = ((u.double() * other.double()).flatten(1).sum(1) for other in (r, product))
+    along, curved = (dot(u, other) for other in (r, product))
     return torch.where(curved > 0, (along / curved).clamp(0.0, 1.0), 1.0)
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from .. import checks
+from ..process.per_image import dot, each
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 
@@ -79,7 +80,7 @@ def conjugate_gradients(
     inverse = precondition or (lambda x: x)
     u, left = torch.zeros_like(r), r
     z = inverse(left)
-    p, rho = z, _dot(left, z)
+    p, rho = z, dot(left, z)
     enough = tolerance**2 * rho
     active, positive = rho > 0, torch.ones_like(rho, dtype=torch.bool)
     converged, products = ~active, torch.zeros_like(rho, dtype=torch.int64)
@@ -87,18 +88,18 @@ def conjugate_gradients(
         if not bool(active.any()):
             break
         s_p = product(p)
-        curvature = _dot(p, s_p)
+        curvature = dot(p, s_p)
         products += active
         positive &= ~active | (curvature > 0)
         unknown = active & ~torch.isfinite(curvature)  # S has no finite product: u is to say so
         active &= curvature > 0
         step = torch.where(active | unknown, rho / curvature, 0.0)
-        u, left = u + _each(step, u) * p, left - _each(step, u) * s_p
+        u, left = u + each(step, u) * p, left - each(step, u) * s_p
         z = inverse(left)
-        before, rho = rho, _dot(left, z)
+        before, rho = rho, dot(left, z)
         done = active & (rho <= enough)
         converged, active = converged | done, active & ~done
-        p = z + _each(torch.where(active, rho / before, 0.0), u) * p
+        p = z + each(torch.where(active, rho / before, 0.0), u) * p
     return Solution(u, converged, positive, products)
 
 
@@ -108,22 +109,22 @@ def cut_lanczos(product: Product, r: torch.Tensor, steps: int, least: float) -> 
     Lanczos's basis V of r, S r, … turns S into a tridiagonal T (made symmetric); u = ‖r‖ V f(T) e_1 with
     f(θ) = 1/max(θ, least), or 0 where both are not positive. Where T needs no raising it is conjugate gradients' u.
     """
-    size = _dot(r, r).sqrt()
-    basis = [r / _each(size.clamp_min(_TINY), r)]
+    size = dot(r, r).sqrt()
+    basis = [r / each(size.clamp_min(_TINY), r)]
     diagonal: list[torch.Tensor] = []
     beside: list[torch.Tensor] = []
     spent = torch.zeros_like(size, dtype=torch.bool)  # the Krylov space: what comes after is rounding
     for _ in range(steps):
         s_v = product(basis[-1])
-        norm = _dot(s_v, s_v).sqrt()
+        norm = dot(s_v, s_v).sqrt()
         # A spent space goes on as its first direction does, apart from the others, so that it adds no eigenvalue.
-        diagonal.append(torch.where(spent, diagonal[0] if diagonal else 0.0, _dot(basis[-1], s_v)))
+        diagonal.append(torch.where(spent, diagonal[0] if diagonal else 0.0, dot(basis[-1], s_v)))
         for v in (*basis, *basis):  # twice: once leaves what rounding brings back
-            s_v = s_v - _each(_dot(v, s_v), v) * v
-        left = _dot(s_v, s_v).sqrt()
+            s_v = s_v - each(dot(v, s_v), v) * v
+        left = dot(s_v, s_v).sqrt()
         spent = spent | (left <= 10.0 * torch.finfo(r.dtype).eps * norm)
         beside.append(torch.where(spent, 0.0, left))
-        basis.append(s_v * _each(torch.where(spent, 0.0, 1.0 / left), s_v))
+        basis.append(s_v * each(torch.where(spent, 0.0, 1.0 / left), s_v))
     tridiagonal = torch.diag_embed(torch.stack(diagonal, 1))
     if steps > 1:
         off = torch.stack(beside[:-1], 1)
@@ -133,7 +134,7 @@ def cut_lanczos(product: Product, r: torch.Tensor, steps: int, least: float) -> 
     raised = values.clamp_min(least)
     weights = (vectors * torch.where(raised > 0, 1.0 / raised, 0.0)[:, None] * vectors[:, :1]).sum(-1) * size[:, None]
     weights = torch.where(broken[:, None], torch.nan, weights)
-    u = sum((_each(weights[:, k], r) * basis[k] for k in range(steps)), torch.zeros_like(r))
+    u = sum((each(weights[:, k], r) * basis[k] for k in range(steps)), torch.zeros_like(r))
     near = (beside[-1] * weights[:, -1].abs()) <= _CUT_TOLERANCE * size
     products = torch.full_like(size, steps, dtype=torch.int64)
     positive = (values > least - _ROUNDING * values.abs().amax(1, keepdim=True)).all(1) | (size == 0)
@@ -142,13 +143,3 @@ def cut_lanczos(product: Product, r: torch.Tensor, steps: int, least: float) -> 
 
 #: Numbers below which a norm is none; what rounding makes of an eigenvalue; ‖r − S u‖/‖r‖ of few steps that are enough.
 _TINY, _ROUNDING, _CUT_TOLERANCE = 1e-30, 1e-5, 1e-2
-
-
-def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """aᵀ b of each image, (B,) float64."""
-    return (a.double() * b.double()).flatten(1).sum(1)
-
-
-def _each(numbers: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """(B,) numbers to multiply images with, in their dtype."""
-    return numbers.to(like.dtype).view(-1, *(1,) * (like.ndim - 1))
