@@ -41,9 +41,9 @@ from ..process.bands import Bands
 from ..process.kernel import ReverseKernel
 from ..process.level import NoiseLevel
 from ..process.structure import Dct, Shape
-from ..randomness import generator
 from ..variance.table import VarianceTable
 from .analytic import Analytic, mean_error_variance
+from .level_signs import level_signs
 from .reverse import ReverseCovariance, StructuredCovariance, image_shape, noisy
 from .tally import Tally
 
@@ -216,11 +216,9 @@ class Jacobian(ReverseCovariance):
 
     def _directions(self, level: NoiseLevel, like: torch.Tensor) -> torch.Tensor:
         """The probes of a level, (P, C, *spatial) in pixels."""
-        # Of its own for every level, so that their errors do not add up along a trajectory.
-        place = round((level.log_snr + 1000.0) * 1e6)
         shape = tuple(like.shape[1:])
-        drawn = generator(self.seed, "probes of a Jacobian", place).integers(0, 2, (self.probes, *shape))
-        return self._basis(shape).dct.inverse(torch.from_numpy(2.0 * drawn - 1.0).to(like))
+        signs = level_signs(self.seed, "probes of a Jacobian", level, self.probes, *shape)
+        return self._basis(shape).dct.inverse(signs.to(like))
 
     # ---- what it is a ratio to -----------------------------------------------------------------------------------
 

@@ -34,12 +34,12 @@ from ..process.kernel import ReverseKernel
 from ..process.level import NoiseLevel
 from ..process.linear import linear_mmse
 from ..process.structure import Isotropic, Structure
-from ..randomness import generator
 from ..variance.table import VarianceTable
 from .analytic import Analytic
 from .krylov import Product
 from .krylov_counts import PARTS, KrylovCounts
 from .krylov_covariance import MOST_PRODUCTS, TOLERANCE, KrylovCovariance
+from .level_signs import level_signs
 from .reverse import ReverseCovariance, StructuredCovariance, image_shape, noisy, variance_tensor
 
 
@@ -137,11 +137,9 @@ class Lanczos(ReverseCovariance):
     def _signs(self, posterior: Posterior, level: NoiseLevel) -> torch.Tensor:
         """Probes of the level's and of each image's own, (P, B, C, *spatial): with one probe for all, the errors of all
         images would be the same one. Signs of the image's noise tell it from others wherever it stands in a batch."""
-        place = round((level.log_snr + 1000.0) * 1e6)
-        drawn = generator(self.seed, "probes of a log-determinant", place)
-        common = 2.0 * drawn.integers(0, 2, (self.probes, 1, *posterior.mean.shape[1:])) - 1.0
+        common = level_signs(self.seed, "probes of a log-determinant", level, self.probes, 1, *image_shape(posterior))
         own = torch.where(posterior.eps < 0, -1.0, 1.0).to(posterior.mean)
-        return torch.from_numpy(common).to(own) * own
+        return common.to(own) * own
 
     # ---- what is reported ---------------------------------------------------------------------------------------
 
