@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -100,10 +100,8 @@ class KrylovCovariance(StructuredCovariance):
 
     def capped(self, limit: float) -> StructuredCovariance:
         """No eigenvalue above `limit`, and so no pixel's variance: by spaces without the table, in which M is Σ."""
-        structure = Isotropic(self.structure.shape)
         one = self.variance.new_tensor(limit)
-        own = (self.kernel, self.times, self.steps, self.clamp, self.signs, self.counts)
-        return KrylovCovariance(structure, one, *own, most=1.0)
+        return replace(self, structure=Isotropic(self.structure.shape), variance=one, expected=False, most=1.0)
 
     # ---- M's spaces -----------------------------------------------------------------------------------------------
 
