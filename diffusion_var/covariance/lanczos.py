@@ -28,7 +28,7 @@ import torch
 from .. import checks
 from ..errors import InputError, warn
 from ..models.denoiser import Denoiser
-from ..models.derivative import Derivative
+from ..models.derivative import DERIVATIVES, Derivative
 from ..models.posterior import Posterior
 from ..process.kernel import ReverseKernel
 from ..process.level import NoiseLevel
@@ -82,7 +82,7 @@ class Lanczos(ReverseCovariance):
         self.steps, self.probes = checks.whole("steps", steps, least=1), checks.whole("probes", probes, least=1)
         checks.refuse(not checks.is_bool(clamp), f"clamp={checks.brief(clamp)} must be True or False.")
         self.clamp, self.seed = bool(clamp), checks.seed(seed)
-        self.derivative: Derivative = checks.one_of("derivative", derivative, ("forward", "difference"))
+        self.derivative: Derivative = checks.one_of("derivative", derivative, DERIVATIVES)
         self._counts = KrylovCounts()
 
     @property

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 
@@ -36,7 +36,7 @@ from .posterior import Posterior
 from .tangents import CheapTangents
 
 Derivative = Literal["forward", "difference"]
-DERIVATIVES = ("forward", "difference")
+DERIVATIVES = get_args(Derivative)
 #: Probes (P, C, *spatial) of a level, in pixels, for images like a tensor.
 Probes = Callable[[NoiseLevel, torch.Tensor], torch.Tensor]
 #: A difference's step, root mean square, in units of σ.

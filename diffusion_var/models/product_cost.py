@@ -25,7 +25,7 @@ from .. import checks
 from ..randomness import generator, normal
 from .conditions import as_nest, map_leaves
 from .denoiser import Denoiser, check_denoiser
-from .derivative import Derivative
+from .derivative import DERIVATIVES, Derivative
 from .posterior import Posterior
 
 
@@ -86,7 +86,7 @@ def product_cost(
     Raises InputError for a network that has no forward derivative.
     """
     check_denoiser(denoiser)
-    checks.one_of("derivative", derivative, ("forward", "difference"))
+    checks.one_of("derivative", derivative, DERIVATIVES)
     batch_size = checks.whole("batch_size", batch_size, least=1)
     rounds = checks.whole("rounds", rounds, least=1)
     if derivative == "difference":
