@@ -16,6 +16,8 @@ Guidances = Literal["I", "II"]
 OF_TABLES = ("isotropic", "channel", "pixel", "dct")
 #: Those that follow the image by products with the mean's derivative, and what a table helps.
 WITH_PRODUCTS = ("bands", "lanczos")
+#: Covariances that are made of products with the network's derivative, which cost about an evaluation each.
+OF_DERIVATIVES = (*WITH_PRODUCTS, "jacobian")
 
 _OperatorHelp = (
     "what was measured: inpainting:mask=0.5, box:size=8, blur:sigma=1.5, super-resolution:factor=2, "

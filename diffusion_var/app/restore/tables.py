@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from .calibration import Calibration
 from .cells import Cell
+from .options import OF_DERIVATIVES
 
 TITLES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "misfit": "misfit"}
 _DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "misfit": 2}
@@ -113,7 +114,8 @@ def rows(cells: Sequence[Cell], metrics: Sequence[str]) -> list[dict[str, Any]]:
             texts[TITLES["misfit"]] = score(cell, "misfit").text("misfit")
         if (wide := spread(cell)) is not None:
             texts["spread / error"] = f"{wide:.2f}"
-        texts["evaluations"] = f"{cell.evaluations}" + (" + backward" if cell.guidance == "I" else "")
+        beside = " + backward" * (cell.guidance == "I") + " + products" * (cell.covariance in OF_DERIVATIVES)
+        texts["evaluations"] = f"{cell.evaluations}{beside}"
         texts["not converged, not positive"] = f"{cell.not_converged}, {cell.not_positive} of {cell.solves}"
         bold = [TITLES[metric] for metric in metrics if any(cell is one for one in leaders[metric])]
         found.append({"label": cell.label, "texts": texts, "best": bold})

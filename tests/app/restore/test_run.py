@@ -95,8 +95,10 @@ def by_hand(model: dv.Denoiser, truth: torch.Tensor, table: Path, structure: str
     operator = dv.restoration.open_operator("inpainting:mask=0.5", model.shape, seed=4)
     noise = [normal(generator(4, "noise of a measurement", i), 1, *model.shape) for i in range(IMAGES)]
     measurement = operator.measurement(operator.A(truth) + NOISE * torch.cat(noise), NOISE)
-    known = dv.PiGDM() if structure == "pigdm" else dv.Analytic(dv.VarianceTable.load(table), structure="dct")
-    return dv.ConditionedDenoiser(model, known, measurement, guidance)
+    known = dv.VarianceTable.load(table)
+    kinds = {"pigdm": dv.PiGDM(), "bands": dv.Jacobian(known), "lanczos": dv.Lanczos(known)}
+    covariance = kinds.get(structure, dv.Analytic(known, structure="dct"))
+    return dv.ConditionedDenoiser(model, covariance, measurement, guidance)
 
 
 # ---- numbers and pictures --------------------------------------------------------------------------------------------
@@ -229,6 +231,23 @@ def test_measurements_that_are_no_images_are_shown_by_a_first_estimate(tmp_path:
     assert len([*(tmp_path / "out" / "truth").iterdir()]) == 2
     (cell,) = json.loads((tmp_path / "out" / "results.json").read_text())["cells"]
     assert list(cell["scores"]) == ["psnr", "ssim"]  # without noise nothing can be said of the misfit
+
+
+@pytest.mark.filterwarnings("ignore:of .* solves:diffusion_var.DiffusionVarWarning")
+def test_covariances_of_the_image_by_products(
+    table: Path, model: dv.Denoiser, truth: torch.Tensor, tmp_path: Path
+) -> None:
+    """By their names they are those of Python, and the report says that products come beside the evaluations."""
+    few = {"guidance": ["II"], "steps": [2], "draws": 1, "calibrate": False}
+    run(tmp_path / "out", table, covariances=["dct", "bands", "lanczos"], **few)
+    cells = {c["covariance"]: c for c in json.loads((tmp_path / "out" / "results.json").read_text())["cells"]}
+    for name in ("bands", "lanczos"):
+        den = by_hand(model, truth, table, name, "II")
+        own = dv.restore(den, 2, draws=1, seed=4, batch_size=5, progress=False).draws[:, 0]
+        assert np.abs(np.array(cells[name]["by_image"]["psnr"]) - dv.metrics.psnr(own, truth).numpy()).max() < 1e-5
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert report.count("| 2 + products |") == 2
+    assert report.count("| 2 |") >= 1
 
 
 def test_an_exact_model_and_its_own_covariance(tmp_path: Path) -> None:
