@@ -195,6 +195,33 @@ def test_levels_of_a_batch_have_their_own_probes() -> None:
         torch.testing.assert_close(found.variance, alone.variance, rtol=1e-4, atol=1e-8)
 
 
+def test_probes_are_of_their_level_and_seed() -> None:
+    """The same wherever a level occurs, and others at the next one, so that their errors do not add up."""
+
+    def probe(n: int, seed: int = 0) -> torch.Tensor:
+        found: torch.Tensor = posterior(dv.Jacobian(bands=4, seed=seed), noisy(n, 2), n).jacobian.probed[0][0][0]
+        return found
+
+    assert torch.equal(probe(20), probe(20))
+    for other in (probe(21), probe(60), probe(20, seed=1)):
+        assert abs(float((probe(20) * other).mean())) < 0.3, "of random signs it is 0 ± 0.07, of the same 1"
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+def test_without_a_table_a_ratio_is_to_what_x_t_says_by_itself(eta: float) -> None:
+    """Σ = Bᵀ (λ² + γ² ρ σ²/α²) B, ρ drawn towards 1 from the bands' own r, of the same σ²/α²."""
+    covariance, kernel, parts = dv.Jacobian(bands=4), ReverseKernel(SCHEDULE, 60, 20, eta), Bands(SHAPE, 4)
+    here = posterior(covariance, noisy(60, 6), 60)
+    v = (kernel.sigma_t / kernel.alpha_t) ** 2
+    probe, product = here.jacobian.probed[0]
+    dct = make_structure("dct", SHAPE)
+    ratio, error2 = band_ratios(
+        dct.forward(probe) * dct.forward(product), torch.full(SHAPE, v), parts, parts.neighbours(8.0)
+    )
+    expected = kernel.lambda2 + kernel.gain**2 * v * parts.spread(random_effects(ratio, error2))
+    torch.testing.assert_close(covariance(here, kernel).variance, expected.float(), rtol=1e-4, atol=1e-8)
+
+
 class Counted(torch.nn.Module):
     """A network that counts its passes, with and without tangents."""
 
@@ -353,6 +380,9 @@ def test_its_name_and_identity_tell_it_from_others() -> None:
         dv.Jacobian(seed=3),
     ]
     assert len({repr(covariance.identity()) for covariance in made}) == len(made)
+    images = mixture().sample(64, seed=2)
+    other = dv.estimate(mixture(), images, 9.0, indices=INDICES, structures=("isotropic", "dct"), progress=False)
+    assert dv.Jacobian(other).identity() != dv.Jacobian(table()).identity(), "of another table"
     assert [covariance.name for covariance in made[:4]] == [
         "jacobian-dct-16, no table",
         "jacobian-dct-16",

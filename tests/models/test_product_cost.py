@@ -56,6 +56,40 @@ def test_a_difference_is_an_evaluation_and_takes_no_measuring() -> None:
     assert (cost.with_mean, cost.alone, cost.seconds) == (1.0, 1.0, None)
 
 
+@pytest.mark.parametrize(
+    ("plain", "pushed", "product"),
+    [
+        ([1.0, 1.0, 1.0], [2.5, 2.5, 2.5], 1.5),
+        ([1.0, 2.0, 1.0], [3.0, 8.0, 2.0], 2.0),  # the median of 3, 4 and 2 is 3
+        ([1.0, 1.0, 1.0], [0.9, 0.8, 0.9], 0.0),  # by an accident of timing; no product is cheaper than nothing
+    ],
+)
+def test_a_product_costs_what_its_pass_takes_beside_a_plain_one(
+    plain: list[float], pushed: list[float], product: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = {False: iter(plain), True: iter(pushed)}
+    monkeypatch.setattr(
+        "diffusion_var.models.product_cost._seconds",
+        lambda evaluate, _: next(times[evaluate().jacobian is not None]),
+    )
+    cost = dv.product_cost(dv.Denoiser(Counting(), SCHEDULE, shape=SHAPE), batch_size=2, rounds=3)
+    assert cost.with_mean == pytest.approx(product)
+    assert cost.alone == pytest.approx(1.0 + product)
+    assert cost.seconds == (sorted(plain)[1], sorted(pushed)[1])
+
+
+@pytest.mark.parametrize("product", [0.1, 0.7, 1.1, 1.24, 1.3, 2.2])
+@pytest.mark.parametrize("with_mean", [0, 1])
+def test_so_many_evaluations_hold_the_steps_that_take_just_as_many(product: float, with_mean: int) -> None:
+    """K steps take K + (K − 1) times a product's price, and rounding leaves none of them out."""
+    cost = dv.ProductCost.forward(product)
+    for products in (1, 3):
+        each = cost.of_step(products, with_mean)
+        for k in range(1, 60):
+            assert cost.steps_within(k + (k - 1) * each, products, with_mean) == k
+            assert cost.steps_within(k + (k - 1) * each - 0.01, products, with_mean) == max(1, k - 1)
+
+
 def test_conditions_are_passed_on() -> None:
     seen = []
 

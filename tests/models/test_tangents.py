@@ -38,8 +38,10 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "group norm": (lambda: nn.GroupNorm(2, 6), (3, 6, 5, 4)),
     "group norm of vectors": (lambda: nn.GroupNorm(2, 6), (3, 6)),
     "group norm without gains": (lambda: nn.GroupNorm(3, 6, affine=False), (3, 6, 5)),
+    "group norm of a large eps": (lambda: nn.GroupNorm(2, 6, eps=3.0), (3, 6, 5, 4)),
     "layer norm": (lambda: nn.LayerNorm(6), (3, 4, 6)),
     "layer norm of two axes": (lambda: nn.LayerNorm((4, 6), elementwise_affine=False), (3, 4, 6)),
+    "layer norm of a large eps": (lambda: nn.LayerNorm(6, eps=3.0), (3, 4, 6)),
     "silu": (nn.SiLU, (3, 7)),
     "silu in place": (lambda: nn.Sequential(nn.Linear(7, 7), nn.SiLU(inplace=True)), (3, 7)),
 }
@@ -53,6 +55,34 @@ def test_a_layer_is_as_pytorch_has_it(make: Callable[[], nn.Module], shape: tupl
         found = torch.func.jvp(of, (x,), (v,))
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_silu_in_place_changes_what_it_is_given() -> None:
+    """For those who do not take what it returns."""
+
+    def of(x: torch.Tensor) -> torch.Tensor:
+        found = 1.0 * x
+        F.silu(found, inplace=True)
+        return found
+
+    x, v = numbers(0, 3, 7), numbers(1, 3, 7)
+    with CheapTangents():
+        found = torch.func.jvp(of, (x,), (v,))
+    for ours, theirs in zip(found, torch.func.jvp(F.silu, (x,), (v,)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("of", [nn.GroupNorm(2, 6), nn.LayerNorm((6, 5, 4))], ids=["group", "layer"])
+def test_tangents_may_lie_in_memory_otherwise_than_images(of: nn.Module) -> None:
+    of = layer(lambda: of)
+    x, v = numbers(0, 3, 6, 5, 4), numbers(1, 3, 6, 5, 4)
+    expected = torch.func.jvp(of, (x,), (v,))
+    last = torch.channels_last
+    for places in ((x, v.to(memory_format=last)), (x.to(memory_format=last), v)):
+        with CheapTangents():
+            found = torch.func.jvp(of, *((place,) for place in places))
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
 def unet() -> UNet2DModel:
