@@ -65,6 +65,18 @@ def test_it_knows_the_time():
     assert float(torch.cdist(said[:, 0], said[:, 0]).fill_diagonal_(1.0).min()) > 1e-2
 
 
+def test_it_is_the_formula_written_out():
+    """W₂ silu(W₁ [z; cos kπt, sin kπt, k = 1 … 4] + b₁) + b₂, z standardised averages."""
+    made, x, time = awake((6, 4, 4), (1, 8, 8)), drawn(3, 6, 4, 4), torch.tensor([0.0, 0.3, 0.95])
+    made.standardise(drawn(40, 6, name="others"))
+    others = drawn(40, 6, name="others")
+    z = (x.mean((2, 3)) - others.mean(0)) / others.std(0)
+    waves = [wave(torch.pi * k * time) for wave in (torch.cos, torch.sin) for k in (1, 2, 3, 4)]
+    inner = torch.cat([z, torch.stack(waves, 1)], 1) @ made.hidden.weight.mT + made.hidden.bias
+    expected = (inner * torch.sigmoid(inner)) @ made.out.weight.mT + made.out.bias
+    torch.testing.assert_close(made(x, time), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_features_that_do_not_fit():
     with pytest.raises(dv.InputError, match="square patches"):
         PooledHead((8, 3, 8), (1, 8, 8), 4)

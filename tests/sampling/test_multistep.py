@@ -40,6 +40,14 @@ def test_a_whole_share_is_dpm_solver(mixture):
         assert torch.allclose(ours, theirs, atol=2e-5)
 
 
+def test_a_whole_share_is_dpm_solver_between_levels_at_any_distance(mixture):
+    """Each difference is over the distance of its own two levels."""
+    steps = [mixture.schedule.level_at(v) for v in (-9.0, -6.0, -5.0, -1.0, 0.0, 3.5, 5.0, 9.0)]
+    theirs = dv.SolverSampler(mixture, "dpm_solver_pp", steps).sample(16, 0)
+    ours = dv.MultistepSampler(mixture, dv.FixedSmall(), steps, share=1).sample(16, 0)
+    assert torch.allclose(ours, theirs, atol=2e-5)
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_no_share_is_the_plain_sampler(mixture, eta):
     covariance = dv.ExactCovariance(mixture, "dct")
@@ -61,6 +69,21 @@ def test_the_rest_of_the_covariance(mixture):
     assert torch.allclose(rest, kernel.lambda2 + (1.0 - a) * (own - kernel.lambda2), rtol=1e-6)
     whole = sampler.covariance.posterior_covariance(posterior, level(500)).variance
     assert torch.equal(whole, covariance.posterior_covariance(posterior, level(500)).variance)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_what_rounding_leaves_below_lambda_square_is_nothing(mixture, eta):
+    """It has no share, and is no negative variance where λ is 0."""
+
+    class Below(dv.ExactCovariance):
+        def __call__(self, posterior, kernel):
+            found = super().__call__(posterior, kernel)
+            return dv.StructuredCovariance(found.structure, kernel.lambda2 - 1e-9 * torch.ones_like(found.variance))
+
+    sampler = dv.MultistepSampler(mixture, Below(mixture, "dct"), [200, 500, 1000], eta, share=0.5)
+    kernel = sampler.kernels[1]
+    found = sampler.covariance(mixture(torch.zeros(2, 1, 4, 4, dtype=torch.float64), 500), kernel).variance
+    assert torch.equal(found, torch.full_like(found, kernel.lambda2))
 
 
 def last_variance(denoiser, sampler):
@@ -141,6 +164,16 @@ def test_images_do_not_depend_on_the_batch(mixture):
     assert torch.allclose(sampler.sample(5, 3, batch_size=2), sampler.sample(5, 3, batch_size=5), atol=1e-5)
     plain = dv.Sampler(mixture, dv.ExactCovariance(mixture, "dct"), 5, 0.0)
     assert sampler.facts() != plain.facts()
+
+
+def test_shares_are_told_apart(mixture):
+    """By the sampler's facts, and by its covariance's identity, which is no longer the inner one's."""
+    covariance = dv.ExactCovariance(mixture, "dct")
+    samplers = [dv.MultistepSampler(mixture, covariance, 5, share=share) for share in (0, 0.5, 1.0, "auto")]
+    assert [sampler.facts()["multistep"] for sampler in samplers] == [0, 0.5, 1.0, "auto"]
+    identities = [covariance.identity(), *(sampler.covariance.identity() for sampler in samplers)]
+    assert len({repr(identity) for identity in identities}) == 5
+    assert len({sampler.covariance.name for sampler in samplers}) == 4
 
 
 @pytest.mark.parametrize(
