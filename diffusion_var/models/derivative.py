@@ -80,7 +80,7 @@ class Linearised:
         Where gradients are wanted the mean has its graph, and the products, which never have one, are made apart.
         """
         _check_differentiable(denoiser, self.derivative)
-        levels = levels_of(denoiser.schedule, n, len(x_t))
+        levels = denoiser.schedule.levels(n, len(x_t))
         if all(level.alpha == 0.0 for level in levels):
             return denoiser(x_t, n, condition)
         graph = torch.is_grad_enabled()
@@ -230,18 +230,6 @@ def _check_differentiable(denoiser: Differentiable, derivative: Derivative) -> N
         'derivative="difference" would be a difference of rounding errors, for the network computes in half precision; '
         'take derivative="forward", or the weights in float32.',
     )
-
-
-def levels_of(schedule: NoiseSchedule, n: Any, batch: int) -> list[NoiseLevel]:
-    """The noise level of each image, or one for all."""
-    if isinstance(n, NoiseLevel):
-        return [n]
-    if isinstance(n, list):
-        checks.refuse(len(n) != batch, f"there are {len(n)} levels for {batch} images; give one for each.")
-        return n
-    if isinstance(n, torch.Tensor) and n.ndim:
-        return [schedule.level(int(k)) for k in schedule.check_indices(n, batch)]
-    return [schedule.level(schedule.check_index(int(n)))]
 
 
 def _probes(probes: Probes, levels: Sequence[NoiseLevel], x: torch.Tensor) -> torch.Tensor:

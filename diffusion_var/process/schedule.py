@@ -197,6 +197,18 @@ class NoiseSchedule:
         )
         return alpha, sigma
 
+    def levels(self, n: Any, batch: int) -> list[NoiseLevel]:
+        """The noise level of each image of a batch, or one for all: of an index or `NoiseLevel`, a tensor (B,) of
+        indices or a list of B levels."""
+        if isinstance(n, NoiseLevel):
+            return [n]
+        if isinstance(n, list):
+            checks.refuse(len(n) != batch, f"there are {len(n)} levels for {batch} images; give one for each.")
+            return n
+        if isinstance(n, torch.Tensor) and n.ndim:
+            return [self.level(int(k)) for k in self.check_indices(n, batch)]
+        return [self.level(self.check_index(int(n)))]
+
     def timesteps(self, n: Any, batch: int, device: torch.device | str | None = None) -> torch.Tensor:
         """What the network is told of a batch at one index or `NoiseLevel`, at a tensor (B,) of indices or a list of B
         levels: (B,), int64 where it is whole (networks with an embedding table want integers, all others take them as

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from ..models.denoiser import Place
-from ..models.derivative import levels_of
 from ..models.posterior import Posterior
 from ..process.level import NoiseLevel
 from ..process.schedule import NoiseSchedule
@@ -15,7 +14,7 @@ from ..process.schedule import NoiseSchedule
 
 def level_groups(schedule: NoiseSchedule, n: Place, batch: int) -> list[tuple[NoiseLevel, Any]]:
     """The levels of a batch, each with its images: an index of these, or all of them."""
-    levels = levels_of(schedule, n, batch)
+    levels = schedule.levels(n, batch)
     if len(levels) == 1:
         return [(levels[0], slice(None))]
     return [
