@@ -129,6 +129,7 @@ def test_a_sampler_counts_the_products_of_steps_that_draw() -> None:
         assert sampler.equivalents(cost) == pytest.approx(10 + 9 * each)  # the last step draws nothing
     scaled = dv.Sampler(denoiser, dv.Scaled(Products(2, 1), 2.0), 10)
     assert scaled.equivalents(dv.ProductCost.difference()) == 10 + 9 * 2
+    assert scaled.equivalents(cost) == pytest.approx(10 + 9 * (1.25 + 2.25)), "one of the two comes with the mean"
 
 
 def test_a_level_without_signal_takes_no_product() -> None:

@@ -82,6 +82,22 @@ def test_flows_take_one_too() -> None:
     assert float(with_it.std_dev_t.mean()) == 2.0
     assert with_it.log_prob is not None
     assert none.log_prob is None
+    scheduler.set_begin_index(3)
+    last = scheduler.step(0.1 * images(), scheduler.timesteps[3], images(), covariance=wide)
+    assert float(last.std_dev_t.max()) == 0.0  # the step to clean data adds nothing
+
+
+def test_a_kernel_is_of_its_timestep_and_noise() -> None:
+    betas = dv.AnalyticScheduler(**BETAS, eta=0.3)
+    flow = dv.AnalyticFlowScheduler.from_config(FlowMatchEulerDiscreteScheduler(shift=3.0).config)
+    for scheduler in (betas, flow):
+        scheduler.set_timesteps(4)
+        t = scheduler.timesteps[1]
+        assert (scheduler.kernel(t, eta=0.7).eta, scheduler.kernel(t, tau=0.6).tau) == (0.7, 0.6)
+        assert scheduler.kernel(t, tau=0.6).lambda2 != scheduler.kernel(t, tau=0.9).lambda2 > 0.0
+        assert scheduler.kernel(t, eta=0.0).lambda2 == 0.0
+        assert scheduler.kernel(scheduler.timesteps[3]).last
+    assert betas.kernel(betas.timesteps[1]).eta == 0.3
 
 
 @pytest.mark.parametrize("kind", ["betas", "flow"])

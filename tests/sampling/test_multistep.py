@@ -55,6 +55,14 @@ def test_no_share_is_the_plain_sampler(mixture, eta):
     assert torch.equal(ours, dv.Sampler(mixture, covariance, 5, eta).sample(8, 0))
 
 
+def test_noise_may_be_given_by_tau(mixture):
+    covariance = dv.ExactCovariance(mixture, "dct")
+    ours, plain = dv.MultistepSampler(mixture, covariance, 5, tau=0.6), dv.Sampler(mixture, covariance, 5, tau=0.6)
+    assert [kernel.lambda2 for kernel in ours.kernels] == [kernel.lambda2 for kernel in plain.kernels]
+    assert ours.kernels[0].lambda2 > 0.0
+    assert all(kernel.lambda2 == 0.0 for kernel in dv.MultistepSampler(mixture, covariance, 5).kernels)
+
+
 def test_the_rest_of_the_covariance(mixture):
     """λ² stays whole, γ² Cov[x_0|x_t] has 1 − a of it, and "auto" takes a from the step."""
     covariance, level = dv.ExactCovariance(mixture, "dct"), mixture.schedule.level

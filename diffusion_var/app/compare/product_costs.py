@@ -49,6 +49,8 @@ def _kept(options: CompareOptions, model: Model, folder: Path, announce: Callabl
     """What was measured of this network, by a run before or now, as plain data."""
     denoiser = model.denoiser
     belongs = [options.model, options.dtype, denoiser.fingerprint, denoiser.guidance_scale]
+    if options.weights_dtype is not None:  # of which a fingerprint says nothing, where they were rounded so before
+        belongs.append(options.weights_dtype)
     name = hashlib.sha256(json.dumps(belongs, default=str).encode()).hexdigest()[:12]
     path = folder / FOLDER / f"product-cost-{name}.json"
     if (found := _read(path)) is not None:

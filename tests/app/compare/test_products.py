@@ -3,13 +3,14 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import diffusion_var as dv
 from diffusion_var.app.compare.decisions import needs_measuring
-from diffusion_var.app.compare.loop import identity_of
+from diffusion_var.app.compare.loop import CellLoop, identity_of
 from diffusion_var.app.compare.options import CompareOptions, Method
 from diffusion_var.app.compare.pictures import _colour
 from diffusion_var.app.compare.product_costs import product_costs
@@ -111,6 +112,32 @@ def test_what_was_measured_first_is_kept(tmp_path: Path, monkeypatch: pytest.Mon
     assert product_costs(both, model, tmp_path, said.append) == costs
     assert product_costs(options(tmp_path, None, methods=METHODS[:1]), model, tmp_path, said.append) == {}
     assert len(asked) == len(said) == 2
+
+
+def test_another_network_guidance_or_precision_has_a_price_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prices = iter([1.0, 2.0, 3.0, 4.0, 5.0])
+    price = "diffusion_var.app.compare.product_costs.product_cost"
+    monkeypatch.setattr(price, lambda *_, **__: ProductCost.forward(next(prices), (0.5, 1.0)))
+
+    def found(fingerprint: str = "a", guidance_scale: float | None = None, **others: Any) -> float:
+        denoiser = SimpleNamespace(fingerprint=fingerprint, guidance_scale=guidance_scale)
+        model: Any = SimpleNamespace(denoiser=denoiser, sample_conditions=lambda _: None)
+        given = options(tmp_path, None, methods=METHODS[1:2], **others)
+        return product_costs(given, model, tmp_path, lambda _: None)["forward"].with_mean
+
+    for _ in range(2):  # measured, and as they are kept
+        half = [found(dtype="bfloat16"), found(weights_dtype="bfloat16")]
+        assert [found(), found("b"), found("a", 2.0), *half] == [3.0, 4.0, 5.0, 1.0, 2.0]
+
+
+def test_cells_are_those_of_their_table() -> None:
+    """Which both covariances with products take; with another table a cell is measured anew."""
+    loop: Any = SimpleNamespace(_table_hash="of the table")
+    sampler: Any = SimpleNamespace(steps=[1, 10])
+    for name, expected in (("jacobian", "of the table"), ("lanczos", "of the table"), ("beta", None)):
+        assert CellLoop._own(loop, Method(name), sampler, 0)["table"] == expected
 
 
 def test_reports_without_products_stay_as_they_were() -> None:
