@@ -28,6 +28,7 @@ from ...metrics.score import require_same_protocol
 from ...models.denoiser import Denoiser
 from ...process.schedule import NoiseSchedule
 from ...same_folder import require_shared
+from ...sampling.multistep import check_share
 from ...sampling.solvers import check_order
 from ...unwrapping import unwrapped
 from ...variance.allocation import check_budget, default_indices
@@ -186,12 +187,18 @@ def _check(options: CompareOptions) -> None:
 def _trials(options: CompareOptions) -> Iterator[tuple[Method, int]]:
     """All of the methods but the table itself, so that mistakes show before the work."""
     for method in options.methods:
-        trial = replace(method, covariance="beta_tilde") if method.covariance == "analytic" else method
+        trial = method
+        if method.covariance == "analytic":
+            share = None if method.multistep is None else 1.0  # the one that asks nothing of a covariance
+            trial = replace(method, covariance="beta_tilde", multistep=share)
         trial = replace(trial, spacing="linspace", first_index=None) if method.spacing == "optimal" else trial
         yield from ((trial, k) for k in options.method_steps(method))
 
 
 def _try_methods(options: CompareOptions, schedule: NoiseSchedule) -> None:
+    for method in options.methods:
+        if method.multistep is not None:
+            check_share(method.multistep, "multistep")
     for trial, k in _trials(options):
         if trial.sampler is None:
             make_covariance(trial, None)

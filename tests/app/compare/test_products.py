@@ -167,6 +167,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no Krylov step": ({"methods": [{"covariance": "lanczos", "krylov_steps": 0}]}, "krylov_steps"),
     "a price of nothing": ({"methods": METHODS[:1], "product_cost": 1.0}, "product_cost=1.0 has no meaning"),
     "a negative price": ({"product_cost": -1.0}, "product_cost"),
+    "more than a share": ({"methods": [{"covariance": "analytic", "multistep": 2}]}, "multistep=2.0 must be a number"),
+    "a share of products": (
+        {"methods": [{"covariance": "lanczos", "multistep": 1}]},
+        "lanczos-3, no table is known by",
+    ),
+    "a share of β̃": ({"methods": [{"covariance": "beta_tilde", "multistep": "auto"}]}, "says nothing of Cov[x_0|x_t]"),
     "bands of a solver": ({"methods": [{"sampler": "unipc", "bands": 4}]}, "no meaning for a solver"),
 }
 
@@ -189,6 +195,21 @@ def test_methods_are_told_apart() -> None:
     }
     assert len(names) == 3
     assert not {"bands", "probes", "krylov_steps", "derivative"} & {*identity_of(Method("analytic"))}
+
+
+def test_shares_of_second_order_stand_beside_others(tmp_path: Path, table: Path) -> None:
+    """A share leaves the covariance the rest: the trial without a table, before the work, is not for it to fail."""
+    methods = [
+        {"covariance": "analytic", "eta": 0, "structure": "dct", "multistep": "auto"},
+        {"covariance": "jacobian", "eta": 0, "bands": 4, "multistep": 0.5},
+    ]
+    out = tmp_path / "x"
+    run(options(out, table, methods=methods, steps=[4], product_cost=1.0))
+    found = json.loads((out / "results.json").read_text())
+    assert [(c["method"], c["evaluations"]) for c in found["cells"]] == [
+        ("Analytic-DDIM dct, multistep auto", 4),
+        ("DDIM Jacobian-4, multistep 0.5", 2),
+    ]
 
 
 def test_each_kind_has_its_own_colour() -> None:
