@@ -93,7 +93,7 @@ def _readable(error: Any, flags: Mapping[str, Any], config: Path | None) -> list
         location = [str(part) for part in item["loc"]]
         top = location[0] if location else ""
         # A union adds the alternative's name to the path ("steps.int", "steps.list[int]"): leave that out.
-        named = location[: -1 if location[-1:] in (["str"], ["int"]) else None]
+        named = location[: -1 if location[-1:] in (["str"], ["int"], ["float"]) else None]
         path = ".".join(part for part in named if part.isidentifier() or part.isdigit())
         path = top if item["type"] in ("int_parsing", "list_type", "int_type") and top == "steps" else path
         kind = item["type"]

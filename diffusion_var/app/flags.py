@@ -198,6 +198,7 @@ def _parameters(kind: type[Any]) -> list[inspect.Parameter]:
             shown = ",".join(map(str, default)) if isinstance(default, list) else default
             text += f"  [default: {shown}]"
         choices = _choices(inner)
+        choices += ["NUMBER"] if choices and float in get_args(inner) else []
         names = [f"--{name.replace('_', '-')}", *_ALSO.get(name, [])]
         metavar = None if inner is bool else "|".join(choices) if choices else _metavar(inner)
         option = typer.Option(None, *names, help=text, metavar=metavar, show_default=False)

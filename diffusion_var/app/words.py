@@ -16,6 +16,8 @@ PHRASES = (
     (r"wrap (it|the network) with Denoiser\(", r"or use Python, and wrap \1 with dv.Denoiser("),
     (r"\bdv\.estimate\b", "`diffusion-var estimate`"),
     (r"\b(dv\.)?density_bound\b", "`diffusion-var nll --continuous`"),
+    (r"\bLanczos\(steps=([^)]*)\)", r"krylov_steps=\1"),
+    (r"\bdv\.Jacobian\b", "jacobian"),
     (r"\bFixedSmall\b", "beta_tilde"),
     (r"\bFixedLarge\b", "beta"),
     (r"\bLearnedRange\b", "learned_range"),

@@ -198,7 +198,9 @@ class Lanczos(ReverseCovariance):
 
     def check(self, denoiser: Denoiser, kernels: list[ReverseKernel]) -> None:
         d = math.prod(denoiser.shape)
-        checks.refuse(self.steps > d, f"steps={self.steps} is more than the {d} dimensions of an image; take fewer.")
+        checks.refuse(
+            self.steps > d, f"Lanczos(steps={self.steps}) is more than the {d} dimensions of an image; take fewer."
+        )
         if self.analytic is not None:
             self.analytic.check(denoiser, kernels)
         else:

@@ -358,7 +358,7 @@ def _check_finite(found: torch.Tensor, name: str, level: NoiseLevel) -> None:
         )
 
 
-_MORE = "dv.NetworkJacobian(iterations), dv.Lanczos(steps=…)"
+_MORE = "dv.NetworkJacobian(iterations), dv.Lanczos(steps)"
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------

@@ -131,6 +131,11 @@ class MultistepSampler(Sampler):
             f"{covariance.name} says nothing of Cov[x_0|x_t], which has the rest of a share of {share}; take "
             "dv.Analytic(table), or a share of 1.",
         )
+        checks.refuse(
+            not covariance.diagonal,
+            f"{covariance.name} is known by products alone, and a share leaves a covariance a part of its variances; "
+            "take dv.Jacobian or dv.Analytic, or steps without a share.",
+        )
         eta = 0.0 if eta is None and tau is None else eta
         self._rest = RestOfCovariance(covariance, self.share)
         own = (final_noise_cap, clipped_eps, tau, low_start, capped_steps)

@@ -104,6 +104,12 @@ def test_bundled_configs_are_valid(path):
         load_options(kinds[section], {}, path, section)
 
 
+def test_a_number_or_a_word_is_one_problem_of_one_option():
+    flags = {"model": "digits", "out": "x", "multistep": "much"}
+    with pytest.raises(InputError, match=r"one problem:\n  --multistep: input should be 'auto'.* or .* a valid number"):
+        load_options(SampleOptions, flags)
+
+
 @pytest.mark.parametrize(
     ("text", "path"),
     [

@@ -20,6 +20,7 @@ OPTIONS = (
     "held_out",
     "structure",
     "steps",
+    "krylov_steps",
     "out",
     "features",
     "inception_weights",
@@ -45,6 +46,7 @@ SAID = {
     "wrap the network with Denoiser(callable, schedule, …).": (
         "or use Python, and wrap the network with dv.Denoiser(callable, schedule, …)."
     ),
+    "Lanczos(steps=13) is more than 12; or take dv.Jacobian.": "--krylov-steps 13 is more than 12; or take jacobian.",
     "structure x, steps y.": "structure x, steps y.",
 }
 

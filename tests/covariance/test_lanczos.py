@@ -125,7 +125,7 @@ def test_a_measurement_s_mean_is_exact_with_as_many_products_as_it_has_elements(
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(InputError, match=r"steps=13 is more than the 12 dimensions of an image"):
+    with pytest.raises(InputError, match=r"Lanczos\(steps=13\) is more than the 12 dimensions of an image"):
         dv.Sampler(MIXTURE, dv.Lanczos(steps=13), 4)
     other = MixtureDenoiser(SCHEDULE, np.zeros((1, *SHAPE)), 0.1)
     with pytest.raises(InputError, match="network"):

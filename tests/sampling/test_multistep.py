@@ -190,7 +190,7 @@ def test_shares_are_told_apart(mixture):
         ({"share": 1.5}, 'share=1.5 must be a number from 0 to 1, or "auto"'),
         ({"share": "all"}, "share='all'"),
         ({"covariance": dv.FixedSmall()}, "says nothing of Cov"),
-        ({"covariance": dv.Lanczos()}, "known by products alone"),
+        ({"covariance": dv.Lanczos()}, "lanczos-3, no table is known by products alone, and a share"),
     ],
 )
 def test_what_is_refused(mixture, arguments, sentence):
