@@ -7,8 +7,10 @@ weights have no tangent are told what theirs is:
     y = W x + b                                    ẏ = W ẋ
     y = g x̂ + b,  x̂ = (x − mean x)/s of a group    ẏ = (g/s) (ẋ − mean ẋ − x̂ mean(x̂ ẋ))
     y = x/(1 + e⁻ˣ)                                ẏ = y'(x) ẋ, in one step
+    y = x + z,  y = c x,  y = x/c                  ẏ = ẋ + ż,  c ẋ,  ẋ/c
+    y = P v,  P = softmax(q kᵀ c)                  ẏ = Ṗ v + P v̇,  Ṗ = P ⊙ (Ṡ − Σ P ⊙ Ṡ),  Ṡ = c (q̇ kᵀ + q k̇ᵀ)
 
-On UNets a pass with a tangent so takes 2.5 evaluations in the place of 4. Values and tangents are PyTorch's own, to
+On UNets a pass with a tangent so takes 2.3 evaluations in the place of 4. Values and tangents are PyTorch's own, to
 rounding; everything else is left to it.
 """
 
@@ -29,7 +31,7 @@ dual: Any = forward_ad  # which has no types
 
 
 class CheapTangents(TorchFunctionMode):
-    """Inside, linear layers, group normalisation and SiLU propagate tangents of their input alone; see the module."""
+    """Inside, the layers of the module's docstring propagate tangents by its rules."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -38,7 +40,7 @@ class CheapTangents(TorchFunctionMode):
         if (rule := _RULES.get(func)) is None or not args or not isinstance(args[0], torch.Tensor):
             return func(*args, **kwargs)
         x, tangent = dual.unpack_dual(args[0])
-        if tangent is None or _any_has_tangent((*args[1:], *kwargs.values())):
+        if tangent is None or (func not in _OF_SEVERAL and _any_has_tangent((*args[1:], *kwargs.values()))):
             return func(*args, **kwargs)
         found = rule(func, x, tangent, *args[1:], **kwargs)
         return func(*args, **kwargs) if found is None else dual.make_dual(*found)
@@ -116,8 +118,61 @@ def _silu(
     return None if inplace else (func(x), torch.ops.aten.silu_backward(tangent, x))
 
 
+def _scaled(
+    func: Callable[..., torch.Tensor], x: torch.Tensor, tangent: torch.Tensor, by: Any, **options: Any
+) -> Pair | None:
+    return None if options or not isinstance(by, int | float) else (func(x, by), func(tangent, by))
+
+
+def _sum(
+    func: Callable[..., torch.Tensor], x: torch.Tensor, tangent: torch.Tensor, other: Any, **options: Any
+) -> Pair | None:
+    if options or not isinstance(other, torch.Tensor | int | float):
+        return None
+    z, moved = dual.unpack_dual(other) if isinstance(other, torch.Tensor) else (other, None)
+    y = func(x, z)
+    if not all(t.shape == y.shape and t.dtype == y.dtype for t in (tangent, *(() if moved is None else (moved,)))):
+        return None
+    return y, tangent.clone() if moved is None else func(tangent, moved)
+
+
+def _attention(
+    func: Callable[..., torch.Tensor],
+    q: torch.Tensor,
+    moved_q: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **options: Any,
+) -> Pair | None:
+    (k, moved_k), (v, moved_v) = dual.unpack_dual(key), dual.unpack_dual(value)
+    plain = attn_mask is None and not dropout_p and not is_causal and not any(options.values()) and _is_plain(q)
+    if not plain or moved_k is None or moved_v is None:
+        return None
+    c = q.shape[-1] ** -0.5 if scale is None else scale
+    weights = ((c * q) @ k.mT).softmax(-1)
+    rise = torch.add((c * moved_q) @ k.mT, (c * q) @ moved_k.mT)
+    # A softmax's derivative is symmetric too.
+    moved = torch.ops.aten._softmax_backward_data(rise, weights, -1, rise.dtype)
+    return weights @ v, (moved @ v).add_(weights @ moved_v)
+
+
+_SUMS = frozenset({torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__})
+_SCALINGS = frozenset({
+    torch.mul, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__,
+    torch.div, torch.Tensor.div, torch.Tensor.__truediv__,
+})  # fmt: skip
+#: Whose other arguments may have tangents too.
+_OF_SEVERAL = _SUMS | {F.scaled_dot_product_attention}
+
 _RULES: dict[Any, Callable[..., Pair | None]] = {
     **dict.fromkeys(_LINEAR, _linear),
+    **dict.fromkeys(_SUMS, _sum),
+    **dict.fromkeys(_SCALINGS, _scaled),
+    F.scaled_dot_product_attention: _attention,
     F.group_norm: _group_norm,
     F.layer_norm: _layer_norm,
     F.silu: _silu,

@@ -85,6 +85,55 @@ def test_tangents_may_lie_in_memory_otherwise_than_images(of: nn.Module) -> None
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
+OF_TWO: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "a sum": lambda x, z: x + z,
+    "a sum with another shape": lambda x, z: x + z[:1, :, :1] + z.mean(),
+    "a sum of a wider shape": lambda x, z: x[:, :1] + z,
+    "a sum with what is constant": lambda x, z: z + (x + x.detach()[:1]),
+    "a sum of a multiple": lambda x, z: torch.add(x, z, alpha=2.5),
+    "a sum with a number": lambda x, z: (1.5 + x + 2) * z,
+    "a sum of two precisions": lambda x, z: x.float() + z,
+    "scaled": lambda x, z: x / 3.0 * 0.5 + 2 * (z / 2),
+    "divided by a tensor": lambda x, z: x / z,
+    "a rounded quotient": lambda x, z: torch.div(x, 2.0, rounding_mode="floor") + z,
+    "a sum that is changed afterwards": lambda x, z: (x + 1.0).mul_(z) * x,
+}
+
+
+@pytest.mark.parametrize("of", OF_TWO.values(), ids=OF_TWO)
+def test_sums_and_multiples_are_as_pytorch_has_them(of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+    x, z, v, moved = (numbers(k, 3, 4, 5) for k in range(4))
+    for places, moves in (((x, z), (v, moved)), ((x, z), (v, torch.zeros_like(v)))):
+        expected = torch.func.jvp(of, places, moves)
+        with CheapTangents():
+            found = torch.func.jvp(of, places, moves)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"scale": 0.3}, {"is_causal": True}, {"attn_mask": torch.ones(5, 5).tril().bool()}],
+    ids=["plain", "scale", "causal", "mask"],
+)
+@pytest.mark.parametrize("constant", [False, True], ids=["", "keys and values are constant"])
+def test_attention_is_as_pytorch_has_it(options: dict[str, Any], constant: bool) -> None:
+    q, k, v = (numbers(place, 2, 3, 5, 4) for place in range(3))
+    moves = tuple(numbers(10 + place, 2, 3, 5, 4) for place in range(3))
+
+    def of(*places: torch.Tensor) -> torch.Tensor:
+        key, value = (k, v) if constant else places[1:]
+        return F.scaled_dot_product_attention(places[0], key, value, **options)
+
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = torch.func.jvp(of, (q, k, v), moves)
+        with CheapTangents():
+            found = torch.func.jvp(of, (q, k, v), moves)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
 def unet() -> UNet2DModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
