@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from kept_cells import Kept, header, row
 from restoration_cases import (
     DATA,
     OPERATORS,
@@ -38,7 +39,7 @@ from restoration_cases import (
     measured,
     table_of,
 )
-from restoration_cells import RIVALS, Cell, Kept, Scores, row, tables, write_csv
+from restoration_cells import RIVALS, Cell, Cells, Scores, keep, tables, write_csv
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 import diffusion_var as dv
@@ -86,8 +87,8 @@ def scored(found: torch.Tensor, truth: torch.Tensor, runs: float, seconds: float
 # ---- deepinv's methods ----------------------------------------------------------------------------------------------
 
 
-def rival_cells(case: Case, kept: Kept, args: argparse.Namespace) -> None:
-    known = dict(kept.cells if args.settings_of is None else Kept(args.out / f"{args.settings_of}.jsonl").cells)
+def rival_cells(case: Case, kept: Cells, args: argparse.Namespace) -> None:
+    known = dict(kept.cells if args.settings_of is None else cells_of(args, args.settings_of).cells)
     known |= kept.cells  # a cell that is made again, of more images, has the settings that it had
     for problem in problems(case, args):
         for method in args.methods or RIVALS:
@@ -98,7 +99,7 @@ def rival_cells(case: Case, kept: Kept, args: argparse.Namespace) -> None:
                 settings = next((known[cell].settings for cell in alike if cell in known), None)
                 cell = Cell(problem.operator, problem.noise, method, evaluations)
                 run = partial(rival_scores, case, problem, name, evaluations // draws, draws, settings)
-                kept.make(cell, args.count, run)
+                keep(kept, cell, args.count, run)
 
 
 def rival_scores(
@@ -140,13 +141,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def our_cells(case: Case, kept: Kept, args: argparse.Namespace) -> None:
+def our_cells(case: Case, kept: Cells, args: argparse.Namespace) -> None:
     table = table_of(case, args.out)
     for problem in problems(case, args):
         for method in args.methods or [f"{name} {kind}" for name in COVARIANCES for kind in ("I", "II")]:
             for steps in args.evaluations:
                 cell = Cell(problem.operator, problem.noise, method, steps)
-                kept.make(cell, args.count, partial(our_scores, case, table, problem, method, steps))
+                keep(kept, cell, args.count, partial(our_scores, case, table, problem, method, steps))
 
 
 def our_scores(case: Case, table: dv.VarianceTable, problem: Problem, method: str, evaluations: int) -> Scores:
@@ -185,7 +186,7 @@ def covariance_of(name: str, case: Case, table: dv.VarianceTable) -> dv.ReverseC
 # ---- closed forms ---------------------------------------------------------------------------------------------------
 
 
-def closed_form_cells(case: Case, kept: Kept, args: argparse.Namespace) -> None:
+def closed_form_cells(case: Case, kept: Cells, args: argparse.Namespace) -> None:
     """What an exact mixture knows of x_0 given y: the mean, which no method can beat on its own images, and a draw."""
     for problem in problems(case, args) if isinstance(case.denoiser, dv.oracles.MixtureDenoiser) else ():
         start = time.perf_counter()
@@ -194,7 +195,7 @@ def closed_form_cells(case: Case, kept: Kept, args: argparse.Namespace) -> None:
         seconds = time.perf_counter() - start
         for name, images in zip(("closed form, mean", "closed form, draw"), found, strict=True):
             cell = Cell(problem.operator, problem.noise, name, 0)
-            kept.make(cell, args.count, partial(scored, images, case.images, 0, seconds))
+            keep(kept, cell, args.count, partial(scored, images, case.images, 0, seconds))
 
 
 # ---- calibration ----------------------------------------------------------------------------------------------------
@@ -206,8 +207,7 @@ def calibration(case: Case, args: argparse.Namespace) -> None:
     for problem in problems(case, args):
         print(f"\n{case.name}, {problem.operator}, σ_y = {problem.noise:g}, {len(case.images)} images\n")
         measurement = dv.Measurement.from_deepinv(problem.physics, problem.y)
-        row("n", "σ/α", *COVARIANCES)
-        row(*("---" for _ in range(2 + len(COVARIANCES))))
+        header("n", "σ/α", *COVARIANCES)
         dens = [
             dv.ConditionedDenoiser(case.denoiser, covariance_of(name, case, table), measurement, guidance="II")
             for name in COVARIANCES
@@ -218,6 +218,10 @@ def calibration(case: Case, args: argparse.Namespace) -> None:
             x_t = level.alpha * case.images + level.sigma * eps
             found = [float(den.residual(x_t, n).mean()) for den in dens]
             row(n, f"{level.sigma / level.alpha:.3g}", *(f"{value:.3g}" for value in found))
+
+
+def cells_of(args: argparse.Namespace, data: str) -> Cells:
+    return Kept(args.out / f"{data}.jsonl", Cell, Scores)
 
 
 PARTS: dict[str, Callable[..., None]] = {
@@ -249,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rivals-at", type=int, default=100, help="evaluations of the rivals in them")
     parser.add_argument("--csv", type=Path, help="where `tables` writes every cell too")
     args = parser.parse_args(arguments)
-    kept = Kept(args.out / f"{args.data}.jsonl")
+    kept = cells_of(args, args.data)
     if args.part == "tables":
         tables(kept, args)
         if args.csv is not None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from kept_cells import Kept, header, row
 
 #: deepinv's methods: their names in tests/support/rivals.py, and in papers.
 RIVALS = {
@@ -44,33 +44,21 @@ class Scores:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-class Kept:
-    """The finished cells of a data set, a JSON line each."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.cells = path, dict[Cell, Scores]()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for line in path.read_text().splitlines() if path.exists() else ():
-            entry = json.loads(line)
-            self.cells[Cell(**entry["cell"])] = Scores(**entry["scores"])
-
-    def make(self, cell: Cell, count: int, make: Callable[[], Scores]) -> None:
-        """The cell, unless it is there with that `count` of images."""
-        if cell in self.cells and len(self.cells[cell].psnr) >= count:
-            return
-        scores = self.cells[cell] = make()
-        with self.path.open("a") as file:
-            file.write(json.dumps({"cell": asdict(cell), "scores": asdict(scores)}, ensure_ascii=False) + "\n")
-        found = f"{np.mean(scores.psnr):8.2f} dB{np.mean(scores.ssim):7.3f}{scores.seconds:8.1f} s"
-        said = f"{cell.operator:<20s}σ_y {cell.noise:<6g}{cell.method:<28s}{cell.evaluations:>4d}"
-        print(said, found, scores.settings or "", flush=True)
+Cells = Kept[Cell, Scores]
 
 
-def row(*cells: Any) -> None:
-    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
+def keep(kept: Cells, cell: Cell, count: int, make: Callable[[], Scores]) -> None:
+    """The cell, unless it is there with that `count` of images."""
+    if cell in kept.cells and len(kept.cells[cell].psnr) >= count:
+        return
+    scores = make()
+    kept.add(cell, scores)
+    found = f"{np.mean(scores.psnr):8.2f} dB{np.mean(scores.ssim):7.3f}{scores.seconds:8.1f} s"
+    said = f"{cell.operator:<20s}σ_y {cell.noise:<6g}{cell.method:<28s}{cell.evaluations:>4d}"
+    print(said, found, scores.settings or "", flush=True)
 
 
-def tables(kept: Kept, args: argparse.Namespace) -> None:
+def tables(kept: Cells, args: argparse.Namespace) -> None:
     """Of each σ_y: the mean over operators by evaluations, the operators at the numbers of evaluations that are
     compared, and paired differences of ours to rivals' there; of all methods, or of those that are asked for."""
     for noise in args.noise:
@@ -88,8 +76,7 @@ def by_evaluations(cells: dict[Cell, Scores], methods: list[str], operators: lis
     """The mean over operators; where a method cannot do all, over those that it can, and how many they are."""
     print(f"\nσ_y = {noise:g}, the mean over operators: PSNR in dB (SSIM)\n")
     numbers = sorted({cell.evaluations for cell in cells})
-    row("evaluations", *numbers)
-    row(*("---" for _ in range(len(numbers) + 1)))
+    header("evaluations", *numbers)
     for method in methods:
         able = [o for o in operators if any(cell.operator == o and cell.method == method for cell in cells)]
         shown = [mean_of([cells.get(Cell(o, noise, method, k)) for o in able]) for k in numbers]
@@ -99,8 +86,7 @@ def by_evaluations(cells: dict[Cell, Scores], methods: list[str], operators: lis
 def by_operator(cells: dict[Cell, Scores], methods: list[str], args: argparse.Namespace, noise: float) -> None:
     at = args.rivals_at, args.ours_at
     print(f"\nσ_y = {noise:g}, deepinv's with {at[0]} evaluations and ours with {at[1]}, PSNR in dB (SSIM)\n")
-    row("", *args.operators, "mean")
-    row(*("---" for _ in range(len(args.operators) + 2)))
+    header("", *args.operators, "mean")
     for method in methods:
         k = at[0] if is_rival(method) else at[1]
         closed = Cell(args.operators[0], noise, method, 0) in cells
@@ -127,8 +113,7 @@ def paired(cells: dict[Cell, Scores], methods: list[str], args: argparse.Namespa
     """Mean over operators and images of PSNR differences, the standard error over images, and how many operators."""
     print(f"\nσ_y = {noise:g}, ours with {args.ours_at} evaluations less deepinv's with {args.rivals_at}, dB\n")
     names = [name for name in methods if is_rival(name)]
-    row("", *map(label, names))
-    row(*("---" for _ in range(len(names) + 1)))
+    header("", *map(label, names))
     for method in (name for name in methods if not is_rival(name)):
         shown = []
         for name in names:
@@ -144,7 +129,7 @@ def paired(cells: dict[Cell, Scores], methods: list[str], args: argparse.Namespa
             row(label(method), *shown)
 
 
-def write_csv(kept: Kept, path: Path) -> None:
+def write_csv(kept: Cells, path: Path) -> None:
     """Every cell: operator, σ_y, method, evaluations, images, the mean PSNR and SSIM, and the settings."""
     with path.open("w", newline="") as file:
         lines = csv.writer(file, lineterminator="\n")

@@ -4,14 +4,12 @@
     python scripts/structured_derivatives.py levels --data digits
     python scripts/structured_derivatives.py levels --data photographs-trained
     python scripts/structured_derivatives.py positive --data digits --count 10000
-    python scripts/structured_derivatives.py bits --data digits --count 128
 
 draws     KL(N(0, Σ) ‖ the law of a Lanczos draw) per dimension, of one image's exact Σ and so many draws, by steps
 levels    of a network, by noise level: the share of bands whose estimate is negative, of eigenvalues that Lanczos cuts,
           the weight that it gives the derivative, what a draw has of the table's noise, and how far a difference of
           evaluations is from the forward derivative (the median; an image that is clipped in whole has no derivative)
 positive  how many values of so many images, sampled with the Jacobian's covariance, are not finite
-bits      bits/dim of held-out images with a table's covariance and the Jacobian's
 """
 
 from __future__ import annotations
@@ -24,8 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from kept_cells import header, row
 from restoration_cases import Case, load_case, table_of
-from restoration_cells import row
 from structured_methods import of_own_samples
 
 import diffusion_var as dv
@@ -45,8 +43,7 @@ def draws(case: Case, table: dv.VarianceTable, count: int) -> None:
     mixture = case.denoiser
     assert isinstance(mixture, dv.oracles.MixtureDenoiser)
     x_0 = mixture.sample(1, seed=7)
-    row("t → s", "the table's", *(f"{name}, {m}" for name in ("with it", "without") for m in PRODUCTS))
-    row(*("---" for _ in range(2 + 2 * len(PRODUCTS))))
+    header("t → s", "the table's", *(f"{name}, {m}" for name in ("with it", "without") for m in PRODUCTS))
     for t, s in STEPS:
         stream = np.random.default_rng(t)
         level = mixture.schedule.level(t)
@@ -94,8 +91,7 @@ def basis(structure: dv.Structure, shape: Sequence[int]) -> torch.Tensor:
 def levels(case: Case, table: dv.VarianceTable) -> None:
     """At held-out images with noise; Lanczos with three products, the Jacobian with 8 bands and one."""
     names = ("negative bands", "beyond 4 errors", "eigenvalues cut", "weight of J", "draw² / table", "difference")
-    row("n", *names)
-    row(*("---" for _ in range(7)))
+    header("n", *names)
     for n in LEVELS:
         stream = np.random.default_rng(n)
         level = case.denoiser.schedule.level(n)
@@ -125,28 +121,11 @@ def positive(case: Case, table: dv.VarianceTable, count: int) -> None:
     print(f"{bad} values of {count} images are not finite")
 
 
-def bits(case: Case, table: dv.VarianceTable, steps: int) -> None:
-    """Of the images, K even steps, the decoder with the table's variance at index 1."""
-    kinds: dict[str, dv.ReverseCovariance] = {
-        "isotropic": dv.Analytic(table),
-        "dct": dv.Analytic(table, structure="dct"),
-        **{f"Jacobian, {bands} bands": dv.Jacobian(table, bands=bands) for bands in (6, 16)},
-        "Jacobian, no table": dv.Jacobian(),
-    }
-    row("covariance", f"bits/dim, K = {steps}")
-    row("---", "---")
-    for name, covariance in kinds.items():
-        decoder = float(table.posterior_variance(1))
-        found = dv.bits_per_dim(case.denoiser, covariance, case.images, steps=steps, decoder_variance=decoder)
-        row(name, f"{found.value:.4f} ± {found.standard_error:.4f}")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("draws", "levels", "positive", "bits"))
+    parser.add_argument("part", choices=("draws", "levels", "positive"))
     parser.add_argument("--data", choices=DATA, default="photographs-exact")
     parser.add_argument("--count", type=int, default=100, help="draws, or images")
-    parser.add_argument("--steps", type=int, default=10, help="K, of bits")
     parser.add_argument("--model", help="a network's folder in place of the bundled one")
     parser.add_argument("--mnist", default="mnist.npz", help="MNIST's images, train_x and test_x")
     parser.add_argument("--out", type=Path, default=Path("runs/structured"), help="where tables are kept")
@@ -160,10 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         draws(case, table, args.count)
     elif args.part == "positive":
         positive(case, table, args.count)
-    elif args.part == "levels":
-        levels(case, table)
     else:
-        bits(case, table, args.steps)
+        levels(case, table)
 
 
 if __name__ == "__main__":

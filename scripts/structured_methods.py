@@ -44,6 +44,23 @@ def samplers(denoiser: dv.Denoiser, table: dv.VarianceTable, heads: Sequence[str
     }
 
 
+def covariances(
+    denoiser: dv.Denoiser, table: dv.VarianceTable, heads: Sequence[str]
+) -> dict[str, Callable[[], dv.ReverseCovariance]]:
+    """Those whose likelihoods are compared, by name; Lanczos, with its dozens of products, of a mixture alone."""
+    found: dict[str, Callable[[], dv.ReverseCovariance]] = {
+        "isotropic": partial(dv.Analytic, table),
+        "dct": partial(dv.Analytic, table, structure="dct"),
+        **{f"jacobian, bands {b}": partial(dv.Jacobian, table, bands=b) for b in (6, 16)},
+        "jacobian, probes 4": partial(dv.Jacobian, table, probes=4),
+        "jacobian, no table": dv.Jacobian,
+    }
+    if isinstance(denoiser, dv.oracles.MixtureDenoiser):
+        found |= {f"lanczos {m}": partial(dv.Lanczos, table, steps=m) for m in (3, 5)}
+        found |= {f"exact {name}": partial(dv.ExactCovariance, denoiser, name) for name in ("dct", "full")}
+    return found | {f"head {name}": partial(dv.Head.load, path) for name, path in (h.split("=") for h in heads)}
+
+
 def second_order(denoiser: dv.Denoiser, table: dv.VarianceTable) -> Made:
     """Steps with a share a of the multistep drift and b of the table's covariance [E25]. Where a + b is not 1, an error
     of first order is left."""

@@ -26,9 +26,9 @@ def test_cells_are_kept_and_compared(script, digits_folder, capsys):
     path = digits_folder / "digits.jsonl"
     entries = [json.loads(line) for line in path.read_text().splitlines()]
     assert [entry["cell"]["method"] for entry in entries] == [*ours, "ddrm", "ddrm, 2 draws"]
-    assert [entry["scores"]["runs"] for entry in entries] == [4, 4, 4, 4]
-    assert all(len(entry["scores"]["psnr"]) == len(entry["scores"]["ssim"]) == 3 for entry in entries)
-    assert all(entry["scores"]["settings"]["eta"] in (0.7, 0.85, 1.0) for entry in entries[2:])
+    assert [entry["found"]["runs"] for entry in entries] == [4, 4, 4, 4]
+    assert all(len(entry["found"]["psnr"]) == len(entry["found"]["ssim"]) == 3 for entry in entries)
+    assert all(entry["found"]["settings"]["eta"] in (0.7, 0.85, 1.0) for entry in entries[2:])
 
     kept = path.read_bytes()
     capsys.readouterr()
@@ -38,8 +38,8 @@ def test_cells_are_kept_and_compared(script, digits_folder, capsys):
     at = ("--ours-at", "4", "--rivals-at", "4")
     script["main"](["tables", *FEW, "--out", str(digits_folder), *at, "--csv", str(digits_folder / "cells.csv")])
     printed = capsys.readouterr().out
-    mine, theirs = (np.array(entries[k]["scores"]["psnr"]) for k in (1, 2))
-    ssim = np.mean(entries[1]["scores"]["ssim"])
+    mine, theirs = (np.array(entries[k]["found"]["psnr"]) for k in (1, 2))
+    ssim = np.mean(entries[1]["found"]["ssim"])
     assert f"| ΠGDM I | {mine.mean():.2f} ({ssim:.3f}) | {mine.mean():.2f} ({ssim:.3f}) |" in printed
     assert f"| DDRM | {theirs.mean():.2f} (" in printed
     difference = mine - theirs
@@ -57,7 +57,7 @@ def test_means_are_over_operators_that_a_method_can_do(script, tmp_path, capsys)
         for k in (5, 10) if (operator, method) != ("blur", "dps") else (5,):
             cell = {"operator": operator, "noise": 0.1, "method": method, "evaluations": k}
             scores = {"psnr": [psnr, psnr + 1], "ssim": [0.5, 0.5], "runs": k, "seconds": 0.0, "settings": {}}
-            lines.append(json.dumps({"cell": cell, "scores": scores}) + "\n")
+            lines.append(json.dumps({"cell": cell, "found": scores}) + "\n")
     (tmp_path / "digits.jsonl").write_text("".join(lines))
     few = ("--data", "digits", "--operators", "inpainting", "blur", "--noise", "0.1", "--count", "2")
     script["main"](["tables", *few, "--out", str(tmp_path), "--rivals-at", "10"])
@@ -76,11 +76,11 @@ def test_a_cell_of_fewer_images_is_made_again(script, tmp_path, digits_folder, c
     settings = {"eta": 0.3, "etab": 1.0, "levels": "linear"}
     scores = {"psnr": [1.0, 1.0], "ssim": [0.0, 0.0], "runs": 4, "seconds": 0.0, "settings": settings}
     path = tmp_path / "digits.jsonl"
-    path.write_text(json.dumps({"cell": cell, "scores": scores}) + "\n")
+    path.write_text(json.dumps({"cell": cell, "found": scores}) + "\n")
     arguments = ["rivals", *FEW, "--out", str(tmp_path), "--evaluations", "4", "--methods", "ddrm"]
     for _ in range(2):
         script["main"](arguments)
-    made = [json.loads(line)["scores"] for line in path.read_text().splitlines()]
+    made = [json.loads(line)["found"] for line in path.read_text().splitlines()]
     assert [len(one["psnr"]) for one in made] == [2, 3]
     assert made[1]["settings"] == settings
 
@@ -94,7 +94,7 @@ def test_a_settings_file_is_used(script, digits_folder, tmp_path, capsys):
         "seconds": 0.0,
         "settings": {"eta": 0.3, "etab": 1.0, "levels": "linear"},
     }
-    (tmp_path / "mnist.jsonl").write_text(json.dumps({"cell": cell, "scores": scores}) + "\n")
+    (tmp_path / "mnist.jsonl").write_text(json.dumps({"cell": cell, "found": scores}) + "\n")
     arguments = ["--out", str(tmp_path), "--evaluations", "4", "--methods", "ddrm", "--settings-of", "mnist"]
     script["main"](["rivals", *FEW, *arguments])
     assert "'eta': 0.3" in capsys.readouterr().out

@@ -55,8 +55,35 @@ def test_cells_are_kept_and_shown(script, digits_folder, tmp_path, capsys):
     assert path.read_bytes() == kept
     capsys.readouterr()
     script["main"](["tables", *few])
-    values = [entry["found"]["frechet"] for entry in entries]
+    values = [entry["found"]["values"][0] for entry in entries]
     shown = capsys.readouterr().out
     ratio = sum(values[2:]) / sum(values[:2])
     assert f"| jacobian, probes 1 | {sum(values[2:]) / 2:.2f} ± " in shown
     assert f", 2; {ratio:.2f} |" in shown
+
+
+def test_likelihoods_are_of_the_steps_that_fit_and_paired(script, digits_folder, tmp_path, capsys):
+    """At half an evaluation a product, all K terms of a bound having theirs: 1.5 K ≤ 3; of one probe more 3 K."""
+    (tmp_path / "digits.safetensors").write_bytes((digits_folder / "digits.safetensors").read_bytes())
+    few = ["--data", "digits", "--out", str(tmp_path), "--budgets", "3", "--count", "16"]
+    methods = ["--methods", "isotropic", "dct", "jacobian, bands 6", "jacobian, probes 4"]
+    script["main"](["bits", *few, *methods, "--product-cost", "0.5"])
+    script["main"](["bits", *few, *methods, "--product-cost", "0.5", "--equal-steps"])
+    entries = [json.loads(line) for line in (tmp_path / "digits.jsonl").read_text().splitlines()]
+    said = [(entry["cell"]["part"], entry["found"]["steps"], entry["found"]["equivalents"]) for entry in entries]
+    of_steps = [("bits at equal steps", 3, cost) for cost in (3, 3, 4.5, 18)]
+    assert said == [("bits", 3, 3), ("bits", 3, 3), ("bits", 2, 3), *of_steps]
+    isotropic, dct = (entry["found"]["values"] for entry in entries[:2])
+    assert [len(isotropic), len(dct)] == [2, 2]
+    denoiser, parts = dv.Denoiser.from_pretrained("digits"), dv.data.digits_splits()
+    table = dv.VarianceTable.load(tmp_path / "digits.safetensors")
+    images = dv.data.to_float(parts.score.images[8:16])
+    how = {"steps": 3, "seed": 1, "decoder_variance": float(table.posterior_variance(1))}
+    assert isotropic[1] == pytest.approx(float(dv.bits_per_dim(denoiser, dv.Analytic(table), images, **how)))
+    capsys.readouterr()
+    script["main"](["tables", *few])
+    difference = [a - b for a, b in zip(isotropic, dct, strict=True)]
+    mean, error = sum(difference) / 2, abs(difference[0] - difference[1]) / 2
+    shown = capsys.readouterr().out
+    assert f"| isotropic | {sum(isotropic) / 2:.3f}, 3; {mean:+.3f} ± {error:.3f} |" in shown
+    assert "bits at equal steps, 16 images: bits/dim, steps; above dct's\n\n|  | K = 3 |" in shown
