@@ -11,11 +11,12 @@ weights have no tangent are told what theirs is:
     y = P v,  P = softmax(q kᵀ c)                  ẏ = Ṗ v + P v̇,  Ṗ = P ⊙ (Ṡ − Σ P ⊙ Ṡ),  Ṡ = c (q̇ kᵀ + q k̇ᵀ)
 
 On UNets a pass with a tangent so takes 2.3 evaluations in the place of 4. Values and tangents are PyTorch's own, to
-rounding; everything else is left to it.
+rounding; everything else is left to it, and all of it where a derivative is taken of the derivative, or a graph kept.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -37,13 +38,20 @@ class CheapTangents(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if (rule := _RULES.get(func)) is None or not args or not isinstance(args[0], torch.Tensor):
+        rule = _RULES.get(func)
+        if rule is None or not args or not isinstance(args[0], torch.Tensor) or not _is_first_and_last():
             return func(*args, **kwargs)
         x, tangent = dual.unpack_dual(args[0])
         if tangent is None or (func not in _OF_SEVERAL and _any_has_tangent((*args[1:], *kwargs.values()))):
             return func(*args, **kwargs)
         found = rule(func, x, tangent, *args[1:], **kwargs)
         return func(*args, **kwargs) if found is None else dual.make_dual(*found)
+
+
+def _is_first_and_last() -> bool:
+    """Whether nothing is taken of a derivative but itself: the formulas above have none of their own that can be relied
+    upon (a layer norm's would be wrong), and what is inside of `torch.func.vmap` shows no tangents."""
+    return torch._C._functorch.maybe_current_level() == 1 and not torch.is_grad_enabled()
 
 
 def _any_has_tangent(values: Iterable[Any]) -> bool:
@@ -77,7 +85,9 @@ def _group_norm(
 ) -> Pair | None:
     if not _is_plain(x):
         return None
-    sizes = (x.shape[0], x.shape[1], x[0, 0].numel(), num_groups)
+    sizes = (x.shape[0], x.shape[1], math.prod(x.shape[2:]), num_groups)
+    if not (x.device.type == "cpu" and x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)):
+        x = x.contiguous()  # kernels of older versions of PyTorch take nothing else
     y, mean, scale = torch.native_group_norm(x, weight, bias, *sizes, eps)
     # Without a gain the derivative is symmetric, so that what goes backward is what goes forward.
     only_x = [True, False, False]
@@ -119,15 +129,15 @@ def _silu(
 
 
 def _scaled(
-    func: Callable[..., torch.Tensor], x: torch.Tensor, tangent: torch.Tensor, by: Any, **options: Any
+    func: Callable[..., torch.Tensor], x: torch.Tensor, tangent: torch.Tensor, other: Any, **options: Any
 ) -> Pair | None:
-    return None if options or not isinstance(by, int | float) else (func(x, by), func(tangent, by))
+    return None if options or not isinstance(other, int | float) else (func(x, other), func(tangent, other))
 
 
 def _sum(
-    func: Callable[..., torch.Tensor], x: torch.Tensor, tangent: torch.Tensor, other: Any, **options: Any
+    func: Callable[..., torch.Tensor], x: torch.Tensor, tangent: torch.Tensor, other: Any, *rest: Any, **options: Any
 ) -> Pair | None:
-    if options or not isinstance(other, torch.Tensor | int | float):
+    if rest or options or not isinstance(other, torch.Tensor | int | float):
         return None
     z, moved = dual.unpack_dual(other) if isinstance(other, torch.Tensor) else (other, None)
     y = func(x, z)
