@@ -138,6 +138,8 @@ class Jacobian(ReverseCovariance):
             f"structure={checks.brief(structure)} is not known of Jacobian, which pools coefficients of one frequency: "
             "only those of 'dct' have one; leave it out.",
         )
+        if table is not None:
+            checks.instance("table", table, VarianceTable, "a VarianceTable (VarianceTable.load(path)), or None")
         self.analytic = None if table is None else Analytic(table, structure="dct")
         self.bands = checks.whole("bands", bands, least=1)
         self.products = self.probes = checks.whole("probes", probes, least=1)

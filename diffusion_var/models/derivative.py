@@ -64,11 +64,15 @@ class Linearised:
         probes: the directions whose products come with the mean; None: none.
         derivative: "forward", or "difference" where a layer has no forward derivative.
 
-    Raises InputError, when it is called, for a network under autocast, one that has no forward derivative or keeps it
-    to itself, and a difference in half precision.
+    Raises InputError for probes that are no function, and when it is called, for probes of another shape, a network
+    under autocast, one that has no forward derivative or keeps it to itself, and a difference in half precision.
     """
 
     def __init__(self, probes: Probes | None, derivative: Derivative) -> None:
+        checks.refuse(
+            not (probes is None or callable(probes)),
+            f"probes={checks.brief(probes)} must be a function (level, images) -> (P, C, *spatial), or None.",
+        )
         self.probes = probes
         self.derivative: Derivative = checks.one_of("derivative", derivative, DERIVATIVES)
         self._looked = False
@@ -159,8 +163,13 @@ class _Batch:
 
     def times(self, v: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """(σ²/α) J v for the images at some places."""
+        wanted = (len(places), *self.x.shape[1:])
+        checks.refuse(
+            tuple(v.shape) != wanted,
+            f"v has shape {tuple(v.shape)}, but this posterior's products are of {wanted}, a vector for each image.",
+        )
         with torch.inference_mode(False), torch.no_grad():
-            v = v.detach().clone()
+            v = v.detach().to(self.x, copy=True)
             if self.derivative == "difference":
                 moved = self.difference(v, places)
             else:
@@ -235,6 +244,11 @@ def _check_differentiable(denoiser: Differentiable, derivative: Derivative) -> N
 def _probes(probes: Probes, levels: Sequence[NoiseLevel], x: torch.Tensor) -> torch.Tensor:
     """The probes of each image, (P, B, C, *spatial): those of its level."""
     of_level = {level: probes(level, x).to(x) for level in dict.fromkeys(levels)}
+    wrong = next((tuple(v.shape) for v in of_level.values() if v.shape[1:] != x.shape[1:]), None)
+    checks.refuse(
+        wrong is not None,
+        f"probes have shape {wrong}, but (P, {', '.join(map(str, x.shape[1:]))}) is expected: P directions.",
+    )
     found = torch.stack([of_level[level] for level in levels], dim=1)
     return found.expand(-1, len(x), *found.shape[2:])
 

@@ -58,11 +58,14 @@ class ProductCost:
 
     def of_step(self, products: int, with_mean: int) -> float:
         """Evaluations that a step takes beside that of its mean: so many products, of which some come with the mean."""
+        products = checks.whole("products", products, least=0)
+        with_mean = min(checks.whole("with_mean", with_mean, least=0), products)
         return with_mean * self.with_mean + (products - with_mean) * self.alone
 
-    def steps_within(self, evaluations: int, products: int, with_mean: int) -> int:
+    def steps_within(self, evaluations: float, products: int, with_mean: int) -> int:
         """The largest number of steps, at least 1, that takes at most so many evaluations of the network, the products
         among them: of K steps K − 1 draw."""
+        evaluations = checks.positive("evaluations", evaluations)
         each = self.of_step(products, with_mean)
         return max(1, int((evaluations + each) / (1.0 + each) + 1e-9))
 

@@ -160,7 +160,6 @@ class MultistepSampler(Sampler):
 
 def check_share(share: Any, name: str = "share") -> Share:
     """A share as it was given, a number from 0 to 1 or "auto"; InputError for others."""
-    if isinstance(share, str):
-        checks.one_of(name, share, ("auto",))
+    if isinstance(share, str) and share == "auto":
         return "auto"
     return checks.number(name, share, 'a number from 0 to 1, or "auto"', least=0.0, most=1.0)

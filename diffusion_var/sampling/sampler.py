@@ -107,6 +107,9 @@ class Sampler:
     def equivalents(self, cost: ProductCost) -> float:
         """Evaluations of the network for an image, its Jacobian-vector products among them at their price: those of the
         steps that draw from a covariance, where x_t still has signal."""
+        checks.instance(
+            "cost", cost, ProductCost, "a dv.ProductCost (dv.product_cost(denoiser), ProductCost.forward(1.4))"
+        )
         drawn = sum(not kernel.last and kernel.alpha_t > 0.0 for kernel in self.kernels)
         each = cost.of_step(self.covariance.products, self.covariance.products_with_mean)
         return self.evaluations + drawn * each

@@ -414,7 +414,7 @@ def test_the_derivative_may_be_a_difference() -> None:
         ({"probes": 0}, "probes=0"),
         ({"derivative": "backward"}, "derivative='backward'"),
         ({"seed": 1.5}, "seed"),
-        ({"table": "t.safetensors"}, "VarianceTable"),
+        ({"table": "t.safetensors"}, "table must be a VarianceTable .*, or None, but got str"),
         ({"table": dv.VarianceTable.from_moments(SCHEDULE, eps_square=np.full(101, 0.5))}, "dct"),
     ],
 )

@@ -352,6 +352,24 @@ def test_what_fails_anyway_fails_in_its_own_words() -> None:
         jacobian_of(model, normal(1, 1, 4, 4), 40, normal(1, 4, 4))
 
 
+def test_vectors_and_probes_of_other_shapes_are_refused_and_of_other_dtypes_converted() -> None:
+    """In words of their own: the network is not to blame."""
+    model, x_t, v = mixture(), normal(2, 3, 2, 2), normal(2, 3, 2, 2, seed=1)
+    found = jacobian_of(model, x_t, 40)
+    for given, shape in ((v[:1], r"\(1, 3, 2, 2\)"), (v[0], r"\(3, 2, 2\)")):
+        with pytest.raises(
+            InputError, match=rf"v has shape {shape}, but this posterior's products are of \(2, 3, 2, 2"
+        ):
+            found.times(given)
+    with pytest.raises(InputError, match=r"v has shape .* products are of \(1, 3, 2, 2\)"):
+        found.rows(slice(0, 1)).times(v)
+    assert torch.equal(found.times(v.double()), found.times(v))
+    with pytest.raises(InputError, match=r"probes have shape \(1, 3, 2\), but \(P, 3, 2, 2\) is expected"):
+        jacobian_of(model, x_t, 40, torch.ones(3, 2))
+    with pytest.raises(InputError, match="probes=3 must be a function"):
+        model.with_jacobian(3)  # type: ignore[arg-type]
+
+
 def test_refuses_autocast_and_unknown_derivatives() -> None:
     network = small_unet(in_channels=1, out_channels=1)
     model = dv.Denoiser(network, SCHEDULE, shape=SHAPE, autocast=torch.bfloat16)

@@ -1,5 +1,7 @@
 """What a Jacobian-vector product costs is measured, and a sampler counts it."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -140,3 +142,23 @@ def test_a_level_without_signal_takes_no_product() -> None:
     denoiser = dv.Denoiser(Counting(), schedule, "sample", SHAPE)
     sampler = dv.Sampler(denoiser, Products(1, 1), 4)
     assert sampler.equivalents(dv.ProductCost.forward(1.0)) == 4 + 2
+
+
+def test_numbers_that_are_none_are_refused() -> None:
+    cost, sampler = (
+        dv.ProductCost.forward(1.0),
+        dv.Sampler(dv.Denoiser(Counting(), SCHEDULE, shape=SHAPE), dv.FixedSmall(), 4),
+    )
+    said = {
+        (0, 1, 1): "evaluations=0 must be a positive number",
+        ("ten", 1, 1): "evaluations='ten' must be a positive number",
+        (10, -1, 0): "products=-1 must be a whole number",
+        (10, 1, 0.5): "with_mean=0.5 must be a whole number",
+    }
+    for given, sentence in said.items():
+        arguments: Any = given
+        with pytest.raises(dv.InputError, match=sentence):
+            cost.steps_within(*arguments)
+    assert cost.of_step(0, 1) == 0.0, "no more products come with the mean than there are"
+    with pytest.raises(dv.InputError, match=r"cost must be a dv\.ProductCost .*, but got float"):
+        sampler.equivalents(1.0)  # type: ignore[arg-type]

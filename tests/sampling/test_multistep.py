@@ -188,7 +188,7 @@ def test_shares_are_told_apart(mixture):
     ("arguments", "sentence"),
     [
         ({"share": 1.5}, 'share=1.5 must be a number from 0 to 1, or "auto"'),
-        ({"share": "all"}, "share='all'"),
+        ({"share": "all"}, "share='all' must be a number from 0 to 1, or \"auto\""),
         ({"covariance": dv.FixedSmall()}, "says nothing of Cov"),
         ({"covariance": dv.Lanczos()}, "lanczos-3, no table is known by products alone, and a share"),
     ],
