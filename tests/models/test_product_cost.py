@@ -80,6 +80,19 @@ def test_a_product_costs_what_its_pass_takes_beside_a_plain_one(
     assert cost.seconds == (sorted(plain)[1], sorted(pushed)[1])
 
 
+def test_each_round_begins_with_the_other_of_the_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a machine which gets slower, or faster, favours neither."""
+    seen: list[bool] = []
+
+    def timed(evaluate: Any, _: Any) -> float:
+        seen.append(evaluate().jacobian is not None)
+        return 1.0
+
+    monkeypatch.setattr("diffusion_var.models.product_cost._seconds", timed)
+    dv.product_cost(dv.Denoiser(Counting(), SCHEDULE, shape=SHAPE), batch_size=2, rounds=4)
+    assert seen == 2 * [False, True, True, False]
+
+
 @pytest.mark.parametrize("product", [0.1, 0.7, 1.1, 1.24, 1.3, 2.2])
 @pytest.mark.parametrize("with_mean", [0, 1])
 def test_so_many_evaluations_hold_the_steps_that_take_just_as_many(product: float, with_mean: int) -> None:
