@@ -145,10 +145,11 @@ def bits(case: Any, table: dv.VarianceTable, kept: Cells, cost: dv.ProductCost, 
 def bound(
     case: Any, table: dv.VarianceTable, covariance: dv.ReverseCovariance, images: torch.Tensor, steps: int, seed: int
 ) -> float:
+    levels = dv.steps.log_snr_levels(case.denoiser.schedule, steps)
     if isinstance(case.denoiser, dv.oracles.MixtureDenoiser):
-        return float(dv.density_bound(case.denoiser, covariance, images, steps, seed, decoder_variance="covariance"))
+        return float(dv.density_bound(case.denoiser, covariance, images, levels, seed, decoder_variance="covariance"))
     decoder = float(table.posterior_variance(1))
-    return float(dv.bits_per_dim(case.denoiser, covariance, images, steps, seed, decoder_variance=decoder))
+    return float(dv.bits_per_dim(case.denoiser, covariance, images, levels, seed, decoder_variance=decoder))
 
 
 # ---- what is compared -----------------------------------------------------------------------------------------------

@@ -78,7 +78,11 @@ def test_likelihoods_are_of_the_steps_that_fit_and_paired(script, digits_folder,
     denoiser, parts = dv.Denoiser.from_pretrained("digits"), dv.data.digits_splits()
     table = dv.VarianceTable.load(tmp_path / "digits.safetensors")
     images = dv.data.to_float(parts.score.images[8:16])
-    how = {"steps": 3, "seed": 1, "decoder_variance": float(table.posterior_variance(1))}
+    how = {
+        "steps": dv.steps.log_snr_levels(denoiser.schedule, 3),
+        "seed": 1,
+        "decoder_variance": float(table.posterior_variance(1)),
+    }
     assert isotropic[1] == pytest.approx(float(dv.bits_per_dim(denoiser, dv.Analytic(table), images, **how)))
     capsys.readouterr()
     script["main"](["tables", *few])
