@@ -30,7 +30,7 @@ import torch
 from kept_cells import Kept, header, row
 from restoration_cases import load_case, table_of
 from structured_cells import Cell, Cells, Found, tables
-from structured_methods import Made, covariances, largest, of_own_samples, samplers, second_order
+from structured_methods import Made, covariances, largest, of_own_samples, price, samplers, second_order
 
 import diffusion_var as dv
 from diffusion_var.data import digits_splits, open_images, photographs_part
@@ -61,16 +61,19 @@ def frechet(
     exact = Exact(case.denoiser) if images is None else None
     for budget in args.budgets:
         for name in args.methods or [*made, *(["exact samples"] if exact else [])]:
-            sampler = exact if name == "exact samples" else largest(made[name], budget, cost)
-            for seed in args.seeds if sampler is not None else ():
+            fitting = (exact, 0.0) if name == "exact samples" and exact else largest(made[name], budget, cost)
+            if fitting is None:
+                continue
+            sampler, spent = fitting
+            for seed in args.seeds:
                 cell = Cell(args.part, name, budget, seed, args.count)
                 if cell in kept.cells:
                     continue
                 start = time.perf_counter()
                 samples = sampler.sample(args.count, seed, batch_size=250)
                 distance = float(frechet_distance(collect(samples, features).statistics, reference))
-                spent, seconds = round(sampler.equivalents(cost), 2), round(time.perf_counter() - start, 1)
-                add(kept, cell, Found([round(distance, 4)], len(sampler.kernels), spent, seconds))
+                seconds = round(time.perf_counter() - start, 1)
+                add(kept, cell, Found([round(distance, 4)], len(sampler.kernels), round(spent, 2), seconds))
 
 
 # ---- kernels --------------------------------------------------------------------------------------------------------
@@ -129,7 +132,7 @@ def bits(case: Any, table: dv.VarianceTable, kept: Cells, cost: dv.ProductCost, 
     for budget in args.budgets:
         for name in args.methods or kinds:
             cell, covariance = Cell(part, name, budget, 0, args.count), kinds[name]()
-            each = 1.0 + cost.of_step(covariance.products, covariance.products_with_mean)
+            each = 1.0 + price(covariance, cost).of_step(covariance.products, covariance.products_with_mean)
             steps = budget if args.equal_steps else int(budget / each + 1e-9)
             countable = args.equal_steps or covariance.diagonal or not covariance.products
             if cell in kept.cells or steps < 2 or not countable:  # solves have as many products as they need
@@ -174,9 +177,6 @@ class Exact:
 
     def __init__(self, mixture: dv.oracles.MixtureDenoiser) -> None:
         self.mixture = mixture
-
-    def equivalents(self, cost: dv.ProductCost) -> float:
-        return 0.0
 
     def sample(self, count: int, seed: int, batch_size: int) -> torch.Tensor:
         return self.mixture.sample(count, seed=1000 + seed)

@@ -35,6 +35,7 @@ def samplers(denoiser: dv.Denoiser, table: dv.VarianceTable, heads: Sequence[str
         "dct, η=1": with_noise(dct, 1.0),
         "dct, even": lambda k: dv.Sampler(denoiser, dct(), k, 0.0),
         **{f"jacobian, probes {p}": with_noise(partial(dv.Jacobian, table, probes=p)) for p in (1, 4)},
+        "jacobian, differences": with_noise(partial(dv.Jacobian, table, derivative="difference")),
         **{f"lanczos {m}": with_noise(partial(dv.Lanczos, table, steps=m)) for m in (1, 3, 5)},
     }
     if isinstance(denoiser, dv.oracles.MixtureDenoiser):
@@ -53,6 +54,7 @@ def covariances(
         "dct": partial(dv.Analytic, table, structure="dct"),
         **{f"jacobian, bands {b}": partial(dv.Jacobian, table, bands=b) for b in (6, 16)},
         "jacobian, probes 4": partial(dv.Jacobian, table, probes=4),
+        "jacobian, differences": partial(dv.Jacobian, table, derivative="difference"),
         "jacobian, no table": dv.Jacobian,
     }
     if isinstance(denoiser, dv.oracles.MixtureDenoiser):
@@ -82,7 +84,14 @@ def of_own_samples(case: Case) -> Case:
     return replace(case, table_images=case.denoiser.sample(4000, seed=7))
 
 
-def largest(make: Callable[[int], dv.Sampler], budget: int, cost: dv.ProductCost) -> dv.Sampler | None:
-    """The sampler with the most steps whose equivalents fit into the budget; None where two steps do not."""
-    fitting = (sampler for sampler in map(make, range(budget, 1, -1)) if sampler.equivalents(cost) <= budget + 1e-9)
-    return next(fitting, None)
+def price(covariance: dv.ReverseCovariance, cost: dv.ProductCost) -> dv.ProductCost:
+    """The cost of a covariance's products: an evaluation each where they are differences, else the network's."""
+    return dv.ProductCost.difference() if getattr(covariance, "derivative", "") == "difference" else cost
+
+
+def largest(make: Callable[[int], dv.Sampler], budget: int, cost: dv.ProductCost) -> tuple[dv.Sampler, float] | None:
+    """The sampler with the most steps whose equivalents fit into the budget, and these; None where two steps do not."""
+    made = (
+        (sampler := make(steps), sampler.equivalents(price(sampler.covariance, cost))) for steps in range(budget, 1, -1)
+    )
+    return next(((sampler, spent) for sampler, spent in made if spent <= budget + 1e-9), None)

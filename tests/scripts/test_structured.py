@@ -32,13 +32,18 @@ def test_no_correction_is_the_covariance_alone(script, mixture, table):
     assert torch.equal(ours.sample(8, 0), plain.sample(8, 0))
 
 
-@pytest.mark.parametrize(("name", "steps"), [("dct", 10), ("jacobian, probes 1", 5), ("lanczos 3", 2)])
-def test_a_budget_holds_the_steps_that_fit(script, mixture, table, name, steps):
-    """At one evaluation a product that comes with the mean: k + (k − 1) ≤ 10, and one by itself is two."""
-    made = script["samplers"](mixture, table, [])
-    found = script["largest"](made[name], 10, dv.ProductCost.forward(1.0))
-    assert len(found.kernels) == steps
-    assert script["largest"](made["lanczos 5"], 5, dv.ProductCost.forward(1.0)) is None
+@pytest.mark.parametrize(
+    ("name", "steps", "spent"),
+    [("dct", 10, 10), ("jacobian, probes 1", 4, 10), ("jacobian, differences", 5, 9), ("lanczos 3", 2, 10)],
+)
+def test_a_budget_holds_the_steps_that_fit(script, mixture, table, name, steps, spent):
+    """At two evaluations a product that comes with the mean: k + 2 (k − 1) ≤ 10; one by itself is 8/3, so that three of
+    them fit once; a difference is one, k + (k − 1) ≤ 10."""
+    made, cost = script["samplers"](mixture, table, []), dv.ProductCost(2.0, 8.0 / 3.0)
+    sampler, equivalents = script["largest"](made[name], 10, cost)
+    assert len(sampler.kernels) == steps
+    assert equivalents == pytest.approx(spent)
+    assert script["largest"](made["lanczos 5"], 5, cost) is None
 
 
 def test_cells_are_kept_and_shown(script, digits_folder, tmp_path, capsys):
