@@ -179,8 +179,8 @@ class Lanczos(ReverseCovariance):
         if weights < _LITTLE * PARTS * spaces:
             warn(
                 f"the network's derivative is so far from a covariance (not symmetric, or not positive) that the noise "
-                f"of {self.name} was {1.0 - weights / PARTS / spaces:.0%} the table's own; take dv.Analytic, or fewer "
-                "of the noisiest steps."
+                f"of {self.name} was {1.0 - weights / PARTS / spaces:.0%} the table's own; take dv.Jacobian, "
+                "whose bands average such errors out, or dv.Analytic."
             )
         if unsolved:
             warn(
