@@ -40,6 +40,8 @@ DATA = ("photographs-exact", "photographs-trained", "digits", "mnist")
 LEVELS = (25, 100, 200, 300, 500, 700, 900)
 #: Images whose bits/dim are one number; their differences between methods are paired.
 GROUP = 8
+#: Images that decoders are measured on.
+DECODED = 400
 
 
 def add(kept: Cells, cell: Cell, found: Found) -> None:
@@ -128,7 +130,10 @@ def bits(case: Any, table: dv.VarianceTable, kept: Cells, cost: dv.ProductCost, 
     mixture = case.denoiser if isinstance(case.denoiser, dv.oracles.MixtureDenoiser) else None
     groups = (case.images if mixture is None else mixture.sample(args.count, seed=3)).split(GROUP)
     kinds = covariances(case.denoiser, table, args.heads)
-    part = "bits at equal steps" if args.equal_steps else "bits"
+    decoders = None
+    if args.optimal:
+        decoders = dv.decoder_costs(case.denoiser, case.table_images[:DECODED], table)
+    part = "bits" + " on optimal paths" * args.optimal + " at equal steps" * args.equal_steps
     for budget in args.budgets:
         for name in args.methods or kinds:
             cell, covariance = Cell(part, name, budget, 0, args.count), kinds[name]()
@@ -138,21 +143,27 @@ def bits(case: Any, table: dv.VarianceTable, kept: Cells, cost: dv.ProductCost, 
             if cell in kept.cells or steps < 2 or not countable:  # solves have as many products as they need
                 continue
             start = time.perf_counter()
-            values = [bound(case, table, covariance, group, steps, k) for k, group in enumerate(groups)]
+            path = path_of(case, table, steps, decoders)
+            values = [bound(case, covariance, group, k, **path) for k, group in enumerate(groups)]
             add(kept, cell, Found(values, steps, round(steps * each, 2), round(time.perf_counter() - start, 1)))
         exact = Cell(part, "exact density", budget, 0, args.count)
         if mixture is not None and exact not in kept.cells:
             add(kept, exact, Found([float(mixture.density_bits(group).mean()) for group in groups], 0, 0.0, 0.0))
 
 
-def bound(
-    case: Any, table: dv.VarianceTable, covariance: dv.ReverseCovariance, images: torch.Tensor, steps: int, seed: int
-) -> float:
-    levels = dv.steps.log_snr_levels(case.denoiser.schedule, steps)
+def path_of(case: Any, table: dv.VarianceTable, count: int, decoders: Any) -> dict[str, Any]:
+    """The steps of a bound, and its decoder where the steps do not bring one."""
+    if decoders is not None:
+        return {"steps": dv.steps.optimal(table, count, structure="dct", decoder_variance=decoders)}
+    levels = dv.steps.log_snr_levels(case.denoiser.schedule, count)
     if isinstance(case.denoiser, dv.oracles.MixtureDenoiser):
-        return float(dv.density_bound(case.denoiser, covariance, images, levels, seed, decoder_variance="covariance"))
-    decoder = float(table.posterior_variance(1))
-    return float(dv.bits_per_dim(case.denoiser, covariance, images, levels, seed, decoder_variance=decoder))
+        return {"steps": levels, "decoder_variance": "covariance"}
+    return {"steps": levels, "decoder_variance": float(table.posterior_variance(1))}
+
+
+def bound(case: Any, covariance: dv.ReverseCovariance, images: torch.Tensor, seed: int, **path: Any) -> float:
+    of = dv.density_bound if isinstance(case.denoiser, dv.oracles.MixtureDenoiser) else dv.bits_per_dim
+    return float(of(case.denoiser, covariance, images, seed=seed, **path))
 
 
 # ---- what is compared -----------------------------------------------------------------------------------------------
@@ -210,6 +221,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--count", type=int, default=1000, help="images")
     parser.add_argument("--equal-steps", action="store_true", help="bits: budgets are numbers of steps")
+    parser.add_argument(
+        "--optimal", action="store_true", help="bits of a network: the dct table's own best steps, a measured decoder"
+    )
     parser.add_argument(
         "--product-cost", type=float, help="of a Jacobian-vector product, in evaluations; else measured"
     )

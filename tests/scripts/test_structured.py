@@ -89,6 +89,11 @@ def test_likelihoods_are_of_the_steps_that_fit_and_paired(script, digits_folder,
         "decoder_variance": float(table.posterior_variance(1)),
     }
     assert isotropic[1] == pytest.approx(float(dv.bits_per_dim(denoiser, dv.Analytic(table), images, **how)))
+    best = ["bits", *few, "--methods", "jacobian, bands 6", "--equal-steps", "--optimal"]
+    script["main"](best)
+    last = json.loads((tmp_path / "digits.jsonl").read_text().splitlines()[-1])
+    assert last["cell"]["part"] == "bits on optimal paths at equal steps"
+    assert sum(last["found"]["values"]) < sum(entries[5]["found"]["values"]) - 1.0
     capsys.readouterr()
     script["main"](["tables", *few])
     difference = [a - b for a, b in zip(isotropic, dct, strict=True)]
