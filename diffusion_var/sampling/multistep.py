@@ -103,8 +103,8 @@ class MultistepSampler(Sampler):
     Args:
         denoiser, covariance, steps: see `Sampler`; steps evenly spaced in log-SNR are usual (`steps.log_snr_levels`).
         eta: 0 (the default) adds no noise but the covariance's.
-        share: a, from 0 (`Sampler`'s own steps) to 1 (with η = 0 DPM-Solver++(2M), whatever the
-            covariance); "auto": 1/(1 + h²) of each step.
+        share: a, from 0 (`Sampler`'s own steps) to 1 (with η = 0 DPM-Solver++(2M), whatever the covariance); "auto":
+            1/(1 + h²) of each step, for a mean that is nearly exact. Where the mean errs, more was better (0.75).
         final_noise_cap, clipped_eps, tau, low_start, capped_steps: see `Sampler`.
 
     Raises InputError as `Sampler` does, for a share that is none, and for covariances that say nothing of x_0 (β̃, β)

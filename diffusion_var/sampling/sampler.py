@@ -105,8 +105,9 @@ class Sampler:
         return len(self.kernels)
 
     def equivalents(self, cost: ProductCost) -> float:
-        """Evaluations of the network for an image, its Jacobian-vector products among them at their price: those of the
-        steps that draw from a covariance, where x_t still has signal."""
+        """Evaluations of the network for an image, its Jacobian-vector products among them at their price (of
+        products made as the covariance makes them, forward or by differences): those of the steps that draw from a
+        covariance, where x_t still has signal."""
         checks.instance(
             "cost", cost, ProductCost, "a dv.ProductCost (dv.product_cost(denoiser), ProductCost.forward(1.4))"
         )
