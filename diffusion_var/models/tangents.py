@@ -10,7 +10,7 @@ weights have no tangent are told what theirs is:
     y = x + z,  y = c x,  y = x/c                  ẏ = ẋ + ż,  c ẋ,  ẋ/c
     y = P v,  P = softmax(q kᵀ c)                  ẏ = Ṗ v + P v̇,  Ṗ = P ⊙ (Ṡ − Σ P ⊙ Ṡ),  Ṡ = c (q̇ kᵀ + q k̇ᵀ)
 
-On UNets a pass with a tangent so takes 2.3 evaluations in the place of 4. Values and tangents are PyTorch's own, to
+On UNets a pass with a tangent so takes 2.4 evaluations in the place of 4. Values and tangents are PyTorch's own, to
 rounding; everything else is left to it, and all of it where a derivative is taken of the derivative, or a graph kept.
 """
 
