@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DDIMScheduler
 
 import diffusion_var as dv
 
@@ -22,6 +22,7 @@ from family_runs import (
     kept_steps,
     measured,
     off,
+    read_back,
     references,
 )
 from small_families import BETA, FAMILIES, FLOW, STEPS
@@ -51,8 +52,7 @@ def test_a_flow_pipeline_with_a_table(name: str, structure: str, tmp_path: Path)
     assert len(steps) == STEPS
     check_flow_steps(steps, pipe, table, structure)
     pipe.save_pretrained(tmp_path)
-    loaded = DiffusionPipeline.from_pretrained(tmp_path)
-    loaded.set_progress_bar_config(disable=True)
+    loaded = read_back(tmp_path)
     assert type(loaded.scheduler) is dv.AnalyticFlowScheduler
     assert torch.equal(drawn(loaded, call), made)
 
@@ -115,8 +115,7 @@ def test_a_beta_pipeline_with_a_table(name: str, tmp_path: Path) -> None:
     assert off(made, drawn(pipe, call)) > 1e-3  # the table's variance is used
     pipe.scheduler = dv.AnalyticScheduler.from_table(table, pipe, eta=1.0)
     pipe.save_pretrained(tmp_path)
-    loaded = DiffusionPipeline.from_pretrained(tmp_path)
-    loaded.set_progress_bar_config(disable=True)
+    loaded = read_back(tmp_path)
     assert type(loaded.scheduler) is dv.AnalyticScheduler
     assert torch.equal(drawn(loaded, call), made)
 

@@ -5,14 +5,18 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from small_families import CALLS, FAMILIES
 
 import diffusion_var as dv
+from diffusion_var.models.pretrained.aligned import aligned
 from diffusion_var.models.pretrained.layout import Layout, layout_of
+from diffusion_var.models.pretrained.loop_checks import modules_of
 
 SEED = 5
 
@@ -23,6 +27,16 @@ def drawn(pipe: Any, call: dict[str, Any], seed: int = SEED) -> torch.Tensor:
         pipe.scheduler.generator = torch.Generator().manual_seed(seed + 1)
     out = pipe(**call, generator=torch.Generator().manual_seed(seed))[0]
     return torch.as_tensor(out).float()
+
+
+def read_back(folder: Path) -> Any:
+    """A pipeline as diffusers reads it, but for what decides how kernels round: where in memory its weights begin, and
+    whether they want gradients."""
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    for module in modules_of(pipe).values():
+        aligned(module).requires_grad_(False)
+    return pipe
 
 
 def off(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -9,6 +9,7 @@ condition) (see `direct`) are read one by one; of other networks the whole pipel
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ import torch
 from ... import checks
 from ...errors import InputError
 from ..denoiser import Denoiser
+from .aligned import aligned
 from .components import CODECS, NETWORKS, load_component
 from .direct import Parts, Told, assemble, is_direct, size_of_call
 from .folder import ModelFolder, open_folder, whole
 from .latents import LatentCodec
+from .loop_checks import modules_of
 from .pipeline import from_pipeline
 from .prompts import PromptEncoder
 from .whole import read_pipeline
@@ -55,8 +58,10 @@ def load(
             "leave unconditional out, and give negative_prompt in the pipeline's call.",
         )
         pipe = read_pipeline(whole(folder, path, revision, allow_pickle), dtype, allow_pickle)
+        for module in modules_of(pipe).values():
+            aligned(module, device)
         return _made(from_pipeline(pipe, guidance_scale, device, autocast, None, call or {}, unguided=True))
-    network = load_component(folder, part, config, NETWORKS, dtype, allow_pickle).to(device)
+    network = aligned(load_component(folder, part, config, NETWORKS, dtype, allow_pickle), device).to(device)
     codec, prompts = _codec(folder, device, dtype, allow_pickle), _prompts(folder, device)
     scale = 1.0 if guidance_scale is None else guidance_scale
     size = size_of_call(folder.name, call or {}, 1 if codec is None else codec.factor)
@@ -98,7 +103,8 @@ def _codec(
             f"the autoencoder in {folder.name} is a {config.get('_class_name')}, but the supported ones are "
             f"{', '.join(CODECS)}; wrap the network with Denoiser(callable, schedule, …)."
         )
-    return LatentCodec(lambda: load_component(folder, part, config, CODECS, dtype, allow_pickle), config, device)
+    load = partial(load_component, folder, part, config, CODECS, dtype, allow_pickle)
+    return LatentCodec(lambda: aligned(load(), device), config, device)
 
 
 def _prompts(folder: ModelFolder, device: torch.device) -> PromptEncoder | None:

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from ...errors import InputError
+from .aligned import aligned
 
 
 class PromptEncoder:
@@ -92,4 +93,4 @@ class PromptEncoder:
                 f"the text encoder in {self.folder} lacks weights ({len(missing)} are missing, {missing[0]} among "
                 "them); save the model again."
             )
-        return tokenizer, encoder.eval().to(self.device)
+        return tokenizer, aligned(encoder.eval(), self.device).to(self.device)
