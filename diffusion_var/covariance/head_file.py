@@ -105,7 +105,8 @@ def read_head_file(path: str | Path) -> tuple[HeadNetwork | PooledHead, Variance
     table, spec = VarianceTable(**table_fields(_part(arrays, _TABLE), record.table)), record.spec
     if spec.output == "papers" and record.cut is None:
         spec = replace(spec, output="bounded")
-    weights: dict[str, Any] = {name: torch.from_numpy(a.copy()) for name, a in _part(arrays, _WEIGHTS).items()}
+    # Clones, which begin where PyTorch puts tensors itself: by that some kernels round.
+    weights: dict[str, Any] = {name: torch.from_numpy(a).clone() for name, a in _part(arrays, _WEIGHTS).items()}
     with making(path, FORM), torch.device("meta"):  # no memory: the weights of the file take these places
         groups = record.groups or first_groups_of
         network = spec.new_network(record.features, table.shape or (1, 1, 1), groups)

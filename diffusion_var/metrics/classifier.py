@@ -178,7 +178,8 @@ def read_features(path: str | os.PathLike[str]) -> ClassifierFeatures:
         shape = (record.channels, record.size, record.classes, record.width, record.dimension)
         with torch.device("meta"):  # no memory and no random numbers: the weights of the file take these places
             network = ClassifierFeatures(*shape, name=record.name)
-        network.load_state_dict({key: torch.from_numpy(value) for key, value in arrays.items()}, assign=True)
+        # Clones, which begin where PyTorch puts tensors itself: by that some kernels round.
+        network.load_state_dict({key: torch.from_numpy(value).clone() for key, value in arrays.items()}, assign=True)
         network.accuracy, network.images = record.held_out_accuracy, record.training_images
         network.run = record.run
     except Exception as error:  # KeyError, TypeError, InputError, RuntimeError for names or shapes that differ

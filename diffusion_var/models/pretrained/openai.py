@@ -25,6 +25,7 @@ from ...files import expanded, regular_file
 from ...process.schedule import NoiseSchedule
 from ...process.steps import respaced
 from ..prediction import Prediction
+from .aligned import aligned
 from .openai_layout import OpenAILayout, check_widths, converted
 
 _MEANS: dict[str, Prediction] = {"epsilon": "epsilon", "start_x": "sample", "previous_x": "previous_x"}
@@ -142,7 +143,7 @@ def _network(state: Mapping[str, torch.Tensor], flags: OpenAIFlags, path: str | 
     network.load_state_dict(made, assign=True)
     if len(widths) > 1:
         _set_heads(network, heads)
-    return layout, network.eval().requires_grad_(False)
+    return layout, aligned(network.eval()).requires_grad_(False)
 
 
 def _set_heads(network: Any, heads: Mapping[str, int]) -> None:

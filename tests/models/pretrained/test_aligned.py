@@ -1,9 +1,13 @@
 """Weights that a file has at odd addresses are moved to those of PyTorch's own, and are the same numbers."""
 
+from pathlib import Path
+
+import small_heads
 import torch
 from torch import nn
 
 import diffusion_var as dv
+from diffusion_var.metrics.classifier import ClassifierFeatures, read_features, save_features
 from diffusion_var.models.pretrained.aligned import aligned
 
 
@@ -42,3 +46,10 @@ def test_what_is_tied_stays_tied_and_what_is_aligned_where_it_is() -> None:
 
 def test_a_model_that_is_read_has_them_so() -> None:
     assert addresses(dv.Denoiser.from_pretrained("digits", device="cpu").network) == {0}
+
+
+def test_so_have_a_head_and_features_that_are_read(tmp_path: Path) -> None:
+    small_heads.head().save(tmp_path / "head.safetensors")
+    assert addresses(dv.Head.load(tmp_path / "head.safetensors").network) == {0}
+    save_features(ClassifierFeatures(1, 8, 3, width=8, dimension=12).eval(), tmp_path / "features.safetensors")
+    assert addresses(read_features(tmp_path / "features.safetensors")) == {0}
