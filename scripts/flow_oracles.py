@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from diffusers import FlowMatchEulerDiscreteScheduler
 from rival_steps import USUAL, rival_step
+from table_rows import header, row
 
 import diffusion_var as dv
 
@@ -108,10 +109,6 @@ def best(of: Callable[[float], float], choices: Sequence[float]) -> tuple[float,
     return min((of(choice), choice) for choice in choices)
 
 
-def row(*cells: Any) -> None:
-    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
-
-
 def report(size: int, images: int, tolerance: float, spectrum: str = "shifted") -> None:
     oracle = gaussian(size, spectrum)
     variance = oracle.variance.numpy()
@@ -119,8 +116,7 @@ def report(size: int, images: int, tolerance: float, spectrum: str = "shifted") 
         oracle, oracle.sample(images, seed=1).float(), tolerance, structures=("isotropic", "dct"), progress=False
     )
     print("The table, measured on the even grid, at the levels of other lists (10 steps):\n")
-    row("list", "levels", "v of the table / exact", "largest difference in standard errors")
-    row("---", "---", "---", "---")
+    header("list", "levels", "v of the table / exact", "largest difference in standard errors")
     for grid in GRIDS:
         places = [dv.NoiseLevel.flow(t) for t in levels(grid, 10)[:-1]]
         found = np.array([table.posterior_variance(level) for level in places])
@@ -130,8 +126,7 @@ def report(size: int, images: int, tolerance: float, spectrum: str = "shifted") 
         row(grid, len(places), f"{(found / exact).min():.4f} to {(found / exact).max():.4f}", f"{worst.max():.1f}")
     for grid in GRIDS:
         print(f"\nKL(data ‖ sampler), {grid}:\n")
-        row("step", *(f"K = {steps}" for steps in (4, 6, 10)), "K = 10, best a or τ")
-        row(*("---" for _ in range(5)))
+        header("step", *(f"K = {steps}" for steps in (4, 6, 10)), "K = 10, best a or τ")
         lists = [levels(grid, steps) for steps in (4, 6, 10)]
         for rule, a in USUAL.items():
             cells = [f"{divergence(variance, rival(variance, times, rule, a)):.4f}" for times in lists]

@@ -32,6 +32,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from rival_steps import USUAL, rival_step
 from scipy.stats import ttest_rel
+from table_rows import header, row
 
 import diffusion_var as dv
 from diffusion_var.data import digits_splits, to_float
@@ -205,10 +206,6 @@ def distance(samples: torch.Tensor, digits: torch.Tensor) -> float:
 # ---- what is printed ------------------------------------------------------------------------------------------------
 
 
-def row(*cells: Any) -> None:
-    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
-
-
 def compared(final: dict[str, np.ndarray[Any, Any]]) -> list[tuple[str, str, float, float, float]]:
     """Of every pair of methods: their names, the mean difference, its standard error, and p by Holm."""
     pairs = list(combinations(final, 2))
@@ -231,15 +228,13 @@ def report(model: Model, seeds: int, settings: Settings) -> None:
     before = distance(by_ode(model.network), model.digits)
     print(f"reward after an iteration, the ODE's samples, {seeds} seeds (mean ± standard error);")
     print(f"before the first they are {before:.3f} from the digits:\n")
-    row("noise", *(f"{n}" for n in shown), "distance from digits")
-    row(*("---" for _ in range(len(shown) + 2)))
+    header("noise", *(f"{n}" for n in shown), "distance from digits")
     for method, curve in curves.items():
         cells = [f"{curve[:, n].mean():.2f} ± {curve[:, n].std(ddof=1) / seeds**0.5:.2f}" for n in shown]
         away = np.mean([distance(samples, model.digits) for _, samples in runs[method]])
         row(method, *cells, f"{away:.3f}")
     print(f"\nmean of all {settings.iterations} iterations, differences in pairs of one seed:\n")
-    row("noise", "less", "difference", "p (Holm)", "differ")
-    row(*("---" for _ in range(5)))
+    header("noise", "less", "difference", "p (Holm)", "differ")
     for a, b, apart, error, p in compared({method: curve[:, 1:].mean(1) for method, curve in curves.items()}):
         row(a, b, f"{apart:.2f} ± {error:.2f}", f"{p:.2g}", "yes" if p < 0.05 else "no")
 

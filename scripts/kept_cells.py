@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 C = TypeVar("C")
 F = TypeVar("F")
@@ -25,14 +25,3 @@ class Kept(Generic[C, F]):
         self.cells[cell] = found
         with self.path.open("a") as file:
             file.write(json.dumps({"cell": asdict(cell), "found": asdict(found)}, ensure_ascii=False) + "\n")  # type: ignore[call-overload]
-
-
-def row(*cells: Any) -> None:
-    """Print a line of a Markdown table."""
-    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
-
-
-def header(*cells: Any) -> None:
-    """Print its first two lines."""
-    row(*cells)
-    row(*("---" for _ in cells))

@@ -24,21 +24,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from table_rows import header, row
 
 import diffusion_var as dv
 from diffusion_var.data import photographs_part, to_float
 from diffusion_var.metrics import FeatureStatistics, collect, frechet_distance, load_features
 
 LEVELS = (2, 10, 25, 50, 100, 150, 200, 300, 400, 500, 600, 700, 800, 900, 1000)
-
-
-def row(*cells: Any) -> None:
-    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
-
-
-def header(*cells: Any) -> None:
-    row(*cells)
-    row(*("---" for _ in cells))
 
 
 # ---- bits/dim -------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from kept_cells import Kept, header, row
+from kept_cells import Kept
 from restoration_cases import (
     DATA,
     OPERATORS,
@@ -40,6 +40,7 @@ from restoration_cases import (
     table_of,
 )
 from restoration_cells import RIVALS, Cell, Cells, Scores, keep, tables, write_csv
+from table_rows import header, row
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 import diffusion_var as dv

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from kept_cells import Kept, header, row
+from kept_cells import Kept
+from table_rows import header, row
 
 #: deepinv's methods: their names in tests/support/rivals.py, and in papers.
 RIVALS = {

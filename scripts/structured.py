@@ -27,10 +27,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from kept_cells import Kept, header, row
+from kept_cells import Kept
 from restoration_cases import load_case, table_of
 from structured_cells import Cell, Cells, Found, tables
-from structured_methods import Made, covariances, largest, of_own_samples, price, samplers, second_order
+from structured_methods import Made, covariances, largest, of_own_samples, price, samplers, second_order, wanted
+from table_rows import header, row
 
 import diffusion_var as dv
 from diffusion_var.data import digits_splits, open_images, photographs_part
@@ -62,7 +63,7 @@ def frechet(
     features, reference = reference_of(case, images)
     exact = Exact(case.denoiser) if images is None else None
     for budget in args.budgets:
-        for name in args.methods or [*made, *(["exact samples"] if exact else [])]:
+        for name in wanted(args.methods, [*made, *(["exact samples"] if exact else [])]):
             fitting = (exact, 0.0) if name == "exact samples" and exact else largest(made[name], budget, cost)
             if fitting is None:
                 continue
@@ -135,7 +136,7 @@ def bits(case: Any, table: dv.VarianceTable, kept: Cells, cost: dv.ProductCost, 
         decoders = dv.decoder_costs(case.denoiser, case.table_images[:DECODED], table)
     part = "bits" + " on optimal paths" * args.optimal + " at equal steps" * args.equal_steps
     for budget in args.budgets:
-        for name in args.methods or kinds:
+        for name in wanted(args.methods, [*kinds]):
             cell, covariance = Cell(part, name, budget, 0, args.count), kinds[name]()
             each = 1.0 + price(covariance, cost).of_step(covariance.products, covariance.products_with_mean)
             steps = budget if args.equal_steps else int(budget / each + 1e-9)

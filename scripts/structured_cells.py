@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from kept_cells import Kept, header, row
+from kept_cells import Kept
+from table_rows import header, row
 
 #: What a part's methods are compared to, and in which part its cells are.
 RIVAL, TABLE = "DPM-Solver++(2M)", "dct"

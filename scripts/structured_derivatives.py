@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from kept_cells import header, row
 from restoration_cases import Case, load_case, table_of
 from structured_methods import of_own_samples
+from table_rows import header, row
 
 import diffusion_var as dv
 

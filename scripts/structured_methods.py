@@ -77,6 +77,13 @@ def second_order(denoiser: dv.Denoiser, table: dv.VarianceTable) -> Made:
     return rows | {"a = 1/(1 + h²), b = 1 − a": partial(make, "auto", 1.0)} | wrong
 
 
+def wanted(names: Sequence[str] | None, known: Sequence[str]) -> Sequence[str]:
+    """The rows that are asked for, or all; ends the script for one that is not among them."""
+    if unknown := [name for name in names or () if name not in known]:
+        raise SystemExit(f"--methods has no row {unknown[0]!r} here; there are {', '.join(map(repr, known))}")
+    return names or known
+
+
 def of_own_samples(case: Case) -> Case:
     """The case; of a mixture with a table of its own samples, which photographs are not."""
     if not isinstance(case.denoiser, dv.oracles.MixtureDenoiser):

@@ -67,6 +67,13 @@ def test_cells_are_kept_and_shown(script, digits_folder, tmp_path, capsys):
     assert f", 2; {ratio:.2f} |" in shown
 
 
+@pytest.mark.parametrize("part", ["frechet", "second", "bits"])
+def test_a_row_that_is_not_there_is_named(script, digits_folder, part):
+    few = ["--data", "digits", "--out", str(digits_folder), "--product-cost", "1", "--count", "8"]
+    with pytest.raises(SystemExit, match=r"^--methods has no row 'jacobi' here; there are '"):
+        script["main"]([part, *few, "--methods", "jacobi"])
+
+
 def test_likelihoods_are_of_the_steps_that_fit_and_paired(script, digits_folder, tmp_path, capsys):
     """At half an evaluation a product, all K terms of a bound having theirs: 1.5 K ≤ 3; of one probe more 3 K."""
     (tmp_path / "digits.safetensors").write_bytes((digits_folder / "digits.safetensors").read_bytes())
