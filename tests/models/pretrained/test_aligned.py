@@ -4,6 +4,7 @@ from pathlib import Path
 
 import small_heads
 import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch import nn
 
 import diffusion_var as dv
@@ -44,8 +45,11 @@ def test_what_is_tied_stays_tied_and_what_is_aligned_where_it_is() -> None:
     assert first.weight.data_ptr() == place
 
 
-def test_a_model_that_is_read_has_them_so() -> None:
-    assert addresses(dv.Denoiser.from_pretrained("digits", device="cpu").network) == {0}
+def test_a_model_that_is_read_has_them_so(tmp_path: Path) -> None:
+    network = small_heads.denoiser().network
+    DDPMPipeline(network, DDPMScheduler()).save_pretrained(tmp_path)
+    assert addresses(UNet2DModel.from_pretrained(tmp_path / "unet")) != {0}, "as diffusers reads it"
+    assert addresses(dv.Denoiser.from_pretrained(tmp_path, device="cpu").network) == {0}
 
 
 def test_so_have_a_head_and_features_that_are_read(tmp_path: Path) -> None:
